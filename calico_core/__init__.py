@@ -1,0 +1,3 @@
+"""Calico for containers."""
+
+__version__ = "0.1.0"

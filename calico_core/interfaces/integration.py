@@ -1,0 +1,84 @@
+"""The integration seam: how an orchestrator's plugin lives on the shared node runtime.
+
+An integration is a class under the ``calico.integrations`` entry points. The host loads it, checks the API version,
+calls :meth:`Integration.prepare` once and then either hands it one-shot calls that reached the node's socket
+(:meth:`handle`) or lets it run a server of its own (:meth:`serve`). Loading must be cheap and free of effects.
+"""
+
+from __future__ import annotations
+
+import abc
+import threading
+from typing import ClassVar
+
+from calico_core.errors import InvalidRequest
+from calico_core.interfaces.datastore import Records
+from calico_core.interfaces.ipam import Ipam
+from calico_core.interfaces.workloads import Workloads
+from calico_core.model.record import Value
+from calico_core.settings import Settings
+
+API_VERSION = 1
+
+
+class IntegrationInfo(Value, frozen=True):
+    """``api_version``: the :data:`API_VERSION` it was written for. ``programs``: names of executables whose calls it
+    handles, as they arrive on the node's socket (``calico``, ``calico-ipam``)."""
+
+    name: str
+    api_version: int
+    programs: tuple[str, ...] = ()
+
+
+class IntegrationContext(Value, frozen=True):
+    """What the runtime hands in. ``host`` is the node's name in every key. ``is_resident`` False: the same code runs
+    inside a one-shot process because the runtime is down."""
+
+    workloads: Workloads
+    ipam: Ipam
+    records: Records
+    settings: Settings
+    host: str
+    is_resident: bool = True
+
+
+class Call(Value, frozen=True):
+    """One execution of a shim: program name, its environment and standard input; ``namespace_fd`` is the network
+    namespace it opened for us, if any (valid until the reply)."""
+
+    program: str
+    environment: dict[str, str]
+    stdin: bytes
+    namespace_fd: int | None = None
+
+
+class CallReply(Value, frozen=True):
+    """What the shim gives back: exit status, standard output and error."""
+
+    status: int = 0
+    stdout: bytes = b""
+    stderr: bytes = b""
+
+
+class Integration(abc.ABC):
+    info: ClassVar[IntegrationInfo]
+
+    @abc.abstractmethod
+    def prepare(self, context: IntegrationContext) -> None:
+        """Check that it can work here; may fail with a reason for people. No work begins before."""
+
+    def handle(self, call: Call) -> CallReply:
+        """Answer one call. Any thread, several at once. Must answer failures in the caller's own form."""
+        raise InvalidRequest("program", f"{self.info.name} does not take calls such as {call.program!r}")
+
+    def serve(self, stop: threading.Event) -> None:
+        """Run a server in a thread of its own until ``stop`` is set. Most have none."""
+        stop.wait()
+
+    @property
+    def is_server(self) -> bool:
+        """Whether :meth:`serve` does something."""
+        return type(self).serve is not Integration.serve
+
+    def close(self) -> None:
+        """Free what :meth:`prepare` took."""

@@ -1,0 +1,88 @@
+"""The address management seam. One implementation is shipped (``block``)."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from netaddr import IPAddress, IPNetwork
+
+from calico_core.interfaces.datastore import Operation, Precondition, Records
+from calico_core.model.workloads import AddressRequest
+
+
+class Companion(NamedTuple):
+    """Writes of the caller that are committed in the same transaction as the addresses, under its own preconditions.
+    If one of those fails the whole transaction is refused with ``Conflict`` naming the key."""
+
+    preconditions: tuple[Precondition, ...] = ()
+    operations: tuple[Operation, ...] = ()
+
+
+MakeCompanion = Callable[[tuple[IPAddress, ...]], Companion]
+"""Given the addresses about to be committed (IPv4 first); may be called once per attempt."""
+
+
+class Allocation(NamedTuple):
+    """One assigned address, with who holds it."""
+
+    address: IPAddress
+    handle: str | None
+    attributes: dict[str, object]
+
+
+class Ipam(abc.ABC):
+    """Addresses in blocks. Block, affinity, handle and address are claimed in one transaction, so that a crash leaves
+    nothing half done. Safe for several threads. Source: ipam specification."""
+
+    @classmethod
+    @abc.abstractmethod
+    def open(cls, records: Records, host: str) -> Ipam: ...
+
+    @abc.abstractmethod
+    def auto_assign(
+        self,
+        request: AddressRequest,
+        companion: MakeCompanion | None = None,
+        *,
+        deadline_s: float = 20.0,
+    ) -> tuple[IPAddress, ...]:
+        """Assign all that the request asks for, or nothing. IPv4 first, requested addresses before automatic ones.
+
+        Repeating with the same handle returns what it holds. Raises ``NoPools``, ``PoolExhausted``,
+        ``AddressInUse``, ``OutsidePools``, ``Contended``, ``Conflict`` (from the companion), ``Unavailable``.
+        """
+
+    @abc.abstractmethod
+    def release(self, addresses: Sequence[IPAddress], *, handle: str | None = None) -> tuple[IPAddress, ...]:
+        """Free addresses; those that were free already are returned. With ``handle``, an address held by another
+        raises ``StaleRelease`` and nothing is freed."""
+
+    @abc.abstractmethod
+    def release_by_handle(self, handles: Sequence[str], companion: Companion | None = None) -> tuple[IPAddress, ...]:
+        """Free everything the handles hold, together with the companion's writes; what was freed. Unknown handles
+        are fine: the companion is committed all the same."""
+
+    @abc.abstractmethod
+    def by_handle(self, handle: str) -> tuple[IPAddress, ...]:
+        """What a handle holds; empty for an unknown one."""
+
+    @abc.abstractmethod
+    def allocation(self, address: IPAddress) -> Allocation | None:
+        """Who holds an address, or None when it is free."""
+
+    @abc.abstractmethod
+    def claim_affinity(self, cidr: IPNetwork, host: str) -> None:
+        """Give a block to a host. Raises ``AffinityHeld``, ``OutsidePools``."""
+
+    @abc.abstractmethod
+    def release_affinity(self, cidr: IPNetwork, host: str) -> None:
+        """Take a block from a host: deleted when empty, left without owner otherwise. Not owned is fine."""
+
+    @abc.abstractmethod
+    def release_host(self, host: str) -> None:
+        """Give up all affinities of a host that is being removed; its addresses stay."""
+
+    def close(self) -> None:
+        """Stop background work, if there is any."""

@@ -1,0 +1,112 @@
+"""Events with fields over stdlib logging.
+
+``log = get_logger(__name__)`` and ``log.info("endpoint.attached", endpoint=…, address=…)``. An event is a name,
+never a sentence with values glued in. Fields bound with :func:`bound` follow through context variables, so a
+request's id is on every line its thread writes. Console format for people, JSON for collectors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import json
+import logging
+import sys
+import time
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_fields: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("calico_log_fields", default={})  # noqa: B039 - never mutated
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class Logger:
+    """A thin front on a stdlib logger: event name first, fields as keywords."""
+
+    __slots__ = ("_logger",)
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+
+    def debug(self, event: str, /, **fields: Any) -> None:
+        self._emit(logging.DEBUG, event, fields)
+
+    def info(self, event: str, /, **fields: Any) -> None:
+        self._emit(logging.INFO, event, fields)
+
+    def warning(self, event: str, /, **fields: Any) -> None:
+        self._emit(logging.WARNING, event, fields)
+
+    def error(self, event: str, /, **fields: Any) -> None:
+        self._emit(logging.ERROR, event, fields)
+
+    def exception(self, event: str, /, **fields: Any) -> None:
+        """As :meth:`error`, with the traceback of the exception being handled."""
+        self._emit(logging.ERROR, event, fields, exc_info=True)
+
+    def _emit(self, level: int, event: str, fields: dict[str, Any], *, exc_info: bool = False) -> None:
+        if self._logger.isEnabledFor(level):
+            merged = {**_fields.get(), **fields}
+            self._logger.log(level, event, extra={"calico_fields": merged}, exc_info=exc_info)
+
+
+def get_logger(name: str) -> Logger:
+    return Logger(logging.getLogger(name))
+
+
+@contextlib.contextmanager
+def bound(**fields: Any) -> Iterator[None]:
+    """Add fields to every event of this thread (or task) inside the block."""
+    token = _fields.set({**_fields.get(), **fields})
+    try:
+        yield
+    finally:
+        _fields.reset(token)
+
+
+class ConsoleFormatter(logging.Formatter):
+    """``12:03:04.123 info  endpoint.attached endpoint=… address=…``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        fields = getattr(record, "calico_fields", {})
+        rest = "".join(f" {name}={_console_value(value)}" for name, value in fields.items())
+        line = f"{clock}.{int(record.msecs):03d} {record.levelname.lower():7} {record.getMessage()}{rest}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: ``ts`` (seconds, UTC epoch), ``level``, ``event``, ``logger`` and the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry: dict[str, Any] = {
+            "ts": round(record.created, 6),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            "logger": record.name,
+        }
+        entry.update(getattr(record, "calico_fields", {}))
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
+
+
+def configure(*, level: str = "info", style: str = "console", stream: TextIO | None = None) -> None:
+    """Set up logging for a process. ``level`` of :data:`LEVELS`; ``style`` is ``console`` or ``json``."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter() if style == "json" else ConsoleFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    for package in ("calico_core", "calico_cni", "calico_libnetwork", "calico_mesos"):
+        logging.getLogger(package).setLevel(LEVELS[level])
+
+
+def _console_value(value: Any) -> str:
+    text = str(value)
+    return repr(text) if " " in text or not text else text

@@ -1,0 +1,82 @@
+"""Addresses, networks and MACs: netaddr values from edge to edge, strings only on the wire.
+
+Parsing is strict on purpose: netaddr's lax forms (``10``, ``010.1.1.1``) once let typing errors through as
+addresses. CIDRs are normalised on entry (host bits dropped). Treat the values as frozen, though netaddr would let
+you assign.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+import netaddr
+from netaddr import EUI, IPAddress, IPNetwork
+
+from calico_core.errors import InvalidRequest
+
+_MAC = re.compile(r"[0-9A-Fa-f]{2}(?:[:-][0-9A-Fa-f]{2}){5}|[0-9A-Fa-f]{12}")
+WIDTH = {4: 32, 6: 128}
+
+
+class _MacDialect(netaddr.mac_unix_expanded):
+    """Lower-case, colon-separated, two digits a byte."""
+
+
+def parse_address(text: str, *, field: str = "address", version: int | None = None) -> IPAddress:
+    """An address in its usual notation (dotted quad, RFC 4291). Raises ``InvalidRequest`` naming ``field``."""
+    try:
+        address = IPAddress(text, flags=netaddr.INET_PTON)
+    except (netaddr.AddrFormatError, ValueError, TypeError):
+        raise InvalidRequest(field, f"{text!r} is not an IP address") from None
+    if version is not None and address.version != version:
+        raise InvalidRequest(field, f"{text!r} is not an IPv{version} address")
+    return address
+
+
+def parse_network(text: str, *, field: str = "cidr", version: int | None = None) -> IPNetwork:
+    """A CIDR with its host bits dropped; a bare address is a /32 or /128."""
+    base, slash, length = text.partition("/") if isinstance(text, str) else ("", "", "")
+    address = parse_address(base, field=field, version=version)
+    width = WIDTH[address.version]
+    if slash and not (length.isascii() and length.isdigit() and int(length) <= width):
+        raise InvalidRequest(field, f"{text!r} needs a prefix length from 0 to {width}")
+    return IPNetwork((int(address), int(length) if slash else width), version=address.version).cidr
+
+
+def parse_mac(text: str, *, field: str = "mac") -> EUI:
+    """A 48-bit MAC in colon, dash or bare notation."""
+    if not isinstance(text, str) or not _MAC.fullmatch(text):
+        raise InvalidRequest(field, f"{text!r} is not a MAC address such as 02:00:5e:10:00:01")
+    return EUI(text, version=48, dialect=_MacDialect)
+
+
+def mac_from_bytes(raw: bytes) -> EUI:
+    return EUI(int.from_bytes(raw, "big"), version=48, dialect=_MacDialect)
+
+
+def host_network(address: IPAddress) -> IPNetwork:
+    """The /32 or /128 of one address."""
+    return IPNetwork((int(address), WIDTH[address.version]), version=address.version)
+
+
+def first_address(network: IPNetwork) -> IPAddress:
+    return IPAddress(network.first, network.version)
+
+
+def contains(network: IPNetwork, address: IPAddress) -> bool:
+    """Cheaper than netaddr's ``in`` and never true across families."""
+    return bool(network.version == address.version and network.first <= int(address) <= network.last)
+
+
+@lru_cache(maxsize=65536)
+def network_to_segment(network: IPNetwork) -> str:
+    """As datastore keys write it: ``10.0.0.0-24``. Source: datastore specification 1.3."""
+    return str(network).replace("/", "-")
+
+
+def network_from_segment(segment: str) -> IPNetwork:
+    base, dash, length = segment.rpartition("-")
+    if not dash:
+        raise InvalidRequest("cidr", f"{segment!r} is not a CIDR written as 10.0.0.0-24")
+    return parse_network(f"{base}/{length}")

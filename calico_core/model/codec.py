@@ -1,0 +1,107 @@
+"""bytes ⇄ model: the only place where records are decoded.
+
+Everything is one JSON document but for the raw texts (keys whose ``record_type`` is ``str``). Errors name the key and
+the path of the field.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+from netaddr import EUI, IPAddress, IPNetwork
+
+from calico_core.errors import CalicoError, InvalidRecord, InvalidRequest
+from calico_core.model.addresses import parse_address, parse_mac, parse_network
+from calico_core.model.keys import AffinityKey, BlockKey, Key, PoolKey
+
+_AT = re.compile(r" - at `(?P<path>[^`]*)`$")
+
+
+def decode(key: Key, value: bytes) -> Any:
+    """The record at ``key``. Raises ``InvalidRecord(key, path)``; never changes what it was given."""
+    if key.record_type is str:
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise InvalidRecord(key.path, "", "is not UTF-8 text") from None
+    if not value and isinstance(key, AffinityKey):
+        value = b"{}"  # older writers leave the value empty: confirmed
+    record = _decode(key.path, key.record_type, value)
+    if isinstance(key, PoolKey | BlockKey) and record.cidr != key.cidr:
+        raise InvalidRecord(key.path, "$.cidr", f"is {record.cidr}, the key says {key.cidr}")
+    return record
+
+
+def decode_json(record_type: Any, value: bytes, *, what: str = "request") -> Any:
+    """A message of another protocol, with the same address types. Raises ``InvalidRequest(field)``."""
+    try:
+        return _decoder(record_type).decode(value)
+    except msgspec.ValidationError as error:
+        path, reason = _split(str(error))
+        raise InvalidRequest(path.removeprefix("$.") or what, reason) from error
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(what, f"is not JSON: {error}") from error
+
+
+def encode(record: Any) -> bytes:
+    """JSON, or the text itself for a raw key."""
+    return record.encode() if isinstance(record, str) else _ENCODER.encode(record)
+
+
+def to_builtins(record: Any) -> Any:
+    """Dicts, lists and strings, for tables and YAML."""
+    return msgspec.to_builtins(record, enc_hook=_encode_hook)
+
+
+def from_builtins(record_type: Any, value: Any) -> Any:
+    """The reverse. Raises ``InvalidRequest(field)``."""
+    try:
+        return msgspec.convert(value, record_type, dec_hook=_decode_hook)
+    except msgspec.ValidationError as error:
+        path, reason = _split(str(error))
+        raise InvalidRequest(path.removeprefix("$.") or "value", reason) from error
+
+
+def _decode(path: str, record_type: Any, value: bytes) -> Any:
+    try:
+        return _decoder(record_type).decode(value)
+    except msgspec.ValidationError as error:
+        field, reason = _split(str(error))
+        raise InvalidRecord(path, field, reason) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRecord(path, "", f"is not JSON: {error}") from error
+
+
+def _split(message: str) -> tuple[str, str]:
+    match = _AT.search(message)
+    return (match["path"], message[: match.start()]) if match else ("$", message)
+
+
+@lru_cache(maxsize=256)
+def _decoder(record_type: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(record_type, dec_hook=_decode_hook)
+
+
+def _decode_hook(kind: type, value: Any) -> Any:
+    try:
+        if kind is IPNetwork:
+            return parse_network(value)
+        if kind is IPAddress:
+            return parse_address(value)
+        if kind is EUI:
+            return parse_mac(value)
+    except CalicoError as error:
+        raise ValueError(error.reason if isinstance(error, InvalidRequest) else str(error)) from error
+    raise NotImplementedError(kind)
+
+
+def _encode_hook(value: Any) -> str:
+    if isinstance(value, IPNetwork | IPAddress | EUI):
+        return str(value)
+    raise NotImplementedError(type(value))
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_encode_hook)

@@ -1,0 +1,114 @@
+"""Workload and host endpoints. Source: datastore specification 4.1 and 4.2."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from netaddr import EUI, IPAddress, IPNetwork
+
+from calico_core.errors import CalicoError, InvalidRequest
+from calico_core.model.addresses import WIDTH
+from calico_core.model.ids import check_interface, check_label, check_name
+from calico_core.model.record import Record
+
+
+class Nat(Record, frozen=True):
+    """A floating address: ``ext_ip`` is translated to ``int_ip``, which the endpoint must carry."""
+
+    int_ip: IPAddress
+    ext_ip: IPAddress
+
+
+class WorkloadEndpoint(Record, frozen=True):
+    """One interface of a container. ``name`` is the host side. The fields after ``labels`` are ours: readers of the
+    reference system ignore them; absence means unknown. ``created`` is seconds since the epoch."""
+
+    state: Literal["active", "inactive"]
+    name: str
+    mac: EUI | None = None
+    profile_ids: tuple[str, ...] = ()
+    ipv4_nets: tuple[IPNetwork, ...] = ()
+    ipv6_nets: tuple[IPNetwork, ...] = ()
+    ipv4_gateway: IPAddress | None = None
+    ipv6_gateway: IPAddress | None = None
+    ipv4_nat: tuple[Nat, ...] = ()
+    ipv6_nat: tuple[Nat, ...] = ()
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    profile_id: str | None = None
+    container_id: str | None = None
+    ifname: str | None = None
+    network: str | None = None
+    netns: str | None = None
+    created: float | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            self._check()
+        except CalicoError as error:
+            raise ValueError(str(error)) from error
+        if self.profile_id is not None and not self.profile_ids:
+            msgspec.structs.force_setattr(self, "profile_ids", (self.profile_id,))
+        if self.profile_id is not None:
+            msgspec.structs.force_setattr(self, "profile_id", None)
+
+    def _check(self) -> None:
+        check_interface(self.name)
+        for profile in self.profile_ids:
+            check_name(profile, field="profile_ids")
+        for label in self.labels:
+            check_label(label)
+        for version, nets, nats in ((4, self.ipv4_nets, self.ipv4_nat), (6, self.ipv6_nets, self.ipv6_nat)):
+            for net in nets:
+                if net.version != version or net.prefixlen != WIDTH[version]:
+                    raise InvalidRequest(f"ipv{version}_nets", f"{net} is not an IPv{version} /{WIDTH[version]}")
+            held = {net.first for net in nets}
+            for nat in nats:
+                if nat.int_ip.version != version or nat.ext_ip.version != version:
+                    raise InvalidRequest(f"ipv{version}_nat", f"addresses must be IPv{version}")
+                if nat.int_ip.value not in held:
+                    raise InvalidRequest(f"ipv{version}_nat", f"{nat.int_ip} is not an address of the endpoint")
+
+    @property
+    def nets(self) -> tuple[IPNetwork, ...]:
+        """All addresses as /32 and /128, IPv4 first."""
+        return self.ipv4_nets + self.ipv6_nets
+
+
+class HostEndpoint(Record, frozen=True):
+    """An interface of the host itself, found by ``name`` or by an address it is expected to have."""
+
+    name: str | None = None
+    expected_ipv4_addrs: tuple[IPAddress, ...] = ()
+    expected_ipv6_addrs: tuple[IPAddress, ...] = ()
+    profile_ids: tuple[str, ...] = ()
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    profile_id: str | None = None
+    state: Any = msgspec.UNSET
+    mac: Any = msgspec.UNSET
+    ipv4_nets: Any = msgspec.UNSET
+    ipv6_nets: Any = msgspec.UNSET
+
+    def __post_init__(self) -> None:
+        for field in ("state", "mac", "ipv4_nets", "ipv6_nets"):
+            if getattr(self, field) is not msgspec.UNSET:
+                raise ValueError(f"{field}: belongs to workload endpoints, not to host endpoints")
+        if self.name is None and not self.expected_ipv4_addrs and not self.expected_ipv6_addrs:
+            raise ValueError("name: give an interface name or at least one expected address")
+        try:
+            if self.name is not None:
+                check_interface(self.name)
+            for profile in self.profile_ids:
+                check_name(profile, field="profile_ids")
+        except CalicoError as error:
+            raise ValueError(str(error)) from error
+        for version, addresses in ((4, self.expected_ipv4_addrs), (6, self.expected_ipv6_addrs)):
+            if any(address.version != version for address in addresses):
+                raise ValueError(f"expected_ipv{version}_addrs: addresses must be IPv{version}")
+
+
+class EndpointStatus(Record, frozen=True):
+    """What the agent says of an endpoint: ``up``, ``down``, ``error`` (with why, an addition of ours)."""
+
+    status: Literal["up", "down", "error"]
+    reason: str | None = None

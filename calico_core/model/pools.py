@@ -1,0 +1,52 @@
+"""Pools of addresses. Source: datastore specification 4.5 and ipam specification 6."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from netaddr import IPNetwork
+
+from calico_core.model.record import Record
+
+BLOCK_PREFIX = {4: 26, 6: 122}
+DEFAULT_POOLS = ("192.168.0.0/16", "fd80:24e2:f998:72d6::/64")
+
+
+class Pool(Record, frozen=True):
+    """An administrator's CIDR. ``masquerade`` is nat-outgoing; ``ipip`` the tunnel device of an IPIP pool;
+    ``ipam`` false means announced and masqueraded only; ``disabled`` means no new addresses."""
+
+    cidr: IPNetwork
+    ipip: str | None = None
+    masquerade: bool = False
+    ipam: bool = True
+    disabled: bool = False
+    ipip_mode: Literal["always", "cross-subnet", ""] = ""
+    vxlan_mode: Literal["always", "cross-subnet", ""] = ""
+    disable_bgp_export: bool = msgspec.field(default=False, name="disableBGPExport")
+    block_size: int | None = msgspec.field(default=None, name="blockSize")
+
+    def __post_init__(self) -> None:
+        low, high = (20, 32) if self.cidr.version == 4 else (116, 128)
+        if self.block_size is not None and not low <= self.block_size <= high:
+            raise ValueError(f"blockSize: a prefix length from {low} to {high} for IPv{self.cidr.version}")
+        if self.ipam and self.cidr.prefixlen > self.block_prefix:
+            raise ValueError(f"cidr: {self.cidr} is smaller than one block (/{self.block_prefix})")
+        if self.cidr.version == 6 and (self.ipip or self.ipip_mode):
+            raise ValueError("ipip: IPIP carries IPv4 only")
+        if (self.ipip or self.ipip_mode) and self.vxlan_mode:
+            raise ValueError("vxlan_mode: a pool is encapsulated by IPIP or by VXLAN, not by both")
+
+    @property
+    def block_prefix(self) -> int:
+        """Prefix length of its blocks: /26 and /122 unless said otherwise."""
+        return self.block_size if self.block_size is not None else BLOCK_PREFIX[self.cidr.version]
+
+    @property
+    def is_assignable(self) -> bool:
+        return self.ipam and not self.disabled
+
+    @property
+    def is_encapsulated(self) -> bool:
+        return bool(self.ipip or self.ipip_mode or self.vxlan_mode)

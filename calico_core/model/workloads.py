@@ -1,0 +1,134 @@
+"""Attaching and detaching a workload: what an integration asks and what it is told."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+from netaddr import EUI, IPAddress, IPNetwork
+
+from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.keys import WorkloadEndpointKey
+from calico_core.model.record import Value
+from calico_core.model.rules import RuleLists
+
+
+class AddressRequest(Value, frozen=True):
+    """Addresses wanted. ``requested`` are exact addresses (they count towards the numbers); ``pools_v4`` and
+    ``pools_v6`` empty means any enabled pool. The same handle asking again gets what it already holds, up to the
+    number asked for."""
+
+    handle: str
+    num_v4: int = 0
+    num_v6: int = 0
+    requested: tuple[IPAddress, ...] = ()
+    pools_v4: tuple[IPNetwork, ...] = ()
+    pools_v6: tuple[IPNetwork, ...] = ()
+    attributes: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class NewProfile(Value, frozen=True):
+    """A profile to create if it does not exist; an existing one is never touched."""
+
+    name: str
+    tags: tuple[str, ...] = ()
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    rules: RuleLists = RuleLists()
+
+
+class Attach(Value, frozen=True):
+    """Attach one interface.
+
+    ``addresses``: an :class:`AddressRequest` to be committed together with the endpoint, or addresses the caller
+    already holds. ``namespace``: path or description for messages; ``namespace_fd`` None means no interface is made
+    (the caller or a later :meth:`Workloads.make_pair` does it). ``endpoint_labels`` go to the record. An existing
+    record of another ``container_id`` is replaced only with ``replaces``.
+    """
+
+    key: WorkloadEndpointKey
+    interface: str
+    addresses: AddressRequest | tuple[IPAddress, ...]
+    namespace_fd: int | None = None
+    namespace: str = ""
+    container_interface: str = "eth0"
+    profiles: tuple[str, ...] = ()
+    new_profiles: tuple[NewProfile, ...] = ()
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    mac: EUI | None = None
+    mtu_bytes: int | None = None
+    container_id: str | None = None
+    network: str | None = None
+    replaces: bool = False
+    is_default_route: bool = True
+    allow_ip_forwarding: bool = False
+    policy_timeout_s: float = 10.0
+
+
+class Attached(Value, frozen=True):
+    """``addresses`` as /32 and /128. ``steps``: name and milliseconds of each step, in order of completion.
+    ``is_policy_programmed``: the kernel enforces the endpoint's policy now; False only when nobody could say."""
+
+    addresses: tuple[IPNetwork, ...]
+    interface: str
+    host_mac: EUI | None
+    mac: EUI | None
+    mtu_bytes: int | None
+    is_policy_programmed: bool
+    endpoint: WorkloadEndpoint
+    steps: tuple[tuple[str, float], ...] = ()
+
+
+class Detach(Value, frozen=True):
+    """Undo an attach. Everything already gone is success.
+
+    ``handles``: released in the same transaction as the record goes (the first that exists in the caller's naming).
+    ``container_id``: the record is deleted only if it names the same container or none, so that a late call cannot
+    hit the next owner. ``namespace_fd`` is not needed.
+    """
+
+    key: WorkloadEndpointKey
+    interface: str
+    handles: tuple[str, ...] = ()
+    container_id: str | None = None
+
+
+class WiringRequest(Value, frozen=True):
+    """An interface pair to make. ``addresses`` are /32 and /128. ``mac`` None: a random, locally administered one."""
+
+    interface: str
+    container_interface: str
+    namespace_fd: int
+    namespace: str
+    addresses: tuple[IPNetwork, ...]
+    mac: EUI | None = None
+    mtu_bytes: int | None = None
+    is_default_route: bool = True
+    allow_ip_forwarding: bool = False
+
+
+class WiredInterface(Value, frozen=True):
+    """What stands. ``is_new`` False: it was there already, equal to what was asked."""
+
+    interface: str
+    host_mac: EUI
+    mac: EUI
+    mtu_bytes: int
+    is_new: bool = True
+
+
+class PairRequest(Value, frozen=True):
+    """A pair whose container end stays in the host namespace for the caller (Docker) to move."""
+
+    interface: str
+    peer: str
+    mac: EUI | None = None
+    mtu_bytes: int | None = None
+    addresses: tuple[IPNetwork, ...] = ()
+
+
+class InterfaceEvent(Value, frozen=True):
+    """A link of the host changed. ``resync``: events were lost, look at everything again."""
+
+    kind: Literal["up", "down", "deleted", "resync"]
+    name: str = ""
+    index: int = 0

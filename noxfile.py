@@ -1,0 +1,78 @@
+"""The project's checks under fixed names. ``nox`` alone runs what needs no root; CI runs the same names.
+
+Sessions install the project in an environment of their own; with ``--no-venv`` they use the one that is active
+(``./quickstart test`` does that with its own).
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.sessions = ["lint", "types", "unit", "property"]
+nox.options.reuse_existing_virtualenvs = True
+
+PACKAGES = ("calico_core", "plugins", "tests", "noxfile.py")
+
+
+def _install(session: nox.Session, *extras: str) -> None:
+    if session.virtualenv.is_sandboxed:
+        session.install("-e", f".[{','.join(extras)}]")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff (rules and format) and the import rules."""
+    _install(session, "dev")
+    session.run("ruff", "check", *PACKAGES)
+    session.run("ruff", "format", "--check", *PACKAGES)
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy --strict over every package."""
+    _install(session, "dev")
+    session.run("mypy")
+
+
+def _pytest(session: nox.Session, *folders: str) -> None:
+    _install(session, "node", "test")
+    session.run("pytest", *folders, *session.posargs)
+
+
+@nox.session
+def unit(session: nox.Session) -> None:
+    """No network, no root, seconds in all."""
+    _pytest(session, "tests/unit")
+
+
+@nox.session
+def property(session: nox.Session) -> None:  # noqa: A001 - the session's name
+    """Laws, by hypothesis."""
+    _pytest(session, "tests/property")
+
+
+@nox.session
+def contract(session: nox.Session) -> None:
+    """One suite an interface, against every implementation."""
+    _pytest(session, "tests/contract")
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """Real etcd, real namespaces, real nftables, real BIRD. Needs root."""
+    _pytest(session, "tests/integration")
+
+
+@nox.session
+def e2e(session: nox.Session) -> None:
+    """Real orchestrators and several hosts. Needs root."""
+    _pytest(session, "tests/e2e")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """``nox -s bench -- cni``: JSON lines, the yardsticks among them. Needs root."""
+    _install(session, "node", "test")
+    for name in session.posargs or ("cni",):
+        session.run("python", f"tests/benchmarks/bench_{name}.py")
