@@ -1,0 +1,116 @@
+"""Forgetting the connections of an address that a workload gave up, so that its next owner does not inherit them.
+
+Raw ctnetlink (linux/netfilter/nfnetlink_conntrack.h), no program. For IPv4, kernels from 6.8 delete by filter. For
+older ones the table is read and the matching entries are deleted one by one; so it is for IPv6 always, because the
+kernel's IPv6 filter matches the wrong way round and would forget everything but the address (observed in 6.18).
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from calico_core.dataplane.linux.netlink import (
+    DEFAULT_TIMEOUT_S,
+    NETLINK_NETFILTER,
+    NetlinkSocket,
+    Request,
+    attribute,
+    nested,
+    parse_attributes,
+    u32,
+)
+from calico_core.dataplane.linux.prefix import AF_INET, Prefix, host_prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from netaddr import IPAddress
+
+_SUBSYSTEM = 1 << 8
+CT_NEW, CT_GET, CT_DELETE = _SUBSYSTEM, _SUBSYSTEM | 1, _SUBSYSTEM | 2
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE, CTA_FILTER = 1, 2, 18, 25
+CTA_TUPLE_IP, CTA_IP_V4_SRC, CTA_IP_V4_DST = 1, 1, 2
+CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS = 1, 2
+_FILTER_IP_SRC, _FILTER_IP_DST = 1, 2
+
+# The filter came later than the rest: EINVAL for a tuple without protocol, or the attribute is refused.
+_FILTER_UNKNOWN = {errno.EINVAL, errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.ERANGE}
+
+
+class Conntrack:
+    """The connection table of one namespace. One thread at a time."""
+
+    def __init__(self, namespace_fd: int | None = None, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self._socket = NetlinkSocket(NETLINK_NETFILTER, namespace_fd, timeout_s)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def flush(self, addresses: Iterable[IPAddress]) -> None:
+        """Delete every entry with one of the addresses as source or destination, of the original or the reply
+        direction. None there is success.
+
+        :raises KernelRefused: anything else.
+        """
+        prefixes = [host_prefix(address) for address in addresses]
+        v4 = [prefix for prefix in prefixes if prefix.family == AF_INET]
+        listed = [prefix for prefix in prefixes if prefix.family != AF_INET]
+        requests = [request for prefix in v4 for request in _delete_by_filter(prefix)]
+        for outcome in self._socket.attempt(requests):
+            if outcome.error is None or outcome.error.errno == errno.ENOENT:
+                continue
+            if outcome.error.errno not in _FILTER_UNKNOWN:
+                raise outcome.error
+            listed = prefixes
+        if listed:
+            self.flush_by_listing(listed)
+
+    def flush_by_listing(self, prefixes: Iterable[Prefix]) -> None:
+        """As :meth:`flush`, for kernels that do not filter."""
+        wanted: dict[int, set[bytes]] = {}
+        for prefix in prefixes:
+            wanted.setdefault(prefix.family, set()).add(prefix.address)
+        doomed = [
+            Request("delete conntrack entry", CT_DELETE, 0, _header(family) + identity)
+            for family, packed in wanted.items()
+            for identity in self._entries_of(family, packed)
+        ]
+        for outcome in self._socket.attempt(doomed):
+            if outcome.error is not None and outcome.error.errno != errno.ENOENT:
+                raise outcome.error
+
+    def count(self, address: IPAddress) -> int:
+        """How many entries name the address; for diagnosis and tests."""
+        prefix = host_prefix(address)
+        return sum(1 for _ in self._entries_of(prefix.family, {prefix.address}))
+
+    def _entries_of(self, family: int, packed: set[bytes]) -> Iterator[bytes]:
+        """What identifies each matching entry: its original tuple and its zone, as the kernel wrote them."""
+        for body in self._socket.dump(Request("list conntrack entries", CT_GET, 0, _header(family))):
+            found = parse_attributes(body, 4)
+            original, reply = found.get(CTA_TUPLE_ORIG, b""), found.get(CTA_TUPLE_REPLY, b"")
+            if packed.isdisjoint(_addresses(original)) and packed.isdisjoint(_addresses(reply)):
+                continue
+            zone = found.get(CTA_ZONE)
+            yield nested(CTA_TUPLE_ORIG, original) + (attribute(CTA_ZONE, zone) if zone else b"")
+
+
+def _delete_by_filter(prefix: Prefix) -> Iterator[Request]:
+    """Four deletions: the address in each place it can stand. IPv4 only."""
+    for tuple_kind, flags_kind in (
+        (CTA_TUPLE_ORIG, CTA_FILTER_ORIG_FLAGS),
+        (CTA_TUPLE_REPLY, CTA_FILTER_REPLY_FLAGS),
+    ):
+        for place, flag in ((CTA_IP_V4_SRC, _FILTER_IP_SRC), (CTA_IP_V4_DST, _FILTER_IP_DST)):
+            side = nested(tuple_kind, nested(CTA_TUPLE_IP, attribute(place, prefix.address)))
+            chosen = nested(CTA_FILTER, u32(flags_kind, flag))
+            yield Request(f"flush conntrack of {prefix}", CT_DELETE, 0, _header(prefix.family) + side + chosen)
+
+
+def _header(family: int) -> bytes:
+    return bytes((family, 0, 0, 0))  # nfgenmsg: family, version, resource id
+
+
+def _addresses(conntrack_tuple: bytes) -> Iterator[bytes]:
+    yield from parse_attributes(parse_attributes(conntrack_tuple).get(CTA_TUPLE_IP, b"")).values()

@@ -1,0 +1,59 @@
+"""The sysctls of a workload's two interface ends. Source: cni specification 5.2, felix specification 6.9."""
+
+from __future__ import annotations
+
+from calico_core.dataplane.linux import sysctl
+from calico_core.dataplane.linux.sysctl import Setting
+
+
+def host_end(interface: str, *, has_v4: bool, has_v6: bool) -> tuple[Setting, ...]:
+    """For the host end, to be written before it goes up."""
+    v4, v6 = f"ipv4/conf/{interface}/", f"ipv6/conf/{interface}/"
+    settings: list[Setting] = []
+    if has_v4:
+        settings += (
+            Setting(v4 + "route_localnet", "1"),
+            Setting(f"ipv4/neigh/{interface}/proxy_delay", "0", is_vital=False),
+            Setting(v4 + "proxy_arp", "1"),
+            Setting(v4 + "forwarding", "1"),
+            # strict source check from the first packet on
+            Setting(v4 + "rp_filter", "1", is_vital=False),
+        )
+    if has_v6:
+        settings += (
+            Setting(v6 + "accept_dad", "0"),
+            Setting(v6 + "disable_ipv6", "0"),
+            Setting(v6 + "proxy_ndp", "1"),
+            Setting(v6 + "forwarding", "1"),
+        )
+    if sysctl.has_ipv6():
+        settings.append(Setting(v6 + "accept_ra", "0", is_vital=False))
+    return tuple(settings)
+
+
+def container_namespace(*, has_v4: bool, has_v6: bool, is_forwarding: bool) -> tuple[Setting, ...]:
+    """For the whole container namespace; ``is_forwarding`` lets the workload route for others."""
+    forwarding = "1" if is_forwarding else "0"
+    settings: list[Setting] = []
+    if has_v4:
+        settings.append(Setting("ipv4/ip_forward", forwarding))
+    if has_v6:
+        settings += (
+            Setting("ipv6/conf/all/disable_ipv6", "0"),
+            Setting("ipv6/conf/default/disable_ipv6", "0"),
+            Setting("ipv6/conf/lo/disable_ipv6", "0"),
+            Setting("ipv6/conf/all/forwarding", forwarding),
+        )
+    return tuple(settings)
+
+
+def container_end(interface: str, *, has_v6: bool) -> tuple[Setting, ...]:
+    """For the container's interface, to be written before it goes up."""
+    if not has_v6:
+        return ()
+    prefix = f"ipv6/conf/{interface}/"
+    return (
+        Setting(prefix + "disable_ipv6", "0"),
+        Setting(prefix + "accept_dad", "0"),
+        Setting(prefix + "accept_ra", "0"),
+    )

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from calico_core.dataplane.linux.link_messages import add_veth, set_link
+from calico_core.dataplane.linux.reaper import DOOMED_GROUP, LinkReaper, delete_links
+from calico_core.dataplane.linux.rtnetlink import RouteSockets
+from calico_core.errors import KernelRefused
+
+pytestmark = pytest.mark.needs_root
+
+
+def make_pairs(host, count: int) -> list[str]:
+    names = [f"cali{number}" for number in range(count)]
+    host.route_socket.execute(*(add_veth(name, f"p{name}") for name in names))
+    return names
+
+
+def names_left(host) -> set[str]:
+    return {link.name for link in host.route_socket.links()} - {"lo"}
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 40])
+def test_links_go_together_and_absent_ones_are_fine(host, count):
+    names = make_pairs(host, count)
+    host.route_socket.execute(add_veth("stays", "pstays"))
+    delete_links(host.route_socket, [*names, "never-was"])
+    assert names_left(host) == {"stays", "pstays"}
+    delete_links(host.route_socket, names)
+
+
+def test_one_that_cannot_be_deleted_does_not_save_the_others(host):
+    names = make_pairs(host, 3)
+    with pytest.raises(KernelRefused):
+        delete_links(host.route_socket, [*names, "a-name-longer-than-the-kernel-takes"])
+    assert names_left(host) == set()
+
+
+def test_many_threads_share_the_kernels_wait(host):
+    names = make_pairs(host, 30)
+    host.route_socket.execute(add_veth("stays", "pstays"))
+    sockets = RouteSockets(host.fd)
+    reaper = LinkReaper(sockets)
+    still_there: list[str] = []
+
+    def delete(name: str) -> None:
+        reaper.delete(name)
+        with sockets.borrow() as mine:
+            if mine.find_link(name) is not None:
+                still_there.append(name)
+
+    threads = [threading.Thread(target=delete, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert still_there == []
+    assert names_left(host) == {"stays", "pstays"}
+    sockets.close()
+
+
+def test_an_error_reaches_the_caller_and_the_reaper_goes_on(host):
+    sockets = RouteSockets(host.fd)
+    reaper = LinkReaper(sockets)
+    with pytest.raises(KernelRefused):
+        reaper.delete("lo")
+    make_pairs(host, 1)
+    reaper.delete("cali0")
+    assert names_left(host) == set()
+    sockets.close()
+
+
+def test_a_link_already_doomed_by_another_goes_too(host):
+    """A process killed between marking and deleting leaves marked links; the next deletion takes them along."""
+    names = make_pairs(host, 3)
+    host.route_socket.execute(set_link(names[0], group=DOOMED_GROUP))
+    delete_links(host.route_socket, names[1:])
+    assert names_left(host) == set()

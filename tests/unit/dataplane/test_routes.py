@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calico_core.dataplane.linux.prefix import parse_prefix
+from calico_core.dataplane.linux.route_messages import Route, workload_route
+from calico_core.dataplane.linux.routes import RoutePlan, plan_routes
+
+WORKLOADS = (2, 3)
+A, B = parse_prefix("10.0.0.1"), parse_prefix("fd00::1")
+
+
+def test_nothing_to_do():
+    routes = [workload_route(A, 2), workload_route(B, 2)]
+    assert plan_routes(routes, routes, workload_indexes=WORKLOADS) == RoutePlan()
+    assert not plan_routes([], [])
+
+
+def test_a_route_made_by_others_on_our_interface_goes_and_elsewhere_stays():
+    on_ours = Route(destination=A, index=2, protocol=3)
+    elsewhere = Route(destination=A, index=9, protocol=3)
+    assert plan_routes([], [on_ours, elsewhere], workload_indexes=WORKLOADS).delete == (on_ours,)
+
+
+def test_subnets_and_the_kernels_own_routes_on_our_interfaces_stay():
+    kept = [
+        Route(destination=parse_prefix("10.1.0.0/24"), index=2, protocol=4),
+        Route(destination=A, index=2, protocol=2),
+        Route(destination=parse_prefix("fe80::1"), index=2, protocol=4),
+    ]
+    assert not plan_routes([], kept, workload_indexes=WORKLOADS)
+
+
+def test_our_protocol_marks_a_route_of_any_kind_as_ours():
+    stray = Route(destination=parse_prefix("10.1.0.0/24"), index=9)
+    assert plan_routes([], [stray]).delete == (stray,)
+
+
+def test_a_foreign_route_of_the_same_identity_is_replaced():
+    wanted = workload_route(A, 2)
+    foreign = Route(destination=A, index=9, protocol=12)
+    assert plan_routes([wanted], [foreign]) == RoutePlan((), (wanted,))
+
+
+def test_a_twin_of_a_wanted_ipv6_route_is_deleted():
+    wanted, twin = workload_route(B, 2), workload_route(B, 3)
+    assert plan_routes([wanted], [wanted, twin]) == RoutePlan((twin,), ())
+
+
+_routes = st.lists(
+    st.builds(
+        Route,
+        destination=st.sampled_from([A, B, parse_prefix("10.0.0.2"), parse_prefix("10.1.0.0/24")]),
+        index=st.sampled_from([2, 3, 9]),
+        protocol=st.sampled_from([80, 2, 4, 12]),
+        metric=st.sampled_from([0, 512]),
+    ),
+    max_size=8,
+)
+
+
+@given(desired=_routes, observed=_routes)
+def test_a_second_plan_is_empty(desired, observed):
+    """With one route an identity, as the kernel keeps IPv4."""
+
+    def keyed(routes: list[Route]) -> dict[tuple[object, ...], Route]:
+        return {(route.destination, route.metric): route for route in routes}
+
+    wanted, kernel = keyed(desired), keyed(observed)
+    plan = plan_routes(list(wanted.values()), kernel.values(), workload_indexes=WORKLOADS)
+    after = {identity: route for identity, route in kernel.items() if route not in plan.delete}
+    after |= keyed(list(plan.replace))
+    assert wanted.items() <= after.items()
+    assert not plan_routes(list(wanted.values()), after.values(), workload_indexes=WORKLOADS)
