@@ -1,0 +1,164 @@
+"""Wakes the watches of other processes when one commits.
+
+Each process with a watch binds a datagram UNIX socket in ``<db>.watch/``; a writer sends a byte to every socket it
+finds there and removes those nobody listens on any more (datastore specification, section 9). The thread here
+also looks at ``PRAGMA data_version`` once a second, in case a writer died between its commit and the ring, and
+sweeps expired leases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import sqlite3
+import threading
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from calico_core.errors import DatastoreError
+from calico_core.log import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SAFETY_NET_S = 1.0
+log = get_logger(__name__)
+
+
+class Doorbell:
+    """``changed`` is notified, and ``count`` grows, after every commit anyone made. ``sweep`` runs about once a
+    second in the listening thread, which starts with the first :meth:`listen`."""
+
+    def __init__(self, path: str, sweep: Callable[[], object]) -> None:
+        self.changed = threading.Condition()
+        self.count = 0
+        self._path, self._folder, self._sweep = path, Path(f"{path}.watch"), sweep
+        self._name = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sender.setblocking(False)
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def ring(self) -> None:
+        """Something was committed here: wake everybody. Never blocks, never fails."""
+        self._notify()
+        try:
+            names = os.listdir(self._folder)  # noqa: PTH208 - in every write
+        except OSError:
+            return
+        with _reachable(self._folder) as base:
+            for name in names:
+                if name != self._name:
+                    self._send(f"{base}/{name}", self._folder / name)
+
+    def listen(self) -> None:
+        """Start hearing other processes; what they commit after this returns is heard. Repeating it is fine."""
+        with self._starting:
+            if self._thread is not None or self._closed:
+                return
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            ear = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            ear.setblocking(False)
+            try:
+                with _reachable(self._folder) as base:
+                    ear.bind(f"{base}/{self._name}")
+            except BaseException:
+                ear.close()
+                raise
+            self._thread = threading.Thread(target=self._run, args=(ear,), name="sqlite-doorbell", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        with self._starting:
+            if self._closed:
+                return
+            self._closed = True
+        if self._thread is not None:
+            with contextlib.suppress(OSError), _reachable(self._folder) as base:
+                self._sender.sendto(b"!", f"{base}/{self._name}")
+            self._thread.join(2 * SAFETY_NET_S)
+        self._sender.close()
+        self._notify()
+
+    def _notify(self) -> None:
+        with self.changed:
+            self.count += 1
+            self.changed.notify_all()
+
+    def _send(self, address: str, path: Path) -> None:
+        try:
+            self._sender.sendto(b"!", address)
+        except OSError as error:
+            # A full queue means the listener has unread rings, which is as good.
+            if error.errno == errno.ECONNREFUSED:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    def _run(self, ear: socket.socket) -> None:
+        version = _DataVersion(self._path)
+        poller = select.poll()
+        poller.register(ear, select.POLLIN)
+        try:
+            while not self._closed:
+                heard = poller.poll(SAFETY_NET_S * 1000)
+                if heard:
+                    with contextlib.suppress(BlockingIOError):
+                        while True:
+                            ear.recv(16)
+                if self._closed:
+                    return
+                if heard or version.has_changed():
+                    self._notify()
+                with contextlib.suppress(DatastoreError):  # the next call reports it to somebody who asked
+                    self._sweep()
+        except Exception:
+            log.exception("datastore.doorbell-failed", path=self._path)
+        finally:
+            version.close()
+            ear.close()
+            with contextlib.suppress(OSError):
+                (self._folder / self._name).unlink()
+
+
+class _DataVersion:
+    """Whether another connection committed since the last look. One connection of its own: the number is only
+    comparable within a connection."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+        self._inode = 0
+        self._last = 0
+
+    def has_changed(self) -> bool:
+        try:
+            inode = Path(self._path).stat().st_ino
+            if self._connection is None or inode != self._inode:
+                self.close()
+                self._connection = sqlite3.connect(f"file:{self._path}?mode=rw", uri=True, timeout=0.1)
+                self._inode = inode
+            version = self._connection.execute("PRAGMA data_version").fetchone()[0]
+        except (OSError, sqlite3.Error):
+            return True  # let the watches look, and tell what they find
+        changed, self._last = version != self._last, version
+        return bool(changed)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+@contextlib.contextmanager
+def _reachable(folder: Path) -> Iterator[str]:
+    """``folder`` under a short name: a socket's path has 108 bytes at most (unix(7)), a database's has not."""
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,339 @@
+"""Snapshot and watch, made into typed updates in order: what every consumer of the datastore stands on.
+
+::
+
+    wait ──connected, Ready──▶ resync ──one batch──▶ in-sync ──events──▶ in-sync …
+      ▲                          ▲                      │ │
+      └──────── Ready lost ──────┼──────────────────────┘ │ connection lost: watch again after the last revision
+                                 └── history compacted, or another store: new snapshot, only differences
+
+A consumer sees each key's latest value once. A lost connection produces nothing at all: what was programmed stays.
+Source: datastore specification, sections 5 and 7.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from calico_core.datastore.checks import prefix_end
+from calico_core.datastore.feed import WATCH_WAIT_S, Feed
+from calico_core.errors import CalicoError, InvalidRecord
+from calico_core.interfaces.datastore import Batch, CompactedAway, Lost, Progress
+from calico_core.log import get_logger
+from calico_core.model import codec, keys
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from calico_core.interfaces.datastore import Datastore, Entry, Watch, WatchMessage
+    from calico_core.model.keys import Key
+
+FIRST_BACKOFF_S = 0.1
+LONGEST_BACKOFF_S = 10.0
+LASTING_S = 1.0
+"""A watch that held as long was worth it: the next attempt comes at once again."""
+BETWEEN_RESYNCS_S = 0.5
+COALESCED_MESSAGES = 1000
+_REVISION_PROBE = "/calico/.revision/"
+"""A prefix nobody uses: listing it costs nothing and tells the revision."""
+
+log = get_logger(__name__)
+
+
+class SyncStatus(enum.StrEnum):
+    WAIT = "wait-for-ready"
+    RESYNC = "resync"
+    IN_SYNC = "in-sync"
+
+
+class Update(NamedTuple):
+    """The latest of one key. ``record`` None: it was deleted, or does not decode any more."""
+
+    key: Key
+    path: str
+    record: Any | None
+    mod_revision: int
+
+
+class SyncBatch(NamedTuple):
+    """Updates with the status they lead to. Everything up to ``revision`` is in what was handed over so far. A
+    snapshot is one batch, even when it is empty; a batch without updates otherwise tells of a change of status."""
+
+    updates: tuple[Update, ...]
+    status: SyncStatus
+    revision: int
+
+
+class _Known(NamedTuple):
+    """What the consumer was told of a path. The hash tells values apart when revisions cannot be compared."""
+
+    key: Key
+    mod_revision: int
+    value_hash: int
+    is_given: bool  # False: it did not decode, the consumer has nothing
+
+
+class Syncer:
+    """Follows ``prefixes`` and calls ``sink`` in its own thread.
+
+    With ``ready_key``, which must lie under a prefix, nothing is loaded until its value is ``true``. A transaction
+    over several prefixes may arrive as one batch for each. An exception from the sink ends the syncer, logged;
+    the supervisor sees :attr:`is_alive`. ``bad_records`` maps the paths that do not decode to the reason.
+    """
+
+    def __init__(
+        self,
+        store: Datastore,
+        prefixes: tuple[str, ...],
+        sink: Callable[[SyncBatch], None],
+        *,
+        ready_key: str = "",
+        name: str = "syncer",
+    ) -> None:
+        for prefix in prefixes:
+            prefix_end(prefix)
+            if any(other != prefix and other.startswith(prefix) for other in prefixes):
+                raise ValueError(f"prefixes {prefixes} overlap")
+        if ready_key and not ready_key.startswith(prefixes):
+            raise ValueError(f"ready_key {ready_key!r} is under none of {prefixes}")
+        self.bad_records: dict[str, str] = {}
+        self._store, self._prefixes, self._sink, self._ready_key = store, prefixes, sink, ready_key
+        self._known: dict[str, _Known] = {}
+        self._after: dict[str, int] = {}  # by prefix: seen up to here; empty means a snapshot is due
+        self._identity = ""
+        self._highest = 0  # revision
+        self._is_ready = not ready_key
+        self._status = SyncStatus.WAIT
+        self._last_resync = float("-inf")
+        self._stop = threading.Event()
+        self._in_sync = threading.Event()
+        self._feed: Feed | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    @property
+    def status(self) -> SyncStatus:
+        return self._status
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """The sink is not called after this returns, unless it is called from the sink itself. Repeating is fine."""
+        self._stop.set()
+        feed = self._feed
+        if feed is not None:
+            feed.close()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(timeout_s)
+
+    def wait_in_sync(self, timeout_s: float) -> bool:
+        """Whether a first snapshot was handed over within the time."""
+        return self._in_sync.wait(timeout_s)
+
+    # --- the thread ----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        backoff_s = FIRST_BACKOFF_S
+        while not self._stop.is_set():
+            try:
+                self._prepare()
+                began = time.monotonic()
+                self._follow()
+                if time.monotonic() - began > LASTING_S:
+                    backoff_s = FIRST_BACKOFF_S
+            except CalicoError as error:
+                log.warning("sync.unavailable", error=error, retry_within_s=backoff_s)
+            except Exception:
+                log.exception("sync.failed")
+                raise
+            self._stop.wait(random.uniform(0, backoff_s))
+            backoff_s = min(backoff_s * 2, LONGEST_BACKOFF_S)
+
+    def _prepare(self) -> None:
+        """Have a snapshot to go on from: the one we have, when the store still continues it."""
+        identity = self._store.identity()
+        revision = self._store.list(_REVISION_PROBE).revision
+        is_same_store = identity == self._identity and revision >= self._highest
+        if self._after and is_same_store:
+            return
+        if self._after:
+            log.warning("sync.store-changed", was=self._identity, now=identity, revision=revision)
+        self._resync(identity, is_same_store=is_same_store)
+
+    def _resync(self, identity: str, *, is_same_store: bool) -> None:
+        """A new snapshot; hand over what differs from what the consumer has."""
+        if self._stop.wait(max(0.0, self._last_resync + BETWEEN_RESYNCS_S - time.monotonic())):
+            return
+        self._last_resync = time.monotonic()
+        self._after.clear()
+        if not is_same_store:
+            self._identity = ""  # until its snapshot was taken, should that fail
+        if self._ready_key and not self._find_ready():
+            return
+        self._tell(SyncStatus.RESYNC)
+        snapshots = {prefix: self._store.list(prefix) for prefix in self._prefixes}
+        entries = {entry.key: entry for snapshot in snapshots.values() for entry in snapshot.entries}
+        updates = [
+            update for entry in entries.values() if (update := self._differs(entry, is_same_store=is_same_store))
+        ]
+        revision = min((snapshot.revision for snapshot in snapshots.values()), default=0)
+        updates += [gone for path in list(self._known) if path not in entries and (gone := self._gone(path, revision))]
+        self._identity = identity
+        self._after = {prefix: snapshot.revision for prefix, snapshot in snapshots.items()}
+        self._highest = revision
+        self._status = SyncStatus.IN_SYNC
+        log.info("sync.in-sync", prefixes=self._prefixes, revision=revision, updates=len(updates))
+        self._sink(SyncBatch(tuple(updates), SyncStatus.IN_SYNC, revision))
+        self._in_sync.set()
+
+    def _find_ready(self) -> bool:
+        """Wait for the ready key; False when stopped, or when the wait must begin again."""
+        parent = self._ready_key.rpartition("/")[0] + "/"
+        after = self._store.list(_REVISION_PROBE).revision
+        entry = self._store.get(self._ready_key)
+        self._is_ready = entry is not None and entry.value == b"true"
+        if self._is_ready:
+            return True
+        self._tell(SyncStatus.WAIT)
+        with Feed({parent: self._store.watch(parent, after)}, self._stop) as feed:
+            self._feed = feed
+            while not self._is_ready and not self._stop.is_set():
+                found = feed.next(WATCH_WAIT_S)
+                if found is None:
+                    continue
+                if not isinstance(found[1], Batch):
+                    if isinstance(found[1], Progress):
+                        continue
+                    return False
+                self._note_ready(found[1])
+        return self._is_ready and not self._stop.is_set()
+
+    def _follow(self) -> None:
+        """Hand over events until the watches end. A snapshot is due afterwards when ``_after`` is empty."""
+        if not self._after:
+            return
+        watches: dict[str, Watch] = {}
+        try:
+            for prefix, after in self._after.items():
+                watches[prefix] = self._store.watch(prefix, after)
+        except BaseException:
+            for watch in watches.values():
+                watch.close()
+            raise
+        with Feed(watches, self._stop) as feed:
+            self._feed = feed
+            while not self._stop.is_set() and self._after:
+                found = feed.next(WATCH_WAIT_S)
+                if found is not None and not self._take(feed, found):
+                    return
+
+    def _take(self, feed: Feed, first: tuple[str, WatchMessage]) -> bool:
+        """Hand over a message with those already waiting, the latest of each key. False when the watch is over."""
+        updates: dict[str, Update] = {}
+        new: set[str] = set()
+        found: tuple[str, WatchMessage] | None = first
+        taken = 0
+        while found is not None:
+            prefix, message = found
+            if isinstance(message, Lost | CompactedAway):
+                break
+            if isinstance(message, Batch):
+                self._merge(message, updates, new)
+                self._note_ready(message)
+            self._after[prefix] = max(self._after[prefix], message.revision)
+            taken += 1
+            found = feed.next(0) if taken < COALESCED_MESSAGES else None
+        self._highest = max(self._highest, *self._after.values())
+        if updates:
+            self._sink(SyncBatch(tuple(updates.values()), SyncStatus.IN_SYNC, min(self._after.values())))
+        if found is not None:
+            self._note_end(found[1])
+            return False
+        return self._is_still_ready()
+
+    def _note_end(self, message: WatchMessage) -> None:
+        if isinstance(message, CompactedAway):
+            log.warning("sync.compacted", oldest=message.oldest)
+            self._after.clear()
+        elif isinstance(message, Lost):
+            log.warning("sync.watch-lost", reason=message.reason)
+
+    # --- one key -------------------------------------------------------------------------------------------
+
+    def _merge(self, batch: Batch, updates: dict[str, Update], new: set[str]) -> None:
+        """Add to ``updates``, in the order of each key's last change. ``new`` holds those of its keys that the
+        consumer has not heard of: one that comes and goes unseen is left out."""
+        for event in batch.events:
+            known = self._known.get(event.key)
+            if known is not None and event.mod_revision <= known.mod_revision:
+                continue  # the snapshot had it already
+            if event.key not in updates and (known is None or not known.is_given):
+                new.add(event.key)
+            if event.value is None:
+                update = self._gone(event.key, event.mod_revision)
+            else:
+                update = self._decode(event.key, event.value, event.mod_revision)
+            if update is None:
+                continue
+            updates.pop(event.key, None)
+            if update.record is not None or event.key not in new:
+                updates[event.key] = update
+
+    def _differs(self, entry: Entry, *, is_same_store: bool) -> Update | None:
+        known = self._known.get(entry.key)
+        if known is not None and known.value_hash == hash(entry.value):
+            if known.mod_revision == entry.mod_revision:
+                return None
+            if not is_same_store:  # the same value in a rebuilt store
+                self._known[entry.key] = known._replace(mod_revision=entry.mod_revision)
+                return None
+        return self._decode(entry.key, entry.value, entry.mod_revision)
+
+    def _decode(self, path: str, value: bytes, mod_revision: int) -> Update | None:
+        known = self._known.get(path)
+        key = known.key if known is not None else keys.parse_key(path)
+        if key is None:
+            return None
+        try:
+            record = codec.decode(key, value)
+        except InvalidRecord as error:
+            log.warning("record.invalid", key=path, path=error.path, reason=error.reason)
+            self.bad_records[path] = str(error)
+            self._known[path] = _Known(key, mod_revision, hash(value), is_given=False)
+            return Update(key, path, None, mod_revision) if known is not None and known.is_given else None
+        self.bad_records.pop(path, None)
+        self._known[path] = _Known(key, mod_revision, hash(value), is_given=True)
+        return Update(key, path, record, mod_revision)
+
+    def _gone(self, path: str, revision: int) -> Update | None:
+        self.bad_records.pop(path, None)
+        known = self._known.pop(path, None)
+        return Update(known.key, path, None, revision) if known is not None and known.is_given else None
+
+    # --- status --------------------------------------------------------------------------------------------
+
+    def _note_ready(self, batch: Batch) -> None:
+        for event in batch.events:
+            if event.key == self._ready_key:
+                self._is_ready = event.value == b"true"
+
+    def _is_still_ready(self) -> bool:
+        if self._is_ready:
+            return True
+        log.warning("sync.not-ready", key=self._ready_key)
+        self._after.clear()
+        self._tell(SyncStatus.WAIT)
+        return False
+
+    def _tell(self, status: SyncStatus) -> None:
+        if status is not self._status or status is SyncStatus.RESYNC:
+            self._status = status
+            self._sink(SyncBatch((), status, max(self._after.values(), default=0)))

@@ -1,0 +1,121 @@
+"""What tests of every room may use: a real etcd on loopback, one a session, its keys wiped before each test."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from calico_core.datastore.etcd3 import Etcd3Datastore
+from calico_core.interfaces.datastore import DatastoreOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+START_TIMEOUT_S = 20.0
+
+
+class EtcdServer:
+    """``url`` opens it through our driver, ``endpoint`` is ``host:port``. Its data survive a stop."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port, self._peer_port = _free_port(), _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.endpoint = f"127.0.0.1:{self._port}"
+        self.url = f"etcd3://{self.endpoint}"
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
+    def start(self) -> None:
+        """Returns when it answers. Running already is fine."""
+        if self._process is not None:
+            return
+        peer = f"http://127.0.0.1:{self._peer_port}"
+        client = f"http://{self.endpoint}"
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                ["etcd", "--name", "test", "--data-dir", str(self._folder / "data"), "--unsafe-no-fsync",
+                 "--listen-client-urls", client, "--advertise-client-urls", client,
+                 "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+                 "--initial-cluster", f"test={peer}", "--log-level", "warn"],
+                stdout=log, stderr=log,
+            )  # fmt: skip
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._is_healthy():
+            if time.monotonic() > deadline or self._process.poll() is not None:
+                self.stop()
+                pytest.fail("etcd did not start: " + (self._folder / "log").read_text()[-2000:])
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Killed, as by a crash. Stopped already is fine."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
+            self._process = None
+
+    def pause(self) -> None:
+        """Connected, and deaf: as when its machine hangs. Undone by :meth:`resume`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        threads = list(Path(f"/proc/{self._process.pid}/task").iterdir())
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while any((thread / "stat").read_text().rpartition(")")[2].split()[0] != "T" for thread in threads):
+            assert time.monotonic() < deadline, "etcd does not stop"
+            time.sleep(0.005)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def wipe(self) -> None:
+        """Remove every key of ours, whoever wrote it."""
+        store = Etcd3Datastore.open(self.url, DatastoreOptions())
+        try:
+            store.delete_prefix("/calico/")
+        finally:
+            store.close()
+
+    def _is_healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{self.endpoint}/health", timeout=1) as answer:
+                return b'"true"' in answer.read()
+        except OSError:
+            return False
+
+
+@pytest.fixture(scope="session")
+def etcd_server() -> Iterator[EtcdServer]:
+    if shutil.which("etcd") is None:
+        pytest.skip("the etcd binary is not installed")
+    with tempfile.TemporaryDirectory(prefix="calico-etcd-") as folder:
+        server = EtcdServer(Path(folder))
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def etcd(etcd_server: EtcdServer) -> EtcdServer:
+    """Running, with nothing under ``/calico``. A test may stop and start it."""
+    etcd_server.start()
+    etcd_server.wipe()
+    return etcd_server
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,80 @@
+"""What only the SQLite driver does by itself: forget old changes, and refuse a file it does not understand."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING
+
+import pytest
+
+from calico_core.datastore import sqlite
+from calico_core.datastore.sqlite import SqliteDatastore
+from calico_core.errors import Unavailable
+from calico_core.interfaces.datastore import Batch, CompactedAway, DatastoreOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteDatastore]:
+    store = SqliteDatastore.open(f"sqlite://{tmp_path}/calico.db", DatastoreOptions())
+    yield store
+    store.close()
+
+
+def write_past_a_look(store: SqliteDatastore) -> int:
+    """The last revision; the changes were looked at on the way."""
+    return max(store.put("/calico/a", b"%d" % number) for number in range(sqlite.COMPACT_EVERY))
+
+
+def test_old_changes_are_forgotten(store: SqliteDatastore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "KEPT_CHANGES", 100)
+    monkeypatch.setattr(sqlite, "KEPT_S", 0.0)
+    last = write_past_a_look(store)
+    assert isinstance(store.watch("/calico/", 0).next(1), CompactedAway)
+    assert isinstance(store.watch("/calico/", last - 100).next(1), Batch)
+
+
+@pytest.mark.parametrize(("kept_changes", "kept_s"), [(100_000, 0.0), (1, 3600.0)])
+def test_a_change_is_kept_when_either_rule_keeps_it(
+    store: SqliteDatastore, monkeypatch: pytest.MonkeyPatch, kept_changes: int, kept_s: float
+) -> None:
+    monkeypatch.setattr(sqlite, "KEPT_CHANGES", kept_changes)
+    monkeypatch.setattr(sqlite, "KEPT_S", kept_s)
+    write_past_a_look(store)
+    message = store.watch("/calico/", 0).next(1)
+    assert isinstance(message, Batch)
+    assert message.events[0].value == b"0"
+
+
+def test_a_file_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "calico.db"
+    file.write_bytes(b"this is no database, whatever its name says" * 100)
+    store = SqliteDatastore.open(f"sqlite://{file}", DatastoreOptions())
+    with pytest.raises(Unavailable, match="not a database"):
+        store.get("/calico/a")
+    store.close()
+    assert file.read_bytes().startswith(b"this is no database")
+
+
+def test_another_schema_is_refused(store: SqliteDatastore, tmp_path: Path) -> None:
+    store.put("/calico/a", b"")
+    store.close()
+    connection = sqlite3.connect(tmp_path / "calico.db")
+    connection.execute("UPDATE meta SET value = 99 WHERE name = 'schema'")
+    connection.commit()
+    connection.close()
+    later = SqliteDatastore.open(f"sqlite://{tmp_path}/calico.db", DatastoreOptions())
+    with pytest.raises(Unavailable, match="schema 99"):
+        later.get("/calico/a")
+    later.close()
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    store = SqliteDatastore.open(f"sqlite://{tmp_path}/file/calico.db", DatastoreOptions())
+    with pytest.raises(Unavailable, match=r"Not a directory|File exists"):
+        store.put("/calico/a", b"")
+    store.close()
