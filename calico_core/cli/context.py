@@ -1,0 +1,80 @@
+"""What every command gets: settings, the datastore (opened when first asked for), the form of the answer."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from calico_core.errors import NotReady
+
+if TYPE_CHECKING:
+    from calico_core.datastore.records import TypedRecords
+    from calico_core.settings import Settings
+
+
+class CliContext:
+    """Made by the top command, closed when it ends."""
+
+    def __init__(self, *, datastore: str | None, host: str | None, output: str | None, is_debug: bool) -> None:
+        self.datastore_flag = datastore
+        self._host = host
+        self.output = output or os.environ.get("CALICOCTL_OUTPUT", "") or "table"
+        self.is_debug = is_debug
+        self._records: TypedRecords | None = None
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Flag, environment, what the node on this host uses, the embedded default if it exists. Never creates a
+        store by looking for one."""
+        import msgspec
+
+        from calico_core.settings import load_settings
+
+        settings = load_settings(os.environ)
+        if self.datastore_flag:
+            return msgspec.structs.replace(settings, datastore=self.datastore_flag)
+        if "datastore" in settings.origins:
+            return settings
+        saved = self._saved(settings)
+        if saved is not None:
+            return saved
+        path = settings.datastore.removeprefix("sqlite://")
+        if not Path(path).exists():
+            raise NotReady(
+                "no datastore is known: no node runs on this host and there is no "
+                f"{path}; name one with --datastore or CALICO_DATASTORE"
+            )
+        return settings
+
+    def _saved(self, settings: Settings) -> Settings | None:
+        from calico_core.node.composition import load_saved_settings
+
+        try:
+            return load_saved_settings(settings.run_directory)
+        except OSError:
+            return None
+
+    @property
+    def records(self) -> TypedRecords:
+        if self._records is None:
+            from calico_core.node.composition import open_records
+
+            self._records = open_records(self.settings)
+        return self._records
+
+    @property
+    def host(self) -> str:
+        from calico_core.node.composition import node_name
+
+        return self._host or node_name(self.settings)
+
+    def close(self) -> None:
+        if self._records is not None:
+            self._records.store.close()
+
+
+pass_context = click.make_pass_decorator(CliContext)

@@ -1,0 +1,139 @@
+"""``calicoctl``: a lazy table of commands. Importing this must stay cheap: nothing but click and what it needs.
+
+A command is imported when it is invoked, never to print the list; third parties add commands through the
+``calico.commands`` entry points, whose names come from metadata alone.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from typing import Any, Final, NoReturn
+
+import click
+
+from calico_core.errors import CalicoError
+
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "endpoint": ("calico_core.cli.endpoint:endpoint", "Show endpoints and change their profiles."),
+    "ipam": ("calico_core.cli.ipam:ipam", "Show and release addresses."),
+    "lab": ("calico_core.cli.lab:lab", "A laboratory of hosts in network namespaces."),
+    "node": ("calico_core.cli.node:node", "Run, stop and inspect this host's node."),
+    "pool": ("calico_core.cli.pool:pool", "Add, remove and show pools of addresses."),
+    "profile": ("calico_core.cli.profile:profile", "Profiles: their tags, labels and rules."),
+    "status": ("calico_core.cli.status:status", "Is this host's node well? Whom does it peer with?"),
+    "version": ("calico_core.cli.version:version", "Print the version."),
+}
+
+
+class LazyGroup(click.Group):
+    """Finds commands by name, importing only what is invoked."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return sorted({*COMMANDS, *_third_party_names()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name in COMMANDS:
+            module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+            return command
+        if cmd_name in _third_party_names():
+            return _third_party(cmd_name)
+        return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(self.list_commands(ctx))}."
+            raise click.UsageError(f"There is no command {args[0]!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        rows = [(name, text) for name, (_, text) in sorted(COMMANDS.items())]
+        rows += [(name, "(from an integration)") for name in sorted(_third_party_names() - COMMANDS.keys())]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--datastore", metavar="URL", help="etcd3://HOST:PORT,…, etcd3s://… or sqlite:///PATH.")
+@click.option("--host", metavar="NAME", help="The host meant by commands about 'this' host.")
+@click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), help="Form of the answer.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.pass_context
+def calicoctl(ctx: click.Context, datastore: str | None, host: str | None, output: str | None, debug: bool) -> None:
+    """Networks and policy for containers."""
+    from calico_core.cli.context import CliContext
+
+    ctx.obj = CliContext(datastore=datastore, host=host, output=output, is_debug=debug)
+    ctx.call_on_close(ctx.obj.close)
+
+
+def main() -> NoReturn:
+    """Exit codes: 0 done, 1 failed, 2 bad input, 3 try again, 4 missing, 5 refused by state, 130 interrupted."""
+    try:
+        code = calicoctl.main(args=globals_first(sys.argv[1:]), prog_name="calicoctl", standalone_mode=False)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except CalicoError as error:
+        from calico_core.cli.failure import exit_code, explain
+
+        if "--debug" in sys.argv:
+            raise
+        for line in explain(error):
+            click.echo(line, err=True)
+        sys.exit(exit_code(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def globals_first(arguments: list[str]) -> list[str]:
+    """Options of the whole tool may stand behind the command too: move them to the front."""
+    moved: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+        elif word in {"-o", "--output", "--datastore"}:
+            moved += [word, *([value] if (value := next(words, None)) is not None else [])]
+        elif word == "--debug" or word.startswith(("--output=", "--datastore=")):
+            moved.append(word)
+        else:
+            rest.append(word)
+    return moved + rest
+
+
+def _third_party_names() -> set[str]:
+    from importlib.metadata import entry_points
+
+    return {entry_point.name for entry_point in entry_points(group="calico.commands")}
+
+
+def _third_party(name: str) -> click.Command:
+    from calico_core.errors import PluginBroken
+    from calico_core.plugin_host.loader import load_driver
+    from calico_core.plugin_host.namespaces import COMMANDS as NAMESPACE
+
+    command: Any = load_driver(NAMESPACE, name)
+    if not isinstance(command, click.Command):
+        raise PluginBroken(name, "unknown", f"{command!r} is not a click command")
+    return command
+
+
+if __name__ == "__main__":
+    main()

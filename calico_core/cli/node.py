@@ -1,0 +1,121 @@
+"""``calicoctl node``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from calico_core.cli.context import CliContext, pass_context
+from calico_core.cli.failure import Refused
+from calico_core.cli.output import answer
+from calico_core.cli.running import ask_node, run_directory
+from calico_core.cli.status import print_status
+from calico_core.errors import NotReady
+from calico_core.model.keys import BGP_HOSTS, HOSTS, BgpHostAddressKey, BgpHostAsKey, NodeStatusKey, WorkloadEndpointKey
+
+_STOP_TIMEOUT_S = 20.0
+
+
+@click.group()
+def node() -> None:
+    """This host's node."""
+
+
+@node.command()
+@click.option("--ip", metavar="ADDRESS", help="This host's IPv4 address; 'autodetect' is the default.")
+@click.option("--ip6", metavar="ADDRESS", help="This host's IPv6 address.")
+@click.option("--as", "as_number", metavar="AS", help="This host's AS number.")
+@click.option("--name", metavar="NAME", help="This host's name.")
+@click.option("--backend", type=click.Choice(["bird", "none"]), help="Who exchanges routes.")
+@click.option("--no-default-pools", is_flag=True, help="Create no pools.")
+@pass_context
+def run(context: CliContext, **options: str | None) -> None:
+    """Run the node in the foreground until it is stopped. Needs root."""
+    if os.geteuid() != 0:
+        raise click.UsageError("'calicoctl node run' programs the kernel: run it as root")
+    environment = dict(os.environ)
+    names = {"ip": "IP", "ip6": "IP6", "as_number": "AS", "name": "NODENAME", "backend": "CALICO_ROUTING_DRIVER"}
+    environment.update({names[name]: str(value) for name, value in options.items() if value and name in names})
+    if options["no_default_pools"]:
+        environment["NO_DEFAULT_POOLS"] = "true"
+    if context.datastore_flag:
+        environment["CALICO_DATASTORE"] = context.datastore_flag
+    os.execve(sys.executable, [sys.executable, "-m", "calico_core.node.main", "run"], environment)  # noqa: S606
+
+
+@node.command()
+@click.option("--force", is_flag=True, help="Also while workloads are attached.")
+@pass_context
+def stop(context: CliContext, force: bool) -> None:
+    """Stop this host's node. What it programmed stays in force."""
+    pid = _pid_of_node()
+    if pid is None:
+        click.echo("No node runs on this host.")
+        return
+    attached = [
+        found.key
+        for found in context.records.list(f"{HOSTS}{context.host}/")
+        if isinstance(found.key, WorkloadEndpointKey)
+    ]
+    if attached and not force:
+        raise Refused(
+            f"{len(attached)} endpoints are attached to this host, among them {attached[0].endpoint}",
+            "they keep working without the node, but nothing follows changes; give --force to stop it all the same",
+        )
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    while _pid_of_node() == pid:
+        if time.monotonic() > deadline:
+            raise NotReady(f"the node (pid {pid}) has not ended within {_STOP_TIMEOUT_S:g} s")
+        time.sleep(0.05)
+    click.echo("Node stopped")
+
+
+@node.command()
+@pass_context
+def status(context: CliContext) -> None:
+    """Is it running, in sync, and whom does it peer with?"""
+    print_status(context)
+
+
+@node.command()
+@pass_context
+def show(context: CliContext) -> None:
+    """Show the hosts the datastore knows."""
+    hosts: dict[str, dict[str, object]] = {}
+    for found in context.records.list(BGP_HOSTS):
+        if isinstance(found.key, BgpHostAddressKey):
+            hosts.setdefault(found.key.host, {})[f"ipv{found.key.version}"] = found.record or None
+        elif isinstance(found.key, BgpHostAsKey):
+            hosts.setdefault(found.key.host, {})["as_number"] = found.record
+    rows = [
+        {
+            "host": host,
+            "ipv4": fields.get("ipv4"),
+            "ipv6": fields.get("ipv6"),
+            "as_number": fields.get("as_number", "(inherited)"),
+            "alive": context.records.get(NodeStatusKey(host)) is not None,
+        }
+        for host, fields in sorted(hosts.items())
+    ]
+    columns = {"Hostname": "host", "IPv4": "ipv4", "IPv6": "ipv6", "AS Num": "as_number", "Alive": "alive"}
+    answer(context, rows, columns)
+
+
+def _pid_of_node() -> int | None:
+    """Of the process that holds the lock and answers on the socket."""
+    found = ask_node(required=False)
+    if found is not None:
+        return int(found["pid"])
+    try:
+        text = Path(run_directory(), "node.lock").read_text()
+        pid = int(text.removeprefix("pid ").strip())
+        is_node = b"calico" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return None
+    return pid if is_node else None

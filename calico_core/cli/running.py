@@ -1,0 +1,32 @@
+"""Asking the node that runs on this host."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from calico_core.errors import NotReady
+from calico_core.settings import load_settings
+
+
+def run_directory() -> str:
+    return load_settings(os.environ).run_directory
+
+
+def ask_node(*, required: bool = True) -> dict[str, Any] | None:
+    """The node's own status; None when none answers and it is not ``required``. Raises ``NotReady``."""
+    from calico_core.interfaces.integration import Call
+    from calico_core.node.socket_api import call_node
+
+    path = load_settings(os.environ).socket
+    try:
+        reply = call_node(path, Call(program="node", environment={}, stdin=b"status"), timeout_s=5)
+    except OSError as error:
+        if required:
+            raise NotReady(f"no node answers on {path}: {error.strerror or error}") from error
+        return None
+    if reply is None or reply.status != 0:
+        raise NotReady(reply.stderr.decode(errors="replace").strip() if reply else "the node gave no answer")
+    answer: dict[str, Any] = json.loads(reply.stdout)
+    return answer

@@ -1,0 +1,209 @@
+"""A dataplane without a kernel: it keeps what it was told, and its wiring keeps what it was asked to make.
+
+For tests of the agent and of integrations, and for trying the system on a machine where nothing may be programmed. It
+keeps the seam's promises (a complete batch first, only differences count, failures stay wanted), and can be told to
+fail.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from netaddr import EUI, IPNetwork
+
+from calico_core.errors import CalicoError, InterfaceTaken, InvalidRequest
+from calico_core.interfaces.dataplane import ApplyReport, Dataplane, DataplaneOptions, Failure, WorkloadWiring
+from calico_core.model.hoststate import HostChanges, HostState
+from calico_core.model.workloads import InterfaceEvent, PairRequest, WiredInterface, WiringRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from calico_core.model.keys import WorkloadEndpointKey
+
+_HOST_MAC = EUI("ee:ee:ee:ee:ee:ee")
+_DEFAULT_MTU_BYTES = 1500
+
+
+class MemoryWiring(WorkloadWiring):
+    """Interfaces as records. ``fail_next`` makes the next attach or pair raise, having made nothing."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: dict[str, tuple[WiringRequest | PairRequest, WiredInterface]] = {}
+        self._callbacks: list[Callable[[InterfaceEvent], None]] = []
+        self._failure: CalicoError | None = None
+        self._serial = 0
+
+    def fail_next(self, error: CalicoError) -> None:
+        self._failure = error
+
+    def attach(self, request: WiringRequest) -> WiredInterface:
+        with self._lock:
+            self._raise_failure()
+            standing = self._made.get(request.interface)
+            if standing is not None:
+                if not _same(standing[0], request):
+                    raise InterfaceTaken(request.interface, "the host")
+                return msgspec.structs.replace(standing[1], is_new=False)
+            wired = self._make(request.interface, request)
+        self._tell("up", request.interface)
+        return wired
+
+    def detach(self, interface: str) -> None:
+        with self._lock:
+            gone = self._made.pop(interface, None)
+        if gone is not None:
+            self._tell("deleted", interface)
+
+    def check(self, request: WiringRequest) -> tuple[str, ...]:
+        with self._lock:
+            standing = self._made.get(request.interface)
+        if standing is None:
+            return (f"interface {request.interface} does not exist",)
+        if not _same(standing[0], request):
+            return (f"interface {request.interface} was made for another request",)
+        return ()
+
+    def make_pair(self, request: PairRequest) -> WiredInterface:
+        with self._lock:
+            self._raise_failure()
+            wired = self._make(request.interface, request)
+        self._tell("up", request.interface)
+        return wired
+
+    def exists(self, interface: str) -> bool:
+        return interface in self._made
+
+    def routes(self, interface: str) -> tuple[IPNetwork, ...]:
+        made = self._made.get(interface)
+        return made[0].addresses if made is not None else ()
+
+    def watch(self, callback: Callable[[InterfaceEvent], None]) -> Callable[[], None]:
+        self._callbacks.append(callback)
+
+        def stop() -> None:
+            if callback in self._callbacks:
+                self._callbacks.remove(callback)
+
+        return stop
+
+    def _make(self, interface: str, request: WiringRequest | PairRequest) -> WiredInterface:
+        self._serial += 1
+        wired = WiredInterface(
+            interface=interface,
+            host_mac=_HOST_MAC,
+            mac=request.mac or EUI(0x02_00_00_00_00_00 + self._serial),
+            mtu_bytes=request.mtu_bytes or _DEFAULT_MTU_BYTES,
+        )
+        self._made[interface] = (request, wired)
+        return wired
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _tell(self, kind: Any, interface: str) -> None:
+        for callback in tuple(self._callbacks):
+            callback(InterfaceEvent(kind=kind, name=interface))
+
+
+class MemoryDataplane(Dataplane):
+    """``state`` is what is "in the kernel"; ``applied`` are the batches in order; ``is_closed`` after
+    :meth:`ensure_closed`. Subjects put in ``refused`` (with a reason) fail until they are taken out again."""
+
+    def __init__(self, options: DataplaneOptions) -> None:
+        self.options = options
+        self.state = HostState()
+        self.applied: list[HostChanges] = []
+        self.is_closed = False
+        self.is_open = True
+        self.refused: dict[str, str] = {}
+        self._is_complete = False
+        self._wiring = MemoryWiring()
+        self._programmed: dict[object, object] = {}
+
+    @classmethod
+    def open(cls, options: DataplaneOptions) -> MemoryDataplane:
+        return cls(options)
+
+    def ensure_closed(self) -> None:
+        self.is_closed = True
+
+    def apply(self, changes: HostChanges) -> ApplyReport:
+        if not self._is_complete and not changes.is_complete:
+            raise InvalidRequest("is_complete", "the first batch must carry the whole state")
+        self._is_complete = self.is_closed = True
+        self.applied.append(changes)
+        self.state.update(changes)
+        return self._program()
+
+    def resync(self) -> ApplyReport:
+        if not self._is_complete:
+            return ApplyReport()
+        report = self._program()
+        return msgspec.structs.replace(report, healed=("programmed state",) if report.changes else ())
+
+    def interface_changed(self, event: InterfaceEvent) -> ApplyReport:
+        return ApplyReport(endpoints_without_link=self._without_link(event.name))
+
+    def watch_interfaces(self, callback: Callable[[InterfaceEvent], None]) -> Callable[[], None]:
+        return self._wiring.watch(callback)
+
+    def wiring(self) -> MemoryWiring:
+        return self._wiring
+
+    def purge(self) -> None:
+        self.state = HostState()
+        self._programmed.clear()
+        self._is_complete = self.is_closed = False
+
+    def close(self) -> None:
+        self.is_open = False
+
+    def forget(self) -> None:
+        """As if somebody had flushed the kernel: the next resync finds and heals it."""
+        self._programmed.clear()
+
+    def is_programmed(self, workload: WorkloadEndpointKey) -> bool:
+        """Whether the workload's policy is in force as it is wanted."""
+        return self._programmed.get(workload) == self.state.workloads.get(workload, self)
+
+    def _program(self) -> ApplyReport:
+        wanted: dict[object, object] = {"pools": self.state.pools}
+        for part in (self.state.sets, self.state.rules, self.state.workloads):
+            wanted.update(part)
+        failures = [
+            Failure(subject, reason) for subject, reason in self.refused.items() if subject in map(_subject, wanted)
+        ]
+        possible = {name: value for name, value in wanted.items() if _subject(name) not in self.refused}
+        changed = [name for name, value in possible.items() if self._programmed.get(name, self) != value]
+        changes = len(changed) + len(self._programmed.keys() - possible.keys())
+        self._programmed = possible
+        return ApplyReport(changes=changes, failures=tuple(failures), endpoints_without_link=self._without_link())
+
+    def _without_link(self, interface: str = "") -> tuple[WorkloadEndpointKey, ...]:
+        """Active workloads whose interface was not made here; of one interface when given."""
+        return tuple(
+            key
+            for key, workload in sorted(self.state.workloads.items(), key=lambda item: item[0].path)
+            if workload.is_active
+            and interface in ("", workload.interface)
+            and not self._wiring.exists(workload.interface)
+        )
+
+
+def _subject(name: object) -> str:
+    """As reports name it: a workload by its key's path, the rest by its id."""
+    path = getattr(name, "path", None)
+    return path if isinstance(path, str) else str(name)
+
+
+def _same(standing: WiringRequest | PairRequest, request: WiringRequest) -> bool:
+    """Descriptors differ from call to call; they do not count."""
+    if not isinstance(standing, WiringRequest):
+        return False
+    return msgspec.structs.replace(standing, namespace_fd=0) == msgspec.structs.replace(request, namespace_fd=0)

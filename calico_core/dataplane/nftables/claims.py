@@ -1,0 +1,88 @@
+"""Who has an interface, and who has an address, when several workloads claim it: the first by its key's path.
+
+Such conflicts are passing states (a migration, a record written before the old one went) or mistakes; either way the
+answer must not depend on the order of events. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from netaddr import IPNetwork
+
+    from calico_core.model.hoststate import HostWorkload
+    from calico_core.model.keys import WorkloadEndpointKey
+
+T = TypeVar("T")
+
+
+class Claims:
+    """The workloads of a host by interface and by address."""
+
+    def __init__(self) -> None:
+        self._workloads: dict[WorkloadEndpointKey, HostWorkload] = {}
+        self._by_interface: defaultdict[str, set[WorkloadEndpointKey]] = defaultdict(set)
+        self._by_network: defaultdict[IPNetwork, set[WorkloadEndpointKey]] = defaultdict(set)
+
+    def put(self, workload: HostWorkload) -> set[str]:
+        """Gives the interfaces for which something may be different now."""
+        touched = self.remove(workload.key)
+        self._workloads[workload.key] = workload
+        self._by_interface[workload.interface].add(workload.key)
+        touched.add(workload.interface)
+        if workload.is_active:
+            for network in workload.nets:
+                touched |= self._interfaces(network)
+                self._by_network[network].add(workload.key)
+        return touched
+
+    def remove(self, key: WorkloadEndpointKey) -> set[str]:
+        workload = self._workloads.pop(key, None)
+        if workload is None:
+            return set()
+        _discard(self._by_interface, workload.interface, key)
+        touched = {workload.interface}
+        for network in workload.nets:
+            _discard(self._by_network, network, key)
+            touched |= self._interfaces(network)
+        return touched
+
+    def clear(self) -> None:
+        for index in (self._workloads, self._by_interface, self._by_network):
+            index.clear()
+
+    def owner(self, interface: str) -> HostWorkload | None:
+        claims = self._by_interface.get(interface)
+        return self._workloads[_first(claims)] if claims else None
+
+    def networks(self, interface: str) -> tuple[IPNetwork, ...]:
+        """What shall be routed to the interface."""
+        workload = self.owner(interface)
+        if workload is None or not workload.is_active:
+            return ()
+        return tuple(net for net in workload.nets if _first(self._by_network[net]) == workload.key)
+
+    def interfaces(self) -> set[str]:
+        return set(self._by_interface)
+
+    def keys(self, interface: str) -> set[WorkloadEndpointKey]:
+        """Every claimant."""
+        return self._by_interface.get(interface, set())
+
+    def _interfaces(self, network: IPNetwork) -> set[str]:
+        return {self._workloads[key].interface for key in self._by_network.get(network, ())}
+
+
+def _first(keys: set[WorkloadEndpointKey]) -> WorkloadEndpointKey:
+    return next(iter(keys)) if len(keys) == 1 else min(keys, key=lambda key: key.path)
+
+
+def _discard(index: dict[T, set[WorkloadEndpointKey]], name: T, key: WorkloadEndpointKey) -> None:
+    keys = index.get(name)
+    if keys is None:
+        return
+    keys.discard(key)
+    if not keys:
+        del index[name]

@@ -1,0 +1,262 @@
+"""Our table in the kernel: desired state in, one transaction out, and what went wrong by subject.
+
+The kernel's content is known from reading it once and from our own commits; its generation counter tells whether
+anybody else has written since. Changes of set elements alone go by netlink messages of our own, everything else
+through libnftables.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from calico_core.dataplane.nftables.builder import TableBuilder
+from calico_core.dataplane.nftables.library import NftLibrary
+from calico_core.dataplane.nftables.names import FAMILY, TABLE
+from calico_core.dataplane.nftables.netfilter import NftSocket
+from calico_core.dataplane.nftables.script import delete_table, render_plan
+from calico_core.dataplane.reconcile import Plan, Table, rebuild, reconcile
+from calico_core.errors import KernelRefused
+from calico_core.interfaces.dataplane import Failure
+from calico_core.log import get_logger
+from calico_core.model.hoststate import HostState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from calico_core.interfaces.dataplane import DataplaneOptions
+    from calico_core.model.hoststate import HostChanges
+
+#: Beyond this many elements libnftables' fixed cost no longer matters.
+_NETLINK_ELEMENTS = 4096
+#: How many rounds of closing what the kernel refused before the table is made anew.
+_ISOLATION_ROUNDS = 20
+#: No counter has this value: the next resync reads.
+_UNKNOWN = -1
+_WHOLE_TABLE = f"table {FAMILY} {TABLE}"
+
+log = get_logger(__name__)
+
+
+class TableReport(msgspec.Struct, frozen=True, kw_only=True):
+    """``healed``: differences found that were not ours. ``lost``: addresses (family, value) that an interface had and
+    no longer has. ``path``: how the last transaction went: ``netlink``, ``libnftables`` or ``none``."""
+
+    changes: int = 0
+    failures: tuple[Failure, ...] = ()
+    healed: tuple[str, ...] = ()
+    lost: frozenset[tuple[int, int]] = frozenset()
+    path: str = "none"
+
+
+class PolicyTable:
+    """The table of one network namespace. One thread."""
+
+    def __init__(self, options: DataplaneOptions, namespace_fd: int | None = None) -> None:
+        self._options = options
+        self._library = NftLibrary(namespace_fd)
+        self._socket = NftSocket(namespace_fd)
+        self._state = HostState()
+        self._builder = TableBuilder(options)
+        self._observed: Table | None = None
+        self._generation: int | None = None
+        self._closed: dict[str, str] = {}
+
+    def close(self) -> None:
+        self._library.close()
+        self._socket.close()
+
+    # --- calls of the driver ----------------------------------------------------------------------
+
+    def ensure_closed(self) -> None:
+        """The base with nobody in it, unless a table stands."""
+        if self._socket.has_table():
+            return
+        desired = TableBuilder(self._options)
+        plan = rebuild(desired.table)
+        self._transact(plan, desired)
+        self._generation = None
+        log.info("table.created", table=_WHOLE_TABLE)
+
+    def follow(self, changes: HostChanges, state: HostState) -> TableReport:
+        """``state`` has taken in the batch."""
+        self._state = state
+        names: set[str] | None = None
+        if changes.is_complete or self._closed:
+            self._closed = {}
+            self._builder = TableBuilder.of(self._options, state)
+        else:
+            names = self._builder.update(changes, state)
+        if self._generation is None:
+            if not self._try_read():
+                return TableReport(failures=self._failures())
+            names = None
+        return self._make_right(names)
+
+    def resync(self) -> TableReport:
+        """Compare with the kernel, unless its generation is the one we made."""
+        retried = bool(self._closed)
+        if retried:
+            self._closed = {}
+            self._builder = TableBuilder.of(self._options, self._state)
+        believed = self._observed
+        if self._is_untouched():
+            return self._make_right(None) if retried else TableReport(failures=self._failures())
+        if not self._try_read():
+            return TableReport(failures=self._failures())
+        foreign = _describe(self._observed, believed)
+        report = self._make_right(None)
+        if foreign:
+            log.warning("table.healed", found=foreign)
+        return msgspec.structs.replace(report, healed=foreign)
+
+    def purge(self) -> None:
+        """Remove the table."""
+        errors = self._library.run("\n".join(delete_table()) + "\n")
+        if errors:
+            raise KernelRefused(f"delete {_WHOLE_TABLE}", errno.EBUSY, errors[0].reason)
+        self._observed, self._generation = None, None
+
+    def observe(self) -> Table | None:
+        """What the kernel holds now."""
+        return self._socket.read()[0]
+
+    @property
+    def desired(self) -> Table:
+        return self._builder.table
+
+    # --- commit -----------------------------------------------------------------------------------
+
+    def _make_right(self, names: Iterable[str] | None) -> TableReport:
+        before = self._observed
+        plan = reconcile(self._builder.table, before, names)
+        if not plan:
+            return TableReport(failures=self._failures())
+        lost = _lost_addresses(plan, self._builder.table, before)
+        path = self._commit(plan)
+        return TableReport(changes=plan.changes, failures=self._failures(), lost=lost, path=path)
+
+    def _commit(self, plan: Plan) -> str:
+        try:
+            return self._transact(plan, self._builder)
+        except KernelRefused as error:
+            log.warning("table.refused", error=str(error))
+        # perhaps the table is not what we believed: look, and try what really differs
+        try:
+            self._read()
+            return self._isolate()
+        except KernelRefused as error:
+            self._fail(error)
+            return "none"
+
+    def _isolate(self) -> str:
+        """Close what the kernel refuses until the rest passes; then make the table anew as a last resort."""
+        for _ in range(_ISOLATION_ROUNDS):
+            plan = reconcile(self._builder.table, self._observed)
+            guilty: dict[str, str] = {}
+            try:
+                return self._transact(plan, self._builder, guilty) if plan else "none"
+            except KernelRefused as error:
+                if not guilty or guilty.keys() <= self._closed.keys():
+                    log.warning("table.rebuilt", error=str(error))
+                    break
+                self._close(guilty)
+        return self._transact(rebuild(self._builder.table), self._builder)
+
+    def _close(self, guilty: dict[str, str]) -> None:
+        for subject, reason in guilty.items():
+            log.error("table.closed", subject=subject, reason=reason)
+        self._closed |= guilty
+        self._builder = TableBuilder.of(self._options, self._state, self._closed)
+
+    def _transact(self, plan: Plan, builder: TableBuilder, guilty: dict[str, str] | None = None) -> str:
+        """One transaction. When it is refused nothing has changed, and ``guilty`` receives what could be told."""
+        desired = builder.table
+        if plan.is_elements_only and plan.element_count <= _NETLINK_ELEMENTS and guilty is None:
+            self._socket.change_elements(plan, {name: desired.sets[name].kind for name in plan.names})
+            path = "netlink"
+        else:
+            self._run_script(plan, builder, guilty)
+            path = "libnftables"
+        if plan.is_rebuild or self._observed is None:
+            self._observed = Table(desired.chains, desired.sets)
+        else:
+            self._observed.follow(desired, plan.names)
+        # a generation further than our own step means that somebody else wrote: read before trusting it again
+        now = self._socket.generation()
+        is_ours = self._generation is not None and now == (self._generation + 1) & 0xFFFFFFFF
+        self._generation = now if is_ours else _UNKNOWN
+        return path
+
+    def _run_script(self, plan: Plan, builder: TableBuilder, guilty: dict[str, str] | None) -> None:
+        lines, subjects = render_plan(plan, builder.table, self._observed, builder.subject_of)
+        errors = self._library.run("\n".join(lines) + "\n")
+        if not errors:
+            return
+        for error in errors:
+            subject = subjects[error.line - 1] if 0 < error.line <= len(subjects) else ""
+            if subject and guilty is not None:
+                guilty[subject] = error.reason
+        first = errors[0]
+        command = lines[first.line - 1] if 0 < first.line <= len(lines) else "the transaction"
+        raise KernelRefused(f"nftables: {command}", errno.EINVAL, first.reason)
+
+    def _is_untouched(self) -> bool:
+        """Nobody has written to the rules of this namespace since our last commit."""
+        try:
+            return self._generation is not None and self._socket.generation() == self._generation
+        except KernelRefused:
+            return False
+
+    def _try_read(self) -> bool:
+        try:
+            self._read()
+        except KernelRefused as error:
+            self._fail(error)
+            return False
+        return True
+
+    def _fail(self, error: KernelRefused) -> None:
+        """Nothing is sure any more: the next call reads and starts from there."""
+        self._generation = None
+        self._closed[_WHOLE_TABLE] = str(error)
+        log.error("table.failed", error=str(error))
+
+    def _read(self) -> None:
+        self._observed, self._generation = self._socket.read()
+
+    def _failures(self) -> tuple[Failure, ...]:
+        reasons = {**self._builder.problems, **self._closed}
+        return tuple(Failure(subject, reason) for subject, reason in sorted(reasons.items()))
+
+
+def _describe(found: Table | None, believed: Table | None) -> tuple[str, ...]:
+    """What somebody else changed: the difference between what we left and what stands."""
+    if believed is None:
+        return ()
+    if found is None:
+        return (_WHOLE_TABLE,)
+    return tuple(
+        f"{'set' if name in believed.sets or name in found.sets else 'chain'} {name}"
+        for name in believed.differences(found)
+    )
+
+
+def _lost_addresses(plan: Plan, desired: Table, observed: Table | None) -> frozenset[tuple[int, int]]:
+    """Addresses whose interface may no longer send from them: their connections are to be cut."""
+    before: set[tuple[int, str, int]] = set()
+    after: set[tuple[int, str, int]] = set()
+    for family in (4, 6):
+        for name in (f"src_any{family}", f"src_mac{family}"):
+            if not plan.is_rebuild and name not in plan.removed_elements:
+                continue
+            if observed is not None and name in observed.sets:
+                before |= {(family, element[0], element[-1]) for element in observed.sets[name].elements}
+    if before:
+        for family in (4, 6):
+            for name in (f"src_any{family}", f"src_mac{family}"):
+                if name in desired.sets:
+                    after |= {(family, element[0], element[-1]) for element in desired.sets[name].elements}
+    return frozenset((family, value) for family, _, value in before - after)

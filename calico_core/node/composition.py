@@ -1,0 +1,116 @@
+"""What the resident runtime and a one-shot process have in common: the parts between settings and integrations."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import msgspec
+
+from calico_core.datastore.records import TypedRecords
+from calico_core.errors import CalicoError, PluginBroken
+from calico_core.interfaces.dataplane import Dataplane, DataplaneOptions
+from calico_core.interfaces.datastore import Datastore, DatastoreOptions
+from calico_core.interfaces.integration import Integration, IntegrationContext
+from calico_core.interfaces.ipam import Ipam
+from calico_core.log import get_logger
+from calico_core.plugin_host.loader import LoadedPlugin, driver_of_url, load_all, load_driver
+from calico_core.plugin_host.namespaces import DATAPLANES, DATASTORES, INTEGRATIONS, IPAM
+from calico_core.settings import Settings
+
+log = get_logger(__name__)
+
+
+def node_name(settings: Settings) -> str:
+    """Setting, else what this machine remembered, else its host name. Source: node specification 1.3."""
+    if settings.node_name:
+        return settings.node_name.strip()
+    remembered = Path(settings.state_directory, "nodename")
+    try:
+        name = remembered.read_text().strip()
+    except OSError:
+        name = ""
+    return name or socket.gethostname().strip().lower()
+
+
+def open_store(settings: Settings) -> Datastore:
+    """The driver the URL names. Raises ``PluginMissing``, ``InvalidSettings``."""
+    driver: type[Datastore] = load_driver(DATASTORES, driver_of_url(settings.datastore))
+    return driver.open(
+        settings.datastore,
+        DatastoreOptions(
+            ca_file=settings.etcd_ca_file,
+            cert_file=settings.etcd_cert_file,
+            key_file=settings.etcd_key_file,
+            username=settings.etcd_username,
+            password=settings.etcd_password,
+        ),
+    )
+
+
+def open_records(settings: Settings) -> TypedRecords:
+    return TypedRecords(open_store(settings))
+
+
+def open_ipam(records: TypedRecords, host: str) -> Ipam:
+    driver: type[Ipam] = load_driver(IPAM, "block")
+    return driver.open(records, host)
+
+
+def open_dataplane(settings: Settings, host: str) -> Dataplane:
+    driver: type[Dataplane] = load_driver(DATAPLANES, settings.dataplane_driver)
+    has_ipv6 = Path("/proc/sys/net/ipv6").exists()
+    return driver.open(
+        DataplaneOptions(
+            host=host,
+            interface_prefix=settings.interface_prefix,
+            endpoint_to_host=settings.endpoint_to_host,
+            is_ipv6_enabled=settings.ipv6_support == "true" or (settings.ipv6_support == "auto" and has_ipv6),
+        )
+    )
+
+
+def select_integrations(settings: Settings) -> tuple[tuple[LoadedPlugin, ...], dict[str, str]]:
+    """Installed integrations that the settings want, and a state text for each that cannot be had.
+
+    ``CALICO_INTEGRATIONS`` is a list of names; ``-name`` switches one off; empty means all.
+    """
+    plugins = load_all(INTEGRATIONS)
+    wanted = {name for name in settings.integrations if not name.startswith("-")}
+    unwanted = {name[1:] for name in settings.integrations if name.startswith("-")}
+    chosen = tuple(
+        plugin for plugin in plugins.loaded if plugin.name not in unwanted and (not wanted or plugin.name in wanted)
+    )
+    states = {broken.name: f"broken: {broken.error}" for broken in plugins.broken}
+    known = {plugin.name for plugin in plugins.loaded} | states.keys()
+    states |= dict.fromkeys(wanted - known, "broken: not installed")
+    return chosen, states
+
+
+def prepare(plugin: LoadedPlugin, context: IntegrationContext) -> Integration:
+    """Raises ``PluginBroken`` with the reason; never anything else."""
+    try:
+        integration: Integration = plugin.target()
+        integration.prepare(context)
+    except CalicoError as error:
+        raise PluginBroken(plugin.name, plugin.distribution, str(error)) from error
+    except Exception as error:
+        log.exception("integration.prepare_failed", integration=plugin.name, distribution=plugin.distribution)
+        raise PluginBroken(plugin.name, plugin.distribution, f"{type(error).__name__}: {error}") from error
+    return integration
+
+
+def save_settings(settings: Settings, host: str) -> None:
+    """Leave what a one-shot process needs beside the socket, readable by root alone."""
+    directory = Path(settings.run_directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    target = directory / "settings.json"
+    temporary = directory / ".settings.json.new"
+    temporary.touch(mode=0o600)
+    temporary.write_bytes(msgspec.json.encode(msgspec.structs.replace(settings, node_name=host)))
+    temporary.rename(target)
+
+
+def load_saved_settings(run_directory: str) -> Settings:
+    """Raises ``OSError`` when no node ever ran here."""
+    return msgspec.json.decode(Path(run_directory, "settings.json").read_bytes(), type=Settings)

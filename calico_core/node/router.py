@@ -1,0 +1,81 @@
+"""Journey C: what the datastore says of hosts, peers, pools and blocks becomes the routing daemon's configuration.
+
+One thread. The first change is taken at once, later ones at most once a second, so that a thousand joining hosts do
+not mean a thousand reloads. Nothing is configured from half a view.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from calico_core.datastore.syncer import SyncBatch, Syncer, SyncStatus
+from calico_core.errors import CalicoError
+from calico_core.interfaces.datastore import Datastore
+from calico_core.interfaces.routing import Routing, RoutingState
+from calico_core.log import get_logger
+from calico_core.model.keys import AFFINITIES, BGP, POOLS
+from calico_core.node.mailbox import Mailbox
+from calico_core.routing.peerings import PeeringTable
+
+log = get_logger(__name__)
+
+_MIN_INTERVAL_S = 1.0
+_RETRY_S = 5.0
+
+
+class Router:
+    """Feeds a :class:`Routing` driver."""
+
+    def __init__(self, *, store: Datastore, host: str, routing: Routing) -> None:
+        self._routing = routing
+        self._table = PeeringTable(host)
+        self._mailbox: Mailbox[SyncBatch] = Mailbox()
+        self._syncer = Syncer(store, (BGP, POOLS, f"{AFFINITIES}{host}/"), self._mailbox.post, name="sync-routing")
+        self._thread = threading.Thread(target=self._run, name="routing", daemon=True)
+        self._is_in_sync = False
+        self._configured: RoutingState | None = None
+        self.last_error = ""
+
+    def start(self) -> None:
+        self._thread.start()
+        self._syncer.start()
+
+    def stop(self) -> None:
+        self._syncer.stop()
+        self._mailbox.close()
+        if self._thread.is_alive():
+            self._thread.join(10)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive() and self._syncer.is_alive
+
+    def _run(self) -> None:
+        retry_s: float | None = None
+        while not self._mailbox.is_closed:
+            for batch in self._mailbox.take(retry_s):
+                self._table.apply((update.key, update.record) for update in batch.updates)
+                self._is_in_sync = self._is_in_sync or batch.status is SyncStatus.IN_SYNC
+            state = self._table.state() if self._is_in_sync else None
+            if state is None or state == self._configured:
+                retry_s = None
+                continue
+            retry_s = None if self._configure(state) else _RETRY_S
+            if not self._mailbox.is_closed:
+                time.sleep(_MIN_INTERVAL_S if retry_s is None else 0)
+
+    def _configure(self, state: RoutingState) -> bool:
+        try:
+            self._routing.configure(state)
+        except CalicoError as error:
+            self.last_error = str(error)
+            log.error("routing.configure_failed", reason=str(error))
+            return False
+        except Exception as error:  # the driver may come from a third party
+            self.last_error = str(error)
+            log.exception("routing.configure_failed")
+            return False
+        self._configured, self.last_error = state, ""
+        log.info("routing.configured", peers=len(state.peers), blocks=len(state.blocks), pools=len(state.pools))
+        return True

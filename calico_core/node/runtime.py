@@ -1,0 +1,247 @@
+"""The composition root: one resident process a host. Phases of a start: node specification 1.4.
+
+Holds the lock, opens the drivers by name, registers the host, runs agent, router, reporter and integrations, and
+answers on the socket. ``stop`` undoes that in reverse and leaves the kernel (and BIRD) as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+import time
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from calico_core import __version__
+from calico_core.errors import CalicoError, InvalidSettings, NotReady, PluginError
+from calico_core.interfaces.integration import Call, CallReply, Integration, IntegrationContext
+from calico_core.interfaces.routing import Routing, RoutingOptions
+from calico_core.log import get_logger
+from calico_core.model import codec
+from calico_core.node import composition, startup
+from calico_core.node.addresses import is_own_address, node_address
+from calico_core.node.agent import Agent
+from calico_core.node.router import Router
+from calico_core.node.socket_api import SocketServer
+from calico_core.node.status import StatusReporter
+from calico_core.plugin_host.loader import load_driver
+from calico_core.plugin_host.namespaces import ROUTING
+from calico_core.settings import Settings
+from calico_core.workload.service import WorkloadService
+
+log = get_logger(__name__)
+
+_READY_WAIT_S = 20.0
+_WATCH_S = 5.0
+
+
+class Runtime:
+    """Made, started and stopped by the main thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.host = composition.node_name(settings)
+        self.stopping = threading.Event()
+        self._stack = contextlib.ExitStack()
+        self._integrations: dict[str, Integration] = {}
+        self._programs: dict[str, Integration] = {}
+        self._states: dict[str, str] = {}
+        self._started = time.time()
+        self._agent: Agent | None = None
+        self._router: Router | None = None
+        self._routing: Routing | None = None
+        self._reporter: StatusReporter | None = None
+
+    def start(self) -> None:
+        """Raises ``CalicoError`` with a sentence for people; what was started is stopped by :meth:`stop`."""
+        settings = self._settings
+        self._lock()
+        ipv4 = node_address(settings.ip, 4, pools=(settings.pool_v4,) if settings.pool_v4 != "none" else ())
+        ipv6 = node_address(settings.ip6, 6)
+        if ipv4 is None and ipv6 is None:
+            raise InvalidSettings("ip", settings.origins.get("ip", "default"), "no address found; give IP or IP6")
+        for address in (ipv4, ipv6):
+            if address is not None and not is_own_address(address):
+                log.warning("node.address_not_local", address=address)
+        dataplane = composition.open_dataplane(settings, self.host)
+        self._stack.callback(dataplane.close)
+        records = composition.open_records(settings)
+        self._stack.callback(records.store.close)
+        if not startup.wait_for_store(records, self.stopping):
+            raise NotReady("stopped while waiting for the datastore")
+        startup.register_host(records, host=self.host, ipv4=ipv4, ipv6=ipv6, settings=settings)
+        self._remember_name()
+        composition.save_settings(settings, self.host)
+        self._start_reporter(records)
+        assert self._reporter is not None
+        self._agent = Agent(
+            store=records.store,
+            host=self.host,
+            dataplane=dataplane,
+            refresh_interval_s=settings.refresh_interval_s,
+            reporter=self._reporter.put,
+            on_death=self.stopping.set,
+        )
+        self._stack.callback(self._agent.stop)
+        self._agent.start()
+        self._start_routing(records)
+        ipam = composition.open_ipam(records, self.host)
+        self._stack.callback(ipam.close)
+        workloads = WorkloadService(
+            records=records, ipam=ipam, wiring=dataplane.wiring(), gate=self._agent, host=self.host
+        )
+        self._stack.callback(workloads.close)
+        self._start_integrations(
+            IntegrationContext(workloads=workloads, ipam=ipam, records=records, settings=settings, host=self.host)
+        )
+        server = SocketServer(settings.socket, self._answer)
+        self._stack.callback(server.stop)
+        server.start()
+        self._agent.wait_in_sync(_READY_WAIT_S)
+
+    def watch(self) -> bool:
+        """Until :attr:`stopping` is set: True; or until a part has died: False."""
+        while not self.stopping.wait(_WATCH_S):
+            for part in (self._agent, self._router):
+                if part is not None and not part.is_alive:
+                    log.error("node.part_died", part=type(part).__name__)
+                    return False
+        return True
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self._stack.close()
+
+    # --- phases --------------------------------------------------------------------------------------
+
+    def _lock(self) -> None:
+        """One node a run directory. The lock goes with the process."""
+        directory = Path(self._settings.run_directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        lock: IO[str] = open(directory / "node.lock", "a+")  # noqa: SIM115 - held until the end
+        self._stack.callback(lock.close)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            raise InvalidSettings(
+                "run_directory", "lock", f"{directory} is in use by a running node ({holder})"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"pid {os.getpid()}\n")
+        lock.flush()
+
+    def _remember_name(self) -> None:
+        directory = Path(self._settings.state_directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        Path(directory, "nodename").write_text(f"{self.host}\n")
+
+    def _start_reporter(self, records: composition.TypedRecords) -> None:
+        settings = self._settings
+        self._reporter = StatusReporter(
+            records=records,
+            host=self.host,
+            version=__version__,
+            interval_s=settings.reporting_interval_s,
+            ttl_s=settings.reporting_ttl_s,
+            reports_endpoints=settings.endpoint_reporting,
+            routing_status=lambda: self._require_routing().status(),
+            integrations=lambda: dict(self._states),
+        )
+        options = RoutingOptions(host=self.host, run_directory=settings.run_directory)
+        driver: type[Routing] = load_driver(ROUTING, settings.routing_driver)
+        self._routing = driver.open(options)
+        self._stack.callback(lambda: self._require_routing().close(stop_daemon=os.getpid() == 1))
+        self._stack.callback(self._reporter.stop)
+        self._reporter.start()
+
+    def _require_routing(self) -> Routing:
+        assert self._routing is not None
+        return self._routing
+
+    def _start_routing(self, records: composition.TypedRecords) -> None:
+        self._router = Router(store=records.store, host=self.host, routing=self._require_routing())
+        self._stack.callback(self._router.stop)
+        self._router.start()
+
+    def _start_integrations(self, context: IntegrationContext) -> None:
+        """A broken one is reported and never stops the others."""
+        chosen, self._states = composition.select_integrations(self._settings)
+        for plugin in chosen:
+            try:
+                integration = composition.prepare(plugin, context)
+            except PluginError as error:
+                self._states[plugin.name] = f"broken: {error}"
+                log.error("integration.broken", integration=plugin.name, reason=str(error))
+                continue
+            self._stack.callback(integration.close)
+            self._integrations[plugin.name] = integration
+            self._states[plugin.name] = "ready"
+            self._programs.update(dict.fromkeys(integration.info.programs, integration))
+            if integration.is_server:
+                self._serve(plugin.name, integration)
+
+    def _serve(self, name: str, integration: Integration) -> None:
+        def run() -> None:
+            try:
+                integration.serve(self.stopping)
+            except Exception as error:
+                self._states[name] = f"broken: {type(error).__name__}: {error}"
+                log.exception("integration.died", integration=name)
+
+        thread = threading.Thread(target=run, name=f"serve-{name}", daemon=True)
+        thread.start()
+        self._stack.callback(lambda: thread.join(10))
+        self._stack.callback(self.stopping.set)
+
+    # --- calls ---------------------------------------------------------------------------------------
+
+    def _answer(self, call: Call) -> CallReply | None:
+        if call.program == "node":
+            return self._answer_node(call)
+        integration = self._programs.get(call.program)
+        if integration is None:
+            known = ", ".join(sorted(self._programs)) or "none"
+            reason = f"no integration takes calls of {call.program!r}; programs known here: {known}\n"
+            return CallReply(status=1, stderr=reason.encode())
+        return integration.handle(call)
+
+    def _answer_node(self, call: Call) -> CallReply:
+        """What calicoctl asks a running node; today ``status`` only."""
+        command = call.stdin.decode(errors="replace").strip() or "status"
+        if command != "status":
+            return CallReply(status=2, stderr=f"unknown command {command!r}; known: status\n".encode())
+        return CallReply(stdout=msgspec.json.encode(self.status()))
+
+    def status(self) -> dict[str, object]:
+        """For people and programs: JSON-ready."""
+        state = self._reporter.state if self._reporter else None
+        routing = self._require_routing().status()
+        endpoints = state.endpoints if state else {}
+        return {
+            "host": self.host,
+            "version": __version__,
+            "pid": os.getpid(),
+            "started": self._started,
+            "datastore": _without_secrets(self._settings.datastore),
+            "dataplane": self._settings.dataplane_driver,
+            "is_in_sync": bool(self._agent and self._agent.is_in_sync),
+            "endpoints": {key.path: {"status": status, "reason": why} for key, (status, why) in endpoints.items()},
+            "bad_records": list(state.bad_records) if state else [],
+            "last_error": state.last_error if state else "",
+            "routing": {**codec.to_builtins(routing), "last_error": self._router.last_error if self._router else ""},
+            "integrations": dict(self._states),
+        }
+
+
+def _without_secrets(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+__all__ = ["CalicoError", "Runtime"]

@@ -1,0 +1,174 @@
+"""The node's UNIX socket: one connection, one call. Format: docs/reference/node-socket.md.
+
+Answers shims and calicoctl. Only root may speak (SO_PEERCRED). Each call runs in a thread of a bounded pool.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+from calico_core.errors import InvalidRequest
+from calico_core.interfaces.integration import Call, CallReply
+from calico_core.log import bound, get_logger
+
+log = get_logger(__name__)
+
+MAGIC: Final = b"CAL1"
+LIMITS: Final = {"program": 256, "environment": 64 << 10, "standard input": 8 << 20}
+REPLY: Final = b"R"
+IN_PROCESS: Final = b"F"
+_HEADER: Final = struct.Struct(">4sIII")
+_CREDENTIALS: Final = struct.Struct("iII")
+_READ_TIMEOUT_S: Final = 10.0
+_BACKLOG: Final = 1024
+
+Handler = Callable[[Call], CallReply | None]
+"""Answers a call; None means that the shim should run it in process."""
+
+
+class SocketServer:
+    """Listens in a thread of its own and answers with a pool."""
+
+    def __init__(self, path: str, handler: Handler, *, workers: int = 128) -> None:
+        self._path = Path(path)
+        self._handler = handler
+        self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="call")
+        self._socket: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+        self._calls = 0
+
+    def start(self) -> None:
+        """Bind under a temporary name and rename, so that nobody finds a socket without a listener."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        listener.bind(str(temporary))
+        temporary.chmod(0o600)
+        listener.listen(_BACKLOG)
+        temporary.rename(self._path)
+        self._socket = listener
+        self._thread = threading.Thread(target=self._accept, name="socket", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more calls, finish those that run."""
+        listener, self._socket = self._socket, None
+        if listener is not None:
+            self._path.unlink(missing_ok=True)
+            listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+        if self._thread is not None:
+            self._thread.join(5)
+        self._pool.shutdown(wait=True)
+
+    def _accept(self) -> None:
+        listener = self._socket
+        while listener is not None and self._socket is listener:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                self._pool.submit(self._serve, connection)
+            except RuntimeError:  # shutting down
+                connection.close()
+                return
+
+    def _serve(self, connection: socket.socket) -> None:
+        descriptors: list[int] = []
+        with connection:
+            try:
+                connection.settimeout(_READ_TIMEOUT_S)
+                uid = _peer_uid(connection)
+                if uid != 0:
+                    raise InvalidRequest("peer", f"uid {uid} may not speak to the node, only root may")
+                call = read_call(connection, descriptors)
+                with bound(program=call.program):
+                    reply = self._handler(call)
+                connection.settimeout(_READ_TIMEOUT_S)
+                connection.sendall(encode_reply(reply))
+            except InvalidRequest as error:
+                log.warning("call.refused", reason=str(error))
+            except (OSError, ValueError) as error:
+                log.warning("call.broken", reason=str(error))
+            except Exception:
+                log.exception("call.failed")
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+
+
+def read_call(connection: socket.socket, descriptors: list[int]) -> Call:
+    """Read one request; received descriptors are appended to ``descriptors``, which the caller closes."""
+    header = _receive(connection, _HEADER.size, descriptors)
+    magic, *lengths = _HEADER.unpack(header)
+    if magic != MAGIC:
+        raise InvalidRequest("magic", f"{magic!r} is not {MAGIC!r}")
+    for (name, limit), length in zip(LIMITS.items(), lengths, strict=True):
+        if length > limit:
+            raise InvalidRequest(name, f"{length} bytes are more than {limit}")
+    program, environment, stdin = (_receive(connection, length, descriptors) for length in lengths)
+    pairs = (entry.partition(b"=") for entry in environment.split(b"\0") if entry)
+    return Call(
+        program=program.decode(),
+        environment={os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs},
+        stdin=stdin,
+        namespace_fd=descriptors[0] if descriptors else None,
+    )
+
+
+def encode_call(call: Call) -> bytes:
+    environment = b"\0".join(os.fsencode(f"{name}={value}") for name, value in call.environment.items())
+    program = call.program.encode()
+    return _HEADER.pack(MAGIC, len(program), len(environment), len(call.stdin)) + program + environment + call.stdin
+
+
+def encode_reply(reply: CallReply | None) -> bytes:
+    if reply is None:
+        return IN_PROCESS
+    lengths = struct.pack(">III", reply.status, len(reply.stdout), len(reply.stderr))
+    return REPLY + lengths + reply.stdout + reply.stderr
+
+
+def call_node(path: str, call: Call, *, timeout_s: float = 30.0) -> CallReply | None:
+    """Ask a running node; None when it answers "in process". Raises ``OSError`` when nobody listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout_s)
+        connection.connect(path)
+        connection.sendall(encode_call(call))
+        kind = _receive(connection, 1, [])
+        if kind == IN_PROCESS:
+            return None
+        status, out_length, err_length = struct.unpack(">III", _receive(connection, 12, []))
+        stdout = _receive(connection, out_length, [])
+        return CallReply(status=status, stdout=stdout, stderr=_receive(connection, err_length, []))
+
+
+def _receive(connection: socket.socket, length: int, descriptors: list[int]) -> bytes:
+    chunks = bytearray()
+    while len(chunks) < length:
+        data, ancillary, _flags, _address = connection.recvmsg(min(length - len(chunks), 1 << 16), 256)
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                received = array.array("i")
+                received.frombytes(payload[: len(payload) - len(payload) % received.itemsize])
+                descriptors.extend(received)
+        if not data:
+            raise InvalidRequest("request", f"ended after {len(chunks)} of {length} bytes")
+        chunks += data
+    return bytes(chunks)
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _pid, uid, _gid = _CREDENTIALS.unpack(raw)
+    return int(uid)

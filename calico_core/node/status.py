@@ -1,0 +1,183 @@
+"""Reports liveness and endpoint status to the datastore. One thread, latest value wins.
+
+Liveness keys live under a lease, so they vanish when the node does. Sources: felix specification 9, datastore
+specification 2.4.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from calico_core.errors import DatastoreError
+from calico_core.interfaces.datastore import Lease, Records
+from calico_core.interfaces.routing import RoutingStatus
+from calico_core.log import get_logger
+from calico_core.model.endpoints import EndpointStatus
+from calico_core.model.hosts import FelixStatus, NodeStatus
+from calico_core.model.keys import (
+    FELIX_STATUS,
+    FelixLastStatusKey,
+    FelixStatusKey,
+    NodeStatusKey,
+    WorkloadStatusKey,
+)
+from calico_core.node.agent import AgentState
+from calico_core.node.mailbox import LatestSlot
+
+log = get_logger(__name__)
+
+_NODE_TTL_S = 90.0
+
+
+class StatusReporter:
+    """``put`` from the engine; everything else happens in the reporter's thread."""
+
+    def __init__(
+        self,
+        *,
+        records: Records,
+        host: str,
+        version: str,
+        interval_s: float,
+        ttl_s: float,
+        reports_endpoints: bool,
+        routing_status: Callable[[], RoutingStatus],
+        integrations: Callable[[], dict[str, str]],
+    ) -> None:
+        self._records = records
+        self._host = host
+        self._version = version
+        self._interval_s = interval_s
+        self._ttl_s = ttl_s if ttl_s > interval_s else interval_s * 2.5
+        self._reports_endpoints = reports_endpoints
+        self._routing_status = routing_status
+        self._integrations = integrations
+        self._slot: LatestSlot[AgentState] = LatestSlot()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
+        self._started = time.time()
+        self._started_monotonic = time.monotonic()
+        self._state: AgentState | None = None
+        self._written: dict[str, EndpointStatus] = {}
+        self._is_swept = False
+        self._lease: Lease | None = None
+        self._felix_lease: Lease | None = None
+        self._node_written: NodeStatus | None = None
+
+    @property
+    def state(self) -> AgentState | None:
+        return self._state
+
+    def put(self, state: AgentState) -> None:
+        self._slot.put(state)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Say that we stopped, as far as the datastore can be reached."""
+        self._stopping.set()
+        self._slot.close()
+        if self._thread.is_alive():
+            self._thread.join(10)
+
+    def _run(self) -> None:
+        next_beat = 0.0
+        while not self._stopping.is_set():
+            state = self._slot.take(max(0.05, min(next_beat - time.monotonic(), 10.0)))
+            if state is not None:
+                self._state = state
+            try:
+                if state is not None and state.is_in_sync:
+                    self._write_endpoints(state)
+                if time.monotonic() >= next_beat:
+                    self._beat()
+                    next_beat = time.monotonic() + self._beat_interval_s
+            except DatastoreError as error:
+                log.warning("status.not_written", reason=str(error))
+                next_beat = time.monotonic() + 5.0
+                self._lease = self._felix_lease = None
+                self._node_written = None
+        self._last_words()
+
+    @property
+    def _beat_interval_s(self) -> float:
+        return min(self._interval_s, _NODE_TTL_S / 3) if self._interval_s > 0 else _NODE_TTL_S / 3
+
+    def _write_endpoints(self, state: AgentState) -> None:
+        if not self._reports_endpoints:
+            return
+        if not self._is_swept:
+            self._sweep(state)
+        wanted: dict[str, EndpointStatus] = {}
+        for key, (status, reason) in state.endpoints.items():
+            status_key = WorkloadStatusKey(key.host, key.orchestrator, key.workload, key.endpoint)
+            record = EndpointStatus(status=status, reason=reason or None)  # type: ignore[arg-type]
+            wanted[status_key.path] = record
+            if self._written.get(status_key.path) != record:
+                self._records.put(status_key, record)
+                self._written[status_key.path] = record
+        for path in self._written.keys() - wanted.keys():
+            self._records.store.delete(path)
+            del self._written[path]
+
+    def _sweep(self, state: AgentState) -> None:
+        """After a start: statuses of endpoints that went while we were away."""
+        known = {
+            WorkloadStatusKey(key.host, key.orchestrator, key.workload, key.endpoint).path for key in state.endpoints
+        }
+        for entry in self._records.store.list(f"{FELIX_STATUS}{self._host}/workload/").entries:
+            if entry.key not in known:
+                self._records.store.delete(entry.key)
+        self._is_swept = True
+
+    def _beat(self) -> None:
+        if self._interval_s > 0:
+            self._felix_lease = self._alive(self._felix_lease, self._ttl_s)
+            record = FelixStatus(
+                time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                uptime=round(time.monotonic() - self._started_monotonic, 3),
+                first_update=bool(self._state and self._state.is_applied),
+            )
+            self._records.put(FelixLastStatusKey(self._host), record)
+            self._records.put(FelixStatusKey(self._host), record, lease=self._felix_lease.id)
+        previous = self._lease
+        self._lease = self._alive(self._lease, _NODE_TTL_S)
+        node = self._node_status("running" if self._state and self._state.is_applied else "starting")
+        if node != self._node_written or self._lease is not previous:
+            self._records.put(NodeStatusKey(self._host), node, lease=self._lease.id)
+            self._node_written = node
+
+    def _alive(self, lease: Lease | None, ttl_s: float) -> Lease:
+        if lease is not None and lease.keep_alive():
+            return lease
+        return self._records.store.lease(ttl_s)
+
+    def _node_status(self, state: str) -> NodeStatus:
+        routing = self._routing_status()
+        sessions = Counter(peer.state for peer in routing.peers)
+        endpoints = self._state.endpoints.values() if self._state else ()
+        return NodeStatus(
+            version=self._version,
+            started=round(self._started, 3),
+            state=state,
+            endpoints=dict(Counter(status for status, _ in endpoints)),
+            routing={
+                "driver": routing.driver,
+                "running": "yes" if routing.is_running else "no",
+                **{name: str(count) for name, count in sorted(sessions.items())},
+            },
+            integrations=self._integrations(),
+            failed_checks=tuple(filter(None, (routing.rejected,))),
+        )
+
+    def _last_words(self) -> None:
+        try:
+            self._records.put(NodeStatusKey(self._host), self._node_status("stopped"))
+            self._records.delete(FelixStatusKey(self._host))
+        except DatastoreError as error:
+            log.warning("status.not_written", reason=str(error))

@@ -1,0 +1,138 @@
+"""Loads what is named by entry points. The only importer of stevedore.
+
+A driver is loaded by name and must work. Integrations are loaded all together, and one that is broken is reported
+with its distribution, version and traceback and never stops the rest.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import traceback
+from typing import Any, NamedTuple
+
+from stevedore import DriverManager, ExtensionManager
+from stevedore.exception import NoMatches
+
+from calico_core.errors import PluginBroken, PluginIncompatible, PluginMissing
+from calico_core.interfaces.integration import API_VERSION, Integration
+from calico_core.log import get_logger
+from calico_core.plugin_host.namespaces import DATASTORES, DEMANDED, INTEGRATIONS
+
+log = get_logger(__name__)
+
+
+class LoadedPlugin(NamedTuple):
+    """What an entry point led to, and whose it is."""
+
+    name: str
+    target: Any
+    distribution: str
+    version: str
+
+
+class BrokenPlugin(NamedTuple):
+    """``error`` is for people, ``details`` is the traceback (or '' where none was raised)."""
+
+    name: str
+    distribution: str
+    version: str
+    error: str
+    details: str = ""
+
+
+class Plugins(NamedTuple):
+    loaded: tuple[LoadedPlugin, ...]
+    broken: tuple[BrokenPlugin, ...]
+
+
+def load_driver(namespace: str, name: str) -> Any:
+    """The class behind one name. Raises ``PluginMissing`` with what is installed, ``PluginBroken`` with the cause."""
+    failures: list[tuple[Any, BaseException]] = []
+
+    def keep(_manager: Any, entry_point: Any, error: BaseException) -> None:
+        failures.append((entry_point, error))
+
+    try:
+        manager = DriverManager(
+            namespace, name, invoke_on_load=False, on_load_failure_callback=keep, on_missing_entrypoints_callback=None
+        )
+    except NoMatches:
+        if failures:
+            entry_point, error = failures[0]
+            raise PluginBroken(name, _distribution(entry_point)[0], f"{type(error).__name__}: {error}") from error
+        raise PluginMissing(namespace, name, names(namespace)) from None
+    reason = _mismatch(namespace, manager.driver)
+    if reason:
+        raise PluginBroken(name, _distribution(manager[name].entry_point)[0], reason)
+    return manager.driver
+
+
+def load_all(namespace: str) -> Plugins:
+    """Everything installed in a namespace, the broken ones apart."""
+    loaded: list[LoadedPlugin] = []
+    broken: list[BrokenPlugin] = []
+
+    def keep(_manager: Any, entry_point: Any, error: BaseException) -> None:
+        distribution, version = _distribution(entry_point)
+        details = "".join(traceback.format_exception(error))
+        broken.append(
+            BrokenPlugin(entry_point.name, distribution, version, f"{type(error).__name__}: {error}", details)
+        )
+
+    manager = ExtensionManager(namespace, invoke_on_load=False, on_load_failure_callback=keep)
+    for extension in manager:
+        distribution, version = _distribution(extension.entry_point)
+        reason = _mismatch(namespace, extension.plugin)
+        if reason:
+            broken.append(BrokenPlugin(extension.name, distribution, version, reason))
+            continue
+        loaded.append(LoadedPlugin(extension.name, extension.plugin, distribution, version))
+    for plugin in broken:
+        log.error("plugin.broken", namespace=namespace, **plugin._asdict())
+    return Plugins(tuple(sorted(loaded)), tuple(sorted(broken)))
+
+
+def names(namespace: str) -> tuple[str, ...]:
+    """What is installed, without importing any of it."""
+    return tuple(sorted({entry_point.name for entry_point in importlib.metadata.entry_points(group=namespace)}))
+
+
+def driver_of_url(url: str) -> str:
+    """The datastore driver a URL names by its scheme; ``etcd3s`` is etcd3 over TLS."""
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        raise PluginMissing(DATASTORES, url, names(DATASTORES))
+    return "etcd3" if scheme == "etcd3s" else scheme
+
+
+def _mismatch(namespace: str, target: Any) -> str:
+    """Why a loaded object cannot serve in its namespace, or ''."""
+    demanded = DEMANDED.get(namespace)
+    if demanded is None:
+        return ""
+    if not (inspect.isclass(target) and issubclass(target, demanded)):
+        return f"{target!r} is not a subclass of {demanded.__module__}.{demanded.__qualname__}"
+    missing = sorted(getattr(target, "__abstractmethods__", ()))
+    if missing:
+        return f"{target.__qualname__} lacks {', '.join(missing)}"
+    if namespace == INTEGRATIONS:
+        return _api_mismatch(target)
+    return ""
+
+
+def _api_mismatch(target: type[Integration]) -> str:
+    info = getattr(target, "info", None)
+    if info is None:
+        return f"{target.__qualname__} has no 'info'"
+    if info.api_version != API_VERSION:
+        return str(PluginIncompatible(info.name, info.api_version, API_VERSION))
+    return ""
+
+
+def _distribution(entry_point: Any) -> tuple[str, str]:
+    """Name and version of the package an entry point belongs to. stevedore's cached entry points do not carry it."""
+    for candidate in importlib.metadata.entry_points(group=entry_point.group, name=entry_point.name):
+        if candidate.value == entry_point.value and candidate.dist is not None:
+            return candidate.dist.name, candidate.dist.version
+    return "unknown", "unknown"

@@ -1,0 +1,216 @@
+"""Which policies each local endpoint goes through, in order. Source: felix specification 4.5, datastore 4.4.
+
+Endpoints that match the same selectors have the same list: it is put together once for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from itertools import groupby
+
+from pyroaring import BitMap, FrozenBitMap
+
+from calico_core.log import get_logger
+from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.hoststate import RulesId, TierPolicies
+from calico_core.model.ids import escape
+from calico_core.model.keys import PolicyKey, WorkloadEndpointKey
+from calico_core.model.policies import Policy, Tier, order_value
+from calico_core.model.selectors import Labels, parse_selector
+from calico_core.policy.dense_ids import DenseIds
+from calico_core.policy.label_index import LabelIndex, Query
+
+log = get_logger(__name__)
+
+Tiers = tuple[tuple[TierPolicies, ...], tuple[TierPolicies, ...]]
+"""Inbound and outbound."""
+_NO_TIER = Tier()
+_PASSED_OVER = ("staged", "untracked", "pre_dnat", "apply_on_forward")
+
+
+def policy_rules_id(key: PolicyKey) -> RulesId:
+    # escaped as in the datastore: a slash within a name must not make two policies one
+    return RulesId(f"policy/{escape(key.tier)}/{escape(key.name)}")
+
+
+def reason_ignored(policy: Policy) -> str | None:
+    """Why a policy is not enforced on workloads: a staged one never is; the other kinds are for host endpoints and
+    have hooks of their own in the kernel (issue 6)."""
+    return next((reason for reason in _PASSED_OVER if getattr(policy, reason)), None)
+
+
+class PolicyLists:
+    """Local endpoints × policies."""
+
+    def __init__(self) -> None:
+        self._index = LabelIndex()
+        self._ids: DenseIds[WorkloadEndpointKey] = DenseIds()
+        self._policies: dict[PolicyKey, Policy] = {}
+        self._tiers: dict[str, Tier] = {}
+        self._tier_policies: dict[str, set[PolicyKey]] = {}
+        self._queries: dict[str, Query] = {}
+        self._texts: dict[Query, str] = {}
+        self._listed: dict[Query, set[PolicyKey]] = {}
+        self._by_number: dict[int, Query] = {}
+        self._matches: dict[int, BitMap] = {}
+        self._lists: dict[FrozenBitMap, Tiers] = {}
+        self._ignored: dict[PolicyKey, str] = {}
+        # Of the batch under way.
+        self._relisted: set[Query] = set()
+        self._dirty = BitMap()
+
+    @property
+    def ignored(self) -> Counter[str]:
+        """How many policies are not enforced, by reason."""
+        return Counter(self._ignored.values())
+
+    def set_profile_labels(self, profile: str, labels: Labels | None) -> None:
+        self._index.set_parent(profile, labels)
+
+    def set_tier(self, name: str, tier: Tier | None) -> None:
+        """A tier without metadata still stands, last in order, while it has policies."""
+        if self._tiers.get(name) == tier:
+            return
+        if tier is None:
+            del self._tiers[name]
+        else:
+            self._tiers[name] = tier
+        self._relisted.update(self._query_of(key) for key in self._tier_policies.get(name, ()))
+
+    def set_policy(self, key: PolicyKey, policy: Policy | None) -> None:
+        reason = None if policy is None else reason_ignored(policy)
+        if reason is not None and self._ignored.get(key) != reason:
+            log.info("policy.ignored", tier=key.tier, policy=key.name, reason=reason)
+        self._ignored.pop(key, None)
+        if reason is not None:
+            self._ignored[key] = reason
+            policy = None
+        old = self._policies.get(key)
+        if old is not None and policy is not None and _listing(old) == _listing(policy):
+            self._policies[key] = policy
+            return
+        if old is not None:
+            self._unlist(key)
+        if policy is not None:
+            self._list(key, policy)
+
+    def update_endpoints(self, updates: Iterable[tuple[WorkloadEndpointKey, WorkloadEndpoint | None]]) -> None:
+        """The active local endpoints; None: gone, or not active."""
+        items: list[tuple[int, Labels | None, tuple[str, ...]]] = []
+        for key, endpoint in updates:
+            if endpoint is not None:
+                items.append((self._ids.assign(key), endpoint.labels, endpoint.profile_ids))
+                continue
+            number = self._ids.release(key)
+            if number is not None:
+                items.append((number, None, ()))
+        self._index.update_items(items)
+
+    def flush(self) -> set[WorkloadEndpointKey]:
+        """The endpoints whose lists may be others now."""
+        for query in [query for query in self._relisted if not self._listed[query]]:
+            self._drop(query)
+        for query, delta in self._index.flush().items():
+            self._dirty |= delta.added
+            self._dirty |= delta.removed
+            for item in delta.added:
+                self._matches.setdefault(item, BitMap()).add(query.number)
+            for item in delta.removed:
+                self._unmatch(item, query)
+        for query in self._relisted:
+            self._dirty |= query.matched
+        if self._relisted:
+            self._lists.clear()
+        keys = {self._ids.key(item) for item in self._dirty if item not in self._ids.released}
+        if len(self._lists) > 2 * len(self._ids):
+            self._lists.clear()
+        self._relisted.clear()
+        self._dirty.clear()
+        self._ids.end_batch()
+        return keys
+
+    def tiers_of(self, key: WorkloadEndpointKey) -> Tiers:
+        """What the endpoint goes through before its profiles. Call after :meth:`flush`."""
+        item = self._ids.find(key)
+        numbers = self._matches.get(item) if item is not None else None
+        if numbers is None:
+            return (), ()
+        same = FrozenBitMap(numbers)
+        lists = self._lists.get(same)
+        if lists is None:
+            keys = [key for number in same for key in self._listed[self._by_number[number]]]
+            lists = self._lists[same] = self._put_in_order(keys)
+        return lists
+
+    def _put_in_order(self, keys: list[PolicyKey]) -> Tiers:
+        keys.sort(key=self._rank)
+        inbound: list[TierPolicies] = []
+        outbound: list[TierPolicies] = []
+        for name, members in groupby(keys, lambda key: key.tier):
+            action = self._tiers.get(name, _NO_TIER).default_action
+            policies = [(policy_rules_id(key), self._policies[key]) for key in members]
+            into = tuple(rules for rules, policy in policies if policy.has_inbound)
+            out = tuple(rules for rules, policy in policies if policy.has_outbound)
+            if into:
+                inbound.append(TierPolicies(tier=name, policies=into, default_action=action))
+            if out:
+                same = into == out
+                outbound.append(
+                    inbound[-1] if same else TierPolicies(tier=name, policies=out, default_action=action),
+                )
+        return tuple(inbound), tuple(outbound)
+
+    def _rank(self, key: PolicyKey) -> tuple[float, str, float, str]:
+        tier = self._tiers.get(key.tier)
+        tier_order = order_value(tier.order) if tier is not None else math.inf
+        return tier_order, key.tier, order_value(self._policies[key].order), key.name
+
+    def _list(self, key: PolicyKey, policy: Policy) -> None:
+        selector = parse_selector(policy.selector)
+        query = self._queries.get(selector.canonical)
+        if query is None:
+            query = self._queries[selector.canonical] = self._index.add_query(selector.root)
+            self._texts[query] = selector.canonical
+            self._by_number[query.number] = query
+            self._listed[query] = set()
+        self._policies[key] = policy
+        self._listed[query].add(key)
+        self._tier_policies.setdefault(key.tier, set()).add(key)
+        self._relisted.add(query)
+
+    def _unlist(self, key: PolicyKey) -> None:
+        query = self._query_of(key)
+        self._listed[query].discard(key)
+        self._relisted.add(query)
+        siblings = self._tier_policies[key.tier]
+        siblings.discard(key)
+        if not siblings:
+            del self._tier_policies[key.tier]
+        del self._policies[key]
+
+    def _drop(self, query: Query) -> None:
+        """No policy selects by it any more."""
+        self._relisted.discard(query)
+        self._dirty |= query.matched
+        for item in query.matched:
+            self._unmatch(item, query)
+        self._index.drop_query(query)
+        del self._listed[query], self._by_number[query.number], self._queries[self._texts.pop(query)]
+        self._lists.clear()
+
+    def _unmatch(self, item: int, query: Query) -> None:
+        numbers = self._matches[item]
+        numbers.discard(query.number)
+        if not numbers:
+            del self._matches[item]
+
+    def _query_of(self, key: PolicyKey) -> Query:
+        return self._queries[parse_selector(self._policies[key].selector).canonical]
+
+
+def _listing(policy: Policy) -> tuple[object, ...]:
+    """What a policy's place in the lists depends on."""
+    selector = parse_selector(policy.selector).canonical
+    return selector, order_value(policy.order), policy.has_inbound, policy.has_outbound

@@ -1,0 +1,265 @@
+"""Journey A's brain: datastore updates in, changes of the host's desired state out.
+
+Level-triggered: the latest value of each key counts, and the sum of all changes depends on the final inputs alone, not
+on how they came. Owned by one thread. Source: felix specification 3 and 4.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.hoststate import (
+    HostChanges,
+    HostPools,
+    HostRules,
+    HostWorkload,
+    PolicyList,
+    RulesId,
+    SetId,
+)
+from calico_core.model.keys import (
+    HostEndpointKey,
+    Key,
+    NetworkSetKey,
+    PolicyKey,
+    PoolKey,
+    ProfileLabelsKey,
+    ProfileRulesKey,
+    ProfileTagsKey,
+    TierKey,
+    WorkloadEndpointKey,
+)
+from calico_core.model.policies import Policy
+from calico_core.model.pools import Pool
+from calico_core.model.rules import RuleLists
+from calico_core.model.selectors import Labels, Node
+from calico_core.policy.active import ActiveLists, References
+from calico_core.policy.ip_sets import IpSets
+from calico_core.policy.policy_lists import PolicyLists, policy_rules_id
+from calico_core.policy.rules import compile_rules, tag_label
+
+_NO_RULES = RuleLists()
+_CLOSED = PolicyList()
+
+
+def profile_rules_id(profile: str) -> RulesId:
+    return RulesId(f"profile/{profile}")
+
+
+class PolicyResolver:
+    """``apply`` what the datastore says, then ``flush``: one batch."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._is_in_sync = False
+        self._is_first = True
+        self._pending: dict[Key, Any] = {}
+        self._profile_rules: dict[str, RuleLists] = {}
+        self._profile_labels: dict[str, Labels] = {}
+        self._profile_tags: dict[str, tuple[str, ...]] = {}
+        self._policies: dict[RulesId, Policy] = {}
+        self._pools: dict[PoolKey, Pool] = {}
+        self._local: dict[WorkloadEndpointKey, WorkloadEndpoint] = {}
+        self._policy_lists = PolicyLists()
+        self._ip_sets = IpSets()
+        self._lists = ActiveLists()
+        self._set_references: References[SetId] = References()
+        # As the dataplane was told.
+        self._workloads: dict[WorkloadEndpointKey, HostWorkload] = {}
+        self._rules: dict[RulesId, HostRules] = {}
+        self._rule_sets: dict[RulesId, tuple[SetId, ...]] = {}
+        self._host_pools: HostPools | None = None
+        # Of the batch under way.
+        self._dirty_rules: set[RulesId] = set()
+
+    @property
+    def ignored_policies(self) -> Counter[str]:
+        """How many policies are known and not enforced, by reason."""
+        return self._policy_lists.ignored
+
+    def in_sync(self) -> None:
+        """The snapshot is complete: from now on :meth:`flush` speaks."""
+        self._is_in_sync = True
+
+    def apply(self, updates: Iterable[tuple[Key, Any]]) -> None:
+        """The latest value of each key; None: deleted. Keys that are not policy's business are ignored."""
+        self._pending.update(updates)
+
+    def flush(self) -> HostChanges:
+        """What changed since the last flush. The first after :meth:`in_sync` is complete; before it, empty."""
+        if not self._is_in_sync:
+            return HostChanges()
+        groups: defaultdict[type[Key], list[tuple[Any, Any]]] = defaultdict(list)
+        for key, record in self._pending.items():
+            groups[type(key)].append((key, record))
+        self._pending = {}
+        self._take_policies(groups)
+        self._take_profiles(groups)
+        dirty = self._take_local(groups[WorkloadEndpointKey])
+        workloads, removed_workloads = self._resolve(dirty | self._policy_lists.flush())
+        rules, removed_rules, sets = self._compile()
+        removed_sets = self._activate(sets)
+        members = groups[WorkloadEndpointKey] + groups[HostEndpointKey] + groups[NetworkSetKey]
+        self._ip_sets.update_members(members)
+        changes = HostChanges(
+            is_complete=self._is_first,
+            sets=self._ip_sets.flush(),
+            rules=tuple(rules),
+            workloads=tuple(workloads),
+            pools=self._take_pools(groups[PoolKey]),
+            removed_sets=tuple(removed_sets),
+            removed_rules=tuple(removed_rules),
+            removed_workloads=tuple(removed_workloads),
+        )
+        self._is_first = False
+        self._lists.forget_unused()
+        return changes
+
+    # --- inputs --------------------------------------------------------------------------------------
+
+    def _take_policies(self, groups: defaultdict[type[Key], list[tuple[Any, Any]]]) -> None:
+        # before the endpoints: what selectors ask of labels is then indexed as endpoints come
+        for tier_key, tier in groups[TierKey]:
+            self._policy_lists.set_tier(tier_key.tier, tier)
+        for policy_key, policy in groups[PolicyKey]:
+            self._policy_lists.set_policy(policy_key, policy)
+            rules_id = policy_rules_id(policy_key)
+            _put(self._policies, rules_id, policy)
+            self._dirty_rules.add(rules_id)
+
+    def _take_profiles(self, groups: defaultdict[type[Key], list[tuple[Any, Any]]]) -> None:
+        for rules_key, rules in groups[ProfileRulesKey]:
+            _put(self._profile_rules, rules_key.profile, rules)
+            self._dirty_rules.add(profile_rules_id(rules_key.profile))
+        changed: dict[str, None] = {}
+        for labels_key, labels in groups[ProfileLabelsKey]:
+            _put(self._profile_labels, labels_key.profile, labels)
+            changed[labels_key.profile] = None
+        for tags_key, tags in groups[ProfileTagsKey]:
+            _put(self._profile_tags, tags_key.profile, tags)
+            changed[tags_key.profile] = None
+        for profile in changed:
+            given = self._profile_labels.get(profile)
+            self._policy_lists.set_profile_labels(profile, given)
+            marks = {tag_label(tag): "" for tag in self._profile_tags.get(profile, ())}
+            self._ip_sets.set_profile_labels(profile, {**given, **marks} if given and marks else given or marks)
+
+    def _take_local(
+        self, updates: list[tuple[WorkloadEndpointKey, WorkloadEndpoint | None]]
+    ) -> set[WorkloadEndpointKey]:
+        host = self._host
+        local = [update for update in updates if update[0].host == host]
+        for key, endpoint in local:
+            _put(self._local, key, endpoint)
+        self._policy_lists.update_endpoints(
+            (key, endpoint if endpoint is not None and endpoint.state == "active" else None) for key, endpoint in local
+        )
+        return {key for key, _ in local}
+
+    def _take_pools(self, updates: list[tuple[PoolKey, Pool | None]]) -> HostPools | None:
+        for key, pool in updates:
+            _put(self._pools, key, pool)
+        if not updates and self._host_pools is not None:
+            return None
+        pools = HostPools(
+            all=tuple(sorted(key.cidr for key in self._pools)),
+            masquerade=tuple(sorted(key.cidr for key, pool in self._pools.items() if pool.masquerade)),
+        )
+        if pools == self._host_pools:
+            return None
+        self._host_pools = pools
+        return pools
+
+    # --- outputs -------------------------------------------------------------------------------------
+
+    def _resolve(self, keys: Iterable[WorkloadEndpointKey]) -> tuple[list[HostWorkload], list[WorkloadEndpointKey]]:
+        """The local endpoints that changed, and those that are gone."""
+        changed: list[HostWorkload] = []
+        gone: list[WorkloadEndpointKey] = []
+        for key in sorted(keys, key=_sort_key):
+            before = self._workloads.get(key)
+            endpoint = self._local.get(key)
+            after = None if endpoint is None else self._workload(key, endpoint)
+            if after == before:
+                continue
+            if after is not None:
+                self._workloads[key] = after
+                self._lists.hold(after)
+                changed.append(after)
+            else:
+                del self._workloads[key]
+                gone.append(key)
+            if before is not None:
+                self._lists.release(before)
+        return changed, gone
+
+    def _workload(self, key: WorkloadEndpointKey, endpoint: WorkloadEndpoint) -> HostWorkload:
+        is_active = endpoint.state == "active"
+        inbound = outbound = _CLOSED
+        if is_active:
+            tiers_in, tiers_out = self._policy_lists.tiers_of(key)
+            profiles = tuple(profile_rules_id(profile) for profile in endpoint.profile_ids)
+            inbound = PolicyList(tiers=tiers_in, profiles=profiles)
+            outbound = inbound if tiers_in == tiers_out else PolicyList(tiers=tiers_out, profiles=profiles)
+        return HostWorkload(
+            key=key,
+            interface=endpoint.name,
+            is_active=is_active,
+            mac=endpoint.mac,
+            nets=endpoint.ipv4_nets + endpoint.ipv6_nets,
+            inbound=self._lists.share(inbound),
+            outbound=self._lists.share(outbound),
+        )
+
+    def _compile(self) -> tuple[list[HostRules], list[RulesId], dict[SetId, Node]]:
+        """Rules that are new or others, rules no longer used, and what the sets are made of that they name."""
+        begun, ended = self._lists.rules.take_changes()
+        changed: list[HostRules] = []
+        nodes: dict[SetId, Node] = {}
+        active = self._lists.rules
+        for rules_id in dict.fromkeys([*begun, *sorted(each for each in self._dirty_rules if each in active)]):
+            rules, sets = self._compile_one(rules_id)
+            if self._rules.get(rules_id) == rules:
+                continue
+            nodes.update(sets)
+            self._rules[rules_id] = rules
+            self._set_references.hold(sets)
+            self._set_references.release(self._rule_sets.get(rules_id, ()))
+            self._rule_sets[rules_id] = tuple(sets)
+            changed.append(rules)
+        for rules_id in ended:
+            del self._rules[rules_id]
+            self._set_references.release(self._rule_sets.pop(rules_id))
+        self._dirty_rules.clear()
+        return changed, ended, nodes
+
+    def _compile_one(self, rules_id: RulesId) -> tuple[HostRules, dict[SetId, Node]]:
+        """Fails closed: a profile without rules has none that allow."""
+        kind, _, name = rules_id.partition("/")
+        if kind == "profile":
+            lists = self._profile_rules.get(name, _NO_RULES)
+            return compile_rules(rules_id, lists.inbound_rules, lists.outbound_rules, of_profile=True)
+        policy = self._policies[rules_id]
+        return compile_rules(rules_id, policy.inbound_rules, policy.outbound_rules, of_profile=False)
+
+    def _activate(self, nodes: dict[SetId, Node]) -> list[SetId]:
+        begun, ended = self._set_references.take_changes()
+        for set_id in begun:
+            self._ip_sets.activate(set_id, nodes[set_id])
+        for set_id in ended:
+            self._ip_sets.deactivate(set_id)
+        return ended
+
+
+def _put(table: dict[Any, Any], key: Any, value: Any) -> None:
+    if value is None:
+        table.pop(key, None)
+    else:
+        table[key] = value
+
+
+def _sort_key(key: WorkloadEndpointKey) -> tuple[str, str, str]:
+    return key.orchestrator, key.workload, key.endpoint

@@ -1,0 +1,148 @@
+"""Rules as the datastore holds them → rules as the kernel can hold them.
+
+Names become numbers, tags and selectors become sets. A rule is never wider than written: a list of networks restricts
+the rule to the families it names, so ``!src_net: 10.0.0.0/8`` says nothing of IPv6. A rule that can match no packet is
+left out. Source: felix specification 4.1, 6.4; datastore specification 4.3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Literal
+
+import msgspec
+from netaddr import IPNetwork
+
+from calico_core.model.hoststate import HostRule, HostRules, RulesId, SetId
+from calico_core.model.rules import PROTOCOLS, PortRange, Rule, clean_log_prefix, parse_port_range, protocol_number
+from calico_core.model.selectors import Has, Node, parse_selector
+
+SetNodes = tuple[tuple[SetId, Node], ...]
+Nets = tuple[IPNetwork, ...]
+_FAMILY = {PROTOCOLS["icmp"]: 4, PROTOCOLS["icmpv6"]: 6}
+
+
+class CompiledRule(msgspec.Struct, frozen=True):
+    """``rule`` None: it can match nothing. ``sets``: what its sets are made of."""
+
+    rule: HostRule | None
+    sets: SetNodes
+
+
+def tag_label(tag: str) -> str:
+    """Tags are kept as labels that profiles give; no label of a record can be spelled so."""
+    return f"\0tag/{tag}"
+
+
+def selector_set(text: str) -> tuple[SetId, Node]:
+    selector = parse_selector(text)
+    return SetId(f"sel-{selector.id}"), selector.root
+
+
+@lru_cache(maxsize=4096)
+def tag_set(tag: str) -> tuple[SetId, Node]:
+    digest = hashlib.sha256(tag.encode()).hexdigest()[:16]
+    return SetId(f"tag-{digest}"), Has(tag_label(tag))
+
+
+def compile_rules(
+    rules_id: RulesId, inbound: Iterable[Rule], outbound: Iterable[Rule], *, of_profile: bool
+) -> tuple[HostRules, dict[SetId, Node]]:
+    """The rules in order, and what the sets they name are made of."""
+    sets: dict[SetId, Node] = {}
+    directions: list[tuple[HostRule, ...]] = []
+    for rules in (inbound, outbound):
+        compiled = [_compile(rule, of_profile) for rule in rules]
+        directions.append(tuple(each.rule for each in compiled if each.rule is not None))
+        for each in compiled:
+            sets.update(each.sets)
+    return HostRules(id=rules_id, inbound=directions[0], outbound=directions[1]), sets
+
+
+def compile_rule(rule: Rule, *, of_profile: bool) -> CompiledRule:
+    """In a profile, passing on and allowing are the same: nothing comes after the profiles."""
+    return _compile(rule, of_profile)
+
+
+# Many policies carry the same rules; each is compiled once and held once.
+@lru_cache(maxsize=8192)
+def _compile(rule: Rule, of_profile: bool) -> CompiledRule:
+    protocol = None if rule.protocol is None else protocol_number(rule.protocol)
+    src_nets = _both(rule.src_net, rule.src_nets)
+    dst_nets = _both(rule.dst_net, rule.dst_nets)
+    not_src_nets = _either(rule.not_src_net, rule.not_src_nets)
+    not_dst_nets = _either(rule.not_dst_net, rule.not_dst_nets)
+    families = {4, 6} if rule.ip_version is None else {rule.ip_version}
+    if protocol in _FAMILY:
+        families &= {_FAMILY[protocol]}
+    for nets in (src_nets, dst_nets, not_src_nets, not_dst_nets):
+        if nets is not None:
+            families &= {net.version for net in nets}
+    if not families:
+        return CompiledRule(None, ())
+
+    def of_families(nets: Nets | None) -> Nets:
+        return tuple(net for net in nets or () if net.version in families)
+
+    src, not_src = _sets(rule.src_tag, rule.src_selector), _sets(rule.not_src_tag, rule.not_src_selector)
+    dst, not_dst = _sets(rule.dst_tag, rule.dst_selector), _sets(rule.not_dst_tag, rule.not_dst_selector)
+    host_rule = HostRule(
+        action=_action(rule, of_profile=of_profile),
+        ip_version=None if len(families) > 1 else 4 if 4 in families else 6,
+        protocol=protocol,
+        not_protocol=None if rule.not_protocol is None else protocol_number(rule.not_protocol),
+        src_nets=of_families(src_nets),
+        not_src_nets=of_families(not_src_nets),
+        src_sets=tuple(set_id for set_id, _ in src),
+        not_src_sets=tuple(set_id for set_id, _ in not_src),
+        src_ports=_ports(rule.src_ports),
+        not_src_ports=_ports(rule.not_src_ports),
+        dst_nets=of_families(dst_nets),
+        not_dst_nets=of_families(not_dst_nets),
+        dst_sets=tuple(set_id for set_id, _ in dst),
+        not_dst_sets=tuple(set_id for set_id, _ in not_dst),
+        dst_ports=_ports(rule.dst_ports),
+        not_dst_ports=_ports(rule.not_dst_ports),
+        icmp=None if rule.icmp_type is None else (rule.icmp_type, rule.icmp_code),
+        not_icmp=None if rule.not_icmp_type is None else (rule.not_icmp_type, rule.not_icmp_code),
+        log_prefix=None if rule.log_prefix is None else clean_log_prefix(rule.log_prefix),
+    )
+    return CompiledRule(host_rule, src + not_src + dst + not_dst)
+
+
+def _action(rule: Rule, *, of_profile: bool) -> Literal["allow", "deny", "pass", "log"]:
+    if rule.action in {"next-tier", "pass"}:
+        return "allow" if of_profile else "pass"
+    return "allow" if rule.action == "allow" else "deny" if rule.action == "deny" else "log"
+
+
+def _both(single: IPNetwork | None, several: Nets | None) -> Nets | None:
+    """Where both are given both must match: the overlaps. None: no such match. An empty list is one not given, as
+    other writers leave it out when they encode it."""
+    if single is None or not several:
+        return several or (None if single is None else (single,))
+    inside = [narrower for net in several if (narrower := _overlap(single, net)) is not None]
+    return tuple(dict.fromkeys(inside))
+
+
+def _overlap(one: IPNetwork, other: IPNetwork) -> IPNetwork | None:
+    """Of two networks that overlap, one lies within the other."""
+    if one.version != other.version:
+        return None
+    narrow, wide = (one, other) if one.prefixlen >= other.prefixlen else (other, one)
+    return narrow if wide.first <= narrow.first <= wide.last else None
+
+
+def _either(single: IPNetwork | None, several: Nets | None) -> Nets | None:
+    nets = (() if single is None else (single,)) + (several or ())
+    return tuple(dict.fromkeys(nets)) or None
+
+
+def _sets(tag: str | None, selector: str | None) -> SetNodes:
+    return (() if tag is None else (tag_set(tag),)) + (() if selector is None else (selector_set(selector),))
+
+
+def _ports(ports: tuple[int | str, ...] | None) -> tuple[PortRange, ...]:
+    return tuple(parse_port_range(port) for port in ports or ())

@@ -1,0 +1,309 @@
+"""Attach and detach as transactions with undo (journey B of the architecture).
+
+An attach is one datastore transaction (addresses, handle, endpoint record, missing profiles) and one interface. The
+agent sees the record and programs its policy while the interface is being made; the call returns when both stand.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from netaddr import EUI, IPAddress
+
+from calico_core.errors import Conflict, InvalidRecord, KeyExists, NotReady
+from calico_core.interfaces.dataplane import WorkloadWiring
+from calico_core.interfaces.datastore import Compare, Delete, Operation, Precondition, Put, Records, absent
+from calico_core.interfaces.ipam import Companion, Ipam
+from calico_core.interfaces.workloads import Workloads
+from calico_core.log import get_logger
+from calico_core.model import codec
+from calico_core.model.addresses import host_network, mac_from_bytes
+from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.keys import (
+    PROFILES,
+    ProfileLabelsKey,
+    ProfileRulesKey,
+    ProfileTagsKey,
+    ReadyKey,
+    WorkloadEndpointKey,
+)
+from calico_core.model.workloads import (
+    AddressRequest,
+    Attach,
+    Attached,
+    Detach,
+    NewProfile,
+    PairRequest,
+    WiredInterface,
+    WiringRequest,
+)
+from calico_core.workload.gate import PolicyGate
+from calico_core.workload.locks import NamedLocks
+from calico_core.workload.undo import UndoStack
+
+log = get_logger(__name__)
+
+_LOCK_TIMEOUT_S = 30.0
+_ATTEMPTS = 5
+
+
+class WorkloadService(Workloads):
+    """Shared by all integrations of a node. ``host`` is the node's name in keys."""
+
+    def __init__(self, *, records: Records, ipam: Ipam, wiring: WorkloadWiring, gate: PolicyGate, host: str) -> None:
+        self._records = records
+        self._ipam = ipam
+        self._wiring = wiring
+        self._gate = gate
+        self._host = host
+        self._locks = NamedLocks()
+        self._links = ThreadPoolExecutor(max_workers=64, thread_name_prefix="links")
+
+    def close(self) -> None:
+        self._links.shutdown(wait=True)
+
+    # --- attach ----------------------------------------------------------------------------------
+
+    def attach(self, request: Attach) -> Attached:
+        steps = _Steps()
+        with self._locks.hold(request.key, timeout_s=_LOCK_TIMEOUT_S), UndoStack() as undo:
+            self._require_ready()
+            endpoint, revision, is_new = self._record(request)
+            if is_new:
+                undo.push("record", lambda: self._forget(request, revision))
+            steps.done("record")
+            wired = self._wire(request, endpoint)
+            if wired is not None and wired.is_new:
+                undo.push("interface", lambda: self._wiring.detach(request.interface))
+            steps.done("interface")
+            is_programmed = self._gate.wait_programmed(request.key, revision, request.policy_timeout_s)
+            steps.done("policy")
+            undo.commit()
+        if not is_programmed:
+            log.warning("endpoint.policy_pending", endpoint=request.key.path)
+        log.info(
+            "endpoint.attached",
+            endpoint=request.key.path,
+            addresses=[str(net.ip) for net in endpoint.nets],
+            **dict(steps.durations),
+        )
+        return Attached(
+            addresses=endpoint.nets,
+            interface=request.interface,
+            host_mac=wired.host_mac if wired else None,
+            mac=wired.mac if wired else endpoint.mac,
+            mtu_bytes=wired.mtu_bytes if wired else request.mtu_bytes,
+            is_policy_programmed=is_programmed,
+            endpoint=endpoint,
+            steps=tuple(steps.durations),
+        )
+
+    def _require_ready(self) -> None:
+        """Source: datastore specification 5, readiness."""
+        ready = self._records.get(ReadyKey())
+        if ready is None or ready.record != "true":
+            raise NotReady(f"{ReadyKey().path} in the datastore is not 'true'")
+
+    def _record(self, request: Attach) -> tuple[WorkloadEndpoint, int, bool]:
+        """Commit addresses and record. Returns the record, its revision and whether this call made it."""
+        expected: Compare = absent(request.key.path)
+        for _attempt in range(_ATTEMPTS):
+            profiles = self._missing_profiles(request.new_profiles)
+            try:
+                return (*self._commit(request, expected, profiles), True)
+            except Conflict as conflict:
+                if conflict.key != request.key.path:
+                    continue  # a profile came or went meanwhile: look again
+            existing = self._records.get(request.key)
+            if existing is None:
+                expected = absent(request.key.path)
+            elif existing.record.container_id == request.container_id:
+                return existing.record, existing.mod_revision, False
+            elif not request.replaces:
+                raise KeyExists(request.key.path, existing)
+            else:
+                expected = Compare(request.key.path, existing.mod_revision)
+        raise Conflict(request.key.path, None)
+
+    def _commit(
+        self, request: Attach, expected: Compare, profiles: tuple[NewProfile, ...]
+    ) -> tuple[WorkloadEndpoint, int]:
+        mac = request.mac or _random_mac()
+        profile_writes = _profile_writes(profiles)
+        made: list[WorkloadEndpoint] = []
+
+        def companion(addresses: tuple[IPAddress, ...]) -> Companion:
+            made[:] = [_endpoint(request, mac, addresses)]
+            put = Put(request.key.path, codec.encode(made[0]))
+            return Companion((expected, *profile_writes.preconditions), (put, *profile_writes.operations))
+
+        if not isinstance(request.addresses, AddressRequest):
+            revision = self._transact(companion(request.addresses))
+            return made[0], revision
+        addresses = self._ipam.auto_assign(request.addresses, companion)
+        current = self._records.get(request.key)
+        if made and current is not None and current.record == made[0]:
+            return made[0], current.mod_revision
+        # The handle held its addresses already: only the record was missing.
+        revision = self._transact(companion(addresses))
+        return made[0], revision
+
+    def _transact(self, companion: Companion) -> int:
+        keys = [check.key for check in companion.preconditions if isinstance(check, Compare)]
+        result = self._records.store.transact(companion.preconditions, companion.operations, keys)
+        if result.committed:
+            return result.revision
+        for check, entry in zip(keys, result.current, strict=True):
+            wanted = next(c for c in companion.preconditions if isinstance(c, Compare) and c.key == check)
+            if (entry.mod_revision if entry else 0) != wanted.mod_revision:
+                raise Conflict(check, entry)
+        raise Conflict(keys[0], None)
+
+    def _missing_profiles(self, wanted: tuple[NewProfile, ...]) -> tuple[NewProfile, ...]:
+        """A profile exists if any of its keys does. Source: datastore specification 4.4."""
+        store = self._records.store
+        return tuple(new for new in wanted if not store.list(f"{PROFILES}{new.name}/").entries)
+
+    def _wire(self, request: Attach, endpoint: WorkloadEndpoint) -> WiredInterface | None:
+        if request.namespace_fd is None:
+            return None
+        return self._wiring.attach(
+            WiringRequest(
+                interface=request.interface,
+                container_interface=request.container_interface,
+                namespace_fd=request.namespace_fd,
+                namespace=request.namespace,
+                addresses=endpoint.nets,
+                mac=endpoint.mac,
+                mtu_bytes=request.mtu_bytes,
+                is_default_route=request.is_default_route,
+                allow_ip_forwarding=request.allow_ip_forwarding,
+            )
+        )
+
+    def _forget(self, request: Attach, revision: int) -> None:
+        """Take back what :meth:`_record` committed, if nobody has changed it since."""
+        path = request.key.path
+        if isinstance(request.addresses, AddressRequest):
+            companion = Companion((Compare(path, revision),), (Delete(path),))
+            self._ipam.release_by_handle([request.addresses.handle], companion)
+        else:
+            self._records.delete(request.key, mod_revision=revision)
+
+    # --- detach ----------------------------------------------------------------------------------
+
+    def detach(self, request: Detach) -> None:
+        with self._locks.hold(request.key, timeout_s=_LOCK_TIMEOUT_S):
+            link = self._remove_link(request)
+            try:
+                self._release(request)
+            finally:
+                link.result()
+        log.info("endpoint.detached", endpoint=request.key.path)
+
+    def _remove_link(self, request: Detach) -> Future[None]:
+        """The kernel takes tens of milliseconds to delete a link: that runs beside the datastore's part."""
+        return self._links.submit(self._wiring.detach, request.interface)
+
+    def _release(self, request: Detach) -> None:
+        path = request.key.path
+        for _attempt in range(_ATTEMPTS):
+            companion = self._deletion(request)
+            try:
+                self._ipam.release_by_handle(request.handles, companion)
+                return
+            except Conflict as conflict:
+                if conflict.key != path:
+                    raise
+        raise Conflict(path, None)
+
+    def _deletion(self, request: Detach) -> Companion | None:
+        """Delete the record unless another container owns it by now."""
+        try:
+            existing = self._records.get(request.key)
+        except InvalidRecord:
+            return Companion((), (Delete(request.key.path),))
+        if existing is None:
+            return None
+        owner = existing.record.container_id
+        if request.container_id is not None and owner not in {None, request.container_id}:
+            log.info("endpoint.kept", endpoint=request.key.path, owner=owner, asked_by=request.container_id)
+            return None
+        return Companion((Compare(request.key.path, existing.mod_revision),), (Delete(request.key.path),))
+
+    # --- pairs -----------------------------------------------------------------------------------
+
+    def make_pair(self, key: WorkloadEndpointKey, request: PairRequest) -> WiredInterface:
+        with self._locks.hold(key, timeout_s=_LOCK_TIMEOUT_S):
+            existing = self._records.get(key)
+            if existing is None:
+                raise NotReady(f"endpoint {key.path} has no record")
+            if not request.addresses:
+                request = PairRequest(
+                    interface=request.interface,
+                    peer=request.peer,
+                    mac=request.mac,
+                    mtu_bytes=request.mtu_bytes,
+                    addresses=existing.record.nets,
+                )
+            wired = self._wiring.make_pair(request)
+            if not self._gate.wait_programmed(key, existing.mod_revision, 10.0):
+                log.warning("endpoint.policy_pending", endpoint=key.path)
+            return wired
+
+    def remove_pair(self, interface: str) -> None:
+        self._wiring.detach(interface)
+
+
+class _Steps:
+    """Milliseconds of each step of a call."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self.durations: list[tuple[str, float]] = []
+
+    def done(self, name: str) -> None:
+        now = time.perf_counter()
+        self.durations.append((f"{name}_ms", round((now - self._last) * 1000, 2)))
+        self._last = now
+
+
+def _endpoint(request: Attach, mac: EUI, addresses: tuple[IPAddress, ...]) -> WorkloadEndpoint:
+    return WorkloadEndpoint(
+        state="active",
+        name=request.interface,
+        mac=mac,
+        profile_ids=request.profiles,
+        ipv4_nets=tuple(host_network(address) for address in addresses if address.version == 4),
+        ipv6_nets=tuple(host_network(address) for address in addresses if address.version == 6),
+        labels=request.labels,
+        container_id=request.container_id,
+        ifname=request.container_interface,
+        network=request.network,
+        netns=request.namespace or None,
+        created=round(time.time(), 3),
+    )
+
+
+def _profile_writes(profiles: tuple[NewProfile, ...]) -> Companion:
+    preconditions: list[Precondition] = []
+    operations: list[Operation] = []
+    for profile in profiles:
+        writes = (
+            (ProfileRulesKey(profile.name), profile.rules),
+            (ProfileTagsKey(profile.name), profile.tags),
+            (ProfileLabelsKey(profile.name), profile.labels),
+        )
+        for key, record in writes:
+            preconditions.append(absent(key.path))
+            operations.append(Put(key.path, codec.encode(record)))
+    return Companion(tuple(preconditions), tuple(operations))
+
+
+def _random_mac() -> EUI:
+    """Locally administered, unicast."""
+    raw = bytearray(os.urandom(6))
+    raw[0] = (raw[0] & 0xFC) | 0x02
+    return mac_from_bytes(bytes(raw))

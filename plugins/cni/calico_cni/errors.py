@@ -1,0 +1,124 @@
+"""CalicoError → CNI error code: one table, read from the top. Source: cni specification 2.4.
+
+The classes here say which part of the protocol was violated; they are raised and caught inside this package only.
+"""
+
+from __future__ import annotations
+
+from calico_core.errors import (
+    AddressInUse,
+    CalicoError,
+    DataplaneError,
+    InterfaceTaken,
+    InvalidInput,
+    InvalidRecord,
+    InvalidRequest,
+    InvalidSettings,
+    NamespaceGone,
+    NoPools,
+    OutsidePools,
+    PoolExhausted,
+)
+
+INCOMPATIBLE_VERSION = 1
+UNSUPPORTED_FIELD = 2
+BAD_ENVIRONMENT = 4
+IO_FAILURE = 5
+DECODING_FAILURE = 6
+INVALID_CONFIGURATION = 7
+INVALID_NAMESPACE = 8
+TRY_AGAIN_LATER = 11
+PLUGIN_NOT_AVAILABLE = 50
+GENERIC = 100
+ADDRESSES_EXHAUSTED = 101
+ADDRESS_IN_USE = 102
+KERNEL_REFUSED = 105
+INTERFACE_TAKEN = 106
+
+KNOWN_TO_ALL = frozenset({INCOMPATIBLE_VERSION, UNSUPPORTED_FIELD})
+"""The reserved codes that versions before 0.4.0 define; there, every other reserved one becomes 100."""
+
+EARLY_VERSIONS = frozenset({"0.1.0", "0.2.0", "0.3.0", "0.3.1"})
+
+
+class IncompatibleVersion(InvalidRequest):
+    """``what`` is a command that the version does not have, or empty when the version itself is unknown."""
+
+    def __init__(self, version: str, supported: tuple[str, ...], *, what: str = "") -> None:
+        reason = f"{what} does not exist in version {version}" if what else f"version {version} is not supported"
+        super().__init__("cniVersion", reason)
+        self.version, self.supported = version, supported
+
+    @property
+    def hint(self) -> str:  # type: ignore[override]
+        return f"requested: {self.version}; supported: {', '.join(self.supported)}"
+
+
+class UnsupportedField(InvalidRequest):
+    """A legal configuration that asks for something we do not do. ``value`` as it was written."""
+
+    def __init__(self, field: str, value: object, reason: str) -> None:
+        super().__init__(field, reason)
+        self.value = value
+
+    @property
+    def hint(self) -> str:  # type: ignore[override]
+        return f"{self.field}={self.value}"
+
+
+class InvalidEnvironment(InvalidRequest):
+    """One or more CNI variables are missing or wrong; ``field`` lists them."""
+
+
+class Undecodable(InvalidRequest):
+    """Standard input is not what the protocol says: no JSON, no object, no version."""
+
+
+class InvalidNamespace(InvalidRequest):
+    """``CNI_NETNS`` leads nowhere, or to where no container is."""
+
+
+class CheckFailed(CalicoError):
+    """CHECK: something an ADD made is missing or different; the text names it."""
+
+
+class NotAvailable(CalicoError):
+    """STATUS: an ADD would not be served now."""
+
+
+TABLE: tuple[tuple[type[BaseException], int], ...] = (
+    (IncompatibleVersion, INCOMPATIBLE_VERSION),
+    (UnsupportedField, UNSUPPORTED_FIELD),
+    (InvalidEnvironment, BAD_ENVIRONMENT),
+    (Undecodable, DECODING_FAILURE),
+    (InvalidNamespace, INVALID_NAMESPACE),
+    (NamespaceGone, INVALID_NAMESPACE),
+    (NotAvailable, PLUGIN_NOT_AVAILABLE),
+    (InvalidRecord, GENERIC),
+    (InvalidSettings, GENERIC),
+    (InvalidInput, INVALID_CONFIGURATION),
+    (PoolExhausted, ADDRESSES_EXHAUSTED),
+    (NoPools, ADDRESSES_EXHAUSTED),
+    (AddressInUse, ADDRESS_IN_USE),
+    (OutsidePools, INVALID_CONFIGURATION),
+    (InterfaceTaken, INTERFACE_TAKEN),
+    (DataplaneError, KERNEL_REFUSED),
+)
+
+
+def code_of(error: BaseException, version: str) -> int:
+    """The code for a runtime that asked for ``version``. Retryable errors are 11, everything unlisted is 100."""
+    code = _modern_code(error)
+    if code < GENERIC and code not in KNOWN_TO_ALL and version in EARLY_VERSIONS:
+        return GENERIC
+    return code
+
+
+def _modern_code(error: BaseException) -> int:
+    if isinstance(error, CalicoError) and error.retryable:
+        return TRY_AGAIN_LATER
+    return next((code for kind, code in TABLE if isinstance(error, kind)), GENERIC)
+
+
+def details_of(error: BaseException) -> str:
+    return error.hint if isinstance(error, CalicoError) else ""

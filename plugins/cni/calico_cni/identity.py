@@ -1,0 +1,60 @@
+"""Names of an attachment, all computable from the call: nothing has to be looked up. Source: cni specification 4.
+
+Runtimes other than a kubelet set pod arguments too (podman does), so these alone do not make a Kubernetes endpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+from calico_core.model.keys import WorkloadEndpointKey
+from calico_core.model.rules import Rule, RuleLists
+from calico_core.model.workloads import NewProfile
+
+ORCHESTRATOR = "cni"
+FIRST_INTERFACE = "eth0"
+_INTERFACE_LENGTH = 15
+
+
+class Identity(NamedTuple):
+    """``interface`` is the host side. ``handle`` holds the addresses."""
+
+    key: WorkloadEndpointKey
+    interface: str
+    handle: str
+    legacy_handles: tuple[str, ...]
+
+
+def identify(*, host: str, network: str, container_id: str, container_interface: str, prefix: str = "cali") -> Identity:
+    """``prefix``: of host interfaces; the first where several are set."""
+    digest = hashlib.sha1(f"{container_id}/{container_interface}".encode(), usedforsecurity=False).hexdigest()
+    first_prefix = prefix.partition(",")[0].strip()
+    return Identity(
+        key=WorkloadEndpointKey(host, ORCHESTRATOR, container_id, digest),
+        # eleven digits of the hash after the usual prefix of four
+        interface=f"{first_prefix}{digest}"[:_INTERFACE_LENGTH],
+        handle=handle_of(network, container_id, container_interface),
+        legacy_handles=legacy_handles(container_id, container_interface),
+    )
+
+
+def handle_of(network: str, container_id: str, container_interface: str) -> str:
+    """``<network>.<container id>``, and ``.<interface>`` after it unless that is a container's usual first one."""
+    base = f"{network}.{container_id}"
+    return base if container_interface == FIRST_INTERFACE else f"{base}.{container_interface}"
+
+
+def legacy_handles(container_id: str, container_interface: str) -> tuple[str, ...]:
+    """How the first reference plugin named the handle; it knew one interface a container."""
+    return (container_id,) if container_interface == FIRST_INTERFACE else ()
+
+
+def network_profile(network: str) -> NewProfile:
+    """Workloads of one network talk to each other and may open connections to anywhere. Source: 5.5, default."""
+    rules = RuleLists(
+        id=network,
+        inbound_rules=(Rule(action="allow", src_tag=network),),
+        outbound_rules=(Rule(action="allow"),),
+    )
+    return NewProfile(name=network, tags=(network,), rules=rules)

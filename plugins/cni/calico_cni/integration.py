@@ -1,0 +1,105 @@
+"""CNI on the node's runtime: calls of the programs ``calico`` and ``calico-ipam``.
+
+Whatever happens, the runtime gets what the protocol promises: a result, nothing, or an error object on standard
+output with status 1. One log line a call. ``CALICO_TRACE=1`` in a runtime's environment puts the durations on standard
+error as one JSON line.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import ClassVar, Protocol
+
+import msgspec
+
+from calico_cni.commands import NetworkCommands
+from calico_cni.environment import Invocation, parse_environment
+from calico_cni.errors import InvalidEnvironment, code_of
+from calico_cni.ipam import IpamCommands
+from calico_cni.outcome import Outcome
+from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
+from calico_cni.results import encode_error, encode_versions
+from calico_cni.versions import NEWEST, VERSIONS, known_version
+from calico_cni.wire import read_version
+from calico_core.errors import CalicoError, NotReady
+from calico_core.interfaces.integration import (
+    API_VERSION,
+    Call,
+    CallReply,
+    Integration,
+    IntegrationContext,
+    IntegrationInfo,
+)
+from calico_core.log import bound, get_logger
+
+ABOUT = f"Calico CNI plugin; CNI protocol versions supported: {', '.join(VERSIONS)}\n"
+FAILED = 1
+
+_LOGGED = (
+    ("command", "CNI_COMMAND"),
+    ("container", "CNI_CONTAINERID"),
+    ("interface", "CNI_IFNAME"),
+)
+
+log = get_logger(__name__)
+
+
+class _Commands(Protocol):
+    def run(self, call: Call, invocation: Invocation) -> Outcome: ...
+
+
+class CniIntegration(Integration):
+    info: ClassVar[IntegrationInfo] = IntegrationInfo(
+        name="cni", api_version=API_VERSION, programs=(NETWORK_PROGRAM, IPAM_PROGRAM)
+    )
+
+    def __init__(self) -> None:
+        self._programs: dict[str, _Commands] = {}
+
+    def prepare(self, context: IntegrationContext) -> None:
+        self._programs = {NETWORK_PROGRAM: NetworkCommands(context), IPAM_PROGRAM: IpamCommands(context)}
+
+    def handle(self, call: Call) -> CallReply:
+        """Never raises."""
+        started = time.perf_counter()
+        fields = {name: call.environment.get(variable, "") for name, variable in _LOGGED}
+        with bound(program=call.program, **fields):
+            try:
+                outcome = self._run(call)
+                reply = CallReply(stdout=outcome.stdout, stderr=outcome.stderr)
+                elapsed_ms = _milliseconds_since(started)
+                log.info("cni.done", ms=elapsed_ms, **dict(outcome.steps))
+            except CalicoError as error:
+                outcome, reply = Outcome(), self.refuse(call, error)
+                elapsed_ms = _milliseconds_since(started)
+                log.warning("cni.failed", code=code_of(error, NEWEST), reason=str(error), ms=elapsed_ms)
+            except BaseException as error:  # the runtime waits for an answer even to an interrupt or lack of memory
+                outcome, reply = Outcome(), self.refuse(call, error)
+                elapsed_ms = _milliseconds_since(started)
+                log.exception("cni.failed", code=code_of(error, NEWEST), ms=elapsed_ms)
+        if call.environment.get("CALICO_TRACE") != "1":
+            return reply
+        trace = {"calico.trace": {**fields, "ms": elapsed_ms, "steps": dict(outcome.steps)}}
+        return msgspec.structs.replace(reply, stderr=reply.stderr + msgspec.json.encode(trace) + b"\n")
+
+    @staticmethod
+    def refuse(call: Call, error: BaseException) -> CallReply:
+        """The error object for a call; also for a process that cannot even prepare the integration."""
+        # the environment is judged before the configuration is read, so no version is known then
+        version = NEWEST if isinstance(error, InvalidEnvironment) else known_version(read_version(call.stdin))
+        return CallReply(status=FAILED, stdout=encode_error(error, version))
+
+    def _run(self, call: Call) -> Outcome:
+        command = call.environment.get("CNI_COMMAND", "")
+        if not command:
+            return Outcome(stderr=ABOUT.encode())
+        if command == "VERSION":
+            return Outcome(encode_versions(read_version(call.stdin)))
+        commands = self._programs.get(call.program)
+        if commands is None:
+            raise NotReady(f"nothing is prepared to run {call.program!r}")
+        return commands.run(call, parse_environment(call.environment))
+
+
+def _milliseconds_since(started: float) -> float:
+    return round((time.perf_counter() - started) * 1000, 2)

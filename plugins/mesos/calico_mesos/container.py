@@ -1,0 +1,59 @@
+"""A container on this host: its names, all computable from its id, and what we keep of it.
+
+``isolate`` is told the addresses but not by which handle they are held; ``cleanup`` is told neither. So the first
+leaves a note for the second. It is written last, and says thereby that the container was finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, ClassVar, NamedTuple
+
+from netaddr import IPAddress
+
+from calico_core.model import ids
+from calico_core.model.keys import Key, WorkloadEndpointKey
+from calico_core.model.record import Record
+
+ORCHESTRATOR = "mesos"
+_INTERFACE_LENGTH = 15
+
+
+class Holding(Record, frozen=True):
+    """One address; ``handle`` None when nobody held it through Mesos, and cleanup has to leave it alone."""
+
+    address: IPAddress
+    handle: str | None = None
+
+
+class ContainerRecord(Record, frozen=True):
+    holdings: tuple[Holding, ...] = ()
+
+
+class ContainerKey(Key, frozen=True):
+    record_type: ClassVar[Any] = ContainerRecord
+    host: str
+    container_id: str
+
+    @property
+    def path(self) -> str:
+        return f"/calico/mesos/v1/host/{self.host}/container/{ids.escape(self.container_id)}"
+
+
+class Container(NamedTuple):
+    """``interface`` is the host side."""
+
+    key: WorkloadEndpointKey
+    record_key: ContainerKey
+    interface: str
+
+
+def identify(host: str, container_id: str, *, prefix: str) -> Container:
+    """``prefix``: of host interfaces; the first where several are set."""
+    digest = hashlib.sha1(container_id.encode(), usedforsecurity=False).hexdigest()
+    first = prefix.partition(",")[0].strip()
+    return Container(
+        key=WorkloadEndpointKey(host, ORCHESTRATOR, container_id, digest),
+        record_key=ContainerKey(host, container_id),
+        interface=f"{first}{digest}"[:_INTERFACE_LENGTH],
+    )

@@ -1,0 +1,210 @@
+"""CNI ADD and DEL as whole processes: our executable on a warm runtime beside the reference ``ptp`` + ``host-local``.
+
+``python tests/benchmarks/bench_cni.py [--rounds N]``. Needs root and Debian's containernetworking-plugins. In every
+round each plugin does one ADD, in shuffled order; then the same for DEL; then bursts of 30 by 8 workers. Clock: from
+just before the program is spawned to its end. Prints a JSON line a workload, yardsticks first and last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+REFERENCE = Path("/usr/lib/cni")
+
+
+def _load_yardsticks() -> Any:
+    spec = importlib.util.spec_from_file_location("yardsticks", HERE / "yardsticks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+yardsticks = _load_yardsticks()
+
+
+# --- inside the host's namespace -----------------------------------------------------------------
+
+
+class Plugin:
+    """An executable with its network configuration in a file."""
+
+    def __init__(self, name: str, executable: str, path: str, config: dict[str, Any], folder: Path) -> None:
+        self.name = name
+        self._executable = executable
+        self._path = path
+        self._config = folder / f"{name}.json"
+        self._config.write_text(json.dumps(config))
+        self._out = folder
+
+    def call(self, command: str, container: str) -> float:
+        """Seconds of one whole process. Raises when it fails: a fast failure is no result."""
+        environment = {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": container,
+            "CNI_NETNS": f"/run/netns/{container}",
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": self._path,
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        }
+        out = self._out / f"{self.name}.{container}.out"
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, str(self._config), os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(out), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ]
+        started = time.perf_counter()
+        pid = os.posix_spawn(self._executable, [self._executable], environment, file_actions=actions)
+        _, status = os.waitpid(pid, 0)
+        seconds = time.perf_counter() - started
+        if status:
+            raise RuntimeError(f"{self.name} {command} {container}: status {status}: {out.read_text()}")
+        return seconds
+
+
+def inside(plan: dict[str, Any]) -> None:
+    """Runs in the host's namespace; the containers' namespaces exist."""
+    with tempfile.TemporaryDirectory() as folder:
+        plugins = [
+            Plugin(entry["name"], entry["executable"], entry["path"], entry["config"], Path(folder))
+            for entry in plan["plugins"]
+        ]
+        rounds, containers = plan["rounds"], plan["containers"]
+        for plugin in plugins:  # a warm-up each: caches of the kernel, a first block
+            plugin.call("ADD", f"{containers}w")
+            plugin.call("DEL", f"{containers}w")
+        order = random.Random(20)
+        times: dict[tuple[str, str], list[float]] = {}
+        for command in ("ADD", "DEL"):
+            for number in range(rounds):
+                for plugin in order.sample(plugins, len(plugins)):
+                    container = f"{containers}{plugin.name}{number}"
+                    times.setdefault((plugin.name, command), []).append(plugin.call(command, container))
+        for (name, command), seconds in times.items():
+            yardsticks.report(f"cni.{command}.{name}", **yardsticks.summary(seconds))
+        base = {command: statistics.median(times["ptp", command]) for command in ("ADD", "DEL")}
+        for plugin in plugins:
+            if plugin.name != "ptp":
+                ratios = {
+                    f"{command}_ratio": round(statistics.median(times[plugin.name, command]) / base[command], 2)
+                    for command in ("ADD", "DEL")
+                }
+                yardsticks.report(f"cni.ratio.{plugin.name}/ptp", **ratios)
+        _bursts(plugins, containers, plan["bursts"])
+
+
+def _bursts(plugins: list[Plugin], containers: str, repetitions: int) -> None:
+    totals: dict[tuple[str, str], list[float]] = {}
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(repetitions):
+            for plugin in plugins:
+                names = [f"{containers}{plugin.name}{number}" for number in range(30)]
+                for command in ("ADD", "DEL"):
+                    started = time.perf_counter()
+                    list(pool.map(lambda name, p=plugin, c=command: p.call(c, name), names))
+                    totals.setdefault((plugin.name, command), []).append(time.perf_counter() - started)
+    for (name, command), seconds in totals.items():
+        base = statistics.median(totals["ptp", command])
+        ratio = round(statistics.median(seconds) / base, 2)
+        yardsticks.report(f"cni.burst30.{command}.{name}", ratio_to_ptp=ratio, **yardsticks.summary(seconds))
+
+
+# --- outside ---------------------------------------------------------------------------------------
+
+
+def outside(rounds: int, bursts: int) -> None:
+    from calico_core.dataplane.linux import netns
+    from calico_core.lab.topology import Laboratory
+
+    yardsticks.report("machine", **yardsticks.machine())
+    yardsticks.report("yardsticks.before", **yardsticks.measure())
+    prefix = f"bench{os.getpid()}x"
+    made: list[str] = []
+    labs: list[Laboratory] = []
+    try:
+        for store in ("sqlite", "etcd"):
+            lab = Laboratory.create(f"bench-{store}", 1, datastore=store, routing="none")
+            labs.append(lab)
+            lab.up()
+            host = lab.hosts[0]
+            host.start_node()
+            host.install_cni()
+            plugins = [
+                _ours(f"calico-{store}", host.cni_bin_directory),
+                _reference("ptp", {"ipMasq": False}),
+                _reference("bridge", {"isGateway": True, "bridge": "br-bench"}),
+            ]
+            names = [f"{plugin['name']}{number}" for plugin in plugins for number in range(max(rounds, 30))]
+            for name in [*names, "w"]:
+                netns.create_namespace(prefix + name)
+                made.append(prefix + name)
+            plan = {"rounds": rounds, "bursts": bursts, "containers": prefix, "plugins": plugins}
+            done = host.run(
+                [sys.executable, str(Path(__file__).resolve()), "--inside"], stdin=json.dumps(plan), timeout_s=900
+            )
+            sys.stdout.write(done.stdout)
+            for name in made:
+                netns.delete_namespace(name)
+            made.clear()
+            lab.down()
+    finally:
+        for name in made:
+            netns.delete_namespace(name)
+        for lab in labs:
+            lab.down()
+    yardsticks.report("yardsticks.after", **yardsticks.measure())
+
+
+def _ours(name: str, folder: Path) -> dict[str, Any]:
+    config = {"cniVersion": "1.0.0", "name": "bench", "type": "calico", "ipam": {"type": "calico-ipam"}}
+    return {"name": name, "executable": str(folder / "calico"), "path": str(folder), "config": config}
+
+
+def _reference(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    subnet = {"ptp": "10.98.0.0/16", "bridge": "10.99.0.0/16"}[name]
+    ipam = {
+        "type": "host-local",
+        "subnet": subnet,
+        "routes": [{"dst": "0.0.0.0/0"}],
+        "dataDir": f"/run/calico-bench-{name}",
+    }
+    config = {"cniVersion": "1.0.0", "name": f"bench-{name}", "type": name, "ipam": ipam, **options}
+    return {"name": name, "executable": str(REFERENCE / name), "path": str(REFERENCE), "config": config}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--bursts", type=int, default=5)
+    parser.add_argument("--inside", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.inside:
+        inside(json.load(sys.stdin))
+        return 0
+    if os.geteuid() != 0 or not (REFERENCE / "ptp").exists():
+        sys.stderr.write("needs root and the package containernetworking-plugins\n")
+        return 2
+    try:
+        outside(arguments.rounds, arguments.bursts)
+    finally:
+        for name in ("ptp", "bridge"):
+            subprocess.run(["rm", "-rf", f"/run/calico-bench-{name}"], check=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

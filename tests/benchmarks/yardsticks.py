@@ -1,0 +1,89 @@
+"""What a machine is worth at the moment: figures to divide by, so that hours and machines can be compared.
+
+``Y-sha`` (C speed), ``Y-loop`` (interpreter), ``Y-alloc`` (allocator), ``Y-spawn`` (starting a program), in seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+
+def _sha() -> None:
+    block, digest = bytes(1 << 20), hashlib.sha256()
+    for _ in range(64):
+        digest.update(block)
+
+
+def _loop() -> None:
+    counts: dict[int, int] = {}
+    for i in range(1_000_000):
+        key = (i * 2654435761) & 0xFFFF
+        counts[key] = counts.get(key, 0) + 1
+
+
+def _alloc() -> None:
+    objects = [{"name": f"wep-{i}", "ip": i * 2654435761 & 0xFFFFFFFF} for i in range(300_000)]
+    objects.sort(key=lambda found: found["ip"])
+
+
+def _spawn() -> None:
+    for _ in range(50):
+        os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
+
+
+def _best(function: Callable[[], None], times: int) -> float:
+    best = float("inf")
+    for _ in range(times):
+        started = time.perf_counter()
+        function()
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def measure() -> dict[str, float]:
+    return {
+        "sha_s": round(_best(_sha, 5), 5),
+        "loop_s": round(_best(_loop, 5), 5),
+        "alloc_s": round(_best(_alloc, 3), 5),
+        "spawn_s": round(_best(_spawn, 5) / 50, 6),
+    }
+
+
+def machine() -> dict[str, object]:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "commit": commit.stdout.strip() or "unknown",
+    }
+
+
+def summary(seconds: list[float]) -> dict[str, float]:
+    """Milliseconds: min, median, p95, p99."""
+    ordered = sorted(value * 1000 for value in seconds)
+
+    def at(share: float) -> float:
+        return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3)
+
+    return {
+        "n": len(ordered),
+        "min_ms": round(ordered[0], 3),
+        "median_ms": round(statistics.median(ordered), 3),
+        "p95_ms": at(0.95),
+        "p99_ms": at(0.99),
+    }
+
+
+def report(name: str, **fields: object) -> None:
+    """One JSON line a workload."""
+    sys.stdout.write(json.dumps({"name": name, **fields}) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,209 @@
+"""The contract of a dataplane, kept by the one in memory and by nftables on a real kernel."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from netaddr import EUI, IPNetwork
+
+from calico_core.dataplane.linux import netns
+from calico_core.dataplane.memory import MemoryDataplane
+from calico_core.dataplane.nftables.driver import NftablesDataplane
+from calico_core.errors import InvalidRequest
+from calico_core.interfaces.dataplane import ApplyReport, DataplaneOptions, WorkloadWiring
+from calico_core.model.hoststate import (
+    AddressSet,
+    HostChanges,
+    HostPools,
+    HostRule,
+    HostRules,
+    HostWorkload,
+    PolicyList,
+    RulesId,
+    SetChange,
+    SetId,
+)
+from calico_core.model.keys import WorkloadEndpointKey
+from calico_core.model.workloads import InterfaceEvent, PairRequest, WiringRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from calico_core.interfaces.dataplane import Dataplane
+
+_numbers = itertools.count()
+OPTIONS = DataplaneOptions(host="h")
+WEB, TAG = RulesId("profile/web"), SetId("tag-00000000000000aa")
+NETS = (IPNetwork("10.65.0.1/32"), IPNetwork("fd65::1/128"))
+
+
+class Bench:
+    """A dataplane with a container to wire."""
+
+    def __init__(self, dataplane: Dataplane, namespace_fd: int) -> None:
+        self.dataplane = dataplane
+        self.request = WiringRequest(
+            interface="cali1",
+            container_interface="eth0",
+            namespace_fd=namespace_fd,
+            namespace="a container",
+            addresses=NETS,
+            mac=EUI("02:00:00:00:00:01"),
+        )
+
+    @property
+    def wiring(self) -> WorkloadWiring:
+        return self.dataplane.wiring()
+
+
+@pytest.fixture(params=["memory", pytest.param("nftables", marks=pytest.mark.needs_root)])
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    if request.param == "memory":
+        dataplane = MemoryDataplane.open(OPTIONS)
+        yield Bench(dataplane, 0)
+        dataplane.close()
+        return
+    names = [f"dpc-{os.getpid()}-{next(_numbers)}" for _ in range(2)]
+    descriptors = [netns.open_namespace(str(netns.create_namespace(name))) for name in names]
+    real = NftablesDataplane(OPTIONS, descriptors[0])
+    try:
+        yield Bench(real, descriptors[1])
+    finally:
+        real.close()
+        for name, descriptor in zip(names, descriptors, strict=True):
+            os.close(descriptor)
+            netns.delete_namespace(name)
+
+
+def a_workload(number: int = 1, *, is_active: bool = True, port: str = "web") -> HostWorkload:
+    policies = PolicyList(profiles=(RulesId(f"profile/{port}"),))
+    return HostWorkload(
+        key=WorkloadEndpointKey(host="h", orchestrator="test", workload=f"w{number}", endpoint="eth0"),
+        interface=f"cali{number}",
+        is_active=is_active,
+        nets=NETS if number == 1 else (IPNetwork(f"10.65.0.{number}/32"),),
+        inbound=policies,
+        outbound=policies,
+    )
+
+
+def a_state(*workloads: HostWorkload) -> HostChanges:
+    allow = HostRule(action="allow", src_sets=(TAG,))
+    return HostChanges(
+        is_complete=True,
+        sets=(SetChange(id=TAG, is_new=True, added=AddressSet.of(NETS)),),
+        rules=(HostRules(id=WEB, inbound=(allow,), outbound=(HostRule(action="allow"),)),),
+        workloads=workloads,
+        pools=HostPools(all=(IPNetwork("10.65.0.0/16"),)),
+    )
+
+
+def is_quiet(report: ApplyReport) -> bool:
+    return report.changes == 0 and report.is_clean and not report.healed
+
+
+def test_the_first_batch_is_complete(bench: Bench) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        bench.dataplane.apply(HostChanges(workloads=(a_workload(),)))
+    assert caught.value.field == "is_complete"
+
+
+def test_closing_is_safe_to_repeat(bench: Bench) -> None:
+    bench.dataplane.ensure_closed()
+    bench.dataplane.ensure_closed()
+    assert bench.dataplane.apply(a_state()).is_clean
+
+
+def test_before_the_first_batch_nothing_is_wanted(bench: Bench) -> None:
+    assert is_quiet(bench.dataplane.resync())
+    assert is_quiet(bench.dataplane.interface_changed(InterfaceEvent(kind="up", name="cali1")))
+
+
+def test_only_differences_count(bench: Bench) -> None:
+    state = a_state(a_workload())
+    first = bench.dataplane.apply(state)
+    assert first.is_clean
+    assert first.changes > 0
+    assert is_quiet(bench.dataplane.apply(state))
+    assert is_quiet(bench.dataplane.apply(HostChanges(workloads=(a_workload(),))))
+    assert is_quiet(bench.dataplane.resync())
+    one_more = SetChange(id=TAG, added=AddressSet.of([IPNetwork("10.65.0.9/32")]))
+    assert bench.dataplane.apply(HostChanges(sets=(one_more,))).changes == 1
+    assert bench.dataplane.apply(HostChanges(workloads=(a_workload(is_active=False),))).changes > 0
+    assert bench.dataplane.apply(HostChanges(removed_workloads=(a_workload().key,))).is_clean
+    assert is_quiet(bench.dataplane.apply(HostChanges(removed_workloads=(a_workload().key,))))
+
+
+def test_a_complete_batch_removes_what_it_does_not_name(bench: Bench) -> None:
+    bench.dataplane.apply(a_state(a_workload(1), a_workload(2)))
+    report = bench.dataplane.apply(a_state(a_workload(2)))
+    assert report.changes > 0
+    assert [key.workload for key in report.endpoints_without_link] == ["w2"]
+
+
+def test_endpoints_without_link_are_named(bench: Bench) -> None:
+    report = bench.dataplane.apply(a_state(a_workload(1), a_workload(2), a_workload(3, is_active=False)))
+    assert [key.workload for key in report.endpoints_without_link] == ["w1", "w2"]
+    bench.wiring.attach(bench.request)
+    report = bench.dataplane.interface_changed(InterfaceEvent(kind="up", name="cali1"))
+    assert report.endpoints_without_link == ()
+    assert [key.workload for key in bench.dataplane.resync().endpoints_without_link] == ["w2"]
+    bench.wiring.detach("cali1")
+    report = bench.dataplane.interface_changed(InterfaceEvent(kind="deleted", name="cali1"))
+    assert [key.workload for key in report.endpoints_without_link] == ["w1"]
+
+
+def test_interfaces_are_watched(bench: Bench) -> None:
+    events: list[InterfaceEvent] = []
+    stop = bench.dataplane.watch_interfaces(events.append)
+    bench.wiring.attach(bench.request)
+    _wait(lambda: ("up", "cali1") in {(event.kind, event.name) for event in events})
+    bench.wiring.detach("cali1")
+    _wait(lambda: ("deleted", "cali1") in {(event.kind, event.name) for event in events})
+    stop()
+    stop()
+
+
+def test_wiring_makes_and_removes(bench: Bench) -> None:
+    wired = bench.wiring.attach(bench.request)
+    assert (wired.interface, wired.mac, wired.is_new) == ("cali1", bench.request.mac, True)
+    assert bench.wiring.exists("cali1")
+    assert bench.wiring.check(bench.request) == ()
+    assert set(bench.wiring.routes("cali1")) == set(NETS)
+    assert not bench.wiring.attach(bench.request).is_new
+    bench.wiring.detach("cali1")
+    bench.wiring.detach("cali1")
+    assert not bench.wiring.exists("cali1")
+    assert bench.wiring.check(bench.request) != ()
+    assert bench.wiring.routes("cali1") == ()
+
+
+def test_wiring_makes_pairs(bench: Bench) -> None:
+    pair = PairRequest(interface="cali7", peer="peer7", addresses=NETS)
+    assert bench.wiring.make_pair(pair).interface == "cali7"
+    assert bench.wiring.make_pair(pair).interface == "cali7", "a leftover is replaced"
+    assert bench.wiring.exists("cali7")
+    bench.wiring.detach("cali7")
+
+
+def test_purge_starts_from_nothing(bench: Bench) -> None:
+    bench.dataplane.apply(a_state(a_workload()))
+    bench.dataplane.purge()
+    bench.dataplane.purge()
+    with pytest.raises(InvalidRequest):
+        bench.dataplane.apply(HostChanges())
+    bench.dataplane.ensure_closed()
+    report = bench.dataplane.apply(a_state(a_workload()))
+    assert report.is_clean
+    assert report.changes > 0
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.005)

@@ -1,0 +1,88 @@
+"""A CNI integration on doubles, and calls to it: no node, no kernel, no root."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from calico_cni.integration import CniIntegration
+from calico_core.datastore.memory import MemoryDatastore
+from calico_core.datastore.records import TypedRecords
+from calico_core.interfaces.integration import Call, CallReply, IntegrationContext
+from calico_core.settings import Settings
+from tests.doubles.ipam import MemoryIpam
+from tests.doubles.workloads import MemoryWorkloads
+
+HOST = "node1"
+CONTAINER = "8f3c21d9a7"
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "cni"
+
+
+class CniSetup:
+    """The integration and what it stands on. ``call`` runs a command with everything at a valid default."""
+
+    def __init__(self, namespace_fd: int, *, is_resident: bool = True) -> None:
+        self.namespace_fd = namespace_fd
+        self.ipam = MemoryIpam()
+        self.records = TypedRecords(MemoryDatastore())
+        self.workloads = MemoryWorkloads(self.ipam, self.records)
+        self.context = IntegrationContext(
+            workloads=self.workloads,
+            ipam=self.ipam,
+            records=self.records,
+            settings=Settings(),
+            host=HOST,
+            is_resident=is_resident,
+        )
+        self.integration = CniIntegration()
+        self.integration.prepare(self.context)
+
+    def call(
+        self,
+        command: str,
+        configuration: dict[str, Any] | bytes | None = None,
+        *,
+        program: str = "calico",
+        container: str = CONTAINER,
+        interface: str = "eth0",
+        namespace_fd: int | None = -1,
+        **environment: str,
+    ) -> CallReply:
+        stdin = configuration if isinstance(configuration, bytes) else json.dumps(configuration or a_network()).encode()
+        variables = {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": container,
+            "CNI_NETNS": "/run/netns/c1",
+            "CNI_IFNAME": interface,
+            "CNI_PATH": "/opt/cni/bin",
+            **environment,
+        }
+        return self.integration.handle(
+            Call(
+                program=program,
+                environment=variables,
+                stdin=stdin,
+                namespace_fd=self.namespace_fd if namespace_fd == -1 else namespace_fd,
+            )
+        )
+
+
+def a_network(**changes: Any) -> dict[str, Any]:
+    """A minimal configuration; a change to None removes the key."""
+    whole = {"cniVersion": "1.0.0", "name": "net1", "type": "calico", "ipam": {"type": "calico-ipam"}, **changes}
+    return {key: value for key, value in whole.items() if value is not None}
+
+
+def stdout_of(reply: CallReply) -> Any:
+    """The reply's object, after checking that it is a success."""
+    assert reply.status == 0, reply.stdout
+    return json.loads(reply.stdout)
+
+
+def error_of(reply: CallReply) -> Any:
+    assert reply.status == 1
+    shape = json.loads(reply.stdout)
+    assert isinstance(shape["code"], int)
+    assert shape["msg"]
+    return shape

@@ -1,0 +1,140 @@
+"""A small working ``Workloads``: endpoints in a dict, addresses from an ``Ipam``, no kernel.
+
+It keeps what the seam promises (idempotence, container ids, handles), so that an integration can be tried without a
+node. ``failure`` is raised by the next call, once.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from netaddr import EUI, IPAddress, IPNetwork
+
+from calico_core.errors import KeyExists
+from calico_core.interfaces.datastore import Records
+from calico_core.interfaces.ipam import Ipam
+from calico_core.interfaces.workloads import Workloads
+from calico_core.model.addresses import host_network, parse_mac
+from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.keys import ProfileRulesKey, ProfileTagsKey, WorkloadEndpointKey
+from calico_core.model.workloads import (
+    AddressRequest,
+    Attach,
+    Attached,
+    Detach,
+    NewProfile,
+    PairRequest,
+    WiredInterface,
+)
+from tests.doubles.ipam import MemoryIpam
+
+HOST_MAC = parse_mac("ee:ee:ee:ee:ee:ee")
+CONTAINER_MAC = parse_mac("02:00:5e:10:00:01")
+MTU_BYTES = 1500
+
+
+class MemoryWorkloads(Workloads):
+    """With ``records``, endpoints and profiles are written there too. Requests are kept in order of arrival."""
+
+    def __init__(self, ipam: Ipam | None = None, records: Records | None = None) -> None:
+        self.ipam = ipam or MemoryIpam()
+        self.attached: dict[WorkloadEndpointKey, Attached] = {}
+        self.profiles: dict[str, NewProfile] = {}
+        self.pairs: dict[str, PairRequest] = {}
+        self.attach_requests: list[Attach] = []
+        self.detach_requests: list[Detach] = []
+        self.failure: BaseException | None = None
+        self._records = records
+        self._lock = threading.Lock()
+
+    def attach(self, request: Attach) -> Attached:
+        with self._lock:
+            self.attach_requests.append(request)
+            self._fail()
+            standing = self.attached.get(request.key)
+            if standing is not None and standing.endpoint.container_id == request.container_id:
+                return standing
+            if standing is not None and not request.replaces:
+                raise KeyExists(request.key.path, standing.endpoint)
+            attached = _attached(request, self._addresses(request.addresses))
+            self.attached[request.key] = attached
+            self._write(request, attached.endpoint)
+            return attached
+
+    def detach(self, request: Detach) -> None:
+        with self._lock:
+            self.detach_requests.append(request)
+            self._fail()
+            self.pairs.pop(request.interface, None)
+            self.ipam.release_by_handle(request.handles)
+            standing = self.attached.get(request.key)
+            if standing is None or standing.endpoint.container_id not in {None, request.container_id}:
+                return
+            del self.attached[request.key]
+            if self._records is not None:
+                self._records.delete(request.key)
+
+    def make_pair(self, key: WorkloadEndpointKey, request: PairRequest) -> WiredInterface:
+        with self._lock:
+            self._fail()
+            is_new = request.interface not in self.pairs
+            self.pairs[request.interface] = request
+            return WiredInterface(
+                interface=request.interface,
+                host_mac=HOST_MAC,
+                mac=request.mac or CONTAINER_MAC,
+                mtu_bytes=request.mtu_bytes or MTU_BYTES,
+                is_new=is_new,
+            )
+
+    def remove_pair(self, interface: str) -> None:
+        with self._lock:
+            self._fail()
+            self.pairs.pop(interface, None)
+
+    def _fail(self) -> None:
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
+
+    def _addresses(self, wanted: AddressRequest | tuple[IPAddress, ...]) -> tuple[IPNetwork, ...]:
+        found = self.ipam.auto_assign(wanted) if isinstance(wanted, AddressRequest) else wanted
+        return tuple(host_network(address) for address in found)
+
+    def _write(self, request: Attach, endpoint: WorkloadEndpoint) -> None:
+        for profile in request.new_profiles:
+            self.profiles.setdefault(profile.name, profile)
+        if self._records is None:
+            return
+        self._records.put(request.key, endpoint)
+        for profile in request.new_profiles:
+            if self._records.get(ProfileRulesKey(profile.name)) is None:
+                self._records.put(ProfileTagsKey(profile.name), profile.tags)
+                self._records.put(ProfileRulesKey(profile.name), profile.rules)
+
+
+def _attached(request: Attach, nets: tuple[IPNetwork, ...]) -> Attached:
+    is_wired = request.namespace_fd is not None
+    mac: EUI | None = request.mac or (CONTAINER_MAC if is_wired else None)
+    endpoint = WorkloadEndpoint(
+        state="active",
+        name=request.interface,
+        mac=mac,
+        profile_ids=request.profiles,
+        ipv4_nets=tuple(net for net in nets if net.version == 4),
+        ipv6_nets=tuple(net for net in nets if net.version == 6),
+        labels=request.labels,
+        container_id=request.container_id,
+        ifname=request.container_interface,
+        network=request.network,
+    )
+    return Attached(
+        addresses=nets,
+        interface=request.interface,
+        host_mac=HOST_MAC if is_wired else None,
+        mac=mac,
+        mtu_bytes=(request.mtu_bytes or MTU_BYTES) if is_wired else None,
+        is_policy_programmed=True,
+        endpoint=endpoint,
+        steps=(("allocate", 0.5), ("wire", 1.0)),
+    )

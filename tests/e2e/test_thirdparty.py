@@ -1,0 +1,53 @@
+"""The seam is real only if a stranger can use it: a package installed by pip attaches a real workload."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from calico_core.dataplane.linux import netns
+from calico_core.interfaces.integration import Call
+from calico_core.node.socket_api import call_node
+from tests.e2e.observing import MakeLab, workload_keys
+
+pytestmark = pytest.mark.needs_root
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+
+
+def test_a_strangers_integration_attaches_a_workload(make_lab: MakeLab, tmp_path: Path) -> None:
+    for name in ("thirdparty", "thirdparty_broken"):
+        subprocess.run(
+            [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path / "site", FIXTURES / name],
+            check=True,
+        )
+    lab = make_lab(1, nodes=False)
+    host = lab.hosts[0]
+    host.start_node(environment={"PYTHONPATH": str(tmp_path / "site")})
+    status = json.loads(host.calicoctl("status", "-o", "json").stdout)
+    assert status["integrations"]["acme"] == "ready"
+    assert status["integrations"]["cni"] == "ready"
+    assert "on purpose" in status["integrations"]["broken"]
+    assert "API version 0" in status["integrations"]["outdated"]
+
+    name = f"{lab.name}-acme"
+    path = netns.create_namespace(name)
+    try:
+        request = json.dumps({"do": "attach", "id": "job-7", "netns": str(path)}).encode()
+        reply = call_node(str(host.socket), Call(program="acme-net", environment={}, stdin=request))
+        assert reply is not None
+        assert reply.status == 0, reply.stderr
+        answer = json.loads(reply.stdout)
+        assert answer["is_safe"] is True
+        address = answer["addresses"][0].partition("/")[0]
+        host.run(["ping", "-c", "1", "-W", "2", address])
+        request = json.dumps({"do": "detach", "id": "job-7"}).encode()
+        reply = call_node(str(host.socket), Call(program="acme-net", environment={}, stdin=request))
+        assert reply is not None
+        assert reply.status == 0, reply.stderr
+        assert workload_keys(host) == []
+    finally:
+        netns.delete_namespace(name)

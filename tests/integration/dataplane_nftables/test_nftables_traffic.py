@@ -1,0 +1,285 @@
+"""Policy as packets see it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from netaddr import IPNetwork
+
+from calico_core.model.hoststate import (
+    AddressSet,
+    HostPools,
+    HostRule,
+    HostRules,
+    PolicyList,
+    RulesId,
+    SetChange,
+    SetId,
+    TierPolicies,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+pytestmark = pytest.mark.needs_root
+
+TAG = SetId("tag-00000000000000aa")
+P = RulesId("profile/p")
+
+
+def allow(**match: Any) -> HostRule:
+    return HostRule(action="allow", **match)
+
+
+def only(*rules_ids: str) -> PolicyList:
+    return PolicyList(profiles=tuple(RulesId(each) for each in rules_ids))
+
+
+def inbound(*rules: HostRule) -> dict[str, Any]:
+    """Keyword arguments for a profile with these rules towards the workload."""
+    return {"rules": (HostRules(id=P, inbound=rules, outbound=(HostRule(action="allow"),)),)}
+
+
+def test_workload_without_rules_is_closed_both_ways(lab: Any) -> None:
+    a, b = lab.workload(), lab.workload()
+    lab.start(a.endpoint(PolicyList(), PolicyList()), b.endpoint())
+    assert b.is_blocked_from(a.v4, 80)
+    assert a.is_blocked_from(b.v4, 80)
+    assert b.is_blocked_from(a.v6, 80)
+
+
+def test_profile_opens(lab: Any) -> None:
+    a, b = lab.workload(), lab.workload()
+    lab.start(a.endpoint(), b.endpoint())
+    assert b.reaches(a.v4, 80)
+    assert b.reaches(a.v6, 80)
+
+
+def test_unknown_interface_is_closed_before_and_after_the_first_batch(lab: Any) -> None:
+    lab.dataplane.ensure_closed()
+    a, b = lab.workload(), lab.workload()
+    assert b.is_blocked_from(a.v4, 80)
+    lab.start(a.endpoint())
+    assert b.is_blocked_from(a.v4, 80), "b was never told of"
+    assert a.is_blocked_from(b.v4, 80)
+
+
+def test_removed_and_inactive_workloads_are_closed(lab: Any) -> None:
+    a, b, c = lab.workload(), lab.workload(), lab.workload()
+    lab.start(a.endpoint(), b.endpoint(), c.endpoint())
+    assert c.reaches(a.v4, 80)
+    assert c.reaches(b.v4, 80)
+    report = lab.apply(workloads=(a.endpoint(is_active=False),), removed_workloads=(b.key,))
+    assert report.is_clean
+    assert c.is_blocked_from(a.v4, 80)
+    assert c.is_blocked_from(b.v4, 80)
+    assert lab.dataplane.wiring().routes(a.interface) == ()
+    lab.apply(workloads=(a.endpoint(),))
+    assert c.reaches(a.v4, 80)
+
+
+def test_set_members_decide(lab: Any) -> None:
+    a, b = lab.workload(), lab.workload()
+    lab.start(
+        a.endpoint(only(P)),
+        b.endpoint(),
+        sets=(SetChange(id=TAG, is_new=True),),
+        **inbound(allow(src_sets=(TAG,))),
+    )
+    assert b.is_blocked_from(a.v4, 80)
+    lab.apply(sets=(SetChange(id=TAG, added=AddressSet.of(b.nets)),))
+    assert b.reaches(a.v4, 80)
+    assert b.reaches(a.v6, 80)
+    # a network makes it another kind of set; the members stay
+    lab.apply(sets=(SetChange(id=TAG, added=AddressSet.of([IPNetwork("10.99.0.0/16")])),))
+    assert b.reaches(a.v4, 80)
+    lab.apply(sets=(SetChange(id=TAG, removed=AddressSet.of(b.nets)),))
+    assert b.is_blocked_from(a.v4, 80)
+    lab.apply(sets=(SetChange(id=TAG, added=AddressSet.of([IPNetwork("10.65.0.0/24")])),))
+    assert b.reaches(a.v4, 80)
+    assert b.is_blocked_from(a.v6, 80)
+
+
+@pytest.mark.parametrize(
+    ("match", "opened", "closed"),
+    [
+        ({"protocol": 6, "dst_ports": ((80, 80), (90, 99))}, [80, 95], [81, 100]),
+        ({"protocol": 6, "not_dst_ports": ((80, 80), (90, 99))}, [81, 100], [80, 95]),
+        ({"protocol": 17}, [], [80]),
+        ({"not_protocol": 17}, [80], []),
+        ({"not_protocol": 6}, [], [80]),
+        ({"dst_nets": (IPNetwork("10.65.0.1/32"),)}, [80], []),
+        ({"not_dst_nets": (IPNetwork("10.65.0.0/24"),)}, [], [80]),
+        ({"src_nets": (IPNetwork("10.65.0.8/29"), IPNetwork("10.65.0.2/32"))}, [80], []),
+        ({"src_nets": (IPNetwork("fd65::/64"),)}, [], [80]),
+        ({"ip_version": 6}, [], [80]),
+        ({"ip_version": 4}, [80], []),
+        ({"not_src_nets": (IPNetwork("0.0.0.0/0"),)}, [], [80]),
+        ({"not_src_sets": (TAG,)}, [], [80]),
+        ({"not_dst_sets": (TAG,)}, [80], []),
+        ({"src_sets": (TAG,), "not_src_nets": (IPNetwork("10.65.0.9/32"),)}, [80], []),
+    ],
+    ids=str,
+)
+def test_matches(lab: Any, match: dict[str, Any], opened: list[int], closed: list[int]) -> None:
+    a, b = lab.workload(), lab.workload()
+    members = SetChange(id=TAG, is_new=True, added=AddressSet.of(b.nets))
+    report = lab.start(a.endpoint(only(P)), b.endpoint(), sets=(members,), **inbound(allow(**match)))
+    assert report.failures == ()
+    assert [port for port in opened if not b.reaches(a.v4, port)] == []
+    assert [port for port in closed if not b.is_blocked_from(a.v4, port)] == []
+
+
+@pytest.mark.parametrize(
+    ("match", "echo", "timestamp"),
+    [
+        ({"protocol": 1}, True, True),
+        ({"protocol": 1, "icmp": (8, None)}, True, False),
+        ({"protocol": 1, "icmp": (8, 0)}, True, False),
+        ({"protocol": 1, "icmp": (8, 1)}, False, False),
+        ({"protocol": 1, "not_icmp": (8, None)}, False, True),
+        ({"protocol": 1, "not_icmp": (8, 0)}, False, True),
+        ({"protocol": 1, "not_icmp": (8, 3)}, True, True),
+    ],
+    ids=str,
+)
+def test_icmp(lab: Any, match: dict[str, Any], echo: bool, timestamp: bool) -> None:
+    a, b = lab.workload(), lab.workload()
+    lab.start(a.endpoint(only(P)), b.endpoint(), **inbound(allow(**match)))
+    assert a.reaches(b.v4, 80), "neighbours know each other from here on"
+    assert b.pings(a.v4) is echo
+    assert b.pings(a.v4, kind=13) is timestamp
+
+
+def test_tiers_decide_before_profiles(lab: Any) -> None:
+    a, b = lab.workload(), lab.workload()
+    first, second = RulesId("policy/t1/first"), RulesId("policy/t2/second")
+
+    def tiers(*tiers: TierPolicies) -> PolicyList:
+        return PolicyList(tiers=tiers, profiles=(P,))
+
+    port = {"protocol": 6}
+    rules = (
+        HostRules(
+            id=first,
+            inbound=(
+                HostRule(action="deny", dst_ports=((81, 81),), **port),
+                HostRule(action="pass", dst_ports=((80, 82),), **port),
+                HostRule(action="allow", dst_ports=((83, 83),), **port),
+            ),
+        ),
+        HostRules(id=second, inbound=(HostRule(action="pass", dst_ports=((80, 80),), **port),)),
+        HostRules(id=P, inbound=(HostRule(action="allow"),)),
+    )
+    policies = tiers(TierPolicies(tier="t1", policies=(first,)), TierPolicies(tier="t2", policies=(second,)))
+    lab.start(a.endpoint(policies), b.endpoint(), rules=rules)
+    assert b.reaches(a.v4, 80)
+    got = {port: not b.is_blocked_from(a.v4, port) for port in (80, 81, 82, 83, 84)}
+    assert got == {80: True, 81: False, 82: False, 83: True, 84: False}
+    # a tier whose default is to pass leaves the rest to what follows
+    loose = tiers(TierPolicies(tier="t1", policies=(first,), default_action="pass"))
+    lab.apply(workloads=(a.endpoint(loose),))
+    got = {port: not b.is_blocked_from(a.v4, port) for port in (80, 81, 82, 83, 84)}
+    assert got == {80: True, 81: False, 82: True, 83: True, 84: True}
+
+
+def test_rule_that_cannot_be_expressed_drops_in_its_place(lab: Any) -> None:
+    a, b = lab.workload(), lab.workload()
+    rules = (allow(protocol=6, dst_ports=((80, 80),)), allow(dst_ports=((81, 81),)), allow())
+    report = lab.start(a.endpoint(only(P)), b.endpoint(), **inbound(*rules))
+    assert [failure.subject for failure in report.failures] == [P]
+    assert b.reaches(a.v4, 80)
+    assert b.is_blocked_from(a.v4, 81)
+    assert b.is_blocked_from(a.v4, 82)
+
+
+def test_spoofed_sources_are_dropped(lab: Any) -> None:
+    a, b = lab.workload(), lab.workload()
+    lab.start(a.endpoint(), b.endpoint())
+    b.run("ip", "address", "add", "10.65.0.77/32", "dev", "eth0")
+    with _listener(a, a.v4) as listener:
+        assert _heard(b, listener, a.v4, b.v4)
+        assert not _heard(b, listener, a.v4, "10.65.0.77")
+        b.run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:99")
+        assert not _heard(b, listener, a.v4, b.v4), "another MAC"
+
+
+def test_workload_to_host(make_lab: Callable[..., Any]) -> None:
+    for action, is_open in (("DROP", False), ("RETURN", True), ("ACCEPT", True)):
+        lab = make_lab(endpoint_to_host=action)
+        a, closed = lab.workload(), lab.workload()
+        lab.host.run("ip", "address", "add", "192.0.2.1/32", "dev", "lo")
+        lab.start(a.endpoint(), closed.endpoint(PolicyList(), PolicyList()))
+        assert a.is_blocked_from("192.0.2.1", 80) is not is_open, action
+        assert closed.is_blocked_from("192.0.2.1", 80), action
+        # the host reaches what is closed to everybody else
+        assert lab.host.reaches(closed.v4, 80, source=("192.0.2.1", 0)), action
+
+
+def test_masquerade(lab: Any) -> None:
+    outside = lab.outside()
+    a, b = lab.workload(), lab.workload()
+    pool = IPNetwork("10.65.0.0/16")
+    lab.start(a.endpoint(), b.endpoint(), pools=HostPools(all=(pool,), masquerade=(pool,)))
+    assert _peer(a, outside, "192.0.2.2") == "192.0.2.1"
+    assert _peer(a, b, b.v4) == a.v4, "inside the pools nothing is rewritten"
+    lab.apply(pools=HostPools(all=(pool,)))
+    assert a.is_blocked_from("192.0.2.2", 80), "the neighbour has no way back"
+    assert "nat_postrouting" not in lab.nft("list", "table", "inet", "calico")
+
+
+def test_connection_survives_a_policy_change_but_not_the_loss_of_its_address(lab: Any) -> None:
+    a, b = lab.workload(), lab.workload()
+    lab.start(a.endpoint(), b.endpoint())
+    with a.socket(socket.AF_INET, socket.SOCK_STREAM) as server, b.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+        server.bind((a.v4, 80))
+        server.listen()
+        client.settimeout(2)
+        client.connect((a.v4, 80))
+        accepted, _ = server.accept()
+        with accepted:
+            accepted.settimeout(0.25)
+            lab.apply(workloads=(a.endpoint(PolicyList(), PolicyList()),))
+            assert b.is_blocked_from(a.v4, 80), "new connections are refused"
+            client.send(b"x")
+            assert accepted.recv(1) == b"x", "the old one goes on"
+            lab.apply(removed_workloads=(b.key,))
+            client.send(b"y")
+            with pytest.raises(TimeoutError):
+                accepted.recv(1)
+
+
+@contextlib.contextmanager
+def _listener(workload: Any, address: str) -> Any:
+    with workload.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+        made.bind((address, 4000))
+        made.settimeout(0.25)
+        yield made
+
+
+def _heard(sender: Any, listener: socket.socket, address: str, source: str) -> bool:
+    with sender.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind((source, 0))
+        probe.sendto(b"probe", (address, 4000))
+    try:
+        return listener.recvfrom(64)[1][0] == source
+    except TimeoutError:
+        return False
+
+
+def _peer(client: Any, server: Any, address: str) -> str:
+    """Whom the server sees."""
+    with server.socket(socket.AF_INET, socket.SOCK_STREAM) as listening:
+        listening.bind((address, 8080))
+        listening.listen()
+        listening.settimeout(2)
+        with client.socket(socket.AF_INET, socket.SOCK_STREAM) as connecting:
+            connecting.settimeout(2)
+            connecting.connect((address, 8080))
+            accepted, peer = listening.accept()
+            accepted.close()
+            return str(peer[0])

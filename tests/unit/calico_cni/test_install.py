@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from calico_cni.cli import below, cni
+from calico_cni.install import install, list_text, self_test, shim_text, states, uninstall
+from calico_core.errors import InvalidRequest, ToolFailed
+
+
+@pytest.fixture
+def directories(tmp_path: Path) -> tuple[Path, Path]:
+    return tmp_path / "bin", tmp_path / "net.d"
+
+
+def snapshot(*folders: Path) -> dict[str, tuple[int, bytes]]:
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for folder in folders for path in folder.iterdir()}
+
+
+def test_install_writes_executables_and_then_the_list(directories: tuple[Path, Path]) -> None:
+    bin_directory, config_directory = directories
+    written = install(*directories, socket="/run/x/node.sock", network="blue", has_port_mappings=True)
+    assert [path.name for path in written] == ["calico", "calico-ipam", "10-calico.conflist"]
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in written} == {
+        "calico": 0o755,
+        "calico-ipam": 0o755,
+        "10-calico.conflist": 0o600,
+    }
+    text = (bin_directory / "calico").read_text()
+    assert 'SOCKET = "/run/x/node.sock"' in text
+    assert 'RUN_DIRECTORY = "/run/x"' in text
+    assert f'PYTHON = "{sys.executable}"' in text
+    shape = json.loads((config_directory / "10-calico.conflist").read_text())
+    assert (shape["name"], shape["cniVersion"]) == ("blue", "1.0.0")
+    assert [plugin["type"] for plugin in shape["plugins"]] == ["calico", "portmap"]
+    assert shape["plugins"][0]["ipam"] == {"type": "calico-ipam"}
+
+
+def test_installing_again_touches_nothing(directories: tuple[Path, Path]) -> None:
+    install(*directories)
+    before = snapshot(*directories)
+    assert install(*directories) == ()
+    assert snapshot(*directories) == before
+
+
+def test_another_socket_or_a_changed_file_is_put_right(directories: tuple[Path, Path]) -> None:
+    install(*directories)
+    assert len(install(*directories, socket="/run/y/node.sock")) == 2
+    (directories[0] / "calico").chmod(0o700)
+    assert [path.name for path in install(*directories, socket="/run/y/node.sock")] == ["calico"]
+
+
+def test_a_running_executable_is_replaced(directories: tuple[Path, Path]) -> None:
+    install(*directories)
+    program = directories[0] / "calico"
+    running = subprocess.Popen([str(program)], env={"CNI_COMMAND": "ADD"}, stdin=subprocess.PIPE)
+    try:
+        assert program in install(*directories, socket="/run/z/node.sock")
+    finally:
+        running.kill()
+        running.communicate()
+
+
+def test_the_list_does_not_appear_when_the_self_test_fails(directories: tuple[Path, Path]) -> None:
+    with pytest.raises(ToolFailed):
+        install(*directories, interpreter="/bin/false")
+    assert list(directories[1].iterdir()) == []
+
+
+def test_a_program_that_is_not_ours_fails_the_self_test(tmp_path: Path) -> None:
+    for text in ("#!/bin/sh\necho '{}'\n", "#!/bin/sh\necho hello\n", "#!/does/not/exist\n"):
+        path = tmp_path / "calico"
+        path.write_text(text)
+        path.chmod(0o755)
+        with pytest.raises(ToolFailed):
+            self_test(path)
+
+
+def test_directories_that_others_may_change_are_refused(tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(real)
+    everybody = tmp_path / "everybody"
+    everybody.mkdir()
+    everybody.chmod(0o777)
+    for bad in (link, everybody):
+        for pair in ((bad, tmp_path / "other"), (tmp_path / "other", bad)):
+            with pytest.raises(InvalidRequest, match=bad.name):
+                install(*pair)
+    assert list(real.iterdir()) == []
+    assert list(everybody.iterdir()) == []
+    assert not (tmp_path / "other" / "calico").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"socket": "node.sock"}, "socket"),
+        ({"python": "python3"}, "python"),
+        ({"interpreter": "python3"}, "interpreter"),
+        ({"interpreter": "/opt/my python/bin/python3"}, "interpreter"),
+        ({"network": "a/b"}, "network"),
+        ({"cni_version": "0.2.0"}, "cni_version"),
+        ({"cni_version": "2.0.0"}, "cniVersion"),
+        ({"config_name": "../10-calico.conflist"}, "config_name"),
+        ({"config_name": "10-calico.yaml"}, "config_name"),
+    ],
+)
+def test_unusable_arguments_change_nothing(directories: tuple[Path, Path], options: dict[str, str], field: str) -> None:
+    with pytest.raises(InvalidRequest, match=field):
+        install(*directories, **options)  # type: ignore[arg-type]
+    assert not any(directory.exists() for directory in directories)
+
+
+def test_uninstall_takes_what_is_ours_and_may_be_repeated(directories: tuple[Path, Path]) -> None:
+    install(*directories)
+    assert [path.name for path in uninstall(*directories)] == ["10-calico.conflist", "calico", "calico-ipam"]
+    assert uninstall(*directories) == ()
+
+
+def test_uninstall_leaves_another_plugin_of_that_name(directories: tuple[Path, Path]) -> None:
+    install(*directories)
+    foreign = directories[0] / "calico"
+    foreign.write_bytes(b"\x7fELF")
+    assert foreign not in uninstall(*directories)
+    assert foreign.exists()
+
+
+def test_states(directories: tuple[Path, Path]) -> None:
+    def by_name() -> list[str]:
+        return [each.state for each in states(*directories)]
+
+    assert by_name() == ["missing", "missing", "missing"]
+    install(*directories)
+    assert by_name() == ["current", "current", "current"]
+    install(*directories, socket="/run/other/node.sock")
+    assert by_name() == ["outdated", "outdated", "current"]
+    (directories[0] / "calico").write_bytes(b"\x7fELF")
+    assert by_name() == ["foreign", "outdated", "current"]
+
+
+def test_nothing_is_left_beside_the_files(directories: tuple[Path, Path]) -> None:
+    install(*directories)
+    assert sorted(path.name for path in directories[0].iterdir()) == ["calico", "calico-ipam"]
+    assert [path.name for path in directories[1].iterdir()] == ["10-calico.conflist"]
+
+
+def test_the_executable_is_valid_whatever_the_paths_hold() -> None:
+    text = shim_text(socket='/run/"odd\\path/node.sock', python="/usr/bin/python3")
+    space: dict[str, object] = {"__name__": "shim"}
+    exec(compile(text, "calico", "exec"), space)
+    assert space["SOCKET"] == '/run/"odd\\path/node.sock'
+    assert space["RUN_DIRECTORY"] == '/run/"odd\\path'
+
+
+@pytest.mark.parametrize("version", ["0.3.0", "0.4.0", "1.1.0"])
+def test_the_list_of_any_version_that_has_lists(version: str) -> None:
+    assert json.loads(list_text("net1", version))["cniVersion"] == version
+
+
+# --- commands --------------------------------------------------------------------------------------------------
+
+
+def run(tmp_path: Path, *arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cni, [arguments[0], "--root", str(tmp_path), *arguments[1:]])
+    return result.exit_code, result.output
+
+
+def test_the_commands_below_a_root(tmp_path: Path) -> None:
+    assert run(tmp_path, "status")[0] == 1
+    code, output = run(tmp_path, "install")
+    assert code == 0
+    assert str(tmp_path / "opt/cni/bin/calico-ipam") in output
+    assert (tmp_path / "etc/cni/net.d/10-calico.conflist").exists()
+    assert run(tmp_path, "install") == (0, "everything is installed already\n")
+    code, output = run(tmp_path, "status", "-o", "json", "--socket", str(tmp_path / "node.sock"))
+    assert code == 1
+    assert json.loads(output)[str(tmp_path / "node.sock")] == "missing"
+    assert run(tmp_path, "uninstall")[0] == 0
+    assert run(tmp_path, "uninstall") == (0, "nothing is installed\n")
+
+
+def test_a_refusal_is_one_line(tmp_path: Path) -> None:
+    code, output = run(tmp_path, "install", "--network", "a b")
+    assert code == 1
+    assert output.startswith("Error: network: ")
+
+
+def test_below() -> None:
+    assert below(Path("/host"), Path("/opt/cni/bin")) == Path("/host/opt/cni/bin")
+    assert below(Path("/"), Path("/opt/cni/bin")) == Path("/opt/cni/bin")
+    assert below(Path("/host"), Path("bin")) == Path("bin")

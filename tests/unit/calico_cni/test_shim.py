@@ -1,0 +1,365 @@
+"""The executables themselves, as processes, against a socket that does as it is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calico_cni.install import base_interpreter, shim_text
+from calico_cni.versions import VERSIONS
+from calico_core.interfaces.integration import Call, CallReply
+from tests.doubles.cni import CniSetup, a_network
+from tests.doubles.node_socket import NodeSocket, serving
+
+STAND_IN = """#!/bin/sh
+# in place of the interpreter that would run the call in process
+printf '%s|' "$@"
+printf 'command=%s|' "$CNI_COMMAND"
+cat
+"""
+CONFIGURATION = b'{"cniVersion": "1.0.0", "name": "net1"}'
+WAIT_S = 30.0
+
+
+class Shim:
+    """The installed pair in a folder of its own, with the socket beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / "node.sock"
+        self.python = folder / "python"
+        self.python.write_text(STAND_IN)
+        self.python.chmod(0o755)
+        self.install(shim_text(socket=str(self.socket), python=str(self.python)))
+
+    def install(self, text: bytes) -> None:
+        for program in ("calico", "calico-ipam"):
+            path = self.folder / program
+            path.write_bytes(text)
+            path.chmod(0o755)
+
+    def start(self, command: str, program: str = "calico", **environment: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [str(self.folder / program)],
+            env={"CNI_COMMAND": command, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def run(
+        self, command: str, stdin: bytes = CONFIGURATION, program: str = "calico", **environment: str
+    ) -> tuple[int, bytes, bytes]:
+        process = self.start(command, program, **environment)
+        stdout, stderr = process.communicate(stdin, timeout=WAIT_S)
+        return process.returncode, stdout, stderr
+
+
+@pytest.fixture
+def shim(tmp_path: Path) -> Shim:
+    return Shim(tmp_path)
+
+
+def replaying(reply: CallReply | bytes | None) -> Any:
+    return lambda _: reply
+
+
+def in_process_text(shim: Shim, command: str, program: str = "calico") -> bytes:
+    arguments = f"-I|-m|calico_core.node.oneshot|{shim.folder}|{program}|command={command}|"
+    return arguments.encode() + CONFIGURATION
+
+
+# --- with a node -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        CallReply(stdout=b'{"cniVersion":"1.0.0"}'),
+        CallReply(),
+        CallReply(status=1, stdout=b'{"code":7}', stderr=b"a word\n"),
+        CallReply(stdout=b"x" * 3_000_000),
+    ],
+)
+def test_the_reply_is_copied_byte_for_byte(shim: Shim, reply: CallReply) -> None:
+    with serving(shim.socket, replaying(reply)):
+        assert shim.run("ADD") == (reply.status, reply.stdout, reply.stderr)
+
+
+@pytest.mark.parametrize("program", ["calico", "calico-ipam"])
+def test_the_request_holds_name_input_and_cni_variables_only(shim: Shim, program: str) -> None:
+    with serving(shim.socket, replaying(CallReply())) as node:
+        shim.run("DEL", program=program, CNI_ARGS="A=1;B=ä", CALICO_TRACE="1", HOME="/root", SECRET="x")
+    (call,) = node.calls
+    assert (call.program, call.stdin) == (program, CONFIGURATION)
+    assert call.environment == {"CNI_COMMAND": "DEL", "CNI_ARGS": "A=1;B=ä", "CALICO_TRACE": "1"}
+
+
+def test_a_large_configuration_arrives_whole(shim: Shim) -> None:
+    stdin = b'{"a": "' + os.urandom(2_000_000).hex().encode() + b'"}'
+    with serving(shim.socket, replaying(CallReply())) as node:
+        assert shim.run("ADD", stdin)[0] == 0
+    assert node.calls[0].stdin == stdin
+
+
+def test_a_configuration_that_no_node_takes_is_refused_here(shim: Shim) -> None:
+    with serving(shim.socket, replaying(CallReply())) as node:
+        status, stdout, _ = shim.run("ADD", b" " * (9 << 20))
+    assert (status, json.loads(stdout)["code"]) == (1, 6)
+    assert node.calls == []
+
+
+def test_the_namespace_goes_along_as_a_descriptor(shim: Shim) -> None:
+    with serving(shim.socket, replaying(CallReply())) as node:
+        for path in ("/proc/self/ns/net", "/does/not/exist", ""):
+            assert shim.run("DEL", CNI_NETNS=path)[0] == 0
+    assert node.namespaces == [Path("/proc/self/ns/net").stat().st_ino, None, None]
+
+
+def test_a_full_backlog_is_waited_for(shim: Shim) -> None:
+    node = NodeSocket(shim.socket, replaying(CallReply(stdout=b"in time")), backlog=0)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as occupant:
+        occupant.connect(str(shim.socket))
+        process = shim.start("ADD")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+    node.start()
+    assert process.communicate(CONFIGURATION, timeout=WAIT_S)[0] == b"in time"
+    node.stop()
+
+
+def test_a_whole_call_through_the_real_integration(shim: Shim, namespace_fd: int) -> None:
+    setup = CniSetup(namespace_fd)
+    stdin = json.dumps(a_network()).encode()
+    variables = {"CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": "/proc/self/ns/uts"}
+    with serving(shim.socket, setup.integration.handle):
+        status, stdout, stderr = shim.run("ADD", stdin, **variables)
+        assert (status, stderr) == (0, b"")
+        assert json.loads(stdout)["ips"] == [{"address": "10.65.0.1/32", "interface": 1}]
+        assert shim.run("DEL", stdin, **variables) == (0, b"", b"")
+    assert setup.ipam.held == {}
+
+
+# --- without a node --------------------------------------------------------------------------------------------
+
+
+def leave_stale_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+        dead.bind(str(path))
+
+
+@pytest.mark.parametrize("is_stale", [False, True])
+@pytest.mark.parametrize("command", ["ADD", "DEL", "CHECK"])
+@pytest.mark.parametrize("program", ["calico", "calico-ipam"])
+def test_nobody_listens_then_in_process(shim: Shim, program: str, command: str, is_stale: bool) -> None:
+    if is_stale:
+        leave_stale_socket(shim.socket)
+    assert shim.run(command, program=program) == (0, in_process_text(shim, command, program), b"")
+
+
+def test_the_node_says_in_process(shim: Shim) -> None:
+    with serving(shim.socket, replaying(None)):
+        assert shim.run("ADD") == (0, in_process_text(shim, "ADD"), b"")
+
+
+@pytest.mark.parametrize(("command", "code"), [("GC", 11), ("STATUS", 50)])
+def test_what_makes_no_sense_without_a_node(shim: Shim, command: str, code: int) -> None:
+    status, stdout, _ = shim.run(command)
+    assert (status, json.loads(stdout)["code"]) == (1, code)
+
+
+@pytest.mark.parametrize(
+    "broken", [b"", b"R", b"R" + bytes(6), b"R" + bytes(4) + b"\0\0\0\x09" + bytes(4) + b"half", b"?"]
+)
+def test_after_sending_an_attach_is_never_repeated_and_a_detach_is(shim: Shim, broken: bytes) -> None:
+    with serving(shim.socket, replaying(broken)) as node:
+        for command, code in (("ADD", 11), ("CHECK", 11), ("GC", 11), ("STATUS", 50)):
+            status, stdout, _ = shim.run(command)
+            error = json.loads(stdout)
+            assert (status, error["code"], error["cniVersion"]) == (1, code, "1.0.0")
+        assert shim.run("DEL") == (0, in_process_text(shim, "DEL"), b"")
+    assert len(node.calls) == 5
+
+
+def test_early_versions_do_not_know_try_again(shim: Shim) -> None:
+    with serving(shim.socket, replaying(b"")):
+        error = json.loads(shim.run("ADD", b'{"cniVersion": "0.3.1"}')[1])
+    assert (error["code"], error["cniVersion"]) == (100, "0.3.1")
+
+
+def test_a_node_that_never_answers(shim: Shim) -> None:
+    text = (shim.folder / "calico").read_bytes()
+    assert text.count(b'{b"ADD": 45, b"DEL": 25}') == 1
+    shim.install(text.replace(b'{b"ADD": 45, b"DEL": 25}', b'{b"ADD": 0.3, b"DEL": 0.3}'))
+    over = threading.Event()
+
+    def wait(_: Call) -> CallReply:
+        over.wait(WAIT_S)
+        return CallReply()
+
+    with serving(shim.socket, wait):
+        assert json.loads(shim.run("ADD")[1])["code"] == 11
+        assert shim.run("DEL")[1] == in_process_text(shim, "DEL")
+        over.set()
+
+
+def test_no_node_and_no_interpreter(shim: Shim) -> None:
+    shim.python.unlink()
+    status, stdout, _ = shim.run("ADD")
+    error = json.loads(stdout)
+    assert (status, error["code"]) == (1, 11)
+    assert str(shim.python) in error["msg"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_an_error_object(shim: Shim, number: signal.Signals) -> None:
+    arrived, over = threading.Event(), threading.Event()
+
+    def wait(_: Call) -> CallReply:
+        arrived.set()
+        over.wait(WAIT_S)
+        return CallReply()
+
+    with serving(shim.socket, wait):
+        process = shim.start("ADD")
+        assert process.stdin is not None
+        process.stdin.write(CONFIGURATION)
+        process.stdin.close()
+        process.stdin = None
+        assert arrived.wait(WAIT_S)
+        process.send_signal(number)
+        stdout, _ = process.communicate(timeout=WAIT_S)
+        over.set()
+    assert (process.returncode, json.loads(stdout)["code"]) == (1, 11)
+
+
+# --- what it says by itself ------------------------------------------------------------------------------------
+
+
+def test_version_from_standard_input(shim: Shim) -> None:
+    status, stdout, stderr = shim.run("VERSION", b'{ "cniVersion" : "0.4.0" }')
+    assert (status, stderr) == (0, b"")
+    assert json.loads(stdout) == {"cniVersion": "0.4.0", "supportedVersions": list(VERSIONS)}
+
+
+@pytest.mark.parametrize(
+    "stdin", [b"", b"rubbish", b'{"cniVersion": "<script>"}', b'{"cniVersion": 5}', b'{"cniVersion']
+)
+def test_version_without_a_usable_one(shim: Shim, stdin: bytes) -> None:
+    assert json.loads(shim.run("VERSION", stdin)[1])["cniVersion"] == VERSIONS[-1]
+
+
+def test_version_with_an_input_that_nobody_writes(shim: Shim) -> None:
+    process = shim.start("VERSION")
+    assert process.stdout is not None
+    assert process.wait(WAIT_S) == 0
+    assert json.loads(process.stdout.read())["supportedVersions"] == list(VERSIONS)
+    process.communicate()
+
+
+def test_without_a_command_it_introduces_itself(shim: Shim) -> None:
+    status, stdout, stderr = shim.run("")
+    assert (status, stdout) == (0, b"")
+    assert VERSIONS[-1].encode() in stderr
+
+
+# --- where it is started ---------------------------------------------------------------------------------------
+
+
+def test_a_hostile_surrounding(shim: Shim, tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    for module in ("_socket", "select", "posix", "time", "site", "sitecustomize", "usercustomize", "encodings"):
+        (trap / f"{module}.py").write_text("raise SystemExit('trapped')\n")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    with serving(shim.socket, replaying(CallReply(stdout=b"fine"))):
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", f"cd {gone} && rmdir {gone} && exec {shim.folder}/calico"],
+            env={"CNI_COMMAND": "ADD", "PYTHONPATH": str(trap), "PYTHONHOME": str(trap), "PYTHONSTARTUP": "/x"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.communicate(timeout=WAIT_S) == (b"fine", b"")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&-", "<&- 2>&-"])
+def test_closed_standard_streams(shim: Shim, closed: str) -> None:
+    reply = CallReply(stdout=b"fine", stderr=b"not for the socket")
+    with serving(shim.socket, replaying(reply)) as node:
+        done = subprocess.run(
+            ["/bin/sh", "-c", f"exec {shim.folder}/calico {closed}"],
+            env={"CNI_COMMAND": "ADD", "CNI_NETNS": "/proc/self/ns/net"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            check=True,
+            timeout=WAIT_S,
+        )
+    assert done.stdout == b"fine"
+    assert node.calls[0].stdin == b""
+
+
+def test_standard_input_that_cannot_be_read(shim: Shim) -> None:
+    descriptor = os.open("/dev/null", os.O_WRONLY)
+    done = subprocess.run(
+        [str(shim.folder / "calico")],
+        env={"CNI_COMMAND": "ADD"},
+        stdin=descriptor,
+        stdout=subprocess.PIPE,
+        check=False,
+        timeout=WAIT_S,
+    )
+    os.close(descriptor)
+    assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 5)
+
+
+def test_it_imports_nothing_but_the_socket_module(shim: Shim) -> None:
+    script = (
+        "import sys; before = set(sys.modules); name = sys.argv[1]\n"
+        "exec(compile(open(name).read(), name, 'exec'), {'__name__': 'shim'})\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    done = subprocess.run(
+        [base_interpreter(), "-IS", "-c", script, str(shim.folder / "calico")],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=WAIT_S,
+    )
+    assert set(done.stdout.split()) <= {"_socket", "_signal", "posix", "time"}
+
+
+def test_how_long_it_takes(shim: Shim, capsys: pytest.CaptureFixture[str]) -> None:
+    """Printed, not judged: another machine, or this one under load, has other figures."""
+    empty = shim.folder / "empty.py"
+    empty.write_text("")
+    bare = [base_interpreter(), "-IS", str(empty)]
+    with serving(shim.socket, replaying(CallReply(stdout=b"{}"))) as node:
+        times: dict[str, list[float]] = {"bare interpreter": [], "whole call": []}
+        for _ in range(20):
+            for name, argv in (("bare interpreter", bare), ("whole call", [str(shim.folder / "calico")])):
+                started = time.perf_counter()
+                subprocess.run(argv, env={"CNI_COMMAND": "ADD"}, input=CONFIGURATION, capture_output=True, check=True)
+                times[name].append((time.perf_counter() - started) * 1000)
+    assert len(node.calls) == 20
+    with capsys.disabled():
+        print(*(f"\n{name}: {statistics.median(taken):.1f} ms" for name, taken in times.items()))
+
+
+def test_it_runs_where_only_the_standard_library_is(shim: Shim) -> None:
+    assert shutil.which(base_interpreter())
+    first_line = (shim.folder / "calico").read_bytes().partition(b"\n")[0].decode()
+    assert first_line == f"#!{base_interpreter()} -IS"
+    assert Path(base_interpreter()).resolve() == Path(base_interpreter())

@@ -1,0 +1,115 @@
+"""Rules as nft text. The texts were read back from the kernel once; whether nft takes them is asked further down."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import Any
+
+import pytest
+from netaddr import IPNetwork
+
+from calico_core.dataplane.linux import netns
+from calico_core.dataplane.nftables.rules import ACCEPT, DROP, PASS, render_rule
+from calico_core.errors import InvalidRequest
+from calico_core.model.hoststate import HostRule, SetId
+
+TAG, OTHER = SetId("tag-1"), SetId("tag-2")
+V4, V4_WIDE, V6 = IPNetwork("10.0.0.1/32"), IPNetwork("10.0.0.0/24"), IPNetwork("fd00::/64")
+ALL_V4 = IPNetwork("0.0.0.0/0")
+
+
+def set_name(set_id: SetId, family: int) -> str:
+    return f"s{family}_{set_id[-1]}"
+
+
+def render(families: tuple[int, ...] = (4, 6), **match: Any) -> list[str]:
+    rule = HostRule(**{"action": "allow", **match})
+    return render_rule(rule, set_name, families=families, log_prefix="calico")
+
+
+CASES: list[tuple[dict[str, Any], list[str]]] = [
+    ({}, [ACCEPT]),
+    ({"action": "deny"}, [DROP]),
+    ({"action": "pass"}, [PASS]),
+    ({"action": "log"}, ['log prefix "calico: " level notice']),
+    ({"action": "log", "log_prefix": 'a"b c'}, ['log prefix "a_b_c: " level notice']),
+    ({"action": "deny", "log_prefix": "x"}, ['log prefix "x: " level notice', DROP]),
+    ({"ip_version": 6}, [f"meta nfproto ipv6 {ACCEPT}"]),
+    ({"protocol": 132}, [f"meta l4proto 132 {ACCEPT}"]),
+    ({"not_protocol": 6}, [f"meta l4proto != 6 {ACCEPT}"]),
+    ({"src_nets": (V4,)}, [f"ip saddr 10.0.0.1 {ACCEPT}"]),
+    ({"src_nets": (V4_WIDE, V4)}, [f"ip saddr 10.0.0.0-10.0.0.255 {ACCEPT}"]),
+    (
+        {"dst_nets": (V4, V6)},
+        [f"ip daddr 10.0.0.1 {ACCEPT}", f"ip6 daddr fd00::-fd00::ffff:ffff:ffff:ffff {ACCEPT}"],
+    ),
+    ({"src_nets": (V4, IPNetwork("10.0.0.9/32"))}, [f"ip saddr {{ 10.0.0.1, 10.0.0.9 }} {ACCEPT}"]),
+    ({"src_nets": (ALL_V4,)}, [f"meta nfproto ipv4 {ACCEPT}"]),
+    ({"src_nets": (V4,), "dst_nets": (V6,)}, []),
+    ({"src_nets": (V6,), "ip_version": 4}, []),
+    ({"not_src_nets": (V4,)}, [f"ip saddr != 10.0.0.1 {ACCEPT}", f"meta nfproto ipv6 {ACCEPT}"]),
+    ({"not_src_nets": (ALL_V4,)}, [f"meta nfproto ipv6 {ACCEPT}"]),
+    ({"src_sets": (TAG, OTHER)}, [f"ip saddr @s4_1 ip saddr @s4_2 {ACCEPT}", f"ip6 saddr @s6_1 ip6 saddr @s6_2 {ACCEPT}"]),
+    (
+        {"src_sets": (TAG,), "not_dst_sets": (OTHER,), "ip_version": 4},
+        [f"ip saddr @s4_1 ip daddr != @s4_2 {ACCEPT}"],
+    ),
+    ({"protocol": 6, "dst_ports": ((80, 80),)}, [f"meta l4proto 6 th dport 80 {ACCEPT}"]),
+    (
+        {"protocol": 17, "src_ports": ((5, 9), (1, 1), (8, 20)), "not_dst_ports": ((7, 7),)},
+        [f"meta l4proto 17 th sport {{ 1, 5-20 }} th dport != 7 {ACCEPT}"],
+    ),
+    ({"protocol": 1, "icmp": (8, None)}, [f"meta nfproto ipv4 meta l4proto 1 icmp type 8 {ACCEPT}"]),
+    ({"protocol": 58, "icmp": (1, 4)}, [f"meta nfproto ipv6 meta l4proto 58 icmpv6 type 1 icmpv6 code 4 {ACCEPT}"]),
+    ({"protocol": 1, "not_icmp": (3, None)}, [f"meta nfproto ipv4 meta l4proto 1 icmp type != 3 {ACCEPT}"]),
+    (
+        {"protocol": 58, "not_icmp": (1, 4), "src_sets": (TAG,)},
+        [f"ip6 saddr @s6_1 meta l4proto 58 icmpv6 type . icmpv6 code != {{ 1 . 4 }} {ACCEPT}"],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("match", "texts"), CASES, ids=str)
+def test_text(match: dict[str, Any], texts: list[str]) -> None:
+    assert render(**match) == texts
+
+
+def test_host_without_ipv6_has_no_rules_for_it() -> None:
+    assert render(families=(4,), src_sets=(TAG,)) == [f"ip saddr @s4_1 {ACCEPT}"]
+    assert render(families=(4,), ip_version=6) == []
+    assert render(families=(4,), protocol=58, icmp=(1, None)) == []
+
+
+@pytest.mark.parametrize(
+    ("match", "field"),
+    [
+        ({"dst_ports": ((80, 80),)}, "ports"),
+        ({"protocol": 1, "not_src_ports": ((80, 80),)}, "ports"),
+        ({"icmp": (8, None)}, "icmp"),
+        ({"protocol": 6, "not_icmp": (8, 0)}, "icmp"),
+        ({"protocol": 1, "icmp": (8, 0), "ip_version": 6}, "icmp"),
+        ({"action": "reject"}, "action"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_expressed_is_refused(match: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        render(**match)
+    assert caught.value.field == field
+
+
+@pytest.mark.needs_root
+def test_nft_takes_every_text() -> None:
+    lines = ["add table inet t", "add chain inet t c"]
+    for family, keyword in ((4, "ipv4_addr"), (6, "ipv6_addr")):
+        lines += [f"add set inet t s{family}_{number} {{ type {keyword}; }}" for number in (1, 2)]
+    lines += [f"add rule inet t c {text}" for _, texts in CASES for text in texts]
+    name = f"nfu-{os.getpid()}"
+    netns.create_namespace(name)
+    try:
+        argv = ["ip", "netns", "exec", name, "nft", "-c", "-f", "-"]
+        done = subprocess.run(argv, check=False, capture_output=True, text=True, input="\n".join(lines) + "\n")
+        assert (done.returncode, done.stderr) == (0, "")
+    finally:
+        netns.delete_namespace(name)
