@@ -34,7 +34,7 @@ def node() -> None:
 @click.option("--backend", type=click.Choice(["bird", "none"]), help="Who exchanges routes.")
 @click.option("--no-default-pools", is_flag=True, help="Create no pools.")
 @pass_context
-def run(context: CliContext, **options: str | None) -> None:
+def run(context: CliContext, /, **options: str | None) -> None:
     """Run the node in the foreground until it is stopped. Needs root."""
     if os.geteuid() != 0:
         raise click.UsageError("'calicoctl node run' programs the kernel: run it as root")

@@ -33,7 +33,7 @@ def pool() -> None:
 @click.option("--block-size", type=int, metavar="LENGTH", help="Prefix length of its blocks.")
 @click.option("--disabled", is_flag=True, help="No new addresses from it.")
 @pass_context
-def add(context: CliContext, cidrs: tuple[str, ...], **options: Any) -> None:
+def add(context: CliContext, /, cidrs: tuple[str, ...], **options: Any) -> None:
     """Add pools, or set the options of an existing one. All or nothing.
 
     Example: calicoctl pool add 10.65.0.0/16 --nat-outgoing
@@ -97,7 +97,7 @@ def remove(context: CliContext, cidrs: tuple[str, ...]) -> None:
 @pass_context
 def show(context: CliContext, family: int | None) -> None:
     """Show the pools."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "cidr": str(found.record.cidr),
             "ip_version": found.record.cidr.version,

@@ -29,6 +29,7 @@ from calico_core.model.keys import (
 from calico_core.model.rules import Rule, RuleLists
 
 _ATTEMPTS = 3
+_PROFILE_KEYS = (ProfileRulesKey, ProfileTagsKey, ProfileLabelsKey)
 _DIRECTIONS = click.Choice(["inbound", "outbound"])
 
 
@@ -93,7 +94,8 @@ def remove(context: CliContext, name: str, is_forced: bool) -> None:
 @pass_context
 def show(context: CliContext, detailed: bool) -> None:
     """Show the profiles."""
-    found = sorted({record.key.profile for record in context.records.list(PROFILES)})
+    keys = (record.key for record in context.records.list(PROFILES))
+    found = sorted({key.profile for key in keys if isinstance(key, _PROFILE_KEYS)})
     users = _all_users(context) if detailed or context.output != "table" else {}
     rows = [{"profile": name, "endpoints": users.get(name, [])} for name in found]
     answer(context, rows, {"Name": "profile", **({"Endpoints": "endpoints"} if detailed else {})})

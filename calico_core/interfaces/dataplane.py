@@ -28,10 +28,18 @@ class DataplaneOptions(Value, frozen=True):
 
 
 class Failure(NamedTuple):
-    """Something that could not be programmed; it stays wanted and is tried again with the next apply."""
+    """Something that could not be programmed; it stays wanted and is tried again with the next apply.
+
+    ``subject``: a workload by its key's path, rules and sets by their id, ``table …`` for the policy as a whole (then
+    nothing of the batch is in force), anything else in the driver's words."""
 
     subject: str
     reason: str
+
+
+def is_whole_policy(subject: str) -> bool:
+    """Whether a failure of ``subject`` means that no workload's policy is known to be in force."""
+    return subject.startswith("table ")
 
 
 class ApplyReport(Value, frozen=True):

@@ -42,6 +42,7 @@ log = get_logger(__name__)
 
 _DEADLINE_S = 20.0
 _READS_OF_A_HANDLE = 8
+_HANDLES_AT_ONCE = 16  # leaves a transaction room for their blocks
 
 
 class BlockIpam(Ipam):
@@ -106,16 +107,17 @@ class BlockIpam(Ipam):
         names = tuple(dict.fromkeys(handles))
         if not all(names):
             raise InvalidRequest("handle", "must not be empty")
+        groups = [names[start : start + _HANDLES_AT_ONCE] for start in range(0, len(names), _HANDLES_AT_ONCE)] or [()]
         freed: list[IPAddress] = []
         races = Races("a release by handle", _DEADLINE_S)
         with self._family_locks((4, 6), "a release by handle", _DEADLINE_S):
-            is_partial = True
-            while is_partial:
-                plan = self._attempts.commit(
-                    (4, 6), self._release_planner(names, companion), _constant(companion), races
-                )
-                freed += plan.addresses
-                companion, is_partial = None, plan.is_partial
+            for group in groups:
+                is_partial = True
+                while is_partial:
+                    planner = self._release_planner(group, companion)
+                    plan = self._attempts.commit((4, 6), planner, _constant(companion), races)
+                    freed += plan.addresses
+                    companion, is_partial = None, plan.is_partial
         log.debug("ipam.released", handles=names, addresses=[str(address) for address in freed])
         return tuple(freed)
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from calico_core.datastore.syncer import SyncBatch, Syncer, SyncStatus
 from calico_core.errors import CalicoError
-from calico_core.interfaces.dataplane import ApplyReport, Dataplane
+from calico_core.interfaces.dataplane import ApplyReport, Dataplane, is_whole_policy
 from calico_core.interfaces.datastore import Datastore
 from calico_core.log import get_logger
+from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.hoststate import HostChanges
 from calico_core.model.keys import V1, Key, ReadyKey, WorkloadEndpointKey
 from calico_core.model.record import Value
 from calico_core.model.workloads import InterfaceEvent
 from calico_core.node.mailbox import Mailbox
+from calico_core.node.progress import EndpointProgress
 from calico_core.policy.resolver import PolicyResolver
 
 log = get_logger(__name__)
@@ -70,17 +72,15 @@ class Agent:
         self._is_store_in_sync = False
         self._is_in_sync = False
         self._is_applied = False
-        self._records: dict[WorkloadEndpointKey, int] = {}
-        self._status: dict[WorkloadEndpointKey, tuple[str, str]] = {}
-        self._dirty: dict[WorkloadEndpointKey, int] = {}
+        self._is_behind = False
+        self._failures: dict[str, str] = {}
         self._retry_s = 0.0
         self._retry_at: float | None = None
         self._refresh_at = 0.0
         self._last_error = ""
         # Shared with waiting threads.
-        self._programmed = threading.Condition()
-        self._programmed_at: dict[WorkloadEndpointKey, int] = {}
-        self._failed_at: dict[WorkloadEndpointKey, int] = {}
+        self._progress = EndpointProgress()
+        self._applied = threading.Event()
 
     def start(self) -> None:
         """Close the host to unknown workloads, then follow the datastore."""
@@ -94,6 +94,7 @@ class Agent:
         self._syncer.stop()
         self._stop_monitor()
         self._mailbox.close()
+        self._progress.close()
         if self._thread.is_alive():
             self._thread.join(10)
 
@@ -108,20 +109,10 @@ class Agent:
 
     def wait_in_sync(self, timeout_s: float) -> bool:
         """Until the first complete state is in the kernel."""
-        with self._programmed:
-            return self._programmed.wait_for(lambda: self._is_applied or self._mailbox.is_closed, timeout_s)
+        return self._applied.wait(timeout_s)
 
     def wait_programmed(self, key: WorkloadEndpointKey, revision: int, timeout_s: float) -> bool:
-        def is_decided() -> bool:
-            return (
-                self._programmed_at.get(key, 0) >= revision
-                or self._failed_at.get(key, 0) >= revision
-                or self._mailbox.is_closed
-            )
-
-        with self._programmed:
-            self._programmed.wait_for(is_decided, timeout_s)
-            return self._programmed_at.get(key, 0) >= revision
+        return self._progress.wait(key, revision, timeout_s)
 
     # --- engine thread -----------------------------------------------------------------------------
 
@@ -134,6 +125,7 @@ class Agent:
                     self._pass(items)
         except Exception:
             log.exception("engine.died")
+            self._progress.close()
             if self._on_death is not None:
                 self._on_death()
 
@@ -154,11 +146,11 @@ class Agent:
         if not self._is_in_sync and self._is_store_in_sync:
             self._is_in_sync = True
             self._resolver.in_sync()
-            log.info("engine.in_sync", endpoints=len(self._records))
+            log.info("engine.in_sync", endpoints=len(self._progress))
         if self._is_in_sync:
             self._apply(self._resolver.flush())
         for event in events.values():
-            self._note(self._dataplane.interface_changed(event))
+            self._follow_link(event)
         self._refresh()
         if self._reporter is not None and (items or self._last_error):
             self._reporter(self._state())
@@ -168,68 +160,73 @@ class Agent:
         for update in batch.updates:
             updates.append((update.key, update.record))
             if isinstance(update.key, WorkloadEndpointKey) and update.key.host == self._host:
-                self._track(update.key, update.record is not None, update.mod_revision)
+                self._track(update.key, update.record, update.mod_revision)
         self._resolver.apply(updates)
         if batch.status is SyncStatus.IN_SYNC:
             self._is_store_in_sync = True
 
-    def _track(self, key: WorkloadEndpointKey, is_present: bool, revision: int) -> None:
-        if is_present:
-            self._records[key] = revision
-            self._dirty[key] = revision
-            return
-        self._records.pop(key, None)
-        self._status.pop(key, None)
-        self._dirty.pop(key, None)
-        with self._programmed:
-            self._programmed_at.pop(key, None)
-            self._failed_at.pop(key, None)
+    def _track(self, key: WorkloadEndpointKey, record: WorkloadEndpoint | None, revision: int) -> None:
+        if record is None:
+            self._progress.remove(key)
+        else:
+            self._progress.write(key, revision, record.name)
 
     def _apply(self, changes: HostChanges) -> None:
         is_retry = self._retry_at is not None and time.monotonic() >= self._retry_at
         if not changes and not is_retry:
-            self._announce(())
+            if self._is_applied and not self._is_behind:
+                self._decide()
             return
         started = time.perf_counter()
         try:
             report = self._dataplane.apply(changes)
         except CalicoError as error:
             log.error("dataplane.apply_failed", reason=str(error))
+            self._is_behind = True
             self._schedule_retry(str(error))
             return
         log.debug("dataplane.applied", changes=report.changes, ms=round((time.perf_counter() - started) * 1000, 2))
-        failed = tuple(failure.subject for failure in report.failures)
-        self._note(report)
+        whole = changes.is_complete or is_retry
+        looked_at = self._progress.of_interface("") if whole else {workload.key for workload in changes.workloads}
+        self._is_applied, self._is_behind = True, False
+        self._take_report(report, looked_at)
+
+    def _take_report(self, report: ApplyReport, looked_at: Iterable[WorkloadEndpointKey]) -> None:
+        """What an apply or a resync says of everything we want."""
+        self._note(report, looked_at)
+        self._failures = dict(report.failures)
         if report.is_clean:
             self._retry_at, self._retry_s, self._last_error = None, 0.0, ""
         else:
             self._schedule_retry(report.failures[0].reason)
-        self._is_applied = True
-        self._announce(failed)
+        self._decide()
 
-    def _announce(self, failed: tuple[str, ...]) -> None:
+    def _decide(self) -> None:
         """Tell waiting attaches which records are in force now."""
-        if not self._is_applied:
-            return
-        with self._programmed:
-            for key, revision in self._dirty.items():
-                (self._failed_at if key.path in failed else self._programmed_at)[key] = revision
-            self._programmed.notify_all()
-        for key in self._dirty:
-            if key.path in failed:
-                self._status[key] = ("error", self._last_error)
-            elif self._status.get(key, ("", ""))[0] != "down":
-                self._status[key] = ("up", "")
-        self._dirty.clear()
+        whole = next((reason for subject, reason in self._failures.items() if is_whole_policy(subject)), "")
+        self._progress.decide(self._failures, whole=whole)
+        if not whole:
+            self._applied.set()
 
-    def _note(self, report: ApplyReport) -> None:
+    def _note(self, report: ApplyReport, looked_at: Iterable[WorkloadEndpointKey]) -> None:
         for failure in report.failures:
-            log.warning("dataplane.object_failed", subject=failure.subject, reason=failure.reason)
+            if self._failures.get(failure.subject) != failure.reason:
+                log.warning("dataplane.object_failed", subject=failure.subject, reason=failure.reason)
         for healed in report.healed:
             log.warning("dataplane.healed", what=healed)
-        for key in report.endpoints_without_link:
-            if key in self._records:
-                self._status[key] = ("down", "its interface does not exist")
+        self._progress.note_links(looked_at, report.endpoints_without_link)
+
+    def _follow_link(self, event: InterfaceEvent) -> None:
+        """Routes alone depend on links: what fails here says nothing about policy."""
+        try:
+            report = self._dataplane.interface_changed(event)
+        except CalicoError as error:
+            log.error("dataplane.link_failed", interface=event.name, reason=str(error))
+            self._schedule_retry(str(error))
+            return
+        self._note(report, self._progress.of_interface(event.name) if self._is_applied else ())
+        if report.failures:
+            self._schedule_retry(report.failures[0].reason)
 
     def _schedule_retry(self, reason: str) -> None:
         self._last_error = reason
@@ -241,16 +238,19 @@ class Agent:
             return
         self._refresh_at = time.monotonic() + self._refresh_interval_s
         try:
-            self._note(self._dataplane.resync())
+            report = self._dataplane.resync()
         except CalicoError as error:
             log.error("dataplane.resync_failed", reason=str(error))
             self._schedule_retry(str(error))
+            return
+        if not self._is_behind:
+            self._take_report(report, self._progress.of_interface(""))
 
     def _state(self) -> AgentState:
         return AgentState(
             is_in_sync=self._is_in_sync,
             is_applied=self._is_applied,
-            endpoints=dict(self._status),
+            endpoints=dict(self._progress.status),
             bad_records=tuple(self._syncer.bad_records),
             last_error=self._last_error,
         )

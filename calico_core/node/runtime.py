@@ -18,6 +18,7 @@ import msgspec
 
 from calico_core import __version__
 from calico_core.errors import CalicoError, InvalidSettings, NotReady, PluginError
+from calico_core.interfaces.datastore import Records
 from calico_core.interfaces.integration import Call, CallReply, Integration, IntegrationContext
 from calico_core.interfaces.routing import Routing, RoutingOptions
 from calico_core.log import get_logger
@@ -141,7 +142,7 @@ class Runtime:
         directory.mkdir(parents=True, exist_ok=True)
         Path(directory, "nodename").write_text(f"{self.host}\n")
 
-    def _start_reporter(self, records: composition.TypedRecords) -> None:
+    def _start_reporter(self, records: Records) -> None:
         settings = self._settings
         self._reporter = StatusReporter(
             records=records,
@@ -164,7 +165,7 @@ class Runtime:
         assert self._routing is not None
         return self._routing
 
-    def _start_routing(self, records: composition.TypedRecords) -> None:
+    def _start_routing(self, records: Records) -> None:
         self._router = Router(store=records.store, host=self.host, routing=self._require_routing())
         self._stack.callback(self._router.stop)
         self._router.start()

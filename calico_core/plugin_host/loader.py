@@ -15,7 +15,7 @@ from stevedore import DriverManager, ExtensionManager
 from stevedore.exception import NoMatches
 
 from calico_core.errors import PluginBroken, PluginIncompatible, PluginMissing
-from calico_core.interfaces.integration import API_VERSION, Integration
+from calico_core.interfaces.integration import API_VERSION
 from calico_core.log import get_logger
 from calico_core.plugin_host.namespaces import DATASTORES, DEMANDED, INTEGRATIONS
 
@@ -121,7 +121,7 @@ def _mismatch(namespace: str, target: Any) -> str:
     return ""
 
 
-def _api_mismatch(target: type[Integration]) -> str:
+def _api_mismatch(target: Any) -> str:
     info = getattr(target, "info", None)
     if info is None:
         return f"{target.__qualname__} has no 'info'"

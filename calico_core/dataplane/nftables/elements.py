@@ -6,7 +6,7 @@ or (interface, address); a ``verdict`` element leads an interface's packets to a
 
 from __future__ import annotations
 
-import socket
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -79,8 +79,8 @@ def find_kind(key_type: int, flags: int, data_type: int) -> str:
 
 def address_text(value: int, family: int) -> str:
     if family == 4:
-        return socket.inet_ntop(socket.AF_INET, value.to_bytes(4, "big"))
-    return socket.inet_ntop(socket.AF_INET6, value.to_bytes(16, "big"))
+        return f"{value >> 24}.{value >> 16 & 255}.{value >> 8 & 255}.{value & 255}"
+    return str(IPv6Address(value))
 
 
 def range_text(first: int, last: int, family: int) -> str:

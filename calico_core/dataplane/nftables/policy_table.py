@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _NETLINK_ELEMENTS = 4096
 #: How many rounds of closing what the kernel refused before the table is made anew.
 _ISOLATION_ROUNDS = 20
+#: After so many refusals in a row the table is made anew, lest something we do not see stands in the way.
+_REBUILD_AFTER = 3
 #: No counter has this value: the next resync reads.
 _UNKNOWN = -1
 _WHOLE_TABLE = f"table {FAMILY} {TABLE}"
@@ -63,6 +65,7 @@ class PolicyTable:
         self._observed: Table | None = None
         self._generation: int | None = None
         self._closed: dict[str, str] = {}
+        self._refusals = 0
 
     def close(self) -> None:
         self._library.close()
@@ -140,16 +143,32 @@ class PolicyTable:
 
     def _commit(self, plan: Plan) -> str:
         try:
-            return self._transact(plan, self._builder)
+            path = self._transact(plan, self._builder)
+            self._refusals = 0
+            return path
         except KernelRefused as error:
-            log.warning("table.refused", error=str(error))
+            self._refusals += 1
+            log.warning("table.refused", error=str(error), refusals=self._refusals)
         # perhaps the table is not what we believed: look, and try what really differs
         try:
             self._read()
-            return self._isolate()
+            return self._rebuild() or self._isolate()
         except KernelRefused as error:
             self._fail(error)
             return "none"
+
+    def _rebuild(self) -> str:
+        """Empty when it is not time for it, or refused too."""
+        if self._refusals != _REBUILD_AFTER:
+            return ""
+        try:
+            path = self._transact(rebuild(self._builder.table), self._builder)
+        except KernelRefused as error:
+            log.warning("table.rebuild_refused", error=str(error))
+            return ""
+        log.warning("table.rebuilt", refusals=self._refusals)
+        self._refusals = 0
+        return path
 
     def _isolate(self) -> str:
         """Close what the kernel refuses until the rest passes; then make the table anew as a last resort."""

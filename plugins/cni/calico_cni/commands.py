@@ -23,7 +23,14 @@ from calico_cni.results import Interface, Ip, Result, Route, decode_result, enco
 from calico_cni.status import check_available
 from calico_cni.supported import check_supported, has_default_route
 from calico_cni.versions import check_command
-from calico_cni.wire import CommonConfiguration, Dns, NetworkConfiguration, parse_configuration, unknown_keys
+from calico_cni.wire import (
+    CommonConfiguration,
+    Dns,
+    MinimalConfiguration,
+    NetworkConfiguration,
+    parse_configuration,
+    unknown_keys,
+)
 from calico_core.errors import DatastoreError, InterfaceTaken, InvalidRecord, InvalidRequest, NotReady
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.log import get_logger
@@ -111,8 +118,7 @@ class NetworkCommands:
         return msgspec.structs.replace(request, policy_timeout_s=timeout_s) if timeout_s else request
 
     def _delete(self, call: Call, invocation: Invocation) -> Outcome:
-        # of the configuration only what names the attachment counts: whatever else is wrong, the container goes
-        configuration = parse_configuration(call.stdin, CommonConfiguration)
+        configuration = parse_configuration(call.stdin, MinimalConfiguration)
         identity = self._identify(configuration, invocation)
         if self._is_of_another_network(identity, configuration.name):
             self._context.ipam.release_by_handle((identity.handle,))
@@ -160,7 +166,7 @@ class NetworkCommands:
         if recorded != wanted:
             raise CheckFailed(f"endpoint {identity.key.path} has {_text(recorded)}, the result had {_text(wanted)}")
 
-    def _identify(self, configuration: CommonConfiguration, invocation: Invocation) -> Identity:
+    def _identify(self, configuration: MinimalConfiguration, invocation: Invocation) -> Identity:
         return identify(
             host=self._context.host,
             network=configuration.name,

@@ -15,7 +15,7 @@ from calico_cni.requested import address_request
 from calico_cni.results import Ip, Result, encode_result
 from calico_cni.status import check_available
 from calico_cni.versions import check_command
-from calico_cni.wire import CommonConfiguration, parse_configuration
+from calico_cni.wire import CommonConfiguration, MinimalConfiguration, parse_configuration
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.model.addresses import host_network
 
@@ -28,19 +28,13 @@ class IpamCommands:
 
     def run(self, call: Call, invocation: Invocation) -> Outcome:
         """Raises what the table in ``errors`` maps."""
+        if invocation.command == "DEL":
+            return self._delete(parse_configuration(call.stdin, MinimalConfiguration), invocation)
         configuration = parse_configuration(call.stdin, CommonConfiguration)
         check_command(configuration.version, invocation.command)
         match invocation.command:
             case "ADD":
                 return self._add(configuration, invocation)
-            case "DEL":
-                self._context.ipam.release_by_handle(
-                    (
-                        _handle(configuration, invocation),
-                        *legacy_handles(invocation.container_id, invocation.interface),
-                    )
-                )
-                return Outcome()
             case "CHECK":
                 return self._check(configuration, invocation)
             case "STATUS":
@@ -54,6 +48,11 @@ class IpamCommands:
         result = Result(ips=tuple(Ip(address=str(host_network(address))) for address in addresses))
         return Outcome(encode_result(result, configuration.version))
 
+    def _delete(self, configuration: MinimalConfiguration, invocation: Invocation) -> Outcome:
+        legacy = legacy_handles(invocation.container_id, invocation.interface)
+        self._context.ipam.release_by_handle((_handle(configuration, invocation), *legacy))
+        return Outcome()
+
     def _check(self, configuration: CommonConfiguration, invocation: Invocation) -> Outcome:
         handle = _handle(configuration, invocation)
         held = set(self._context.ipam.by_handle(handle))
@@ -64,5 +63,5 @@ class IpamCommands:
         return Outcome()
 
 
-def _handle(configuration: CommonConfiguration, invocation: Invocation) -> str:
+def _handle(configuration: MinimalConfiguration, invocation: Invocation) -> str:
     return handle_of(configuration.name, invocation.container_id, invocation.interface)

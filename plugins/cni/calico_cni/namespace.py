@@ -12,6 +12,8 @@ _OWN = "/proc/self/ns/net"
 def check_container_namespace(descriptor: int | None, path: str) -> int:
     """The descriptor, if it is a namespace and not the one this process lives in. Compares device and inode.
 
+    ``CNI_NETNS_OVERRIDE`` does not change that: a pair with both ends in the host connects nothing.
+
     :raises InvalidNamespace: otherwise. Source: cni specification 2.2.
     """
     if descriptor is None:

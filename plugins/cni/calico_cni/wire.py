@@ -20,7 +20,7 @@ from calico_core.errors import InvalidRequest
 NO_RESULT = msgspec.Raw(b"")
 
 _AT = re.compile(r" - at `(?P<path>[^`]*)`$")
-C = TypeVar("C", bound="CommonConfiguration")
+C = TypeVar("C", bound="MinimalConfiguration")
 
 
 class _Wire(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,18 +120,23 @@ class DataplaneOptions(_Wire, frozen=True):
     socket: str = ""
 
 
-class CommonConfiguration(_Wire, frozen=True):
-    """What DEL and the IPAM program need of a configuration, whoever's plugin the rest is for. ``version`` is a
-    supported one, never empty after parsing."""
+class MinimalConfiguration(_Wire, frozen=True):
+    """All that DEL looks at, so that nothing else can keep a container from being detached. ``version`` is a supported
+    one, never empty after parsing."""
 
     name: str = ""
+    version: str = msgspec.field(default="", name="cniVersion")
+
+
+class CommonConfiguration(MinimalConfiguration, frozen=True):
+    """What the IPAM program looks at, whoever's plugin the rest is for."""
+
     ipam: IpamConfiguration = IpamConfiguration()
     args: Arguments = Arguments()
     runtime_config: RuntimeConfig = msgspec.field(default=RuntimeConfig(), name="runtimeConfig")
     prev_result: msgspec.Raw = msgspec.field(default=NO_RESULT, name="prevResult")
     valid_attachments: msgspec.Raw = msgspec.field(default=NO_RESULT, name="cni.dev/valid-attachments")
     attachments: msgspec.Raw = msgspec.field(default=NO_RESULT, name="cni.dev/attachments")
-    version: str = msgspec.field(default="", name="cniVersion")
 
     @property
     def has_prev_result(self) -> bool:

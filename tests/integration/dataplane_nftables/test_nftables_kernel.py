@@ -252,6 +252,21 @@ def test_refused_rules_are_named_and_closed_and_the_others_are_programmed(lab: A
     assert_as_wanted(lab)
 
 
+def test_after_refusals_in_a_row_the_table_is_made_anew(lab: Any) -> None:
+    """Somebody replaced a set by one of the same kind that takes no more than a single element."""
+    lab.apply(**whole(lab.workload()))
+    text = lab.nft("list", "table", "inet", "calico")
+    name = "h4_tag_00000000000000aa"
+    narrow = text.replace(f"set {name} {{", f"set {name} {{\nsize 1")
+    lab.host.run("nft", "-f", "-", stdin=f"delete table inet calico\n{narrow}")
+    more = SetChange(id=HOSTS, added=members("10.65.0.8/32"))
+    assert [failure.subject for failure in lab.apply(sets=(more,)).failures][0] == MANY
+    assert not lab.apply().is_clean
+    assert lab.apply().is_clean
+    assert "size 1" not in lab.nft("list", "set", "inet", "calico", name)
+    assert_as_wanted(lab)
+
+
 def test_workload_without_its_rules_is_named_and_the_others_are_programmed(lab: Any) -> None:
     a, b, c = lab.workload(), lab.workload(), lab.workload()
     lab.start(a.endpoint())

@@ -241,6 +241,7 @@ def test_del_takes_everything_and_may_be_repeated(setup: CniSetup) -> None:
         {"policy": {"type": "gone"}},
         {"ipam": {"type": "host-local", "subnet": "10.0.0.0/24"}},
         {"ipam": {}},
+        {"ipam": 5, "args": [], "runtimeConfig": "x"},
         {"nodename": "elsewhere"},
     ],
 )
