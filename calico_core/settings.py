@@ -184,8 +184,15 @@ def _number(low: float, high: float) -> Callable[[str], float]:
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
-    parse = _number(low, high)
-    return lambda value: int(parse(value))
+    number = _number(low, high)
+
+    def parse(value: str) -> int:
+        found = number(value)
+        if found != int(found):
+            raise InvalidRequest("value", f"{value!r} is not a whole number")
+        return int(found)
+
+    return parse
 
 
 def _choice(*choices: str, upper: bool = False) -> Callable[[str], str]:
@@ -198,32 +205,101 @@ def _choice(*choices: str, upper: bool = False) -> Callable[[str], str]:
     return parse
 
 
+def _name(value: str) -> str:
+    from calico_core.model.ids import check_name
+
+    return check_name(value.strip(), field="value")
+
+
+def _interface_prefix(value: str) -> str:
+    from calico_core.model.ids import check_interface
+
+    return check_interface(value.strip(), field="value")
+
+
+def _url(value: str) -> str:
+    scheme, separator, rest = value.strip().partition("://")
+    if not (scheme and separator and rest):
+        raise InvalidRequest("value", f"{value!r} is not a URL such as etcd3://HOST:2379 or sqlite:///PATH")
+    return value.strip()
+
+
+def _path(value: str) -> str:
+    if not value.strip().startswith("/"):
+        raise InvalidRequest("value", f"{value!r} is not an absolute path")
+    return value.strip()
+
+
+def _own_address(version: int) -> Callable[[str], str]:
+    """``autodetect``, ``none`` or an address, of which a prefix length is dropped."""
+
+    def parse(value: str) -> str:
+        from calico_core.model.addresses import parse_network
+
+        cleaned = value.strip().lower()
+        if cleaned in {"autodetect", "none"}:
+            return cleaned
+        try:
+            parse_network(cleaned, version=version)
+        except InvalidRequest:
+            wanted = f"an IPv{version} address, 'autodetect' or 'none'"
+            raise InvalidRequest("value", f"{value!r} is not {wanted}") from None
+        return cleaned.partition("/")[0]
+
+    return parse
+
+
+def _pool(version: int) -> Callable[[str], str]:
+    """A CIDR that holds a block at least, or ``none``."""
+
+    def parse(value: str) -> str:
+        from calico_core.model.addresses import parse_network
+        from calico_core.model.pools import BLOCK_PREFIX
+
+        cleaned = value.strip().lower()
+        if cleaned == "none":
+            return cleaned
+        network = parse_network(cleaned, field="value", version=version)
+        if network.prefixlen > BLOCK_PREFIX[version]:
+            raise InvalidRequest("value", f"{network} holds no block: give /{BLOCK_PREFIX[version]} or shorter")
+        return str(network)
+
+    return parse
+
+
+def _as_number(value: str) -> str:
+    from calico_core.model.bgp import parse_as_number
+
+    parse_as_number(value, field="value")
+    return value.strip()
+
+
 def _names(value: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 FIELDS: tuple[Field, ...] = (
-    Field("node_name", "", _text, ("NODENAME", "CALICO_HOSTNAME", "HOSTNAME")),
-    Field("datastore", "", _text, ("CALICO_DATASTORE",)),
-    Field("socket", "", _text, ("CALICO_SOCKET",)),
-    Field("run_directory", "", _text, ("CALICO_RUN_DIRECTORY",)),
-    Field("state_directory", "", _text, ("CALICO_STATE_DIRECTORY",)),
+    Field("node_name", "", _name, ("NODENAME", "CALICO_HOSTNAME", "HOSTNAME")),
+    Field("datastore", "", _url, ("CALICO_DATASTORE",)),
+    Field("socket", "", _path, ("CALICO_SOCKET",)),
+    Field("run_directory", "", _path, ("CALICO_RUN_DIRECTORY",)),
+    Field("state_directory", "", _path, ("CALICO_STATE_DIRECTORY",)),
     Field("dataplane_driver", "", _text, ("CALICO_DATAPLANE_DRIVER",)),
     Field("routing_driver", "", _text, ("CALICO_ROUTING_DRIVER", "CALICO_NETWORKING_BACKEND")),
     Field("integrations", "", _names, ("CALICO_INTEGRATIONS",)),
-    Field("ip", "", _text, ("IP",)),
-    Field("ip6", "", _text, ("IP6",)),
-    Field("as_number", "", _text, ("AS",)),
+    Field("ip", "", _own_address(4), ("IP",)),
+    Field("ip6", "", _own_address(6), ("IP6",)),
+    Field("as_number", "", _as_number, ("AS",)),
     Field("no_default_pools", "", _boolean, ("NO_DEFAULT_POOLS",)),
-    Field("pool_v4", "", _text, ("CALICO_IPV4POOL_CIDR",)),
-    Field("pool_v6", "", _text, ("CALICO_IPV6POOL_CIDR",)),
+    Field("pool_v4", "", _pool(4), ("CALICO_IPV4POOL_CIDR",)),
+    Field("pool_v6", "", _pool(6), ("CALICO_IPV6POOL_CIDR",)),
     Field("pool_v4_nat_outgoing", "", _boolean, ("CALICO_IPV4POOL_NAT_OUTGOING",)),
     Field("etcd_ca_file", "", _text, ("ETCD_CA_CERT_FILE",)),
     Field("etcd_cert_file", "", _text, ("ETCD_CERT_FILE",)),
     Field("etcd_key_file", "", _text, ("ETCD_KEY_FILE",)),
     Field("etcd_username", "", _text, ("ETCD_USERNAME",)),
     Field("etcd_password", "", _text, ("ETCD_PASSWORD",)),
-    Field("interface_prefix", "", _text, ("FELIX_INTERFACEPREFIX",), "InterfacePrefix"),
+    Field("interface_prefix", "", _interface_prefix, ("FELIX_INTERFACEPREFIX",), "InterfacePrefix"),
     Field(
         "endpoint_to_host",
         "",

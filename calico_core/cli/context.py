@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from calico_core.errors import NotReady
+from calico_core.errors import InvalidSettings, NotReady
 
 if TYPE_CHECKING:
     from calico_core.datastore.records import TypedRecords
     from calico_core.settings import Settings
+
+
+OUTPUTS = ("table", "json", "yaml")
 
 
 class CliContext:
@@ -23,6 +26,10 @@ class CliContext:
         self.datastore_flag = datastore
         self._host = host
         self.output = output or os.environ.get("CALICOCTL_OUTPUT", "") or "table"
+        if self.output not in OUTPUTS:
+            raise InvalidSettings(
+                "output", "environment CALICOCTL_OUTPUT", f"{self.output!r} is not one of {', '.join(OUTPUTS)}"
+            )
         self.is_debug = is_debug
         self._records: TypedRecords | None = None
 

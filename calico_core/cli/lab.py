@@ -43,19 +43,10 @@ def up(name: str, hosts: int, fabric: Any, store: str, routing: Any, ipv6: bool,
 @_name
 def down(name: str) -> None:
     """End everything of a laboratory. Already gone is fine."""
-    try:
-        found = Laboratory.load(name)
-    except click.ClickException:
-        raise
-    except Exception as error:
-        from calico_core.errors import InvalidRequest
-
-        if not isinstance(error, InvalidRequest):
-            raise
+    if Laboratory.remove(name):
+        click.echo(f"laboratory {name} is gone")
+    else:
         click.echo(f"there is no laboratory {name}: nothing to remove")
-        return
-    found.down()
-    click.echo(f"laboratory {name} is gone")
 
 
 @lab.command()

@@ -111,7 +111,7 @@ def globals_first(arguments: list[str]) -> list[str]:
             rest += [word, *words]
         elif word in {"-o", "--output", "--datastore"}:
             moved += [word, *([value] if (value := next(words, None)) is not None else [])]
-        elif word == "--debug" or word.startswith(("--output=", "--datastore=")):
+        elif word == "--debug" or word.startswith(("-o", "--output=", "--datastore=")):
             moved.append(word)
         else:
             rest.append(word)

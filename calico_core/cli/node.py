@@ -16,7 +16,16 @@ from calico_core.cli.output import answer
 from calico_core.cli.running import ask_node, run_directory
 from calico_core.cli.status import print_status
 from calico_core.errors import NotReady
-from calico_core.model.keys import BGP_HOSTS, HOSTS, BgpHostAddressKey, BgpHostAsKey, NodeStatusKey, WorkloadEndpointKey
+from calico_core.model.hosts import NODE_STOPPED
+from calico_core.model.keys import (
+    BGP_HOSTS,
+    HOSTS,
+    NODE_STATUS,
+    BgpHostAddressKey,
+    BgpHostAsKey,
+    NodeStatusKey,
+    WorkloadEndpointKey,
+)
 
 _STOP_TIMEOUT_S = 20.0
 
@@ -93,13 +102,18 @@ def show(context: CliContext) -> None:
             hosts.setdefault(found.key.host, {})[f"ipv{found.key.version}"] = found.record or None
         elif isinstance(found.key, BgpHostAsKey):
             hosts.setdefault(found.key.host, {})["as_number"] = found.record
+    alive = {
+        found.key.host
+        for found in context.records.list(NODE_STATUS)
+        if isinstance(found.key, NodeStatusKey) and found.record.state != NODE_STOPPED
+    }
     rows = [
         {
             "host": host,
             "ipv4": fields.get("ipv4"),
             "ipv6": fields.get("ipv6"),
             "as_number": fields.get("as_number", "(inherited)"),
-            "alive": context.records.get(NodeStatusKey(host)) is not None,
+            "alive": host in alive,
         }
         for host, fields in sorted(hosts.items())
     ]

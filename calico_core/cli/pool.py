@@ -14,7 +14,7 @@ from calico_core.errors import Conflict, InvalidRequest
 from calico_core.interfaces.datastore import Compare, Delete, NoneNewer, Operation, Precondition, Put, Versioned
 from calico_core.model import codec
 from calico_core.model.addresses import contains, first_address, parse_network
-from calico_core.model.keys import BLOCKS, BlockKey, PoolKey
+from calico_core.model.keys import BLOCKS, POOLS, BlockKey, PoolKey
 from calico_core.model.pools import BLOCK_PREFIX, Pool
 
 _ATTEMPTS = 3
@@ -29,34 +29,29 @@ def pool() -> None:
 @click.argument("cidrs", nargs=-1, required=True, metavar="CIDR...")
 @click.option("--nat-outgoing", is_flag=True, help="Traffic that leaves all pools gets the host's address.")
 @click.option("--ipip", is_flag=True, help="Carry the pool's traffic between hosts in IPIP.")
-@click.option("--vxlan", is_flag=True, help="Carry the pool's traffic between hosts in VXLAN.")
+@click.option("--vxlan/--no-vxlan", default=None, help="Carry the pool's traffic between hosts in VXLAN.")
 @click.option("--block-size", type=int, metavar="LENGTH", help="Prefix length of its blocks.")
-@click.option("--disabled", is_flag=True, help="No new addresses from it.")
+@click.option("--disabled/--enabled", default=None, help="No new addresses from it.")
 @pass_context
 def add(context: CliContext, /, cidrs: tuple[str, ...], **options: Any) -> None:
     """Add pools, or set the options of an existing one. All or nothing.
 
+    An existing pool gets --nat-outgoing and --ipip exactly as given here, and keeps everything else not given.
+
     Example: calicoctl pool add 10.65.0.0/16 --nat-outgoing
     """
-    networks = [parse_network(cidr, field="CIDR") for cidr in cidrs]
+    networks = list(dict.fromkeys(parse_network(cidr, field="CIDR") for cidr in cidrs))
     for _attempt in range(_ATTEMPTS):
-        existing: dict[Any, Versioned[Pool]] = {found.record.cidr: found for found in _pools(context)}
-        versions = {network.version for network in networks}
-        snapshots = {version: context.records.store.list(f"/calico/v1/ipam/v{version}/pool/") for version in versions}
+        # revisions first: a pool that comes between the two readings is newer, and refuses the transaction
         preconditions: list[Precondition] = [
-            NoneNewer(f"/calico/v1/ipam/v{version}/pool/", snapshot.revision) for version, snapshot in snapshots.items()
+            NoneNewer(prefix, context.records.store.list(prefix).revision)
+            for prefix in sorted({_prefix(network.version) for network in networks})
         ]
+        existing: dict[Any, Versioned[Pool]] = {found.record.cidr: found for found in _pools(context)}
         operations: list[Operation] = []
         for network in networks:
             wanted = _wanted(network, existing.get(network), options)
-            clash = next(
-                (
-                    cidr
-                    for cidr in existing
-                    if (cidr != network and cidr in network) or (network in cidr and cidr != network)
-                ),
-                None,
-            )
+            clash = next((cidr for cidr in (*existing, *networks) if _overlaps(cidr, network)), None)
             if clash is not None:
                 raise Refused(f"pool {network} overlaps pool {clash}")
             operations.append(Put(PoolKey(network).path, codec.encode(wanted)))
@@ -117,7 +112,15 @@ def show(context: CliContext, family: int | None) -> None:
 
 
 def _pools(context: CliContext) -> list[Versioned[Pool]]:
-    return [found for version in (4, 6) for found in context.records.list(f"/calico/v1/ipam/v{version}/pool/")]
+    return [found for version in (4, 6) for found in context.records.list(_prefix(version))]
+
+
+def _prefix(version: int) -> str:
+    return f"{POOLS}v{version}/pool/"
+
+
+def _overlaps(left: Any, right: Any) -> bool:
+    return left != right and (left in right or right in left)
 
 
 def _wanted(network: Any, existing: Versioned[Pool] | None, options: dict[str, Any]) -> Pool:
@@ -131,14 +134,17 @@ def _wanted(network: Any, existing: Versioned[Pool] | None, options: dict[str, A
             f"the block size of {network} is /{existing.record.block_prefix} and cannot change",
             "add a new pool, disable this one and move the workloads",
         )
-    base = existing.record if existing is not None else Pool(cidr=network, block_size=options["block_size"])
-    return msgspec.structs.replace(
-        base,
-        masquerade=options["nat_outgoing"],
-        ipip="tunl0" if options["ipip"] else None,
-        vxlan_mode="always" if options["vxlan"] else "",
-        disabled=options["disabled"],
-    )
+    try:
+        base = existing.record if existing is not None else Pool(cidr=network, block_size=options["block_size"])
+        return msgspec.structs.replace(
+            base,
+            masquerade=options["nat_outgoing"],
+            ipip="tunl0" if options["ipip"] else None,
+            vxlan_mode=base.vxlan_mode if options["vxlan"] is None else "always" if options["vxlan"] else "",
+            disabled=base.disabled if options["disabled"] is None else options["disabled"],
+        )
+    except ValueError as error:  # what the record itself forbids: block sizes, two encapsulations
+        raise InvalidRequest("pool", str(error)) from error
 
 
 def _addresses_in_use(context: CliContext) -> list[Any]:

@@ -175,7 +175,7 @@ class MemoryDataplane(Dataplane):
     def _program(self) -> ApplyReport:
         wanted: dict[object, object] = {"pools": self.state.pools}
         for part in (self.state.sets, self.state.rules, self.state.workloads):
-            wanted.update(part)
+            wanted.update(part.items())
         failures = [
             Failure(subject, reason) for subject, reason in self.refused.items() if subject in map(_subject, wanted)
         ]

@@ -71,6 +71,12 @@ class Integration(abc.ABC):
         """Answer one call. Any thread, several at once. Must answer failures in the caller's own form."""
         raise InvalidRequest("program", f"{self.info.name} does not take calls such as {call.program!r}")
 
+    @classmethod
+    def refuse(cls, call: Call, error: Exception) -> CallReply:
+        """Answer a call that :meth:`handle` cannot get, because :meth:`prepare` failed or the host did, in the
+        caller's own form. Needs no preparation; never raises."""
+        return CallReply(status=1, stderr=f"{call.program}: {error}\n".encode())
+
     def serve(self, stop: threading.Event) -> None:
         """Run a server in a thread of its own until ``stop`` is set. Most have none."""
         stop.wait()

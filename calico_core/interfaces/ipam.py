@@ -13,11 +13,14 @@ from calico_core.model.workloads import AddressRequest
 
 
 class Companion(NamedTuple):
-    """Writes of the caller that are committed in the same transaction as the addresses, under its own preconditions.
+    """Writes of the caller that are committed in the same transaction as the addresses, under its own preconditions;
+    also when nothing had to change about the addresses.
     If one of those fails the whole transaction is refused with ``Conflict`` naming the key."""
 
     preconditions: tuple[Precondition, ...] = ()
     operations: tuple[Operation, ...] = ()
+    committed: Callable[[int], None] | None = None
+    """Told the revision of the transaction, when that is known: not after a commit whose answer was lost."""
 
 
 MakeCompanion = Callable[[tuple[IPAddress, ...]], Companion]

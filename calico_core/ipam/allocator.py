@@ -74,6 +74,8 @@ class BlockIpam(Ipam):
         with self._family_locks(versions, what, deadline_s):
             planner = self._assignment_planner(request)
             plan = self._attempts.commit(versions, planner, companion, Races(what, deadline_s))
+        for cidr in plan.draft.claimed():
+            log.info("ipam.block_claimed", block=str(cidr), host=self.host)
         log.debug("ipam.assigned", handle=request.handle, addresses=[str(address) for address in plan.addresses])
         return plan.addresses
 

@@ -82,25 +82,30 @@ class Attempts:
             if attempt.is_idle:
                 return attempt.plan
             result: TransactionResult | None = None
+            outage: Unavailable | None = None
             try:
                 result = self._round_trips.transact(attempt.preconditions, attempt.operations, attempt.compared)
             except Unavailable as error:
                 if not (error.maybe_applied or doubtful):
                     raise
+                outage = error
                 doubtful.append(attempt)
-                landed = self._landed(doubtful, fresh, races, error)
             else:
                 self._notice_rewind(versions, result.revision)
                 if result.committed:
                     attempt.plan.draft.committed(result.revision)
+                    if attempt.companion.committed is not None:
+                        attempt.companion.committed(result.revision)
                     return attempt.plan
                 self._learn(zip(attempt.compared, result.current, strict=True), result.revision, fresh)
-                landed = self._landed(doubtful, fresh, races, None) if doubtful else None
+            landed = self._landed(doubtful, fresh, races, outage)
             if landed is not None:
                 return landed
             if result is not None:
                 self._find_cause(attempt, result, fresh)
-            races.lost()
+                races.lost()
+            elif outage is not None:
+                _wait_out(outage, races, len(doubtful) - 1)
 
     def load(self, version: int, fresh: Fresh) -> None:
         """Pools and own affinities of a family, anew."""
@@ -204,14 +209,19 @@ class Attempts:
             try:
                 current, revision = self._round_trips.read_paths(paths)
             except Unavailable as again:
-                if races.is_over:
-                    cause = error or again
-                    raise Unavailable(cause.endpoint, cause.cause, maybe_applied=True) from again
-                races.pause(step)
+                _wait_out(error or again, races, step)
                 step += 1
             else:
                 self._learn(current.items(), revision, fresh)
                 return current
+
+
+def _wait_out(outage: Unavailable, races: Races, step: int) -> None:
+    """Before asking a store again that did not answer. Past the deadline the outage is raised; what was tried may
+    have landed."""
+    if races.is_over:
+        raise Unavailable(outage.endpoint, outage.cause, maybe_applied=True) from outage
+    races.pause(step)
 
 
 def _revision(entry: Entry | None) -> int:

@@ -238,8 +238,14 @@ class FamilyAssignment:
             for cidr in candidates.sorted_for(self._knowledge.host, pool, there):
                 block = self._draft.block(cidr)
                 if block is not None and block.owner != self._knowledge.host and blocks.free_ordinals(block):
-                    log.debug("ipam.borrowing", block=str(cidr), owner=block.owner, host=self._knowledge.host)
+                    self._tell_of_borrowing(pool, block)
                     yield pool, block
+
+    def _tell_of_borrowing(self, pool: Pool, block: Block) -> None:
+        """Once a pool: whoever filters /32 routes loses these addresses."""
+        if pool.cidr not in self._family.borrowed_from:
+            self._family.borrowed_from.add(pool.cidr)
+            log.warning("ipam.borrowing", pool=str(pool.cidr), owner=block.owner, host=self._knowledge.host)
 
     # --- limits ------------------------------------------------------------------------------------
 

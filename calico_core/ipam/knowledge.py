@@ -45,10 +45,12 @@ class Known(NamedTuple, Generic[R]):
 
 class Family:
     """One address family. ``affinities`` are this host's, ``affinities_as_of`` the revision up to which no write to
-    one of them was missed; -1 means nothing was read yet. ``taken`` are blocks that existed when last heard of."""
+    one of them was missed; -1 means nothing was read yet. ``taken`` are blocks that existed when last heard of;
+    ``borrowed_from`` the pools about which people were told that addresses of other hosts are used."""
 
     def __init__(self, version: int) -> None:
         self.version = version
+        self.borrowed_from: set[IPNetwork] = set()
         self.clear()
 
     def clear(self) -> None:
@@ -104,11 +106,20 @@ class Family:
         self.taken = set(listed)
 
     def keep_own(self, host: str) -> None:
-        """Drop the blocks of other hosts: they change without us, and there may be many."""
+        """Drop the blocks of other hosts: they change without us, and there may be many. What an affinity of ours
+        points at stays, whatever it is, so that it is not read again for each call."""
         self._undecoded.clear()
-        strangers = [cidr for cidr, known in self.blocks.items() if known.record is None or known.record.owner != host]
+        strangers = [
+            cidr
+            for cidr, known in self.blocks.items()
+            if (known.record is None or known.record.owner != host) and not self._is_claimed(cidr)
+        ]
         for cidr in strangers:
             del self.blocks[cidr]
+
+    def _is_claimed(self, cidr: IPNetwork) -> bool:
+        affinity = self.affinities.get(cidr)
+        return affinity is not None and affinity.mod_revision != 0
 
 
 class Knowledge:

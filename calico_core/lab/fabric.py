@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from netaddr import IPAddress, IPNetwork
 
 from calico_core.dataplane.linux import netns, sysctl
 from calico_core.dataplane.linux.address_messages import add_address
-from calico_core.dataplane.linux.link_messages import add_bridge, add_veth, set_link
+from calico_core.dataplane.linux.link_messages import IF_OPER_UP, add_bridge, add_veth, set_link
 from calico_core.dataplane.linux.prefix import Prefix, host_prefix, parse_prefix
 from calico_core.dataplane.linux.route_messages import RTPROT_STATIC, Route, add_route
 from calico_core.dataplane.linux.rtnetlink import RouteSocket
 from calico_core.dataplane.linux.sysctl import Setting
+from calico_core.errors import NotReady
 from calico_core.lab.record import FabricRecord, HostRecord
 
 UPLINK = "eth0"
 BRIDGE = "fabric0"
+_SETTLE_S = 5.0
+_POLL_S = 0.001
 _DEFAULT = {4: parse_prefix("0.0.0.0/0"), 6: parse_prefix("::/0")}
 
 # no duplicate address detection: a link is usable at once, and all addresses here are ours
@@ -37,7 +41,7 @@ _ROUTER = (
 )
 
 
-def build(fabric: FabricRecord, hosts: Iterable[HostRecord]) -> None:
+def build(fabric: FabricRecord, hosts: Sequence[HostRecord]) -> None:
     """Make the namespaces of the fabric and the hosts, and all links between them."""
     path = netns.create_namespace(fabric.namespace)
     with opened(path) as fabric_fd, RouteSocket(fabric_fd) as inside:
@@ -55,6 +59,7 @@ def build(fabric: FabricRecord, hosts: Iterable[HostRecord]) -> None:
                 pairs = zip(host.gateways, host.subnets, strict=True)
                 inside.execute(*(add_address(bridge, _prefix(address, net)) for address, net in pairs))
             _join(host, inside, fabric_fd, bridge)
+        await_operational(fabric_fd, inside, [gateway for host in hosts for gateway in host.gateways])
 
 
 def create_stub(name: str) -> Path:
@@ -77,6 +82,28 @@ def opened(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+def await_operational(namespace_fd: int, inside: RouteSocket, addresses: Iterable[IPAddress] = ()) -> None:
+    """Wait until every veth of the namespace takes packets, and neighbours can find its IPv6 ``addresses``.
+
+    A link that comes up before its other end drops what it is given until the kernel's link watch has looked at it
+    (net/core/link_watch.c), and the group an IPv6 address is asked for by is joined by a worker (net/ipv6/addrconf.c).
+    A first question lost to either would be repeated a second later only.
+
+    :raises NotReady: a link stays down, or an address stays unknown.
+    """
+    groups = {_solicited_node_group(each) for each in addresses if each.version == 6}
+    deadline = time.monotonic() + _SETTLE_S
+    while True:
+        # the bridge never lacked carrier, so it works though its state is told up to a second late
+        waiting = [link.name for link in inside.links() if link.kind == "veth" and link.oper_state != IF_OPER_UP]
+        waiting += groups - netns.run_in(namespace_fd, _joined_groups) if groups else ()
+        if not waiting:
+            return
+        if time.monotonic() > deadline:
+            raise NotReady(f"links without carrier or groups not joined: {', '.join(waiting)}")
+        time.sleep(_POLL_S)
+
+
 def _join(host: HostRecord, fabric: RouteSocket, fabric_fd: int, bridge: int) -> None:
     with opened(netns.create_namespace(host.namespace)) as host_fd, RouteSocket(host_fd) as inside:
         netns.run_in(host_fd, lambda: sysctl.apply(_QUICK_IPV6))
@@ -96,6 +123,18 @@ def _join(host: HostRecord, fabric: RouteSocket, fabric_fd: int, bridge: int) ->
             *(add_address(uplink, _prefix(address, net)) for address, net in pairs),
             *(add_route(_default_route(gateway, uplink)) for gateway in host.gateways),
         )
+        await_operational(host_fd, inside, host.addresses)
+
+
+def _joined_groups() -> set[str]:
+    """IPv6 multicast groups of the thread's namespace, as 32 hexadecimal digits."""
+    lines = Path("/proc/thread-self/net/igmp6").read_text().splitlines()
+    return {line.split()[2] for line in lines}
+
+
+def _solicited_node_group(address: IPAddress) -> str:
+    """RFC 4291, 2.7.1."""
+    return f"ff0200000000000000000001ff{int(address) & 0xFFFFFF:06x}"
 
 
 def _settings(fabric: FabricRecord) -> tuple[Setting, ...]:

@@ -7,6 +7,10 @@ import msgspec
 from calico_core.model.record import Record
 
 
+NODE_STOPPED = "stopped"
+"""The last word of a node that was asked to end; it stays, without a lease."""
+
+
 class FelixStatus(Record, frozen=True, omit_defaults=False):
     """Liveness of the agent, as the reference system writes it: ISO-8601 UTC, seconds."""
 

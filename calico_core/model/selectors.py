@@ -200,7 +200,7 @@ def _selector_of(canonical: str, root: Node) -> Selector:
     text = canonical[1:-1] if isinstance(root, And | Or) else canonical
     selector = _interned.get(text)
     if selector is None:
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
         selector = _interned.setdefault(text, Selector(root, text, digest))
     return selector
 
@@ -249,7 +249,10 @@ class _Parser:
             is_negated = not is_negated
             self._advance()
         node = self._primary()
-        return Not(node) if is_negated else node
+        if not is_negated:
+            return node
+        # "!(!x)" is "x" as "!!x" is: equal selectors have one text
+        return node.operand if isinstance(node, Not) else Not(node)
 
     def _primary(self) -> Node:
         if self._kind == "symbol" and self._token == "(":
@@ -266,10 +269,7 @@ class _Parser:
         word, end = self._token, self._position
         if self._text[end : end + 1] == "(" and word in {"has", "all", "global"}:
             return self._call(word)
-        if len(word) > _MAX_LABEL:
-            raise self._fault(f"label is longer than {_MAX_LABEL} characters")
-        self._advance()
-        return self._comparison(word)
+        return self._comparison(self._label())
 
     def _call(self, word: str) -> Node:
         self._advance()
@@ -277,8 +277,7 @@ class _Parser:
         if word == "has":
             if self._kind != "word":
                 raise self._fault("has( needs a label")
-            label = self._token
-            self._advance()
+            label = self._label()
             self._expect(")")
             return Has(label)
         self._expect(")")
@@ -292,6 +291,7 @@ class _Parser:
             return Equal(label, value) if operator == "==" else NotEqual(label, value)
         if self._kind != "word":
             raise self._fault(f"label {label} needs an operator such as == or in")
+        start = self._start
         self._advance()
         if operator == "in":
             return In(label, self._set())
@@ -306,7 +306,14 @@ class _Parser:
             return TextMatch(label, "starts with" if operator == "starts" else "ends with", self._string())
         if operator in {"startswith", "endswith"}:
             return TextMatch(label, "starts with" if operator[0] == "s" else "ends with", self._string())
-        raise InvalidSelector(self._text, self._start, f"{operator!r} is not an operator")
+        raise InvalidSelector(self._text, start, f"{operator!r} is not an operator")
+
+    def _label(self) -> str:
+        label = self._token
+        if len(label) > _MAX_LABEL:
+            raise self._fault(f"label is longer than {_MAX_LABEL} characters")
+        self._advance()
+        return label
 
     def _set(self) -> tuple[str, ...]:
         self._expect("{")

@@ -18,7 +18,7 @@ from calico_core.interfaces.datastore import Datastore
 from calico_core.log import get_logger
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.hoststate import HostChanges
-from calico_core.model.keys import V1, Key, ReadyKey, WorkloadEndpointKey
+from calico_core.model.keys import V1, Key, ProfileRulesKey, ReadyKey, WorkloadEndpointKey
 from calico_core.model.record import Value
 from calico_core.model.workloads import InterfaceEvent
 from calico_core.node.mailbox import Mailbox
@@ -71,13 +71,14 @@ class Agent:
         # Owned by the engine thread.
         self._is_store_in_sync = False
         self._is_in_sync = False
-        self._is_applied = False
-        self._is_behind = False
+        self._is_behind = True  # the dataplane does not have all that it was to have
         self._failures: dict[str, str] = {}
         self._retry_s = 0.0
         self._retry_at: float | None = None
         self._refresh_at = 0.0
         self._last_error = ""
+        # Shared with asking threads, written by the engine alone.
+        self._profiles: set[str] = set()  # those with rules
         # Shared with waiting threads.
         self._progress = EndpointProgress()
         self._applied = threading.Event()
@@ -105,7 +106,7 @@ class Agent:
 
     @property
     def is_in_sync(self) -> bool:
-        return self._is_in_sync and self._is_applied
+        return self._applied.is_set()
 
     def wait_in_sync(self, timeout_s: float) -> bool:
         """Until the first complete state is in the kernel."""
@@ -113,6 +114,12 @@ class Agent:
 
     def wait_programmed(self, key: WorkloadEndpointKey, revision: int, timeout_s: float) -> bool:
         return self._progress.wait(key, revision, timeout_s)
+
+    def knows_ready(self) -> bool:
+        return self._syncer.status is SyncStatus.IN_SYNC
+
+    def knows_profile(self, name: str) -> bool:
+        return self.knows_ready() and name in self._profiles
 
     # --- engine thread -----------------------------------------------------------------------------
 
@@ -131,7 +138,7 @@ class Agent:
 
     def _wait_s(self) -> float | None:
         times = [self._retry_at] if self._retry_at is not None else []
-        if self._refresh_interval_s > 0 and self._is_applied:
+        if self._refresh_interval_s > 0 and not self._is_behind:
             times.append(self._refresh_at)
         return max(0.0, min(times) - time.monotonic()) if times else None
 
@@ -152,14 +159,17 @@ class Agent:
         for event in events.values():
             self._follow_link(event)
         self._refresh()
-        if self._reporter is not None and (items or self._last_error):
+        if self._reporter is not None:
             self._reporter(self._state())
 
     def _take(self, batch: SyncBatch) -> None:
         updates: list[tuple[Key, object]] = []
         for update in batch.updates:
             updates.append((update.key, update.record))
-            if isinstance(update.key, WorkloadEndpointKey) and update.key.host == self._host:
+            if isinstance(update.key, ProfileRulesKey):
+                change = self._profiles.discard if update.record is None else self._profiles.add
+                change(update.key.profile)
+            elif isinstance(update.key, WorkloadEndpointKey) and update.key.host == self._host:
                 self._track(update.key, update.record, update.mod_revision)
         self._resolver.apply(updates)
         if batch.status is SyncStatus.IN_SYNC:
@@ -174,7 +184,7 @@ class Agent:
     def _apply(self, changes: HostChanges) -> None:
         is_retry = self._retry_at is not None and time.monotonic() >= self._retry_at
         if not changes and not is_retry:
-            if self._is_applied and not self._is_behind:
+            if not self._is_behind:
                 self._decide()
             return
         started = time.perf_counter()
@@ -186,10 +196,9 @@ class Agent:
             self._schedule_retry(str(error))
             return
         log.debug("dataplane.applied", changes=report.changes, ms=round((time.perf_counter() - started) * 1000, 2))
-        whole = changes.is_complete or is_retry
-        looked_at = self._progress.of_interface("") if whole else {workload.key for workload in changes.workloads}
-        self._is_applied, self._is_behind = True, False
-        self._take_report(report, looked_at)
+        self._is_behind = False
+        concerned = {workload.key for workload in changes.workloads}
+        self._take_report(report, self._progress.of_interface("") if changes.is_complete else concerned)
 
     def _take_report(self, report: ApplyReport, looked_at: Iterable[WorkloadEndpointKey]) -> None:
         """What an apply or a resync says of everything we want."""
@@ -224,7 +233,7 @@ class Agent:
             log.error("dataplane.link_failed", interface=event.name, reason=str(error))
             self._schedule_retry(str(error))
             return
-        self._note(report, self._progress.of_interface(event.name) if self._is_applied else ())
+        self._note(report, () if self._is_behind else self._progress.of_interface(event.name))
         if report.failures:
             self._schedule_retry(report.failures[0].reason)
 
@@ -234,7 +243,7 @@ class Agent:
         self._retry_at = time.monotonic() + self._retry_s
 
     def _refresh(self) -> None:
-        if not self._is_applied or self._refresh_interval_s <= 0 or time.monotonic() < self._refresh_at:
+        if self._is_behind or self._refresh_interval_s <= 0 or time.monotonic() < self._refresh_at:
             return
         self._refresh_at = time.monotonic() + self._refresh_interval_s
         try:
@@ -243,13 +252,12 @@ class Agent:
             log.error("dataplane.resync_failed", reason=str(error))
             self._schedule_retry(str(error))
             return
-        if not self._is_behind:
-            self._take_report(report, self._progress.of_interface(""))
+        self._take_report(report, self._progress.of_interface(""))
 
     def _state(self) -> AgentState:
         return AgentState(
             is_in_sync=self._is_in_sync,
-            is_applied=self._is_applied,
+            is_applied=self._applied.is_set(),
             endpoints=dict(self._progress.status),
             bad_records=tuple(self._syncer.bad_records),
             last_error=self._last_error,

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from calico_core.datastore.records import TypedRecords
-from calico_core.errors import CalicoError, PluginBroken
+from calico_core.errors import CalicoError, InvalidSettings, PluginBroken
 from calico_core.interfaces.dataplane import Dataplane, DataplaneOptions
 from calico_core.interfaces.datastore import Datastore, DatastoreOptions
 from calico_core.interfaces.integration import Integration, IntegrationContext
@@ -82,6 +82,8 @@ def select_integrations(settings: Settings) -> tuple[tuple[LoadedPlugin, ...], d
         plugin for plugin in plugins.loaded if plugin.name not in unwanted and (not wanted or plugin.name in wanted)
     )
     states = {broken.name: f"broken: {broken.error}" for broken in plugins.broken}
+    for broken in plugins.broken:
+        log.warning("plugin.broken", **broken._asdict())
     known = {plugin.name for plugin in plugins.loaded} | states.keys()
     states |= dict.fromkeys(wanted - known, "broken: not installed")
     return chosen, states
@@ -112,5 +114,9 @@ def save_settings(settings: Settings, host: str) -> None:
 
 
 def load_saved_settings(run_directory: str) -> Settings:
-    """Raises ``OSError`` when no node ever ran here."""
-    return msgspec.json.decode(Path(run_directory, "settings.json").read_bytes(), type=Settings)
+    """Raises ``OSError`` when no node ever ran here, ``InvalidSettings`` for a file that is not ours."""
+    path = Path(run_directory, "settings.json")
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Settings)
+    except msgspec.DecodeError as error:
+        raise InvalidSettings("settings", f"file {path}", str(error)) from error

@@ -21,6 +21,7 @@ class EndpointProgress:
 
     def __init__(self) -> None:
         self._interfaces: dict[WorkloadEndpointKey, str] = {}
+        self._paths: dict[str, WorkloadEndpointKey] = {}
         self._owners: defaultdict[str, set[WorkloadEndpointKey]] = defaultdict(set)
         self._written: dict[WorkloadEndpointKey, int] = {}
         self._without_link: set[WorkloadEndpointKey] = set()
@@ -43,12 +44,14 @@ class EndpointProgress:
     def write(self, key: WorkloadEndpointKey, revision: int, interface: str) -> None:
         self._leave_interface(key)
         self._interfaces[key] = interface
+        self._paths[key.path] = key
         self._owners[interface].add(key)
         self._written[key] = revision
 
     def remove(self, key: WorkloadEndpointKey) -> None:
         self._leave_interface(key)
         self._interfaces.pop(key, None)
+        self._paths.pop(key.path, None)
         self._written.pop(key, None)
         self._without_link.discard(key)
         self._errors.pop(key, None)
@@ -60,17 +63,19 @@ class EndpointProgress:
     def decide(self, failures: Mapping[str, str], *, whole: str = "") -> None:
         """An apply has taken in everything written. ``failures`` maps paths of endpoints to reasons; ``whole`` is why
         nothing at all could be programmed, or ''."""
-        decided = list(self._written)
+        failing = {self._paths[path] for path in failures if path in self._paths}
+        decided = failing | self._errors.keys() | self._written.keys()
         with self._changed:
             for key in decided:
-                revision = self._written[key]
+                revision = self._written.get(key, 0)
                 reason = whole or failures.get(key.path, "")
                 if reason:
-                    self._failed_at[key] = revision
+                    self._failed_at[key] = max(revision, self._failed_at.get(key, 0))
                     self._errors[key] = reason
-                else:
+                    continue
+                self._errors.pop(key, None)
+                if revision:
                     self._programmed_at[key] = revision
-                    self._errors.pop(key, None)
                     del self._written[key]
             self._changed.notify_all()
         self._describe(decided)

@@ -7,7 +7,6 @@ not mean a thousand reloads. Nothing is configured from half a view.
 from __future__ import annotations
 
 import threading
-import time
 
 from calico_core.datastore.syncer import SyncBatch, Syncer, SyncStatus
 from calico_core.errors import CalicoError
@@ -22,6 +21,7 @@ log = get_logger(__name__)
 
 _MIN_INTERVAL_S = 1.0
 _RETRY_S = 5.0
+_CHECK_S = 10.0
 
 
 class Router:
@@ -33,6 +33,7 @@ class Router:
         self._mailbox: Mailbox[SyncBatch] = Mailbox()
         self._syncer = Syncer(store, (BGP, POOLS, f"{AFFINITIES}{host}/"), self._mailbox.post, name="sync-routing")
         self._thread = threading.Thread(target=self._run, name="routing", daemon=True)
+        self._stopping = threading.Event()
         self._is_in_sync = False
         self._configured: RoutingState | None = None
         self.last_error = ""
@@ -42,6 +43,7 @@ class Router:
         self._syncer.start()
 
     def stop(self) -> None:
+        self._stopping.set()
         self._syncer.stop()
         self._mailbox.close()
         if self._thread.is_alive():
@@ -52,18 +54,19 @@ class Router:
         return self._thread.is_alive() and self._syncer.is_alive
 
     def _run(self) -> None:
-        retry_s: float | None = None
+        wait_s = _CHECK_S
         while not self._mailbox.is_closed:
-            for batch in self._mailbox.take(retry_s):
+            for batch in self._mailbox.take(wait_s):
                 self._table.apply((update.key, update.record) for update in batch.updates)
                 self._is_in_sync = self._is_in_sync or batch.status is SyncStatus.IN_SYNC
             state = self._table.state() if self._is_in_sync else None
-            if state is None or state == self._configured:
-                retry_s = None
+            if state is None:
                 continue
-            retry_s = None if self._configure(state) else _RETRY_S
-            if not self._mailbox.is_closed:
-                time.sleep(_MIN_INTERVAL_S if retry_s is None else 0)
+            is_new = state != self._configured
+            # An equal state again is the driver's chance to find its daemon gone and start it.
+            wait_s = _CHECK_S if self._configure(state) else _RETRY_S
+            if is_new:
+                self._stopping.wait(_MIN_INTERVAL_S)
 
     def _configure(self, state: RoutingState) -> bool:
         try:
@@ -76,6 +79,7 @@ class Router:
             self.last_error = str(error)
             log.exception("routing.configure_failed")
             return False
+        if state != self._configured:
+            log.info("routing.configured", peers=len(state.peers), blocks=len(state.blocks), pools=len(state.pools))
         self._configured, self.last_error = state, ""
-        log.info("routing.configured", peers=len(state.peers), blocks=len(state.blocks), pools=len(state.pools))
         return True

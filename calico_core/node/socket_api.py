@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,7 @@ IN_PROCESS: Final = b"F"
 _HEADER: Final = struct.Struct(">4sIII")
 _CREDENTIALS: Final = struct.Struct("iII")
 _READ_TIMEOUT_S: Final = 10.0
+_ACCEPT_RETRY_S: Final = 0.1
 _BACKLOG: Final = 1024
 
 Handler = Callable[[Call], CallReply | None]
@@ -43,7 +45,6 @@ class SocketServer:
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="call")
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
-        self._calls = 0
 
     def start(self) -> None:
         """Bind under a temporary name and rename, so that nobody finds a socket without a listener."""
@@ -75,8 +76,11 @@ class SocketServer:
         while listener is not None and self._socket is listener:
             try:
                 connection, _ = listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if self._socket is listener:  # out of descriptors, say: the node must not go deaf over it
+                    log.error("socket.accept_failed", reason=str(error))
+                    time.sleep(_ACCEPT_RETRY_S)
+                continue
             try:
                 self._pool.submit(self._serve, connection)
             except RuntimeError:  # shutting down
@@ -140,7 +144,15 @@ def encode_reply(reply: CallReply | None) -> bytes:
 
 
 def call_node(path: str, call: Call, *, timeout_s: float = 30.0) -> CallReply | None:
-    """Ask a running node; None when it answers "in process". Raises ``OSError`` when nobody listens."""
+    """Ask a running node; None when it answers "in process". Raises ``OSError`` when nobody listens, or when the node
+    hangs up without an answer."""
+    try:
+        return _call(path, call, timeout_s)
+    except InvalidRequest as error:
+        raise ConnectionError(f"the node gave no answer ({error})") from error
+
+
+def _call(path: str, call: Call, timeout_s: float) -> CallReply | None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout_s)
         connection.connect(path)
@@ -156,7 +168,9 @@ def call_node(path: str, call: Call, *, timeout_s: float = 30.0) -> CallReply | 
 def _receive(connection: socket.socket, length: int, descriptors: list[int]) -> bytes:
     chunks = bytearray()
     while len(chunks) < length:
-        data, ancillary, _flags, _address = connection.recvmsg(min(length - len(chunks), 1 << 16), 256)
+        data, ancillary, _flags, _address = connection.recvmsg(
+            min(length - len(chunks), 1 << 16), 256, socket.MSG_CMSG_CLOEXEC
+        )
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 received = array.array("i")

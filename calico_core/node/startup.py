@@ -10,13 +10,13 @@ from pathlib import Path
 
 from netaddr import IPAddress
 
-from calico_core.errors import Conflict, InvalidSettings, Unavailable
+from calico_core.errors import Conflict, InvalidRecord, InvalidSettings, Unavailable
 from calico_core.interfaces.datastore import Compare, Delete, NoneNewer, Operation, Precondition, Put, Records, absent
 from calico_core.log import get_logger
 from calico_core.model import codec
 from calico_core.model.addresses import parse_network
 from calico_core.model.bgp import DEFAULT_AS, NodeMesh, parse_as_number
-from calico_core.model.hosts import AddressClaim
+from calico_core.model.hosts import NODE_STOPPED, AddressClaim
 from calico_core.model.ids import check_name
 from calico_core.model.keys import (
     AddressClaimKey,
@@ -37,6 +37,7 @@ from calico_core.settings import Settings
 
 log = get_logger(__name__)
 
+_ATTEMPTS = 5
 _DEFAULTS: tuple[tuple[Key, str], ...] = (
     (GlobalConfigKey("InterfacePrefix"), "cali"),
     (GlobalConfigKey("LogSeverityFile"), "none"),
@@ -104,7 +105,16 @@ def ensure_defaults(records: Records) -> None:
 def claim_host(
     records: Records, *, host: str, ipv4: IPAddress | None, ipv6: IPAddress | None, settings: Settings
 ) -> None:
-    """Host record and address claims in one transaction, so that two hosts never hold one address."""
+    """Host record and address claims in one transaction, so that two hosts never hold one address.
+
+    Raises ``InvalidSettings`` when a live host holds one, ``Conflict`` when races were lost again and again."""
+    for _attempt in range(_ATTEMPTS):
+        if _try_claim(records, host, ipv4, ipv6, settings):
+            return
+    raise Conflict(HostIpKey(host).path, None)
+
+
+def _try_claim(records: Records, host: str, ipv4: IPAddress | None, ipv6: IPAddress | None, settings: Settings) -> bool:
     claims = [AddressClaimKey(address) for address in (ipv4, ipv6) if address is not None]
     preconditions: list[Precondition] = []
     operations: list[Operation] = []
@@ -120,9 +130,7 @@ def claim_host(
         operations.append(Put(HostIpKey(host).path, str(ipv4).encode()))
     operations.append(_as_number(host, settings))
     operations.append(Put(HostConfigKey(host, "marker").path, b"created"))
-    result = records.store.transact(preconditions, operations)
-    if not result.committed:
-        raise Conflict(claims[0].path if claims else HostIpKey(host).path, None)
+    return records.store.transact(preconditions, operations).committed
 
 
 def _claimable(records: Records, claim: AddressClaimKey, host: str) -> Compare:
@@ -130,11 +138,20 @@ def _claimable(records: Records, claim: AddressClaimKey, host: str) -> Compare:
     if current is None:
         return absent(claim.path)
     holder = current.record.host
-    if holder != host and records.get(NodeStatusKey(holder)) is not None:
+    if holder != host and _is_live(records, holder):
         raise InvalidSettings(
             "ip", "address claims", f"{claim.ip} is in use by host {holder!r}; give this host another address"
         )
     return Compare(claim.path, current.mod_revision)
+
+
+def _is_live(records: Records, host: str) -> bool:
+    """Whether a node reports for it: the status of a dead one goes with its lease, a stopped one says so."""
+    try:
+        status = records.get(NodeStatusKey(host))
+    except InvalidRecord:
+        return True  # of a version we do not know: do not take its address
+    return status is not None and status.record.state != NODE_STOPPED
 
 
 def _stale_claims(records: Records, host: str, kept: list[AddressClaimKey]) -> list[Operation]:

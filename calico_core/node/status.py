@@ -17,7 +17,7 @@ from calico_core.interfaces.datastore import Lease, Records
 from calico_core.interfaces.routing import RoutingStatus
 from calico_core.log import get_logger
 from calico_core.model.endpoints import EndpointStatus
-from calico_core.model.hosts import FelixStatus, NodeStatus
+from calico_core.model.hosts import NODE_STOPPED, FelixStatus, NodeStatus
 from calico_core.model.keys import (
     FELIX_STATUS,
     FelixLastStatusKey,
@@ -31,6 +31,7 @@ from calico_core.node.mailbox import LatestSlot
 log = get_logger(__name__)
 
 _NODE_TTL_S = 90.0
+_RETRY_S = 5.0
 
 
 class StatusReporter:
@@ -87,19 +88,21 @@ class StatusReporter:
 
     def _run(self) -> None:
         next_beat = 0.0
+        is_behind = False
         while not self._stopping.is_set():
             state = self._slot.take(max(0.05, min(next_beat - time.monotonic(), 10.0)))
             if state is not None:
-                self._state = state
+                self._state, is_behind = state, True
             try:
-                if state is not None and state.is_in_sync:
-                    self._write_endpoints(state)
+                if is_behind and self._state is not None and self._state.is_applied:
+                    self._write_endpoints(self._state)
+                    is_behind = False
                 if time.monotonic() >= next_beat:
                     self._beat()
                     next_beat = time.monotonic() + self._beat_interval_s
             except DatastoreError as error:
                 log.warning("status.not_written", reason=str(error))
-                next_beat = time.monotonic() + 5.0
+                next_beat = time.monotonic() + _RETRY_S
                 self._lease = self._felix_lease = None
                 self._node_written = None
         self._last_words()
@@ -177,7 +180,7 @@ class StatusReporter:
 
     def _last_words(self) -> None:
         try:
-            self._records.put(NodeStatusKey(self._host), self._node_status("stopped"))
+            self._records.put(NodeStatusKey(self._host), self._node_status(NODE_STOPPED))
             self._records.delete(FelixStatusKey(self._host))
         except DatastoreError as error:
             log.warning("status.not_written", reason=str(error))

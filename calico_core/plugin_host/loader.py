@@ -16,10 +16,7 @@ from stevedore.exception import NoMatches
 
 from calico_core.errors import PluginBroken, PluginIncompatible, PluginMissing
 from calico_core.interfaces.integration import API_VERSION
-from calico_core.log import get_logger
 from calico_core.plugin_host.namespaces import DATASTORES, DEMANDED, INTEGRATIONS
-
-log = get_logger(__name__)
 
 
 class LoadedPlugin(NamedTuple):
@@ -88,8 +85,6 @@ def load_all(namespace: str) -> Plugins:
             broken.append(BrokenPlugin(extension.name, distribution, version, reason))
             continue
         loaded.append(LoadedPlugin(extension.name, extension.plugin, distribution, version))
-    for plugin in broken:
-        log.error("plugin.broken", namespace=namespace, **plugin._asdict())
     return Plugins(tuple(sorted(loaded)), tuple(sorted(broken)))
 
 

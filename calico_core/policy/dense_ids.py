@@ -37,8 +37,10 @@ class DenseIds(Generic[KeyT]):
     def assign(self, key: KeyT) -> int:
         """The number of the key; a new one if it has none."""
         number = self._ids.get(key)
-        if number is not None:
-            return number
+        return self.add(key) if number is None else number
+
+    def add(self, key: KeyT) -> int:
+        """A number for a key that has none."""
         if self._free:
             number = self._free.pop()
             self._keys[number] = key

@@ -70,18 +70,19 @@ class IpSets:
     def update_members(self, updates: Iterable[tuple[Key, Member | None]]) -> None:
         """Each key at most once a batch. None: gone."""
         items: list[tuple[int, Labels | None, tuple[str, ...]]] = []
+        ids, table = self._ids, self._table
         for key, record in updates:
             if record is None:
-                item = self._ids.release(key)
+                item = ids.release(key)
                 if item is not None:
                     self._set_addresses(item, NO_HOSTS, ())
                     items.append((item, None, ()))
                 continue
             hosts, nets = addresses_of(record)
-            item = self._ids.find(key)
+            item = ids.find(key)
             if item is None:
-                item = self._ids.assign(key)
-                self._table.replace(item, hosts, nets)
+                item = ids.add(key)
+                table.put(item, hosts, nets)
             else:
                 self._set_addresses(item, hosts, nets)
             items.append((item, record.labels, _parents(record)))

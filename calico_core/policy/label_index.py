@@ -53,6 +53,8 @@ class LabelIndex:
         self._labels: list[Labels] = []
         self._parents: list[tuple[str, ...]] = []
         self._parent_labels: dict[str, Labels] = {}
+        self._gifts: dict[str, Labels] = {}
+        """Of a parent's labels those that some query names; most parents then give nothing. A cache."""
         self._members: dict[str, BitMap] = {}
         self._several = BitMap()
         """Items with more than one parent: what a change of one parent means for them is found one by one."""
@@ -73,7 +75,11 @@ class LabelIndex:
         query = Query(node, self._next_number)
         self._next_number += 1
         self._queries[query.number] = query
-        self._are_postings_stale |= self._postings.want(query)
+        labels_before = len(self._postings.keys)
+        if self._postings.want(query) and self._all:
+            self._are_postings_stale = True
+        if len(self._postings.keys) != labels_before:
+            self._gifts.clear()
         query.filed = self._postings.file(query)
         if not query.filed:
             self._unfiled.add(query)
@@ -97,20 +103,27 @@ class LabelIndex:
     # --- items ---------------------------------------------------------------------------------------
 
     def labels(self, item: int) -> Labels:
-        """Own over inherited."""
+        """Own over inherited. Of the inherited ones only what queries name."""
         own = self._labels[item]
-        inherited = [labels for parent in self._parents[item] if (labels := self._parent_labels.get(parent))]
-        if not inherited:
+        merged: dict[str, str] | None = None
+        for parent in self._parents[item]:
+            gift = self._gifts.get(parent)
+            if gift is None:
+                gift = self._gifts[parent] = self._gift(parent)
+            if gift:
+                merged = {**merged, **gift} if merged else dict(gift)
+        if merged is None:
             return own
-        merged = dict(inherited[0])
-        for labels in inherited[1:]:
-            merged.update(labels)
         merged.update(own)
         return merged
 
+    def _gift(self, parent: str) -> Labels:
+        wanted = self._postings.keys
+        return {label: value for label, value in self._parent_labels.get(parent, NO_LABELS).items() if label in wanted}
+
     def update_items(self, updates: Iterable[tuple[int, Labels | None, tuple[str, ...]]]) -> None:
         """Items with their labels and parents; labels None: the item goes. Each item once a call."""
-        updates = list(updates)
+        updates = updates if isinstance(updates, list) else list(updates)
         if len(updates) >= BULK_ITEMS:
             self._is_bulk = True
         for item, labels, parents in updates:
@@ -122,11 +135,13 @@ class LabelIndex:
                 self._insert(item, labels, parents)
 
     def _insert(self, item: int, labels: Labels, parents: tuple[str, ...]) -> None:
-        while item >= len(self._labels):
-            self._labels.append(NO_LABELS)
-            self._parents.append(())
-        self._labels[item] = labels
-        self._parents[item] = parents
+        if item == len(self._labels):
+            self._labels.append(labels)
+            self._parents.append(parents)
+        else:
+            self._make_room(item)
+            self._labels[item] = labels
+            self._parents[item] = parents
         self._all.add(item)
         for parent in parents:
             members = self._members.get(parent)
@@ -144,6 +159,12 @@ class LabelIndex:
         if not self._is_bulk:
             self._test(item, effective)
 
+    def _make_room(self, item: int) -> None:
+        missing = item + 1 - len(self._labels)
+        if missing > 0:
+            self._labels += [NO_LABELS] * missing
+            self._parents += [()] * missing
+
     def _remove(self, item: int) -> None:
         effective = self.labels(item)
         self._postings.discard(item, effective)
@@ -158,6 +179,7 @@ class LabelIndex:
             members.discard(item)
             if not members:
                 del self._members[parent]
+                self._gifts.pop(parent, None)
         self._labels[item] = NO_LABELS
         self._parents[item] = ()
 
@@ -189,6 +211,7 @@ class LabelIndex:
             self._parent_labels[parent] = after
         else:
             self._parent_labels.pop(parent, None)
+        self._gifts.pop(parent, None)
         if members is None:
             return
         single = members - self._several
@@ -275,10 +298,9 @@ class LabelIndex:
     def _fill_postings(self) -> None:
         """One pass over all items for whatever is newly asked for. Adding again what is there does no harm."""
         self._are_postings_stale = False
-        inherits = bool(self._parent_labels)
         for item in self._all:
             own = self._labels[item]
-            effective = self.labels(item) if inherits else own
+            effective = self.labels(item)
             if effective is own:
                 self._postings.add_own(item, own)
             else:

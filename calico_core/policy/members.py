@@ -87,25 +87,28 @@ class MemberTable:
         return self._nets.get(item, ())
 
     def replace(self, item: int, hosts: Hosts, nets: Nets) -> None:
-        before = self.hosts(item)
-        if before != hosts:
-            for host in each_host(before):
-                self._disown(host, item)
-        while item >= len(self._hosts):
-            self._hosts.append(NO_HOSTS)
+        for host in each_host(self.hosts(item)):
+            self._disown(host, item)
+        self._irregular.discard(item)
+        if self._nets.pop(item, None) is not None:
+            self.with_nets.discard(item)
+        self.put(item, hosts, nets)
+
+    def put(self, item: int, hosts: Hosts, nets: Nets) -> None:
+        """As :meth:`replace`, of an endpoint that has none."""
+        missing = item + 1 - len(self._hosts)
+        if missing > 0:
+            self._hosts.extend([NO_HOSTS] * missing)
         self._hosts[item] = hosts
         if isinstance(hosts, tuple):
             self._irregular.add(item)
             for host in hosts:
                 self._own(host, item)
-        else:
-            self._irregular.discard(item)
+        elif self._owners.setdefault(hosts, item) is not item:
             self._own(hosts, item)
         if nets:
             self._nets[item] = nets
             self.with_nets.add(item)
-        elif self._nets.pop(item, None) is not None:
-            self.with_nets.discard(item)
 
     def collect(self, items: BitMap) -> tuple[BitMap, set[int]]:
         """The IPv4 and the IPv6 addresses of the items."""
@@ -133,7 +136,7 @@ class MemberTable:
 
     def _own(self, host: int, item: int) -> None:
         owner = self._owners.setdefault(host, item)
-        if owner is item or owner == item:
+        if owner == item:
             return
         if isinstance(owner, int):
             self._owners[host] = {owner, item}

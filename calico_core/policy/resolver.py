@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 from calico_core.model.endpoints import WorkloadEndpoint
@@ -102,8 +103,7 @@ class PolicyResolver:
         workloads, removed_workloads = self._resolve(dirty | self._policy_lists.flush())
         rules, removed_rules, sets = self._compile()
         removed_sets = self._activate(sets)
-        members = groups[WorkloadEndpointKey] + groups[HostEndpointKey] + groups[NetworkSetKey]
-        self._ip_sets.update_members(members)
+        self._ip_sets.update_members(chain(groups[WorkloadEndpointKey], groups[HostEndpointKey], groups[NetworkSetKey]))
         changes = HostChanges(
             is_complete=self._is_first,
             sets=self._ip_sets.flush(),

@@ -17,7 +17,6 @@ from calico_core.model.record import Value
 
 GREETING = 1
 RECONFIGURED, IN_PROGRESS, QUEUED = 3, 4, 5
-RESTART_ORDERED = 25
 PROTOCOL_HEADING, PROTOCOL_ROW = 2002, 1002
 VERSION, FACTS, RECOVERY = 1000, 1011, 24
 FIRST_REFUSAL, CONFIG_ERROR = 8000, 8002
@@ -89,12 +88,6 @@ class BirdControl:
             raise rejection(last.text)
         if last.code not in {RECONFIGURED, IN_PROGRESS, QUEUED}:
             raise DaemonDown(str(self.path), f"did not take the configuration: {last.text} ({last.code:04})")
-
-    def restart_gracefully(self) -> None:
-        """End the daemon so that peers and kernel keep the routes until it is back, or its restart time is over."""
-        last = self.ask("graceful restart")[-1]
-        if last.code != RESTART_ORDERED:
-            raise DaemonDown(str(self.path), f"did not end: {last.text} ({last.code:04})")
 
     def _exchange(self, command: str) -> tuple[Line, ...]:
         deadline = time.monotonic() + self._limit_s

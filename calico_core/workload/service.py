@@ -9,18 +9,20 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 from netaddr import EUI, IPAddress
 
-from calico_core.errors import Conflict, InvalidRecord, KeyExists, NotReady
+from calico_core.errors import Conflict, InvalidRecord, InvalidRequest, KeyExists, NotReady, Unavailable
 from calico_core.interfaces.dataplane import WorkloadWiring
-from calico_core.interfaces.datastore import Compare, Delete, Operation, Precondition, Put, Records, absent
+from calico_core.interfaces.datastore import Compare, Delete, Operation, Precondition, Put, Records, Versioned, absent
 from calico_core.interfaces.ipam import Companion, Ipam
 from calico_core.interfaces.workloads import Workloads
 from calico_core.log import get_logger
 from calico_core.model import codec
 from calico_core.model.addresses import host_network, mac_from_bytes
 from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.ids import check_name
 from calico_core.model.keys import (
     PROFILES,
     ProfileLabelsKey,
@@ -70,9 +72,10 @@ class WorkloadService(Workloads):
         steps = _Steps()
         with self._locks.hold(request.key, timeout_s=_LOCK_TIMEOUT_S), UndoStack() as undo:
             self._require_ready()
-            endpoint, revision, is_new = self._record(request)
-            if is_new:
-                undo.push("record", lambda: self._forget(request, revision))
+            committed = self._record(request)
+            endpoint, revision = committed.endpoint, committed.revision
+            if committed.is_new:
+                undo.push("record", lambda: self._forget(request, committed))
             steps.done("record")
             wired = self._wire(request, endpoint)
             if wired is not None and wired.is_new:
@@ -102,29 +105,31 @@ class WorkloadService(Workloads):
 
     def _require_ready(self) -> None:
         """Source: datastore specification 5, readiness."""
+        if self._gate.knows_ready():
+            return
         ready = self._records.get(ReadyKey())
         if ready is None or ready.record != "true":
             raise NotReady(f"{ReadyKey().path} in the datastore is not 'true'")
 
-    def _record(self, request: Attach) -> tuple[WorkloadEndpoint, int, bool]:
-        """Commit addresses and record. Returns the record, its revision and whether this call made it."""
-        expected: Compare = absent(request.key.path)
+    def _record(self, request: Attach) -> _Committed:
+        """Commit addresses and record, or find that they stand."""
+        replaced: Versioned[WorkloadEndpoint] | None = None
         for _attempt in range(_ATTEMPTS):
+            expected = Compare(request.key.path, replaced.mod_revision) if replaced else absent(request.key.path)
             profiles = self._missing_profiles(request.new_profiles)
             try:
-                return (*self._commit(request, expected, profiles), True)
+                endpoint, revision = self._commit(request, expected, profiles)
+                return _Committed(endpoint, revision, is_new=True, replaced=replaced.record if replaced else None)
             except Conflict as conflict:
                 if conflict.key != request.key.path:
                     continue  # a profile came or went meanwhile: look again
-            existing = self._records.get(request.key)
-            if existing is None:
-                expected = absent(request.key.path)
-            elif existing.record.container_id == request.container_id:
-                return existing.record, existing.mod_revision, False
-            elif not request.replaces:
-                raise KeyExists(request.key.path, existing)
-            else:
-                expected = Compare(request.key.path, existing.mod_revision)
+            replaced = self._records.get(request.key)
+            if replaced is None:
+                continue
+            if replaced.record.container_id == request.container_id:
+                return _Committed(replaced.record, replaced.mod_revision, is_new=False)
+            if not request.replaces:
+                raise KeyExists(request.key.path, replaced)
         raise Conflict(request.key.path, None)
 
     def _commit(
@@ -133,22 +138,24 @@ class WorkloadService(Workloads):
         mac = request.mac or _random_mac()
         profile_writes = _profile_writes(profiles)
         made: list[WorkloadEndpoint] = []
+        revisions: list[int] = []
 
         def companion(addresses: tuple[IPAddress, ...]) -> Companion:
             made[:] = [_endpoint(request, mac, addresses)]
             put = Put(request.key.path, codec.encode(made[0]))
-            return Companion((expected, *profile_writes.preconditions), (put, *profile_writes.operations))
+            preconditions = (expected, *profile_writes.preconditions)
+            return Companion(preconditions, (put, *profile_writes.operations), revisions.append)
 
         if not isinstance(request.addresses, AddressRequest):
             revision = self._transact(companion(request.addresses))
             return made[0], revision
-        addresses = self._ipam.auto_assign(request.addresses, companion)
-        current = self._records.get(request.key)
-        if made and current is not None and current.record == made[0]:
-            return made[0], current.mod_revision
-        # The handle held its addresses already: only the record was missing.
-        revision = self._transact(companion(addresses))
-        return made[0], revision
+        self._ipam.auto_assign(request.addresses, companion)
+        if revisions:
+            return made[0], revisions[-1]
+        current = self._records.get(request.key)  # the answer to the commit was lost
+        if current is None:
+            raise Conflict(request.key.path, None)
+        return current.record, current.mod_revision
 
     def _transact(self, companion: Companion) -> int:
         keys = [check.key for check in companion.preconditions if isinstance(check, Compare)]
@@ -164,7 +171,13 @@ class WorkloadService(Workloads):
     def _missing_profiles(self, wanted: tuple[NewProfile, ...]) -> tuple[NewProfile, ...]:
         """A profile exists if any of its keys does. Source: datastore specification 4.4."""
         store = self._records.store
-        return tuple(new for new in wanted if not store.list(f"{PROFILES}{new.name}/").entries)
+        for new in wanted:
+            check_name(new.name, field="new_profiles")
+        return tuple(
+            new
+            for new in wanted
+            if not self._gate.knows_profile(new.name) and not store.list(f"{PROFILES}{new.name}/").entries
+        )
 
     def _wire(self, request: Attach, endpoint: WorkloadEndpoint) -> WiredInterface | None:
         if request.namespace_fd is None:
@@ -183,55 +196,68 @@ class WorkloadService(Workloads):
             )
         )
 
-    def _forget(self, request: Attach, revision: int) -> None:
-        """Take back what :meth:`_record` committed, if nobody has changed it since."""
+    def _forget(self, request: Attach, committed: _Committed) -> None:
+        """Take back what :meth:`_record` committed, if nobody has changed it since: the record it replaced returns.
+        Profiles stay: others may have come to use them."""
         path = request.key.path
+        back = Put(path, codec.encode(committed.replaced)) if committed.replaced is not None else Delete(path)
+        companion = Companion((Compare(path, committed.revision),), (back,))
         if isinstance(request.addresses, AddressRequest):
-            companion = Companion((Compare(path, revision),), (Delete(path),))
             self._ipam.release_by_handle([request.addresses.handle], companion)
         else:
-            self._records.delete(request.key, mod_revision=revision)
+            self._transact(companion)
 
     # --- detach ----------------------------------------------------------------------------------
 
     def detach(self, request: Detach) -> None:
         with self._locks.hold(request.key, timeout_s=_LOCK_TIMEOUT_S):
-            link = self._remove_link(request)
             try:
-                self._release(request)
+                standing = self._standing(request.key)
+            except Unavailable:
+                self._wiring.detach(request.interface)  # whoever it belongs to: nobody can say, and it must not leak
+                raise
+            link = self._remove_link(request, standing)
+            try:
+                self._release(request, standing)
             finally:
                 link.result()
         log.info("endpoint.detached", endpoint=request.key.path)
 
-    def _remove_link(self, request: Detach) -> Future[None]:
+    def _standing(self, key: WorkloadEndpointKey) -> Versioned[WorkloadEndpoint | None] | None:
+        """The record now; one that does not decode has a None inside."""
+        try:
+            return self._records.get(key)
+        except InvalidRecord:
+            entry = self._records.store.get(key.path)
+            return Versioned(key, None, entry.mod_revision) if entry is not None else None
+
+    def _remove_link(self, request: Detach, standing: Versioned[WorkloadEndpoint | None] | None) -> Future[None]:
         """The kernel takes tens of milliseconds to delete a link: that runs beside the datastore's part."""
+        owner = _next_owner(request, standing)
+        if owner is not None and owner.name == request.interface:
+            done: Future[None] = Future()
+            done.set_result(None)
+            return done  # it is the next owner's interface by now
         return self._links.submit(self._wiring.detach, request.interface)
 
-    def _release(self, request: Detach) -> None:
+    def _release(self, request: Detach, standing: Versioned[WorkloadEndpoint | None] | None) -> None:
+        """Addresses and record in one transaction; the record stays when another container owns it by now."""
         path = request.key.path
         for _attempt in range(_ATTEMPTS):
-            companion = self._deletion(request)
+            companion: Companion | None = None
+            owner = _next_owner(request, standing)
+            if owner is not None:
+                log.info("endpoint.kept", endpoint=path, owner=owner.container_id, asked_by=request.container_id)
+            elif standing is not None:
+                companion = Companion((Compare(path, standing.mod_revision),), (Delete(path),))
             try:
                 self._ipam.release_by_handle(request.handles, companion)
                 return
             except Conflict as conflict:
                 if conflict.key != path:
                     raise
+            standing = self._standing(request.key)
         raise Conflict(path, None)
-
-    def _deletion(self, request: Detach) -> Companion | None:
-        """Delete the record unless another container owns it by now."""
-        try:
-            existing = self._records.get(request.key)
-        except InvalidRecord:
-            return Companion((), (Delete(request.key.path),))
-        if existing is None:
-            return None
-        owner = existing.record.container_id
-        if request.container_id is not None and owner not in {None, request.container_id}:
-            log.info("endpoint.kept", endpoint=request.key.path, owner=owner, asked_by=request.container_id)
-            return None
-        return Companion((Compare(request.key.path, existing.mod_revision),), (Delete(request.key.path),))
 
     # --- pairs -----------------------------------------------------------------------------------
 
@@ -257,6 +283,16 @@ class WorkloadService(Workloads):
         self._wiring.detach(interface)
 
 
+class _Committed(NamedTuple):
+    """What stands after the datastore's part of an attach. ``replaced``: the record of another container that was
+    there before."""
+
+    endpoint: WorkloadEndpoint
+    revision: int
+    is_new: bool
+    replaced: WorkloadEndpoint | None = None
+
+
 class _Steps:
     """Milliseconds of each step of a call."""
 
@@ -270,7 +306,23 @@ class _Steps:
         self._last = now
 
 
+def _next_owner(request: Detach, standing: Versioned[WorkloadEndpoint | None] | None) -> WorkloadEndpoint | None:
+    """The record, if it belongs to another container than the one that is going."""
+    record = standing.record if standing is not None else None
+    if record is None or request.container_id is None or record.container_id in {None, request.container_id}:
+        return None
+    return record
+
+
 def _endpoint(request: Attach, mac: EUI, addresses: tuple[IPAddress, ...]) -> WorkloadEndpoint:
+    """Raises ``InvalidRequest`` for what the record may not hold."""
+    try:
+        return _unchecked(request, mac, addresses)
+    except ValueError as error:
+        raise InvalidRequest("endpoint", str(error)) from error
+
+
+def _unchecked(request: Attach, mac: EUI, addresses: tuple[IPAddress, ...]) -> WorkloadEndpoint:
     return WorkloadEndpoint(
         state="active",
         name=request.interface,

@@ -54,6 +54,8 @@ def pair() -> Iterator[tuple[PlainStation, PlainStation]]:
                     for each in station.addresses
                 ),
             )
+        for descriptor, route_socket, station in zip(fds, sockets, stations, strict=True):
+            fabric.await_operational(descriptor, route_socket, station.addresses)
         yield stations[0], stations[1]
 
 

@@ -37,7 +37,7 @@ values = st.recursive(
 )
 configurations = st.dictionaries(st.sampled_from(KEYS), values, max_size=4).map(lambda changes: a_network(**changes))
 inputs = configurations.map(lambda shape: json.dumps(shape).encode()) | st.binary(max_size=40)
-words = st.sampled_from(["", "c1", "eth0", "-", "a b", "/run/netns/x", "IP=10.65.0.7;MAC=x", "ADD", "DEL"])
+words = st.sampled_from(["", "c1", "eth0", "-", "a b", "/run/netns/x", "IP=10.65.0.7;MAC=x", "ADD", "\udcff"])
 environments = st.fixed_dictionaries(
     {"CNI_COMMAND": st.sampled_from(["ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION", "", "add"])},
     optional=dict.fromkeys(("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CALICO_TRACE"), words),

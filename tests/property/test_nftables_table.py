@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from calico_core.dataplane.nftables.builder import TableBuilder
@@ -15,8 +16,11 @@ from calico_core.model.hoststate import HostState
 from tests.doubles.host_states import host_states, step, whole
 
 OPTIONS = DataplaneOptions(host="h")
+# a state takes milliseconds to draw, more on a busy machine
+unhurried = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
+@unhurried
 @given(st.lists(host_states(), min_size=1, max_size=5))
 def test_batches_lead_where_the_whole_state_leads(states: list[HostState]) -> None:
     kept, builder = HostState(), TableBuilder(OPTIONS)
@@ -33,6 +37,7 @@ def test_batches_lead_where_the_whole_state_leads(states: list[HostState]) -> No
         assert not reconcile(builder.table, observed)
 
 
+@unhurried
 @given(host_states(), host_states())
 def test_applied_plan_gives_the_desired_table_and_a_second_plan_is_empty(before: HostState, after: HostState) -> None:
     desired, observed = TableBuilder.of(OPTIONS, after).table, TableBuilder.of(OPTIONS, before).table
@@ -41,6 +46,7 @@ def test_applied_plan_gives_the_desired_table_and_a_second_plan_is_empty(before:
     assert reached.names() == desired.names()
 
 
+@unhurried
 @given(host_states())
 def test_a_missing_table_is_built(state: HostState) -> None:
     desired = TableBuilder.of(OPTIONS, state).table
@@ -49,6 +55,7 @@ def test_a_missing_table_is_built(state: HostState) -> None:
     assert not reconcile(desired, carry_out(plan, desired, Table()))
 
 
+@unhurried
 @given(host_states())
 def test_complete_batch_is_the_state(state: HostState) -> None:
     kept = HostState()
@@ -56,6 +63,7 @@ def test_complete_batch_is_the_state(state: HostState) -> None:
     assert TableBuilder.of(OPTIONS, kept).table.differences(TableBuilder.of(OPTIONS, state).table) == []
 
 
+@unhurried
 @given(host_states())
 def test_elements_survive_the_kernels_form(state: HostState) -> None:
     for each in TableBuilder.of(OPTIONS, state).table.sets.values():
@@ -67,6 +75,7 @@ def test_elements_survive_the_kernels_form(state: HostState) -> None:
                 assert parse_key(kind, element_key(kind, element)) == element
 
 
+@unhurried
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 8)), max_size=12))
 def test_merged_ranges_hold_the_same_and_do_not_touch(pairs: list[tuple[int, int]]) -> None:
     ranges = [(first, first + length) for first, length in pairs]
@@ -74,7 +83,7 @@ def test_merged_ranges_hold_the_same_and_do_not_touch(pairs: list[tuple[int, int
     assert {value for first, last in ranges for value in range(first, last + 1)} == {
         value for first, last in merged for value in range(first, last + 1)
     }
-    assert all(one[1] + 1 < other[0] for one, other in zip(merged, merged[1:], strict=False))
+    assert all(one[1] + 1 < other[0] for one, other in itertools.pairwise(merged))
 
 
 def carry_out(plan: Plan, desired: Table, observed: Table) -> Table:

@@ -42,7 +42,11 @@ log = get_logger(__name__)
 
 
 class NftablesDataplane(Dataplane):
-    """Programs one network namespace. ``namespace_fd`` None: the process's own, as the seam opens it."""
+    """Programs one network namespace. ``namespace_fd`` None: the process's own, as the seam opens it.
+
+    Subjects in reports: a workload by its key's path, rules and sets by their id, ``pools``, ``route <CIDR>``,
+    ``conntrack``; ``table inet calico`` when the kernel took nothing of the batch.
+    """
 
     def __init__(self, options: DataplaneOptions, namespace_fd: int | None = None) -> None:
         _check(options)
@@ -50,6 +54,7 @@ class NftablesDataplane(Dataplane):
         run_in(namespace_fd, lambda: sysctl.apply(_forwarding(options)))
         self._state = HostState()
         self._is_complete = False
+        self._families = (4, 6) if options.is_ipv6_enabled else (4,)
         self._claims = Claims()
         self._table = PolicyTable(options, namespace_fd)
         self._route_socket = RouteSocket(namespace_fd)
@@ -159,7 +164,8 @@ class NftablesDataplane(Dataplane):
         for key in changes.removed_workloads:
             touched |= self._claims.remove(key)
         for interface in touched:
-            self._routes.want(interface, self._claims.networks(interface))
+            networks = self._claims.networks(interface)
+            self._routes.want(interface, tuple(net for net in networks if net.version in self._families))
         return sorted(touched)
 
     def _cut(self, table: TableReport) -> tuple[Failure, ...]:

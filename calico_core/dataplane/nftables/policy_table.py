@@ -139,6 +139,8 @@ class PolicyTable:
             return TableReport(failures=self._failures())
         lost = _lost_addresses(plan, self._builder.table, before)
         path = self._commit(plan)
+        if path == "none":
+            return TableReport(failures=self._failures())
         return TableReport(changes=plan.changes, failures=self._failures(), lost=lost, path=path)
 
     def _commit(self, plan: Plan) -> str:
@@ -179,7 +181,7 @@ class PolicyTable:
                 return self._transact(plan, self._builder, guilty) if plan else "none"
             except KernelRefused as error:
                 if not guilty or guilty.keys() <= self._closed.keys():
-                    log.warning("table.rebuilt", error=str(error))
+                    log.warning("table.not_isolated", error=str(error))
                     break
                 self._close(guilty)
         return self._transact(rebuild(self._builder.table), self._builder)
@@ -238,9 +240,10 @@ class PolicyTable:
         return True
 
     def _fail(self, error: KernelRefused) -> None:
-        """Nothing is sure any more: the next call reads and starts from there."""
+        """Nothing of the batch is in force, whoever was found guilty: the table fails as a whole. The next call reads
+        and starts from there."""
         self._generation = None
-        self._closed[_WHOLE_TABLE] = str(error)
+        self._closed = {_WHOLE_TABLE: str(error)}
         log.error("table.failed", error=str(error))
 
     def _read(self) -> None:

@@ -19,6 +19,9 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 }
 """Command → variables it cannot do without. ``CNI_PATH`` is needed only to execute another plugin."""
 
+_COPIED = {"ADD": ("CNI_ARGS",)}
+"""What goes into records and results beside the required."""
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _INTERFACE_REFUSED = re.compile(r"[/:\s]")
 
@@ -41,6 +44,9 @@ def parse_environment(environment: Mapping[str, str]) -> Invocation:
     missing = [variable for variable in REQUIRED[command] if not environment.get(variable)]
     if missing:
         raise InvalidEnvironment(", ".join(missing), f"required for {command} and not set")
+    for variable in (*REQUIRED[command], *_COPIED.get(command, ())):
+        if not _is_text(environment.get(variable, "")):
+            raise InvalidEnvironment(variable, f"{environment[variable]!r} is not UTF-8")
     invocation = Invocation(
         command,
         environment.get("CNI_CONTAINERID", ""),
@@ -58,6 +64,15 @@ def parse_arguments(text: str) -> dict[str, str]:
     """``K=V;K=V``, split at the first ``=``, blanks around both dropped, malformed pairs skipped."""
     pairs = (pair.partition("=") for pair in text.split(";"))
     return {key.strip().upper(): value.strip() for key, equals, value in pairs if equals and key.strip()}
+
+
+def _is_text(value: str) -> bool:
+    """Bytes of a variable that are not UTF-8 arrive as lone surrogates, which no JSON can hold."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_container_id(text: str) -> None:

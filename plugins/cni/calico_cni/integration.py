@@ -62,7 +62,7 @@ class CniIntegration(Integration):
     def handle(self, call: Call) -> CallReply:
         """Never raises."""
         started = time.perf_counter()
-        fields = {name: call.environment.get(variable, "") for name, variable in _LOGGED}
+        fields = {name: _printable(call.environment.get(variable, "")) for name, variable in _LOGGED}
         with bound(program=call.program, **fields):
             try:
                 outcome = self._run(call)
@@ -99,6 +99,11 @@ class CniIntegration(Integration):
         if commands is None:
             raise NotReady(f"nothing is prepared to run {call.program!r}")
         return commands.run(call, parse_environment(call.environment))
+
+
+def _printable(value: str) -> str:
+    """A variable need not be UTF-8; a log line is."""
+    return value.encode(errors="replace").decode()
 
 
 def _milliseconds_since(started: float) -> float:

@@ -32,7 +32,7 @@ from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.workloads import WiringRequest
 
 _numbers = itertools.count()
-DENIED_S = 0.25
+DENIED_S = 0.4
 ALLOWED_S = 4.0
 ANY = RulesId("profile/any")
 OPEN = PolicyList(profiles=(ANY,))
@@ -128,8 +128,12 @@ class Lab:
         self.host = self.namespace()
         self.host.run("ip", "link", "set", "lo", "up")
         self.dataplane = NftablesDataplane(options, self.host.fd)
-        stack.callback(lambda: self.dataplane.close())
+        stack.callback(self._close)
         self._count = 0
+
+    def _close(self) -> None:
+        """Of the one that is open by then."""
+        self.dataplane.close()
 
     def namespace(self) -> Namespace:
         made = Namespace()

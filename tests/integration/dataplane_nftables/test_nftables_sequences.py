@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.needs_root
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(states=st.lists(host_states(), min_size=2, max_size=4))
 def test_kernel_follows_any_sequence(lab: Any, states: list[HostState]) -> None:
     kept = HostState()

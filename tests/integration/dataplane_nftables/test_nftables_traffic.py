@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from netaddr import IPNetwork
 
@@ -208,6 +210,50 @@ def test_spoofed_sources_are_dropped(lab: Any) -> None:
         assert not _heard(b, listener, a.v4, b.v4), "another MAC"
 
 
+def test_spoofed_ipv6_source_is_dropped(lab: Any) -> None:
+    a, b = lab.workload(), lab.workload()
+    lab.start(a.endpoint(), b.endpoint())
+    b.run("ip", "address", "add", "fd65::77/128", "dev", "eth0", "nodad")
+    with a.socket(socket.AF_INET6, socket.SOCK_DGRAM) as listener:
+        listener.bind((a.v6, 4000))
+        listener.settimeout(0.4)
+        assert _heard(b, listener, a.v6, b.v6)
+        assert not _heard(b, listener, a.v6, "fd65::77")
+
+
+def test_own_second_address_and_unknown_mac_pass(lab: Any) -> None:
+    """Without a MAC in its record a workload is known by its addresses alone."""
+    a, b = lab.workload(), lab.workload()
+    second = IPNetwork("10.65.0.77/32")
+    endpoint = msgspec.structs.replace(b.endpoint(), mac=None, nets=(*b.nets, second))
+    lab.start(a.endpoint(), endpoint)
+    for each in (str(second), "10.65.0.78/32"):
+        b.run("ip", "address", "add", each, "dev", "eth0")
+    with _listener(a, a.v4) as listener:
+        assert _heard(b, listener, a.v4, "10.65.0.77")
+        assert not _heard(b, listener, a.v4, "10.65.0.78")
+
+
+def test_names_and_leases_may_be_asked_for_by_a_closed_workload(make_lab: Callable[..., Any]) -> None:
+    lab = make_lab(endpoint_to_host="DROP")
+    a = lab.workload()
+    lab.start(a.endpoint(PolicyList(), PolicyList()))
+    lab.host.run("ip", "address", "add", "192.0.2.1/32", "dev", "lo")
+    for port, is_heard in ((53, True), (54, False)):
+        with lab.host.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+            listener.bind(("192.0.2.1", port))
+            listener.settimeout(0.4)
+            with a.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.sendto(b"question", ("192.0.2.1", port))
+            assert _receives(listener) is is_heard, port
+    for source_port, port, is_heard in ((68, 67, True), (69, 67, False), (68, 69, False)):
+        with lab.host.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+            listener.bind(("", port))
+            listener.settimeout(0.4)
+            _broadcast(a, source_port, port)
+            assert _receives(listener) is is_heard, (source_port, port)
+
+
 def test_workload_to_host(make_lab: Callable[..., Any]) -> None:
     for action, is_open in (("DROP", False), ("RETURN", True), ("ACCEPT", True)):
         lab = make_lab(endpoint_to_host=action)
@@ -242,7 +288,7 @@ def test_connection_survives_a_policy_change_but_not_the_loss_of_its_address(lab
         client.connect((a.v4, 80))
         accepted, _ = server.accept()
         with accepted:
-            accepted.settimeout(0.25)
+            accepted.settimeout(0.4)
             lab.apply(workloads=(a.endpoint(PolicyList(), PolicyList()),))
             assert b.is_blocked_from(a.v4, 80), "new connections are refused"
             client.send(b"x")
@@ -257,12 +303,33 @@ def test_connection_survives_a_policy_change_but_not_the_loss_of_its_address(lab
 def _listener(workload: Any, address: str) -> Any:
     with workload.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
         made.bind((address, 4000))
-        made.settimeout(0.25)
+        made.settimeout(0.4)
         yield made
 
 
+def _receives(listener: socket.socket) -> bool:
+    try:
+        listener.recv(64)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _broadcast(workload: Any, source_port: int, port: int) -> None:
+    """A UDP packet from 0.0.0.0 to everybody, as a DHCP client sends it; checksums left out where they may be."""
+    udp = struct.pack("!HHHH", source_port, port, 8 + 4, 0) + b"seek"
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0, bytes(4), b"\xff" * 4)
+    total = sum(struct.unpack("!10H", head))
+    checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    head = head[:10] + struct.pack("!H", checksum) + head[12:]
+    frame = b"\xff" * 6 + int(workload.mac).to_bytes(6, "big") + b"\x08\x00" + head + udp
+    with workload.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+        raw.bind(("eth0", 0))
+        raw.send(frame)
+
+
 def _heard(sender: Any, listener: socket.socket, address: str, source: str) -> bool:
-    with sender.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    with sender.socket(listener.family, socket.SOCK_DGRAM) as probe:
         probe.bind((source, 0))
         probe.sendto(b"probe", (address, 4000))
     try:

@@ -47,6 +47,18 @@ def test_unknown_commands_are_refused(command: str) -> None:
         parse_environment({"CNI_COMMAND": command, **WHOLE})
 
 
+@pytest.mark.parametrize("variable", ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS"])
+def test_what_is_not_text_is_refused_before_it_gets_into_a_record(variable: str) -> None:
+    broken = b"K=\xff".decode(errors="surrogateescape")
+    with pytest.raises(InvalidEnvironment, match=variable):
+        parse_environment({"CNI_COMMAND": "ADD", **WHOLE, variable: broken})
+
+
+def test_a_namespace_that_is_not_text_does_not_keep_a_container() -> None:
+    broken = b"/run/\xff".decode(errors="surrogateescape")
+    assert parse_environment({"CNI_COMMAND": "DEL", **WHOLE, "CNI_NETNS": broken}).command == "DEL"
+
+
 @pytest.mark.parametrize("container_id", ["-c", ".c", "_c", "a/b", "a b", "ä", "a\n"])
 def test_bad_container_ids(container_id: str) -> None:
     with pytest.raises(InvalidEnvironment, match="CNI_CONTAINERID"):

@@ -55,7 +55,8 @@ class Built:
         self.update(
             sets=(SetChange(id=TAG, is_new=True, added=AddressSet.of([IPNetwork("10.0.0.1/32")])),),
             rules=tuple(
-                HostRules(id=each, inbound=(HostRule(action="allow", src_sets=(TAG,)),)) for each in (WEB, FIRST, SECOND)
+                HostRules(id=each, inbound=(HostRule(action="allow", src_sets=(TAG,)),))
+                for each in (WEB, FIRST, SECOND)
             ),
         )
 
@@ -100,9 +101,12 @@ def test_a_network_makes_it_another_set_and_rewrites_its_users() -> None:
 def test_list_chain() -> None:
     built = Built()
     policies = PolicyList(
-        tiers=(TierPolicies(tier="t", policies=(FIRST, SECOND)), TierPolicies(tier='u"', policies=(FIRST,), default_action="pass")),
+        tiers=(
+            TierPolicies(tier="t", policies=(FIRST, SECOND)),
+            TierPolicies(tier='u"', policies=(FIRST,), default_action="pass"),
+        ),
         profiles=(WEB,),
-    )  # fmt: skip
+    )
     built.update(workloads=(a_workload(1, inbound=policies),))
     (name,) = [name for name in built.lists() if name.startswith("to_")]
     first, second, web = (kernel_name("pi", each) for each in (FIRST, SECOND, WEB))
@@ -164,7 +168,9 @@ def test_subjects_of_lines() -> None:
     built.update(workloads=(a_workload(1),))
     builder = built.builder
     lines, subjects = render_plan(reconcile(builder.table, None), builder.table, None, builder.subject_of)
-    by_subject = {subject: [line for line, of in zip(lines, subjects, strict=True) if of == subject] for subject in subjects}
+    by_subject = {
+        subject: [line for line, of in zip(lines, subjects, strict=True) if of == subject] for subject in subjects
+    }
     assert set(by_subject) == {"", WEB, FIRST, SECOND, TAG, a_workload(1).key.path}
     own = by_subject[a_workload(1).key.path]
     assert 'add element inet calico src_mac4 { "cali1" . 00:00:00:00:00:01 . 10.0.0.1 }' in own

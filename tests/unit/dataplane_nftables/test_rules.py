@@ -50,7 +50,10 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({"src_nets": (V6,), "ip_version": 4}, []),
     ({"not_src_nets": (V4,)}, [f"ip saddr != 10.0.0.1 {ACCEPT}", f"meta nfproto ipv6 {ACCEPT}"]),
     ({"not_src_nets": (ALL_V4,)}, [f"meta nfproto ipv6 {ACCEPT}"]),
-    ({"src_sets": (TAG, OTHER)}, [f"ip saddr @s4_1 ip saddr @s4_2 {ACCEPT}", f"ip6 saddr @s6_1 ip6 saddr @s6_2 {ACCEPT}"]),
+    (
+        {"src_sets": (TAG, OTHER)},
+        [f"ip saddr @s4_1 ip saddr @s4_2 {ACCEPT}", f"ip6 saddr @s6_1 ip6 saddr @s6_2 {ACCEPT}"],
+    ),
     (
         {"src_sets": (TAG,), "not_dst_sets": (OTHER,), "ip_version": 4},
         [f"ip saddr @s4_1 ip daddr != @s4_2 {ACCEPT}"],

@@ -24,8 +24,10 @@ from calico_core.errors import (
 )
 from calico_core.interfaces.datastore import Compare, Delete, NoneNewer, Put, absent
 from calico_core.interfaces.ipam import Companion
+from calico_core.ipam import candidates
 from calico_core.ipam.allocator import BlockIpam
 from calico_core.model.keys import AffinityKey, BlockKey, HandleKey, IpamConfigKey, PoolKey
+from calico_core.model.pools import Pool
 from tests.doubles.ipam_store import a_request, add_pool, check_laws, configure, contents
 
 ENDPOINT = "/calico/v1/host/hostA/workload/test/w1/endpoint/e1"
@@ -300,6 +302,35 @@ def test_a_claim_that_meets_a_newer_one_of_the_same_host_uses_it(store: MemoryDa
     assert len(check_laws(store).blocks) == 1
 
 
+def test_a_newer_claim_of_the_same_host_elsewhere_is_used_instead(store: MemoryDatastore) -> None:
+    pool = Pool(cidr=add_pool(store, "10.0.0.0/24"))
+    left, right = an_ipam(store), an_ipam(store)
+    elsewhere = list(candidates.blocks_in_order("hostA", pool))[2]
+    store.faults.before(2, lambda: right.claim_affinity(elsewhere, "hostA"))
+    (address,) = left.auto_assign(a_request("l", 1))
+    assert address == elsewhere.ip
+    assert check_laws(store).affinities == {elsewhere: "hostA"}
+
+
+def test_blocks_of_a_single_address(store: MemoryDatastore, ipam: BlockIpam) -> None:
+    add_pool(store, "10.0.0.0/29", block_size=32)
+    held = {ipam.auto_assign(a_request(f"h{number}", 1)) for number in range(8)}
+    assert len(held) == 8
+    with pytest.raises(PoolExhausted):
+        ipam.auto_assign(a_request("more", 1))
+    ipam.release_by_handle(["h3"])
+    assert an_ipam(store, "hostB").auto_assign(a_request("more", 1)) in held
+
+
+def test_borrowing_is_told_once_a_pool(store: MemoryDatastore, caplog: pytest.LogCaptureFixture) -> None:
+    add_pool(store, "10.0.0.0/26")
+    an_ipam(store, "hostA").auto_assign(a_request("a", 1))
+    other = an_ipam(store, "hostB")
+    for number in range(3):
+        other.auto_assign(a_request(f"b{number}", 1))
+    assert [record.message for record in caplog.records] == ["ipam.borrowing"]
+
+
 # --- exact addresses -------------------------------------------------------------------------------
 
 
@@ -391,7 +422,7 @@ def test_a_handle_over_many_blocks_is_released_whole(store: MemoryDatastore, ipa
     configure(store, max_blocks_per_host=70)
     held = {address for number in (100, 200, 250) for address in ipam.auto_assign(a_request("h", number))}
     with pytest.raises(InvalidRequest, match="too many"):
-        ipam.auto_assign(a_request("more than fits", 200))
+        an_ipam(store, "hostB").auto_assign(a_request("more than fits", 200))
     companion = Companion((absent(ENDPOINT),), (Put(ENDPOINT, b"x"),))
     assert set(an_ipam(store, "hostB").release_by_handle(["h"], companion)) == held
     assert check_laws(store).holders() == {}
@@ -514,6 +545,55 @@ def test_a_store_that_stays_away_after_a_timeout_leaves_it_open(store: MemoryDat
     assert ipam.auto_assign(a_request("a", 1)) == landed
 
 
+class SlowStore(MemoryDatastore):
+    """The next ``held_back`` writes time out; with ``lands_late`` each is applied just ahead of the write after it."""
+
+    def __init__(self, *, lands_late: bool) -> None:
+        super().__init__()
+        self.held_back = 0
+        self._lands_late = lands_late
+        self._waiting: list[tuple[object, ...]] = []
+
+    def transact(self, preconditions, operations, otherwise=()):  # type: ignore[no-untyped-def]
+        if not operations:
+            return super().transact(preconditions, operations, otherwise)
+        for waiting in self._waiting:
+            super().transact(*waiting)
+        self._waiting.clear()
+        if not self.held_back:
+            return super().transact(preconditions, operations, otherwise)
+        self.held_back -= 1
+        if self._lands_late:
+            self._waiting.append((preconditions, operations))
+        raise Unavailable("slow", "timed out", maybe_applied=True)
+
+
+@pytest.mark.parametrize("lands_late", [True, False])
+@pytest.mark.parametrize("held_back", [1, 2])
+def test_a_timed_out_write_that_lands_late_or_never_assigns_once(held_back: int, lands_late: bool) -> None:
+    store = SlowStore(lands_late=lands_late)
+    add_pool(store, "10.0.0.0/24")
+    ipam = an_ipam(store)
+    ipam.auto_assign(a_request("warm", 1))
+    store.held_back = held_back
+    held = ipam.auto_assign(a_request("a", 1))
+    assert len(held) == 1
+    store.held_back = held_back
+    assert ipam.release_by_handle(["a"]) == held
+    assert ipam.auto_assign(a_request("b", 1)) != held
+    found = check_laws(store)
+    assert (len(found.of_handle("a")), len(found.of_handle("b"))) == (0, 1)
+
+
+def test_writes_that_never_answer_end_at_the_deadline() -> None:
+    store = SlowStore(lands_late=False)
+    add_pool(store, "10.0.0.0/24")
+    store.held_back = 10_000
+    with pytest.raises(Unavailable) as refusal:
+        an_ipam(store).auto_assign(a_request("a", 1), deadline_s=0.1)
+    assert refusal.value.maybe_applied
+
+
 def test_races_end_at_the_deadline(store: MemoryDatastore, ipam: BlockIpam) -> None:
     add_pool(store, "10.0.0.0/26")
     ipam.auto_assign(a_request("warm", 1))
@@ -567,6 +647,41 @@ def test_a_store_rebuilt_from_nothing_is_noticed(ipam: BlockIpam, store: MemoryD
 
 
 # --- cost ------------------------------------------------------------------------------------------
+
+
+def test_a_store_restored_from_a_backup_is_noticed(
+    store: MemoryDatastore, ipam: BlockIpam, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_pool(store, "10.0.0.0/26")
+    for number in range(5):
+        ipam.auto_assign(a_request(f"h{number}", 1))
+    restored = MemoryDatastore()
+    add_pool(restored, "10.0.0.0/26")
+    an_ipam(restored, "hostB").auto_assign(a_request("kept", 1))
+    store._store = restored._store
+    (address,) = ipam.auto_assign(a_request("new", 1))
+    assert check_laws(store).holders() == {IPAddress("10.0.0.0"): "kept", address: "new"}
+    assert "ipam.store_rewound" in [record.message for record in caplog.records]
+
+
+def test_a_bad_block_of_ours_is_not_read_for_each_call(store: MemoryDatastore, ipam: BlockIpam) -> None:
+    add_pool(store, "10.0.0.0/24")
+    (first,) = ipam.auto_assign(a_request("a", 1))
+    ipam.release_by_handle(["a"])
+    key = BlockKey(IPNetwork(f"{first}/26")).path
+    store.put(key, b"nonsense")
+    ipam.auto_assign(a_request("b", 1))
+    assert cost(ipam, lambda: ipam.auto_assign(a_request("c", 1))) == (1, 0)
+    ipam.release_affinity(IPNetwork(f"{first}/26"), "hostA")
+    store.delete(key)
+
+
+def test_an_address_of_ours_whose_handle_record_was_lost_is_taken_back(store: MemoryDatastore, ipam: BlockIpam) -> None:
+    add_pool(store, "10.0.0.0/24")
+    ipam.auto_assign(a_request("a", 0, 0, "10.0.0.5"))
+    store.delete(HandleKey("a").path)
+    assert texts(an_ipam(store, "hostB").auto_assign(a_request("a", 0, 0, "10.0.0.5"))) == ["10.0.0.5"]
+    assert contents(store).handles == {"a": {"10.0.0.0/26": 1}}
 
 
 def test_what_calls_cost_a_warm_agent(store: MemoryDatastore, ipam: BlockIpam) -> None:

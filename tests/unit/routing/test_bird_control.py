@@ -48,20 +48,19 @@ class Daemon:
         self, path: Path, answers: dict[str, bytes], *, greeting: bytes = GREETING, piece: int = 65536
     ) -> None:
         self._answers, self._greeting, self._piece = answers, greeting, piece
+        self._is_ending = False
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(str(path))
         self._server.listen()
-        self._thread = threading.Thread(target=self._serve)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
-        while True:
+        while not self._is_ending:
             connection, _ = self._server.accept()
             with connection, contextlib.suppress(OSError):
                 connection.sendall(self._greeting)
                 command = connection.recv(1000).decode().strip()
-                if command == "end":
-                    return
                 answer = self._answers.get(command, b"")
                 for start in range(0, len(answer), self._piece):
                     connection.sendall(answer[start : start + self._piece])
@@ -70,8 +69,8 @@ class Daemon:
 
     def close(self) -> None:
         with socket.socket(socket.AF_UNIX) as last:
+            self._is_ending = True
             last.connect(self._server.getsockname())
-            last.sendall(b"end\n")
         self._thread.join(5)
         self._server.close()
 

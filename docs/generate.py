@@ -1,0 +1,341 @@
+"""Writes the reference pages that can be read off the code: ``python docs/generate.py``.
+
+``tests/unit/docs/test_generated.py`` fails when a committed page differs from what this gives.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from netaddr import EUI, IPAddress, IPNetwork
+
+from calico_core import errors
+from calico_core.cli import failure
+from calico_core.cli.main import COMMANDS, calicoctl
+from calico_core.cli.named import NamedGroup
+from calico_core.model import keys
+from calico_core.plugin_host import namespaces
+from calico_core.settings import FIELDS, Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "docs" / "reference"
+_NOTE = "<!-- written by docs/generate.py; do not edit -->\n"
+
+MEANINGS = {
+    "node_name": "this host's name in every key; else what `STATE_DIRECTORY/nodename` remembers, else the host name",
+    "datastore": "`etcd3://HOST:PORT,…`, `etcd3s://…` (TLS), `sqlite:///PATH` or `memory://NAME`; "
+    "without it `ETCD_ENDPOINTS`, or `ETCD_AUTHORITY` with `ETCD_SCHEME`, mean etcd",
+    "socket": "where shims and calicoctl reach the node",
+    "run_directory": "what may go at a reboot: lock, saved settings, BIRD's files",
+    "state_directory": "what stays: the node's name",
+    "dataplane_driver": "a name from [`calico.dataplanes`](entry-points.md)",
+    "routing_driver": "a name from [`calico.routing`](entry-points.md)",
+    "integrations": "names, separated by commas; `-NAME` leaves one out; empty means all that are installed",
+    "ip": "an IPv4 address of this host, `autodetect` or `none`",
+    "ip6": "an IPv6 address of this host, `autodetect` or `none`",
+    "as_number": "this host's AS; empty means the global one",
+    "no_default_pools": "create no pools at the first start",
+    "pool_v4": "the IPv4 pool made at the first start, or `none`",
+    "pool_v6": "the IPv6 pool made at the first start, or `none`",
+    "pool_v4_nat_outgoing": "the IPv4 pool made at the first start masquerades what leaves all pools",
+    "etcd_ca_file": "certificates that etcd's is checked against; naming one switches TLS on",
+    "etcd_cert_file": "client certificate",
+    "etcd_key_file": "its key",
+    "etcd_username": "user of etcd",
+    "etcd_password": "its password",
+    "interface_prefix": "how names of workload interfaces begin",
+    "endpoint_to_host": "traffic of workloads to their host: `DROP`; `RETURN` (as the workload's outbound policy "
+    "says, then the host's own rules); `ACCEPT`",
+    "ipv6_support": "`true`, `false` or `auto` (as the kernel has it)",
+    "refresh_interval_s": "seconds between two comparisons of the kernel with what we want; 0: never",
+    "reporting_interval_s": "seconds between two reports of liveness; 0 or less: none",
+    "reporting_ttl_s": "seconds such a report lasts",
+    "endpoint_reporting": "write the status of each endpoint to the datastore",
+    "libnetwork_plugin_dir": "where Docker looks for plugin sockets",
+    "libnetwork_scope": "`global` or `local`, as Docker is told",
+    "docker_host": "Docker's own socket",
+    "mesos_strict": "refuse a cleanup of an unknown container, and an empty host name",
+    "mtu_bytes": "MTU of interfaces made for Docker and Mesos, where the network names none; 0: as the kernel makes them",
+    "log_level": "`debug`, `info`, `warning` or `error`",
+    "log_format": "`console` or `json`",
+}
+
+
+def pages() -> dict[str, str]:
+    """File name in ``docs/reference`` → text."""
+    return {
+        "settings.md": _settings(),
+        "datastore-keys.md": _datastore_keys(),
+        "calicoctl.md": _calicoctl(),
+        "errors.md": _errors(),
+        "entry-points.md": _entry_points(),
+    }
+
+
+def _page(title: str, opening: str, *parts: str) -> str:
+    return "\n\n".join([f"# {title}", f"{_NOTE.strip()}\n\n{opening}", *parts]) + "\n"
+
+
+def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [headings, ("---",) * len(headings), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _prose(text: str | None) -> str:
+    """A docstring as Markdown."""
+    plain = re.sub(r":\w+:`~?\.?([^`]*)`", r"`\1`", inspect.cleandoc(text or ""))
+    return plain.replace("``", "`")
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join(_prose(text).split())
+
+
+# --- settings ------------------------------------------------------------------------------------------------
+
+
+def _settings() -> str:
+    defaults = {field.name: field.default for field in msgspec.structs.fields(Settings)}
+    rows = [
+        (field.name, ", ".join(f"`{name}`" for name in field.environment), _shown(defaults[field.name]), meaning)
+        for field, meaning in ((field, MEANINGS[field.name]) for field in FIELDS)
+    ]
+    return _page(
+        "Settings",
+        "For people who run a node. Settings come from the environment; where two variables are named, the first "
+        "that is\nset wins, and an empty one counts as not set. `calico-node check-config` prints every value with "
+        "where it came from;\na value that cannot be used ends the start with its name, its origin and what would be "
+        "right.",
+        _table(("Setting", "Environment", "Default", "Meaning"), rows),
+    )
+
+
+def _shown(value: Any) -> str:
+    if value is True or value is False:
+        return str(value).lower()
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`" if value not in {"", ()} else ""
+
+
+# --- keys ----------------------------------------------------------------------------------------------------
+
+_EXAMPLES: dict[Any, Any] = {IPNetwork: IPNetwork("10.65.0.0/26"), IPAddress: IPAddress("10.0.0.1"), int: 4}
+
+
+def _datastore_keys() -> str:
+    found = [
+        each for each in vars(keys).values() if inspect.isclass(each) and issubclass(each, keys.Key)
+        and each is not keys.Key
+    ]  # fmt: skip
+    records: dict[type, None] = {}
+    rows = []
+    for key in found:
+        fields = msgspec.structs.fields(key)
+        example = key(*(_EXAMPLES.get(field.type, field.name.upper()) for field in fields))
+        _collect(key.record_type, records)
+        has_own_text = key.__doc__ and key.__doc__ != keys.Key.__doc__
+        rows.append((f"`{example.path}`", _type_text(key.record_type), _one_line(key.__doc__) if has_own_text else ""))
+    return _page(
+        "Datastore keys",
+        "For people who read or write the datastore beside us. Words in capitals stand for names, and addresses for "
+        "others of\ntheir kind; IPv6 has the same keys with `v6`. In a name `%` is written `%25` and `/` is written "
+        "`%2f`. A value is JSON,\nor text where the table says so. Unknown fields are ignored on read; in a rule an "
+        "unknown field makes the list invalid.",
+        _table(("Key", "Value", ""), rows),
+        *(_record(record) for record in records),
+    )
+
+
+def _record(record: type) -> str:
+    rows = []
+    for field in msgspec.structs.fields(record):
+        default = "required" if field.required else ""
+        if field.default not in {msgspec.NODEFAULT, None, "", ()} if _is_plain(field.default) else False:
+            default = _shown(field.default)
+        rows.append((f"`{field.encode_name}`", _type_text(field.type), default))
+    return f"## {record.__name__}\n\n{_prose(record.__doc__)}\n\n" + _table(("Field", "Type", "Default"), rows)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float | tuple) and not (isinstance(value, tuple) and value)
+
+
+def _collect(kind: Any, found: dict[type, None]) -> None:
+    """The records a type leads to, outermost first."""
+    if inspect.isclass(kind) and issubclass(kind, msgspec.Struct):
+        if kind not in found:
+            found[kind] = None
+            for field in msgspec.structs.fields(kind):
+                _collect(field.type, found)
+    for argument in typing.get_args(kind):
+        _collect(argument, found)
+
+
+_NAMES: dict[Any, str] = {
+    str: "text", int: "integer", float: "number", bool: "boolean", type(None): "null", Any: "any JSON",
+    IPNetwork: "CIDR", IPAddress: "address", EUI: "MAC", Ellipsis: "",
+}  # fmt: skip
+
+
+def _type_text(kind: Any) -> str:
+    if kind in _NAMES:
+        return _NAMES[kind]
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return _type_text(arguments[0])
+    if origin is typing.Literal:
+        return ", ".join(f"`{argument}`" if argument != "" else "empty" for argument in arguments)
+    if origin in {typing.Union, types.UnionType}:
+        return " or ".join(_type_text(argument) for argument in arguments)
+    if origin is tuple:
+        return f"list of {_type_text(arguments[0])}"
+    if origin is dict:
+        return f"object: {_type_text(arguments[0])} → {_type_text(arguments[1])}"
+    return f"[{kind.__name__}](#{kind.__name__.lower()})"
+
+
+# --- calicoctl -----------------------------------------------------------------------------------------------
+
+
+def _calicoctl() -> str:
+    context = click.Context(calicoctl, info_name="calicoctl")
+    commands = {name: _load(target) for name, (target, _) in COMMANDS.items()}
+    commands |= {name: _load(target) for name, target in _project()["entry-points"]["calico.commands"].items()}
+    parts = [
+        part for name, command in sorted(commands.items()) for part in _command(command, f"calicoctl {name}", context)
+    ]
+    return _page(
+        "calicoctl",
+        "For operators. The datastore is the one of `--datastore`, else of `CALICO_DATASTORE`, else the one that the "
+        "node of\nthis host uses.",
+        _table(("Exit code", "Meaning"), _exit_codes()),
+        "## Options of every command\n\n" + _options(calicoctl, context),
+        *parts,
+    )
+
+
+def _exit_codes() -> list[tuple[str, ...]]:
+    text = (importlib.import_module("calico_core.cli.main").main.__doc__ or "").partition(":")[2].strip().rstrip(".")
+    return [(code, meaning) for code, _, meaning in (part.strip().partition(" ") for part in text.split(","))]
+
+
+def _load(target: str) -> click.Command:
+    module, _, attribute = target.partition(":")
+    command: click.Command = getattr(importlib.import_module(module), attribute)
+    return command
+
+
+def _command(command: click.Command, path: str, parent: click.Context) -> Iterator[str]:
+    context = click.Context(command, info_name=path.rpartition(" ")[2], parent=parent)
+    if isinstance(command, click.Group):
+        yield f"## {path}\n\n{_prose(command.help)}"
+        for name, child in command.commands.items():
+            yield from _command(child, f"{path} {name}", context)
+        if isinstance(command, NamedGroup):
+            name = "ID" if path.endswith("endpoint") else "NAME"
+            for form, group in command.forms.items():
+                for verb, child in group.commands.items():
+                    yield from _command(child, f"{path} {name} {form} {verb}", context)
+        return
+    pieces = [piece for piece in command.collect_usage_pieces(context) if piece != "[OPTIONS]"]
+    options = _options(command, context)
+    usage = " ".join([path, *(["[OPTIONS]"] if options else []), *pieces])
+    level = "##" if path.count(" ") == 1 else "###"
+    yield "\n\n".join(filter(None, [f"{level} {path}", f"`{usage}`", _prose(command.help), options]))
+
+
+def _options(command: click.Command, context: click.Context) -> str:
+    rows = []
+    for param in command.params:
+        if not isinstance(param, click.Option) or param.name == "help":
+            continue
+        names = ", ".join(f"`{name}`" for name in (*param.opts, *param.secondary_opts))
+        value = "" if param.is_flag else f" {_value(param, context)}"
+        default = f" Default: `{param.default}`." if param.show_default and not param.is_flag else ""
+        rows.append((names + value, f"{param.help or ''}{default}".strip()))
+    return _table(("Option", ""), rows) if rows else ""
+
+
+def _value(param: click.Option, context: click.Context) -> str:
+    if isinstance(param.type, click.Choice):
+        return " or ".join(f"`{choice}`" for choice in param.type.choices)
+    return param.make_metavar(context)
+
+
+# --- errors --------------------------------------------------------------------------------------------------
+
+
+def _errors() -> str:
+    from calico_cni.errors import code_of
+
+    tree = inspect.cleandoc((errors.__doc__ or "").partition("::")[2])
+    rows = []
+    for kind in vars(errors).values():
+        if inspect.isclass(kind) and issubclass(kind, errors.CalicoError) and not kind.__subclasses__():
+            found = kind.__new__(kind)
+            code, cni = failure.exit_code(found), code_of(found, "1.0.0")
+            rows.append((f"`{kind.__name__}`", str(code), str(cni), _one_line(kind.__doc__)))
+    return _page(
+        "Errors",
+        "For people who read an error, or write code that meets one. Every failure is one of this tree; a class "
+        "carries what its\ntext is made from.",
+        f"```\n{tree}\n```",
+        "A retryable one may succeed later without a change by the caller.",
+        "## What the caller is told",
+        _table(("Error", "`calicoctl` exits with", "CNI code", "Meaning"), rows),
+        "CNI: a runtime that speaks a version before 0.4.0 is told 100 where the table has a code from 3 to 99. Codes "
+        "of calls that\nviolate the protocol: 1 unknown version, 2 a legal field that is not served, 4 environment, "
+        "6 not JSON, 8 namespace, 50 STATUS:\nan ADD would not be served now.",
+        "Mesos: the hook exits with 1 and `error` in its reply holds the sentence, whatever the class.",
+        "Docker: the text of the error, with HTTP status 400 for what the request has wrong and 500 for the rest.",
+    )
+
+
+# --- entry points --------------------------------------------------------------------------------------------
+
+
+def _entry_points() -> str:
+    declared = _project()["entry-points"]
+    rows = []
+    for namespace, points in sorted(declared.items()):
+        demanded = namespaces.DEMANDED.get(namespace)
+        kind = f"subclass of `{demanded.__module__}.{demanded.__qualname__}`" if demanded else "`click.Command`"
+        rows.append((f"`{namespace}`", kind, ", ".join(f"`{name}`" for name in sorted(points))))
+    return _page(
+        "Entry points",
+        "For people who write a driver, an integration or a command. Each namespace is a group of Python entry points; "
+        "what an\nentry point leads to is loaded by name, checked against the class in the table, and used.",
+        _table(("Namespace", "Leads to", "Shipped"), rows),
+        "A datastore driver is chosen by the scheme of the URL (`etcd3s` is `etcd3` over TLS); dataplane and routing by "
+        "a\n[setting](settings.md). All integrations that are installed are loaded unless `CALICO_INTEGRATIONS` says "
+        "otherwise: one\nthat is broken, or written for another `API_VERSION`, is reported by `calicoctl status` and "
+        "stops nothing.",
+        "How to write one: [write-an-integration](../how-to/write-an-integration.md).",
+    )
+
+
+def _project() -> dict[str, Any]:
+    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project
+
+
+def main(say: Callable[[str], Any] = sys.stdout.write) -> None:
+    for name, text in pages().items():
+        path = REFERENCE / name
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+            say(f"wrote {path.relative_to(ROOT)}\n")
+
+
+if __name__ == "__main__":
+    main()

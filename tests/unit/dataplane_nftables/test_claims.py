@@ -1,0 +1,66 @@
+"""Several workloads with one interface or one address."""
+
+from __future__ import annotations
+
+from netaddr import IPNetwork
+
+from calico_core.dataplane.nftables.claims import Claims
+from calico_core.model.hoststate import HostWorkload
+from calico_core.model.keys import WorkloadEndpointKey
+
+ONE, TWO = IPNetwork("10.0.0.1/32"), IPNetwork("10.0.0.2/32")
+
+
+def a_workload(name: str, interface: str, *nets: IPNetwork, is_active: bool = True) -> HostWorkload:
+    key = WorkloadEndpointKey(host="h", orchestrator="o", workload=name, endpoint="e")
+    return HostWorkload(key=key, interface=interface, is_active=is_active, nets=nets)
+
+
+def test_address_goes_to_the_first_by_path_in_any_order() -> None:
+    a, b = a_workload("a", "cali1", ONE), a_workload("b", "cali2", ONE, TWO)
+    for order in ((a, b), (b, a)):
+        claims = Claims()
+        for workload in order:
+            claims.put(workload)
+        assert claims.networks("cali1") == (ONE,)
+        assert claims.networks("cali2") == (TWO,)
+
+
+def test_the_other_is_touched_when_the_first_goes() -> None:
+    a, b = a_workload("a", "cali1", ONE), a_workload("b", "cali2", ONE)
+    claims = Claims()
+    claims.put(b)
+    assert claims.put(a) == {"cali1", "cali2"}
+    assert claims.remove(a.key) == {"cali1", "cali2"}
+    assert claims.networks("cali2") == (ONE,)
+    assert claims.networks("cali1") == ()
+    assert claims.remove(a.key) == set()
+
+
+def test_inactive_claims_no_address_but_keeps_its_interface() -> None:
+    claims = Claims()
+    claims.put(a_workload("a", "cali1", ONE, is_active=False))
+    claims.put(a_workload("b", "cali2", ONE))
+    assert claims.networks("cali1") == ()
+    assert claims.networks("cali2") == (ONE,)
+    assert claims.interfaces() == {"cali1", "cali2"}
+
+
+def test_interface_goes_to_the_first_by_path() -> None:
+    a, b = a_workload("a", "cali1", ONE), a_workload("b", "cali1", TWO)
+    claims = Claims()
+    claims.put(b)
+    claims.put(a)
+    assert claims.owner("cali1") == a
+    assert claims.networks("cali1") == (ONE,)
+    assert claims.keys("cali1") == {a.key, b.key}
+    claims.remove(a.key)
+    assert claims.networks("cali1") == (TWO,)
+
+
+def test_moved_interface_leaves_the_old_one() -> None:
+    claims = Claims()
+    claims.put(a_workload("a", "cali1", ONE))
+    assert claims.put(a_workload("a", "cali2", ONE)) == {"cali1", "cali2"}
+    assert claims.networks("cali1") == ()
+    assert claims.interfaces() == {"cali2"}

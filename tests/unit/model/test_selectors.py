@@ -1,0 +1,131 @@
+"""The selector language: what matches, what is refused and where, and which texts are one selector."""
+
+from __future__ import annotations
+
+import pytest
+
+from calico_core.errors import InvalidSelector
+from calico_core.model.selectors import parse_selector
+
+# Felix specification 4.3: the label absent, with the value asked for, with another.
+TRUTH = [
+    ("a == 'v'", False, True, False),
+    ("a != 'v'", True, False, True),
+    ("a in {'v', 'w'}", False, True, False),
+    ("a not in {'v', 'w'}", True, False, True),
+    ("a contains 'v'", False, True, False),
+    ("a starts with 'v'", False, True, False),
+    ("a ends with 'v'", False, True, False),
+    ("has(a)", False, True, True),
+    ("!has(a)", True, False, False),
+    ("!(a == 'v')", True, False, True),
+    ("!a == 'v'", True, False, True),
+    ("!!a == 'v'", False, True, False),
+    ("!(a != 'v')", False, True, False),
+    ("!a contains 'v'", True, False, True),
+    ("all()", True, True, True),
+    ("!all()", False, False, False),
+    ("", True, True, True),
+    (" \t", True, True, True),
+    ("global()", True, True, True),
+]
+
+
+@pytest.mark.parametrize(("text", "absent", "same", "other"), TRUTH)
+def test_truth_table(text: str, absent: bool, same: bool, other: bool) -> None:
+    selector = parse_selector(text)
+    assert selector.matches({"b": "v"}) is absent
+    assert selector.matches({"a": "v"}) is same
+    assert selector.matches({"a": "other"}) is other
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "matches"),
+    [
+        ("a == 'x' || b == 'y' && c == 'z'", {"a": "x"}, True),
+        ("(a == 'x' || b == 'y') && c == 'z'", {"a": "x"}, False),
+        ("a == 'x' && b == 'y' || c == 'z'", {"c": "z"}, True),
+        ("a in {'x'} && b == 'y'", {"a": "x", "b": "y"}, True),
+        ("a contains 'b'", {"a": "abc"}, True),
+        ("a starts with 'b'", {"a": "abc"}, False),
+        ("a ends with 'bc'", {"a": "abc"}, True),
+        ("a == ''", {"a": ""}, True),
+        ("global()", {"projectcalico.org/namespace": "n"}, False),
+        ("in in {'x'} && has == 'y' && not not in {'z'}", {"in": "x", "has": "y"}, True),
+    ],
+)
+def test_precedence_and_words(text: str, labels: dict[str, str], matches: bool) -> None:
+    assert parse_selector(text).matches(labels) is matches
+
+
+@pytest.mark.parametrize(
+    ("text", "position"),
+    [
+        ("a", 1),
+        ("a ==", 4),
+        ("a == b", 5),
+        ("'a' == a", 0),
+        ("a = 'b'", 2),
+        ("a == 'x' & b == 'y'", 9),
+        ("a == 'x' | b == 'y'", 9),
+        ("a == 'x", 5),
+        ("a == \"x'", 5),
+        ("has (a)", 4),
+        ("has()", 4),
+        ("has(a", 5),
+        ("all (", 4),
+        ("all(a)", 4),
+        ("(a == 'x'", 9),
+        ("a == 'x')", 8),
+        ("a in {}", 6),
+        ("a in {'x',}", 10),
+        ("a in {'x' 'y'}", 10),
+        ("a in 'x'", 5),
+        ("a == 'x' b", 9),
+        ("a not 'x'", 6),
+        ("a starts 'x'", 9),
+        ("a contains x", 11),
+        ("a containsx 'y'", 2),
+        ("!", 1),
+        ("&& a == 'x'", 0),
+        ("a == 'x' &&", 11),
+        ("a == 'x'\n", 8),
+        ("\na == 'x'", 0),
+        ("a == 'x' &&\nb == 'y'", 11),
+        ("a@b == 'x'", 1),
+        ("(" * 101 + "all()" + ")" * 101, 100),
+        ("x" * 513 + " == 'y'", 0),
+        (f"has({'x' * 513})", 4),
+    ],
+)
+def test_invalid_texts_name_the_place(text: str, position: int) -> None:
+    with pytest.raises(InvalidSelector) as caught:
+        parse_selector(text)
+    assert caught.value.position == position
+    assert caught.value.text == text
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        ["a == 'x'", 'a == "x"', "a=='x'", "  a  ==\t'x' ", "(a == 'x')", "!!a == 'x'", "!(!(a == 'x'))"],
+        ["a in {'x', 'y'}", "a in{'y','x'}", "a in {'x','y','x'}"],
+        ["a not in {'x'}", "a notin {'x'}", "a not  in{'x'}"],
+        ["a starts with 'x'", "a startswith 'x'", "a starts\twith'x'"],
+        ["", "all()", " ", "(all( ))"],
+        ["a == 'x' && b == 'y' || has(c)", "((a == 'x') && b == 'y') || has( c )"],
+    ],
+)
+def test_equal_selectors_are_one_object(same: list[str]) -> None:
+    selectors = {parse_selector(text) for text in same}
+    assert len(selectors) == 1
+    assert len(selectors.pop().id) == 16
+
+
+def test_ids_are_stable_over_restarts() -> None:
+    assert parse_selector("role == 'db'").id == "5c457b94d91b7894"
+
+
+def test_quotes_within_strings() -> None:
+    assert parse_selector("a == 'say \"x\"'").canonical == "a == 'say \"x\"'"
+    assert parse_selector('a == "it\'s"').matches({"a": "it's"})

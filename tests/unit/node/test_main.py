@@ -1,0 +1,72 @@
+"""The executable, as a supervisor starts it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from calico_core import __version__
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "calico_core.node.main", *arguments],
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_version() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, __version__, "")
+
+
+def test_check_config_shows_values_with_their_origin_and_no_secret() -> None:
+    done = run("check-config", NODENAME="rack-a", ETCD_PASSWORD="hunter2", ETCD_AUTHORITY="e:2379")
+    assert done.returncode == 0
+    lines = {line.split()[0]: line.split() for line in done.stdout.splitlines()}
+    assert lines["node_name"] == ["node_name", "rack-a", "environment", "NODENAME"]
+    assert lines["datastore"] == ["datastore", "etcd3://e:2379", "environment", "ETCD_AUTHORITY"]
+    assert lines["dataplane_driver"] == ["dataplane_driver", "nftables", "default"]
+    assert lines["etcd_password"][1] == "(set)"
+    assert "hunter2" not in done.stdout
+
+
+@pytest.mark.parametrize("command", ["check-config", "run"])
+def test_a_bad_setting_is_exit_2_and_named(command: str) -> None:
+    done = run(command, CALICO_MTU="big")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "mtu_bytes" in line
+    assert "CALICO_MTU" in line
+    assert "'big'" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--help"], 0), ([], 0), (["start"], 2), (["run", "now"], 2), (["check-config", "x"], 2)]
+)
+def test_usage(arguments: list[str], code: int) -> None:
+    done = run(*arguments)
+    assert done.returncode == code
+    assert "Usage: calico-node" in done.stdout
+
+
+def test_a_node_without_a_usable_driver_says_so(tmp_path: object) -> None:
+    done = run(
+        "run",
+        CALICO_DATAPLANE_DRIVER="abacus",
+        CALICO_RUN_DIRECTORY=f"{tmp_path}/run",
+        CALICO_STATE_DIRECTORY=f"{tmp_path}/state",
+        CALICO_DATASTORE=f"sqlite://{tmp_path}/calico.db",
+        IP="192.0.2.1",
+    )
+    assert done.returncode == 1
+    assert "abacus" in done.stderr
+    assert "nftables" in done.stderr
+    assert "Traceback" not in done.stderr

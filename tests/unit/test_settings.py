@@ -1,0 +1,204 @@
+"""Where a setting comes from, what it may be, and that a bad one is named with its source."""
+
+from __future__ import annotations
+
+import pytest
+
+from calico_core.errors import InvalidSettings
+from calico_core.settings import FIELDS, Settings, load_settings
+
+REPORTING = {
+    "environment": ({"FELIX_REPORTINGINTERVALSECS": "11"}, "environment FELIX_REPORTINGINTERVALSECS", 11.0),
+    "file": ({"reporting_interval_s": "12"}, "file reporting_interval_s", 12.0),
+    "host": ({"ReportingIntervalSecs": "13"}, "datastore host ReportingIntervalSecs", 13.0),
+    "global": ({"ReportingIntervalSecs": "14"}, "datastore global ReportingIntervalSecs", 14.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "winner"),
+    [
+        (("environment", "file", "host", "global"), "environment"),
+        (("file", "host", "global"), "file"),
+        (("host", "global"), "host"),
+        (("global",), "global"),
+        (("environment", "global"), "environment"),
+        (("file", "global"), "file"),
+    ],
+)
+def test_the_first_source_wins_and_is_named(given: tuple[str, ...], winner: str) -> None:
+    sources = {name: REPORTING[name][0] if name in given else {} for name in REPORTING}
+    settings = load_settings(
+        sources["environment"], file=sources["file"], host_config=sources["host"], global_config=sources["global"]
+    )
+    _, origin, value = REPORTING[winner]
+    assert settings.reporting_interval_s == value
+    assert settings.origins["reporting_interval_s"] == origin
+
+
+def test_defaults_have_no_origin() -> None:
+    settings = load_settings({})
+    assert settings == Settings()
+    assert settings.origins == {}
+
+
+def test_an_empty_value_is_unset() -> None:
+    settings = load_settings({"CALICO_MTU": "", "NODENAME": "", "HOSTNAME": "rack-a"}, file={"mtu_bytes": "1400"})
+    assert settings.mtu_bytes == 1400
+    assert settings.node_name == "rack-a"
+    assert settings.origins["node_name"] == "environment HOSTNAME"
+
+
+def test_the_first_variable_of_a_field_wins() -> None:
+    settings = load_settings({"HOSTNAME": "c", "CALICO_HOSTNAME": "b", "NODENAME": "a"})
+    assert settings.node_name == "a"
+
+
+def test_a_file_may_use_the_name_of_the_datastore() -> None:
+    assert load_settings({}, file={"reportingintervalsecs": "7"}).reporting_interval_s == 7.0
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "field", "value"),
+    [
+        ("NODENAME", " rack-a ", "node_name", "rack-a"),
+        ("CALICO_DATASTORE", "etcd3://a:2379,b:2379", "datastore", "etcd3://a:2379,b:2379"),
+        ("CALICO_SOCKET", "/run/x.sock", "socket", "/run/x.sock"),
+        ("CALICO_INTEGRATIONS", "cni, -mesos,,", "integrations", ("cni", "-mesos")),
+        ("IP", "10.0.0.1/24", "ip", "10.0.0.1"),
+        ("IP", "Autodetect", "ip", "autodetect"),
+        ("IP6", "none", "ip6", "none"),
+        ("IP6", "fd00::1", "ip6", "fd00::1"),
+        ("AS", "64512", "as_number", "64512"),
+        ("AS", "1.10", "as_number", "1.10"),
+        ("NO_DEFAULT_POOLS", "Yes", "no_default_pools", True),
+        ("NO_DEFAULT_POOLS", "0", "no_default_pools", False),
+        ("CALICO_IPV4POOL_CIDR", "10.1.2.3/16", "pool_v4", "10.1.0.0/16"),
+        ("CALICO_IPV4POOL_CIDR", "None", "pool_v4", "none"),
+        ("CALICO_IPV6POOL_CIDR", "fd80::/64", "pool_v6", "fd80::/64"),
+        ("CALICO_IPV4POOL_NAT_OUTGOING", "true", "pool_v4_nat_outgoing", True),
+        ("FELIX_INTERFACEPREFIX", "tap", "interface_prefix", "tap"),
+        ("FELIX_DEFAULTENDPOINTTOHOSTACTION", "drop", "endpoint_to_host", "DROP"),
+        ("FELIX_IPV6SUPPORT", "FALSE", "ipv6_support", "false"),
+        ("FELIX_IPTABLESREFRESHINTERVAL", "0", "refresh_interval_s", 0.0),
+        ("FELIX_REPORTINGTTLSECS", "0x10", "reporting_ttl_s", 16.0),
+        ("FELIX_ENDPOINTREPORTINGENABLED", "n", "endpoint_reporting", False),
+        ("CALICO_LIBNETWORK_SCOPE", "Local", "libnetwork_scope", "local"),
+        ("CALICO_MESOS_STRICT", "t", "mesos_strict", True),
+        ("CALICO_MTU", "9000", "mtu_bytes", 9000),
+        ("CALICO_LOG_LEVEL", "DEBUG", "log_level", "debug"),
+        ("CALICO_LOG_FORMAT", "json", "log_format", "json"),
+    ],
+)
+def test_values_are_parsed(variable: str, text: str, field: str, value: object) -> None:
+    settings = load_settings({variable: text})
+    assert getattr(settings, field) == value
+    assert type(getattr(settings, field)) is type(value)
+    assert settings.origins == {field: f"environment {variable}"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "field", "reason"),
+    [
+        ("NODENAME", "rack a", "node_name", "letters"),
+        ("NODENAME", "..", "node_name", "letters"),
+        ("CALICO_DATASTORE", "/var/lib/calico.db", "datastore", "URL"),
+        ("CALICO_DATASTORE", "etcd3://", "datastore", "URL"),
+        ("CALICO_SOCKET", "node.sock", "socket", "absolute"),
+        ("CALICO_RUN_DIRECTORY", "run", "run_directory", "absolute"),
+        ("IP", "10.0.0", "ip", "IPv4"),
+        ("IP", "fd00::1", "ip", "IPv4"),
+        ("IP6", "10.0.0.1", "ip6", "IPv6"),
+        ("AS", "0", "as_number", "AS number"),
+        ("AS", "4294967296", "as_number", "AS number"),
+        ("NO_DEFAULT_POOLS", "maybe", "no_default_pools", "true or false"),
+        ("CALICO_IPV4POOL_CIDR", "10.0.0.0/27", "pool_v4", "/26"),
+        ("CALICO_IPV4POOL_CIDR", "fd80::/64", "pool_v4", "IPv4"),
+        ("CALICO_IPV6POOL_CIDR", "fd80::/130", "pool_v6", "128"),
+        ("FELIX_INTERFACEPREFIX", "ca/li", "interface_prefix", "interface name"),
+        ("FELIX_DEFAULTENDPOINTTOHOSTACTION", "REJECT", "endpoint_to_host", "DROP, RETURN, ACCEPT"),
+        ("FELIX_IPV6SUPPORT", "1", "ipv6_support", "auto"),
+        ("FELIX_IPTABLESREFRESHINTERVAL", "soon", "refresh_interval_s", "number"),
+        ("FELIX_IPTABLESREFRESHINTERVAL", "-1", "refresh_interval_s", "between 0"),
+        ("FELIX_REPORTINGINTERVALSECS", "nan", "reporting_interval_s", "between"),
+        ("FELIX_REPORTINGTTLSECS", "0xzz", "reporting_ttl_s", "number"),
+        ("CALICO_LIBNETWORK_SCOPE", "swarm", "libnetwork_scope", "global, local"),
+        ("CALICO_MTU", "1500.5", "mtu_bytes", "whole"),
+        ("CALICO_MTU", "70000", "mtu_bytes", "65535"),
+        ("CALICO_LOG_LEVEL", "loud", "log_level", "debug, info"),
+        ("CALICO_LOG_FORMAT", "xml", "log_format", "console, json"),
+    ],
+)
+def test_a_bad_value_names_field_and_origin(variable: str, text: str, field: str, reason: str) -> None:
+    with pytest.raises(InvalidSettings, match=reason) as caught:
+        load_settings({variable: text})
+    assert caught.value.name == field
+    assert caught.value.origin == f"environment {variable}"
+
+
+@pytest.mark.parametrize(
+    ("sources", "origin"),
+    [
+        ({"file": {"reporting_ttl_s": "x"}}, "file reporting_ttl_s"),
+        ({"host_config": {"ReportingTTLSecs": "x"}}, "datastore host ReportingTTLSecs"),
+        ({"global_config": {"ReportingTTLSecs": "x"}}, "datastore global ReportingTTLSecs"),
+    ],
+)
+def test_a_bad_value_of_any_source_is_named(sources: dict[str, dict[str, str]], origin: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        load_settings({}, **sources)
+    assert (caught.value.name, caught.value.origin) == ("reporting_ttl_s", origin)
+
+
+def test_where_the_datastore_is_never_comes_from_the_datastore() -> None:
+    config = {"CALICO_DATASTORE": "etcd3://elsewhere:1", "datastore": "etcd3://elsewhere:1", "Datastore": "x"}
+    assert load_settings({}, host_config=config, global_config=config).datastore == Settings().datastore
+
+
+@pytest.mark.parametrize(
+    ("environment", "url", "origin"),
+    [
+        ({"ETCD_ENDPOINTS": "http://a:2379"}, "etcd3://a:2379", "ETCD_ENDPOINTS"),
+        ({"ETCD_ENDPOINTS": "http://a:2379, http://b:2379/"}, "etcd3://a:2379,b:2379", "ETCD_ENDPOINTS"),
+        ({"ETCD_ENDPOINTS": "https://a:2379,https://b:2379"}, "etcd3s://a:2379,b:2379", "ETCD_ENDPOINTS"),
+        ({"ETCD_AUTHORITY": "a:2379"}, "etcd3://a:2379", "ETCD_AUTHORITY"),
+        ({"ETCD_AUTHORITY": "a:2379", "ETCD_SCHEME": "https"}, "etcd3s://a:2379", "ETCD_AUTHORITY"),
+        ({"ETCD_AUTHORITY": "a:1", "ETCD_ENDPOINTS": "http://b:2"}, "etcd3://b:2", "ETCD_ENDPOINTS"),
+        ({"CALICO_DATASTORE": "sqlite:///x", "ETCD_AUTHORITY": "a:1"}, "sqlite:///x", "CALICO_DATASTORE"),
+    ],
+)
+def test_older_names_imply_etcd(environment: dict[str, str], url: str, origin: str) -> None:
+    settings = load_settings(environment)
+    assert settings.datastore == url
+    assert settings.origins["datastore"] == f"environment {origin}"
+
+
+@pytest.mark.parametrize(
+    ("environment", "origin"),
+    [
+        ({"ETCD_ENDPOINTS": "a:2379"}, "ETCD_ENDPOINTS"),
+        ({"ETCD_ENDPOINTS": "http://a:1,https://b:2"}, "ETCD_ENDPOINTS"),
+        ({"ETCD_ENDPOINTS": "ftp://a:1"}, "ETCD_ENDPOINTS"),
+        ({"ETCD_ENDPOINTS": " , "}, "ETCD_ENDPOINTS"),
+        ({"ETCD_AUTHORITY": "a:1", "ETCD_SCHEME": "ftp"}, "ETCD_SCHEME"),
+    ],
+)
+def test_bad_older_names_are_refused(environment: dict[str, str], origin: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        load_settings(environment)
+    assert (caught.value.name, caught.value.origin) == ("datastore", f"environment {origin}")
+
+
+def test_secrets_are_not_shown() -> None:
+    settings = load_settings({"ETCD_PASSWORD": "hunter2", "ETCD_USERNAME": "root"})
+    assert settings.etcd_password == "hunter2"
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" not in f"{settings} {settings!s}"
+    assert "etcd_username='root'" in repr(settings)
+
+
+def test_every_field_has_one_source_list_and_a_default() -> None:
+    names = [field.name for field in FIELDS]
+    assert sorted(names) == sorted(set(Settings.__struct_fields__) - {"origins"})
+    variables = [variable for field in FIELDS for variable in field.environment]
+    assert len(variables) == len(set(variables))
