@@ -76,3 +76,10 @@ def bench(session: nox.Session) -> None:
     _install(session, "node", "test")
     for name in session.posargs or ("cni",):
         session.run("python", f"tests/benchmarks/bench_{name}.py")
+
+
+@nox.session
+def sqlite_crash(session: nox.Session) -> None:
+    """``nox -s sqlite_crash -- --kills 1000 --seed 5``: kill -9 in the middle of the SQLite driver's writes."""
+    _install(session, "node", "test")
+    session.run("python", "tests/campaigns/sqlite_crash.py", *session.posargs)

@@ -12,7 +12,7 @@ import sys
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ MEANINGS = {
     "libnetwork_scope": "`global` or `local`, as Docker is told",
     "docker_host": "Docker's own socket",
     "mesos_strict": "refuse a cleanup of an unknown container, and an empty host name",
-    "mtu_bytes": "MTU of interfaces made for Docker and Mesos, where the network names none; 0: as the kernel makes them",
+    "mtu_bytes": "MTU of interfaces for Docker and Mesos, where the network names none; 0: as the kernel makes them",
     "log_level": "`debug`, `info`, `warning` or `error`",
     "log_format": "`console` or `json`",
 }
@@ -87,7 +87,7 @@ def _page(title: str, opening: str, *parts: str) -> str:
     return "\n\n".join([f"# {title}", f"{_NOTE.strip()}\n\n{opening}", *parts]) + "\n"
 
 
-def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [headings, ("---",) * len(headings), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
@@ -172,11 +172,10 @@ def _is_plain(value: Any) -> bool:
 
 def _collect(kind: Any, found: dict[type, None]) -> None:
     """The records a type leads to, outermost first."""
-    if inspect.isclass(kind) and issubclass(kind, msgspec.Struct):
-        if kind not in found:
-            found[kind] = None
-            for field in msgspec.structs.fields(kind):
-                _collect(field.type, found)
+    if inspect.isclass(kind) and issubclass(kind, msgspec.Struct) and kind not in found:
+        found[kind] = None
+        for field in msgspec.structs.fields(kind):
+            _collect(field.type, found)
     for argument in typing.get_args(kind):
         _collect(argument, found)
 
@@ -316,9 +315,9 @@ def _entry_points() -> str:
         "For people who write a driver, an integration or a command. Each namespace is a group of Python entry points; "
         "what an\nentry point leads to is loaded by name, checked against the class in the table, and used.",
         _table(("Namespace", "Leads to", "Shipped"), rows),
-        "A datastore driver is chosen by the scheme of the URL (`etcd3s` is `etcd3` over TLS); dataplane and routing by "
-        "a\n[setting](settings.md). All integrations that are installed are loaded unless `CALICO_INTEGRATIONS` says "
-        "otherwise: one\nthat is broken, or written for another `API_VERSION`, is reported by `calicoctl status` and "
+        "A datastore driver is chosen by the scheme of the URL (`etcd3s` is `etcd3` over TLS); dataplane and routing "
+        "by\na [setting](settings.md). All integrations that are installed are loaded unless `CALICO_INTEGRATIONS` "
+        "says otherwise:\none that is broken, or written for another `API_VERSION`, is reported by `calicoctl status` and "
         "stops nothing.",
         "How to write one: [write-an-integration](../how-to/write-an-integration.md).",
     )

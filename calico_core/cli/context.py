@@ -6,6 +6,7 @@ import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import click
 
@@ -31,6 +32,8 @@ class CliContext:
                 "output", "environment CALICOCTL_OUTPUT", f"{self.output!r} is not one of {', '.join(OUTPUTS)}"
             )
         self.is_debug = is_debug
+        self.may_create = False
+        """Set by commands that add something: an embedded store that is not there yet is then made."""
         self._records: TypedRecords | None = None
 
     @cached_property
@@ -70,8 +73,14 @@ class CliContext:
         if self._records is None:
             from calico_core.node.composition import open_records
 
+            self._refuse_new_store(self.settings.datastore)
             self._records = open_records(self.settings)
         return self._records
+
+    def _refuse_new_store(self, url: str) -> None:
+        path = url.removeprefix("sqlite://").partition("?")[0]
+        if path != url and not self.may_create and not Path(unquote(path)).exists():
+            raise NotReady(f"datastore {url}: there is no such file, and reading creates none")
 
     @property
     def host(self) -> str:

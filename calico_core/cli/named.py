@@ -26,7 +26,7 @@ class NamedGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if len(args) >= 2 and args[1] in self.forms:
             form = self.forms[args[1]]
-            is_verb = len(args) == 2 or args[2] in form.commands or args[2].startswith("-")
+            is_verb = len(args) > 2 and args[2] in form.commands
             if is_verb or args[0] not in self.commands:
                 ctx.meta["name"] = args[0]
                 return form.name, form, args[2:]

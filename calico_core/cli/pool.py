@@ -40,6 +40,7 @@ def add(context: CliContext, /, cidrs: tuple[str, ...], **options: Any) -> None:
 
     Example: calicoctl pool add 10.65.0.0/16 --nat-outgoing
     """
+    context.may_create = True
     networks = list(dict.fromkeys(parse_network(cidr, field="CIDR") for cidr in cidrs))
     for _attempt in range(_ATTEMPTS):
         # revisions first: a pool that comes between the two readings is newer, and refuses the transaction

@@ -47,6 +47,7 @@ assert isinstance(profile, NamedGroup)
 def add(context: CliContext, name: str) -> None:
     """Create a profile: a tag of its own name, inbound from that tag, outbound to all."""
     check_name(name, field="NAME")
+    context.may_create = True
     records = {
         ProfileRulesKey(name): RuleLists(
             id=name,

@@ -67,6 +67,16 @@ class MemoryWiring(WorkloadWiring):
             return (f"interface {request.interface} was made for another request",)
         return ()
 
+    def host_end(self, namespace_fd: int, container_interface: str) -> str | None:
+        with self._lock:
+            for name, (request, _) in self._made.items():
+                if isinstance(request, WiringRequest) and (request.namespace_fd, request.container_interface) == (
+                    namespace_fd,
+                    container_interface,
+                ):
+                    return name
+        return None
+
     def make_pair(self, request: PairRequest) -> WiredInterface:
         with self._lock:
             self._raise_failure()

@@ -34,6 +34,8 @@ CREATE TABLE IF NOT EXISTS change (
 CREATE TABLE IF NOT EXISTS lease (id INTEGER PRIMARY KEY AUTOINCREMENT, ttl REAL NOT NULL, expires REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID;
 """
+_NOT_COMMITTED = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY)
+"""What a commit may answer (by primary code) that leaves no doubt: the transaction was rolled back."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -134,7 +136,8 @@ class SqliteFile:
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._roll_back(connection)
-            raise Unavailable(self.path, str(error), maybe_applied=True) from error
+            is_certain = (error.sqlite_errorcode & 0xFF) in _NOT_COMMITTED
+            raise Unavailable(self.path, str(error), maybe_applied=not is_certain) from error
 
     @staticmethod
     def _roll_back(connection: sqlite3.Connection) -> None:

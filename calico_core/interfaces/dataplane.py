@@ -118,6 +118,10 @@ class WorkloadWiring(abc.ABC):
         """What is missing or different, as sentences; empty when all is as :meth:`attach` left it."""
 
     @abc.abstractmethod
+    def host_end(self, namespace_fd: int, container_interface: str) -> str | None:
+        """The host's end of a container's interface, whoever made the pair; None when there is none."""
+
+    @abc.abstractmethod
     def make_pair(self, request: PairRequest) -> WiredInterface:
         """Make a pair whose container end stays in the host namespace, both ends up, host routes and sysctls set.
         A leftover of the same name is replaced."""

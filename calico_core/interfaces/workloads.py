@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 
 from calico_core.model.keys import WorkloadEndpointKey
-from calico_core.model.workloads import Attach, Attached, Detach, PairRequest, WiredInterface
+from calico_core.model.workloads import Attach, Attached, Detach, PairRequest, WiredInterface, WiringRequest
 
 
 class Workloads(abc.ABC):
@@ -25,6 +25,16 @@ class Workloads(abc.ABC):
     def detach(self, request: Detach) -> None:
         """Remove interface, record and addresses. The interface goes even when the datastore is away (then
         ``Unavailable`` is raised afterwards)."""
+
+    @abc.abstractmethod
+    def check(self, request: WiringRequest) -> tuple[str, ...]:
+        """What of an attached interface is missing or different in the kernel, as sentences; empty when all is as an
+        attach left it. Raises ``NamespaceGone``."""
+
+    @abc.abstractmethod
+    def host_end(self, namespace_fd: int, container_interface: str) -> str | None:
+        """The host's end of a pair that somebody else made; None when the container has no such interface, or its
+        other end is not in the host's namespace. Raises ``NamespaceGone``."""
 
     @abc.abstractmethod
     def make_pair(self, key: WorkloadEndpointKey, request: PairRequest) -> WiredInterface:

@@ -6,7 +6,6 @@ import msgspec
 
 from calico_core.model.record import Record
 
-
 NODE_STOPPED = "stopped"
 """The last word of a node that was asked to end; it stays, without a lease."""
 

@@ -83,13 +83,14 @@ class Detach(Value, frozen=True):
 
     ``handles``: released in the same transaction as the record goes (the first that exists in the caller's naming).
     ``container_id``: the record is deleted only if it names the same container or none, so that a late call cannot
-    hit the next owner. ``namespace_fd`` is not needed.
+    hit the next owner; ``network`` is compared in the same way. ``namespace_fd`` is not needed.
     """
 
     key: WorkloadEndpointKey
     interface: str
     handles: tuple[str, ...] = ()
     container_id: str | None = None
+    network: str | None = None
 
 
 class WiringRequest(Value, frozen=True):

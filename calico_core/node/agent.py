@@ -7,6 +7,7 @@ removed from the kernel before the first in-sync, and nothing while the datastor
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -197,6 +198,8 @@ class Agent:
             return
         log.debug("dataplane.applied", changes=report.changes, ms=round((time.perf_counter() - started) * 1000, 2))
         self._is_behind = False
+        if changes.is_complete:
+            gc.freeze()  # the snapshot stays: collections need not walk it
         concerned = {workload.key for workload in changes.workloads}
         self._take_report(report, self._progress.of_interface("") if changes.is_complete else concerned)
 

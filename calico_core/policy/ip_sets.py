@@ -7,7 +7,7 @@ a batch makes no change.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from netaddr import IPNetwork
 from pyroaring import BitMap, FrozenBitMap
@@ -53,13 +53,16 @@ class IpSets:
         # Of the batch under way: what endpoints had whose addresses are others now.
         self._hosts_before: dict[int, Hosts] = {}
         self._nets_changed = BitMap()
+        self._begun: set[SetId] = set()
 
     def activate(self, set_id: SetId, node: Node) -> None:
         query = self._index.add_query(node)
         self._sets[set_id] = self._of_query[query] = _ActiveSet(set_id, query)
+        self._begun.add(set_id)
 
     def deactivate(self, set_id: SetId) -> None:
         query = self._sets.pop(set_id).query
+        self._begun.discard(set_id)
         del self._of_query[query]
         self._index.drop_query(query)
 
@@ -67,16 +70,16 @@ class IpSets:
         """Labels, and tags as :func:`calico_core.policy.rules.tag_label` spells them."""
         self._index.set_parent(profile, labels)
 
-    def update_members(self, updates: Iterable[tuple[Key, Member | None]]) -> None:
+    def update_members(self, updates: Sequence[tuple[Key, Member | None]]) -> None:
         """Each key at most once a batch. None: gone."""
-        items: list[tuple[int, Labels | None, tuple[str, ...]]] = []
-        ids, table = self._ids, self._table
+        ids, table, index = self._ids, self._table, self._index
+        index.expect(len(updates))
         for key, record in updates:
             if record is None:
                 item = ids.release(key)
                 if item is not None:
                     self._set_addresses(item, NO_HOSTS, ())
-                    items.append((item, None, ()))
+                    index.remove(item)
                 continue
             hosts, nets = addresses_of(record)
             item = ids.find(key)
@@ -85,8 +88,7 @@ class IpSets:
                 table.put(item, hosts, nets)
             else:
                 self._set_addresses(item, hosts, nets)
-            items.append((item, record.labels, _parents(record)))
-        self._index.update_items(items)
+            index.put(item, record.labels, _parents(record))
 
     def _set_addresses(self, item: int, hosts: Hosts, nets: tuple[IPNetwork, ...]) -> None:
         table = self._table
@@ -105,12 +107,12 @@ class IpSets:
         touched = BitMap(self._hosts_before) | self._nets_changed
         for active in self._sets_with(touched):
             deltas.setdefault(active, _UNCHANGED)
-        for active in self._sets.values():
-            if active.is_new:
-                deltas.setdefault(active, _UNCHANGED)
+        for set_id in self._begun:
+            deltas.setdefault(self._sets[set_id], _UNCHANGED)
         changes = tuple(change for active, delta in deltas.items() if (change := self._change(active, delta, touched)))
         self._hosts_before.clear()
         self._nets_changed.clear()
+        self._begun.clear()
         self._ids.end_batch()
         return changes
 

@@ -22,6 +22,8 @@ from calico_core.policy.postings import EMPTY, Posting, Postings, Term
 NO_LABELS: Labels = MappingProxyType({})
 BULK_ITEMS = 256
 """From here on a batch is worth an evaluation of every query: gathering candidates costs about 3 µs an item."""
+FEW_LABELS = 6
+"""Up to here postings are filled label by label; beyond, in one pass over every label of every item."""
 ALGEBRA_ITEMS = 16
 """From here on one query is evaluated as a whole: a test of one item costs about as much as an operation on bitmaps."""
 
@@ -62,7 +64,8 @@ class LabelIndex:
         self._queries: dict[int, Query] = {}
         self._unfiled: set[Query] = set()
         self._next_number = 0
-        self._are_postings_stale = False
+        self._stale: set[str] = set()
+        """Labels of which more is asked for than the postings hold."""
         # Of the batch under way.
         self._is_bulk = False
         self._to_evaluate: set[Query] = set()
@@ -76,8 +79,9 @@ class LabelIndex:
         self._next_number += 1
         self._queries[query.number] = query
         labels_before = len(self._postings.keys)
-        if self._postings.want(query) and self._all:
-            self._are_postings_stale = True
+        stale = self._postings.want(query)
+        if self._all:
+            self._stale |= stale
         if len(self._postings.keys) != labels_before:
             self._gifts.clear()
         query.filed = self._postings.file(query)
@@ -121,20 +125,17 @@ class LabelIndex:
         wanted = self._postings.keys
         return {label: value for label, value in self._parent_labels.get(parent, NO_LABELS).items() if label in wanted}
 
-    def update_items(self, updates: Iterable[tuple[int, Labels | None, tuple[str, ...]]]) -> None:
-        """Items with their labels and parents; labels None: the item goes. Each item once a call."""
-        updates = updates if isinstance(updates, list) else list(updates)
-        if len(updates) >= BULK_ITEMS:
+    def expect(self, count: int) -> None:
+        """So many items come in this batch. With many, nothing is worked out for each."""
+        if count >= BULK_ITEMS:
             self._is_bulk = True
-        for item, labels, parents in updates:
-            if item in self._all:
-                if labels is not None and labels == self._labels[item] and parents == self._parents[item]:
-                    continue
-                self._remove(item)
-            if labels is not None:
-                self._insert(item, labels, parents)
 
-    def _insert(self, item: int, labels: Labels, parents: tuple[str, ...]) -> None:
+    def put(self, item: int, labels: Labels, parents: tuple[str, ...]) -> None:
+        """A new item, or other labels or parents of one."""
+        if item in self._all:
+            if labels == self._labels[item] and parents == self._parents[item]:
+                return
+            self.remove(item)
         if item == len(self._labels):
             self._labels.append(labels)
             self._parents.append(parents)
@@ -165,7 +166,9 @@ class LabelIndex:
             self._labels += [NO_LABELS] * missing
             self._parents += [()] * missing
 
-    def _remove(self, item: int) -> None:
+    def remove(self, item: int) -> None:
+        if item not in self._all:
+            return
         effective = self.labels(item)
         self._postings.discard(item, effective)
         if not self._is_bulk:
@@ -204,7 +207,7 @@ class LabelIndex:
             if label in self._postings.keys and before.get(label) != after.get(label)
         ]
         members = self._members.get(parent) if changed else None
-        if members is not None and self._are_postings_stale:
+        if members is not None and self._stale:
             self._fill_postings()
         several = {item: self.labels(item) for item in members & self._several} if members is not None else {}
         if after:
@@ -241,7 +244,7 @@ class LabelIndex:
 
     def flush(self) -> dict[Query, Delta]:
         """The queries whose items changed since the last flush."""
-        if self._are_postings_stale:
+        if self._stale:
             self._fill_postings()
         if self._is_bulk:
             self._to_evaluate = set(self._queries.values())
@@ -296,8 +299,13 @@ class LabelIndex:
         return Delta(query.matched - before, before - items)
 
     def _fill_postings(self) -> None:
-        """One pass over all items for whatever is newly asked for. Adding again what is there does no harm."""
-        self._are_postings_stale = False
+        """For whatever is newly asked for. Adding again what is there does no harm."""
+        stale = [label for label in self._stale if label in self._postings.keys]
+        self._stale.clear()
+        if len(stale) <= FEW_LABELS:
+            for label in stale:
+                self._fill_label(label)
+            return
         for item in self._all:
             own = self._labels[item]
             effective = self.labels(item)
@@ -306,3 +314,24 @@ class LabelIndex:
             else:
                 self._postings.add(item, effective)
                 self._postings.mark_own(item, own)
+
+    def _fill_label(self, label: str) -> None:
+        key, labels = self._postings.keys[label], self._labels
+        holders = [item for item in self._all if label in labels[item]]
+        key.own.update(holders)
+        for item in holders:
+            key.add(item, labels[item][label])
+        givers = [
+            (members, given[label])
+            for parent, members in self._members.items()
+            if label in (given := self._parent_labels.get(parent, NO_LABELS))
+        ]
+        for members, value in givers:
+            heirs = members - self._several - key.own
+            for posting in key.of(value):
+                posting.items |= heirs
+        if givers:
+            for item in self._several - key.own:
+                inherited = self.labels(item).get(label)
+                if inherited is not None:
+                    key.add(item, inherited)

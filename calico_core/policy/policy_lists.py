@@ -98,15 +98,15 @@ class PolicyLists:
 
     def update_endpoints(self, updates: Iterable[tuple[WorkloadEndpointKey, WorkloadEndpoint | None]]) -> None:
         """The active local endpoints; None: gone, or not active."""
-        items: list[tuple[int, Labels | None, tuple[str, ...]]] = []
+        updates = list(updates)
+        self._index.expect(len(updates))
         for key, endpoint in updates:
             if endpoint is not None:
-                items.append((self._ids.assign(key), endpoint.labels, endpoint.profile_ids))
+                self._index.put(self._ids.assign(key), endpoint.labels, endpoint.profile_ids)
                 continue
             number = self._ids.release(key)
             if number is not None:
-                items.append((number, None, ()))
-        self._index.update_items(items)
+                self._index.remove(number)
 
     def flush(self) -> set[WorkloadEndpointKey]:
         """The endpoints whose lists may be others now."""

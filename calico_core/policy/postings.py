@@ -99,9 +99,9 @@ class Postings:
     def __init__(self) -> None:
         self.keys: dict[str, KeyPostings] = {}
 
-    def want(self, query: Query) -> bool:
-        """Whether something is asked for that nobody asked for before: its posting is empty and must be filled."""
-        is_new = False
+    def want(self, query: Query) -> set[str]:
+        """The labels of which something is asked that nobody asked before: those postings are empty as yet."""
+        stale: set[str] = set()
         for atom in atoms(query.node):
             key = self.keys.get(atom.label)
             if key is None:
@@ -109,7 +109,7 @@ class Postings:
             posting = _find(key, atom)
             if posting is None:
                 posting = Posting()
-                is_new = True
+                stale.add(atom.label)
                 if isinstance(atom, Has):
                     key.present = posting
                 elif isinstance(atom, Equal):
@@ -117,7 +117,7 @@ class Postings:
                 else:
                     key.texts[atom] = posting
             posting.queries.add(query)
-        return is_new
+        return stale
 
     def release(self, query: Query) -> None:
         for atom in atoms(query.node):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from itertools import chain
 from typing import Any
 
 from calico_core.model.endpoints import WorkloadEndpoint
@@ -35,14 +34,15 @@ from calico_core.model.keys import (
 )
 from calico_core.model.policies import Policy
 from calico_core.model.pools import Pool
-from calico_core.model.rules import RuleLists
+from calico_core.model.rules import Rule, RuleLists
 from calico_core.model.selectors import Labels, Node
 from calico_core.policy.active import ActiveLists, References
 from calico_core.policy.ip_sets import IpSets
 from calico_core.policy.policy_lists import PolicyLists, policy_rules_id
 from calico_core.policy.rules import compile_rules, tag_label
 
-_NO_RULES = RuleLists()
+_NO_RULES = RuleLists(inbound_rules=(Rule(action="deny"),), outbound_rules=(Rule(action="deny"),))
+"""Of a profile that is not there: closed at its place in the list. Source: felix specification 4.5."""
 _CLOSED = PolicyList()
 
 
@@ -94,8 +94,8 @@ class PolicyResolver:
         if not self._is_in_sync:
             return HostChanges()
         groups: defaultdict[type[Key], list[tuple[Any, Any]]] = defaultdict(list)
-        for key, record in self._pending.items():
-            groups[type(key)].append((key, record))
+        for update in self._pending.items():
+            groups[type(update[0])].append(update)
         self._pending = {}
         self._take_policies(groups)
         self._take_profiles(groups)
@@ -103,7 +103,10 @@ class PolicyResolver:
         workloads, removed_workloads = self._resolve(dirty | self._policy_lists.flush())
         rules, removed_rules, sets = self._compile()
         removed_sets = self._activate(sets)
-        self._ip_sets.update_members(chain(groups[WorkloadEndpointKey], groups[HostEndpointKey], groups[NetworkSetKey]))
+        members = groups[WorkloadEndpointKey]
+        members += groups[HostEndpointKey]
+        members += groups[NetworkSetKey]
+        self._ip_sets.update_members(members)
         changes = HostChanges(
             is_complete=self._is_first,
             sets=self._ip_sets.flush(),
@@ -237,7 +240,7 @@ class PolicyResolver:
         return changed, ended, nodes
 
     def _compile_one(self, rules_id: RulesId) -> tuple[HostRules, dict[SetId, Node]]:
-        """Fails closed: a profile without rules has none that allow."""
+        """Fails closed."""
         kind, _, name = rules_id.partition("/")
         if kind == "profile":
             lists = self._profile_rules.get(name, _NO_RULES)

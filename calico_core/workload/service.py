@@ -259,6 +259,14 @@ class WorkloadService(Workloads):
             standing = self._standing(request.key)
         raise Conflict(path, None)
 
+    # --- questions -------------------------------------------------------------------------------
+
+    def check(self, request: WiringRequest) -> tuple[str, ...]:
+        return self._wiring.check(request)
+
+    def host_end(self, namespace_fd: int, container_interface: str) -> str | None:
+        return self._wiring.host_end(namespace_fd, container_interface)
+
     # --- pairs -----------------------------------------------------------------------------------
 
     def make_pair(self, key: WorkloadEndpointKey, request: PairRequest) -> WiredInterface:
@@ -307,11 +315,14 @@ class _Steps:
 
 
 def _next_owner(request: Detach, standing: Versioned[WorkloadEndpoint | None] | None) -> WorkloadEndpoint | None:
-    """The record, if it belongs to another container than the one that is going."""
+    """The record, if it belongs to another container than the one that is going, or to another of its networks."""
     record = standing.record if standing is not None else None
-    if record is None or request.container_id is None or record.container_id in {None, request.container_id}:
+    if record is None:
         return None
-    return record
+    owner = (record.container_id, record.network)
+    asked = (request.container_id, request.network)
+    is_other = any(None not in pair and pair[0] != pair[1] for pair in zip(owner, asked, strict=True))
+    return record if is_other else None
 
 
 def _endpoint(request: Attach, mac: EUI, addresses: tuple[IPAddress, ...]) -> WorkloadEndpoint:

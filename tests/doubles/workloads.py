@@ -25,6 +25,7 @@ from calico_core.model.workloads import (
     NewProfile,
     PairRequest,
     WiredInterface,
+    WiringRequest,
 )
 from tests.doubles.ipam import MemoryIpam
 
@@ -34,7 +35,9 @@ MTU_BYTES = 1500
 
 
 class MemoryWorkloads(Workloads):
-    """With ``records``, endpoints and profiles are written there too. Requests are kept in order of arrival."""
+    """With ``records``, endpoints and profiles are written there too. Requests are kept in order of arrival.
+    ``damage`` is what a check of a standing interface finds; ``host_ends`` are pairs that somebody else made, by the
+    container's end."""
 
     def __init__(self, ipam: Ipam | None = None, records: Records | None = None) -> None:
         self.ipam = ipam or MemoryIpam()
@@ -43,6 +46,9 @@ class MemoryWorkloads(Workloads):
         self.pairs: dict[str, PairRequest] = {}
         self.attach_requests: list[Attach] = []
         self.detach_requests: list[Detach] = []
+        self.check_requests: list[WiringRequest] = []
+        self.damage: tuple[str, ...] = ()
+        self.host_ends: dict[str, str] = {}
         self.failure: BaseException | None = None
         self._records = records
         self._lock = threading.Lock()
@@ -70,9 +76,22 @@ class MemoryWorkloads(Workloads):
             standing = self.attached.get(request.key)
             if standing is None or standing.endpoint.container_id not in {None, request.container_id}:
                 return
+            if request.network is not None and standing.endpoint.network not in {None, request.network}:
+                return
             del self.attached[request.key]
             if self._records is not None:
                 self._records.delete(request.key)
+
+    def check(self, request: WiringRequest) -> tuple[str, ...]:
+        with self._lock:
+            self.check_requests.append(request)
+            self._fail()
+            if any(request.interface == each.interface for each in self.attached.values()):
+                return self.damage
+            return (f"host interface {request.interface} is missing",)
+
+    def host_end(self, namespace_fd: int, container_interface: str) -> str | None:  # noqa: ARG002 - one container
+        return self.host_ends.get(container_interface)
 
     def make_pair(self, key: WorkloadEndpointKey, request: PairRequest) -> WiredInterface:
         with self._lock:

@@ -70,11 +70,12 @@ class Brute:
         return found
 
 
-@pytest.mark.parametrize(("bulk", "algebra"), [(1, 16), (256, 16), (256, 0)])
-def test_index_is_brute_force(bulk: int, algebra: int) -> None:
+@pytest.mark.parametrize(("bulk", "algebra", "labels"), [(1, 16, 0), (256, 16, 6), (256, 0, 1)])
+def test_index_is_brute_force(bulk: int, algebra: int, labels: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(label_index, "BULK_ITEMS", bulk)
         patch.setattr(label_index, "ALGEBRA_ITEMS", algebra)
+        patch.setattr(label_index, "FEW_LABELS", labels)
         check_index()
 
 
@@ -87,9 +88,12 @@ def check_index(batches: list[list[tuple[Any, ...]]]) -> None:
     for batch in batches:
         for step in batch:
             if step[0] == "item":
-                index.update_items([(step[1], step[2], step[3])])
+                index.expect(1)
                 brute.items.pop(step[1], None)
-                if step[2] is not None:
+                if step[2] is None:
+                    index.remove(step[1])
+                else:
+                    index.put(step[1], step[2], step[3])
                     brute.items[step[1]] = (step[2], step[3])
             elif step[0] == "parent":
                 index.set_parent(step[1], step[2])

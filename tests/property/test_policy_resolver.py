@@ -39,6 +39,7 @@ from calico_core.policy.resolver import PolicyResolver
 
 HOST = "here"
 Records = dict[Key, Any]
+CLOSED = RuleLists(inbound_rules=(Rule(action="deny"),), outbound_rules=(Rule(action="deny"),))
 
 # --- the oracle ------------------------------------------------------------------------------------------------
 
@@ -163,7 +164,7 @@ def side_allows(records: Records, endpoint: WorkloadEndpoint, direction: str, pa
         if action != "pass":
             return action == "allow"
     for profile in endpoint.profile_ids:
-        rules = records.get(ProfileRulesKey(profile), RuleLists())
+        rules = records.get(ProfileRulesKey(profile), CLOSED)
         action = first_action(records, getattr(rules, f"{direction}_rules"), packet)
         if action is not None:
             return action != "deny"

@@ -107,6 +107,14 @@ class VethWiring(WorkloadWiring):
                 return (f"{request.interface} and {request.container_interface} are not one pair",)
             return tuple(self._differences(host, container, request, wanted, link, inner))
 
+    def host_end(self, namespace_fd: int, container_interface: str) -> str | None:
+        with RouteSocket(namespace_fd) as container, self._sockets.borrow() as host:
+            inner = container.find_link(container_interface)
+            link = host.find_link(index=inner.peer_index) if inner is not None and inner.peer_index else None
+            if inner is None or link is None or not _are_peers(host, link, inner, namespace_fd):
+                return None
+            return link.name
+
     def make_pair(self, request: PairRequest) -> WiredInterface:
         wanted = WantedAddresses(request.addresses)
         _refuse_missing_ipv6(wanted)

@@ -29,9 +29,11 @@ INVALID_CONFIGURATION = 7
 INVALID_NAMESPACE = 8
 TRY_AGAIN_LATER = 11
 PLUGIN_NOT_AVAILABLE = 50
+EXISTING_LIMITED = 51
 GENERIC = 100
 ADDRESSES_EXHAUSTED = 101
 ADDRESS_IN_USE = 102
+DELEGATE_FAILED = 104
 KERNEL_REFUSED = 105
 INTERFACE_TAKEN = 106
 
@@ -86,6 +88,31 @@ class NotAvailable(CalicoError):
     """STATUS: an ADD would not be served now."""
 
 
+class ExistingLimited(NotAvailable):
+    """STATUS: nor can the containers that run already count on their policy."""
+
+
+class DelegateFailed(CalicoError):
+    """Another plugin, run for a part of the work, failed. ``code``, ``message`` and ``details`` are its own where it
+    gave any."""
+
+    def __init__(self, plugin: str, message: str, *, code: int = DELEGATE_FAILED, details: str = "") -> None:
+        super().__init__(f"plugin {plugin}: {message}")
+        self.plugin, self.message, self.code, self.details = plugin, message, code, details
+
+    @property
+    def hint(self) -> str:  # type: ignore[override]
+        return self.details
+
+
+class CollectionFailed(CalicoError):
+    """GC: some of what is stale could not be removed; the rest is gone. ``failures`` in the order they happened."""
+
+    def __init__(self, failures: tuple[BaseException, ...]) -> None:
+        super().__init__("; ".join(str(failure) or type(failure).__name__ for failure in failures))
+        self.failures = failures
+
+
 TABLE: tuple[tuple[type[BaseException], int], ...] = (
     (IncompatibleVersion, INCOMPATIBLE_VERSION),
     (UnsupportedField, UNSUPPORTED_FIELD),
@@ -93,6 +120,7 @@ TABLE: tuple[tuple[type[BaseException], int], ...] = (
     (Undecodable, DECODING_FAILURE),
     (InvalidNamespace, INVALID_NAMESPACE),
     (NamespaceGone, INVALID_NAMESPACE),
+    (ExistingLimited, EXISTING_LIMITED),
     (NotAvailable, PLUGIN_NOT_AVAILABLE),
     (InvalidRecord, GENERIC),
     (InvalidSettings, GENERIC),
@@ -117,6 +145,10 @@ def code_of(error: BaseException, version: str) -> int:
 def _modern_code(error: BaseException) -> int:
     if isinstance(error, CalicoError) and error.retryable:
         return TRY_AGAIN_LATER
+    if isinstance(error, DelegateFailed):
+        return error.code
+    if isinstance(error, CollectionFailed):
+        return _modern_code(error.failures[0])
     return next((code for kind, code in TABLE if isinstance(error, kind)), GENERIC)
 
 

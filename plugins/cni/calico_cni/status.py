@@ -1,26 +1,85 @@
-"""STATUS: would an ADD be served? Source: cni specification 6."""
+"""STATUS: would an ADD be served, and is the policy of what runs already in force? Source: cni specification 6."""
 
 from __future__ import annotations
 
-from calico_cni.errors import NotAvailable
-from calico_cni.outcome import Outcome
+import datetime as dt
+from collections.abc import Iterable
+
+from netaddr import IPNetwork
+
+from calico_cni.errors import ExistingLimited, NotAvailable
 from calico_cni.wire import IpamConfiguration
 from calico_core.errors import DatastoreError
 from calico_core.interfaces.datastore import Records
-from calico_core.model.keys import POOLS, ReadyKey
+from calico_core.interfaces.integration import IntegrationContext
+from calico_core.model.addresses import contains
+from calico_core.model.blocks import Block
+from calico_core.model.keys import BLOCKS, POOLS, FelixLastStatusKey, ReadyKey
+from calico_core.model.pools import Pool
+
+HEARTBEAT_S = 90.0
 
 
-def check_available(records: Records, ipam: IpamConfiguration) -> Outcome:
-    """:raises NotAvailable: the datastore is away or not ready, or a family that is wanted has no pool."""
+def check_available(context: IntegrationContext) -> None:
+    """:raises NotAvailable: the datastore is away, or not ready for use."""
     try:
-        ready = records.get(ReadyKey())
-        pools = records.list(POOLS)
+        ready = context.records.get(ReadyKey())
     except DatastoreError as error:
         raise NotAvailable(str(error)) from error
     if ready is None or ready.record != "true":
         raise NotAvailable(f"{ReadyKey().path} is not true: the datastore is not ready for use")
-    usable = {found.record.cidr.version for found in pools if found.record.is_assignable}
-    for version, is_wanted in ((4, ipam.assign_ipv4), (6, ipam.assign_ipv6)):
-        if is_wanted and version not in usable:
-            raise NotAvailable(f"no IPv{version} pool is enabled")
-    return Outcome()
+
+
+def check_agent(context: IntegrationContext) -> None:
+    """:raises ExistingLimited: no policy is programmed now. A node that reports nothing is believed."""
+    if context.settings.reporting_interval_s <= 0:
+        return
+    found = context.records.get(FelixLastStatusKey(context.host))
+    if found is None:
+        return
+    now = dt.datetime.now(dt.UTC)
+    try:
+        age_s = (now - dt.datetime.fromisoformat(found.record.time)).total_seconds()
+    except ValueError:
+        return
+    # a setting may make the heart beat more slowly than the specification knows
+    limit_s = max(HEARTBEAT_S, 3 * context.settings.reporting_interval_s)
+    if age_s > limit_s:
+        raise ExistingLimited(f"the agent's last sign of life is {age_s:.0f} s old")
+    if not found.record.first_update:
+        raise ExistingLimited("the agent has not programmed the policy yet")
+
+
+def check_addresses(records: Records, ipam: IpamConfiguration) -> None:
+    """:raises NotAvailable: a family that is wanted has no pool, or no address is left in those that may be used."""
+    pools = [found.record for found in records.list(POOLS) if found.record.is_assignable]
+    blocks = [found.record for found in records.list(BLOCKS)]
+    for version, is_wanted, named in (
+        (4, ipam.assign_ipv4, ipam.ipv4_pools),
+        (6, ipam.assign_ipv6, ipam.ipv6_pools),
+    ):
+        if not is_wanted:
+            continue
+        usable = [pool for pool in pools if pool.cidr.version == version and _is_named(pool, named)]
+        if not usable:
+            raise NotAvailable(f"no IPv{version} pool is enabled" + (f" of {', '.join(named)}" if named else ""))
+        if not any(_has_room(pool, blocks) for pool in usable):
+            raise NotAvailable(f"no IPv{version} address is left in {', '.join(str(pool.cidr) for pool in usable)}")
+
+
+def _is_named(pool: Pool, named: tuple[str, ...] | None) -> bool:
+    """A name that is not a network is refused when an address is asked for."""
+    return not named or str(pool.cidr) in {_normalised(text) for text in named}
+
+
+def _normalised(text: str) -> str:
+    try:
+        return str(IPNetwork(text).cidr)
+    except ValueError:
+        return text
+
+
+def _has_room(pool: Pool, blocks: Iterable[Block]) -> bool:
+    """A free address in a block, or a block that nobody has claimed."""
+    inside = [block for block in blocks if contains(pool.cidr, block.cidr)]
+    return len(inside) < 1 << (pool.block_prefix - pool.cidr.prefixlen) or any(block.unallocated for block in inside)

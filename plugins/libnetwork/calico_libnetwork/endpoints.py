@@ -6,6 +6,7 @@ its own to release. Source: libnetwork specification 3.3 to 3.5.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 
 import msgspec
@@ -56,10 +57,8 @@ class Endpoints:
 
     def create(self, request: CreateEndpoint) -> CreatedEndpoint:
         addresses = _addresses(request)
-        network = find_network(self._context.records, request.network_id)
-        is_lost = network is None
-        if network is None:
-            network = self._recover(request)
+        standing = find_network(self._context.records, request.network_id)
+        network = standing or _recovered(request)
         given = request.interface.mac_address
         mac = given or _mac(request.endpoint_id)
         self._context.workloads.attach(
@@ -68,13 +67,17 @@ class Endpoints:
                 interface=self._interface(request.endpoint_id),
                 addresses=addresses,
                 profiles=(network.profile,),
-                new_profiles=(network_profile(network.profile),) if is_lost else (),
+                new_profiles=() if standing else (network_profile(network.profile),),
                 mac=mac,
                 mtu_bytes=self._mtu_bytes(network),
                 network=request.network_id,
                 policy_timeout_s=_POLICY_S,
             )
         )
+        if standing is None:
+            with contextlib.suppress(KeyExists):
+                self._context.records.create(NetworkKey(network.network_id), network)
+            log.warning("libnetwork.network_recovered", network=network.network_id[:12])
         return CreatedEndpoint(interface=MadeInterface(mac_address="" if given else str(mac)))
 
     def join(self, request: Join) -> Joined:
@@ -116,24 +119,6 @@ class Endpoints:
         self._context.workloads.detach(
             Detach(key=self._key(request.endpoint_id), interface=self._interface(request.endpoint_id))
         )
-
-    def _recover(self, request: CreateEndpoint) -> NetworkRecord:
-        """The record was lost, perhaps with a restored datastore; the engine still believes in the network. Our IPAM
-        answers host addresses, which tells whose they are."""
-        log.warning("libnetwork.network_recovered", network=request.network_id[:12])
-        text = request.interface.address or request.interface.address_ipv6
-        _, subnet = parse_host_address(text, field="Interface.Address")
-        record = NetworkRecord(
-            network_id=request.network_id,
-            profile=check_name(request.network_id, field="NetworkID"),
-            is_profile_ours=True,
-            is_calico_ipam=subnet.size == 1,
-        )
-        try:
-            self._context.records.create(NetworkKey(request.network_id), record)
-        except KeyExists:
-            return find_network(self._context.records, request.network_id) or record
-        return record
 
     def _make_pair(self, endpoint_id: str, record: WorkloadEndpoint, network: NetworkRecord) -> WiredInterface:
         """A failure leaves no half of it."""
@@ -208,6 +193,19 @@ def _addresses(request: CreateEndpoint) -> tuple[IPAddress, ...]:
     if not found:
         raise Refused("No address assigned for endpoint")
     return found
+
+
+def _recovered(request: CreateEndpoint) -> NetworkRecord:
+    """The record was lost, perhaps with a restored datastore; the engine still believes in the network. Our IPAM
+    answers host addresses, which tells whose they are."""
+    text = request.interface.address or request.interface.address_ipv6
+    _, subnet = parse_host_address(text, field="Interface.Address")
+    return NetworkRecord(
+        network_id=request.network_id,
+        profile=check_name(request.network_id, field="NetworkID"),
+        is_profile_ours=True,
+        is_calico_ipam=subnet.size == 1,
+    )
 
 
 def _mac(endpoint_id: str) -> EUI:

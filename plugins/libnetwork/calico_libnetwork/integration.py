@@ -50,12 +50,14 @@ class LibnetworkIntegration(Integration):
         log.info("libnetwork.scope", scope=scope, meaning=_WHY.get(scope, ""))
 
     def serve(self, stop: threading.Event) -> None:
+        """Both sockets until ``stop``; then the calls that run are finished."""
         threads = [
-            threading.Thread(target=server.run, args=(stop,), name="libnetwork-accept", daemon=True)
-            for server in self._servers
+            threading.Thread(target=server.run, name="libnetwork-accept", daemon=True) for server in self._servers
         ]
         for thread in threads:
             thread.start()
+        stop.wait()
+        self.close()
         for thread in threads:
             thread.join()
 

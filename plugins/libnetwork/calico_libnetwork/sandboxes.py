@@ -14,6 +14,7 @@ from netaddr import IPAddress
 from calico_core.interfaces.datastore import Records
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import HOSTS
+from calico_libnetwork.errors import Refused
 
 ORCHESTRATOR = "libnetwork"
 FIRST_HOP = IPAddress("169.254.1.1")
@@ -36,8 +37,11 @@ class Sandboxes:
             self._load()
             hops = self._hops.setdefault(sandbox, {})
             if endpoint_id not in hops:
-                taken = set(hops.values())
-                hops[endpoint_id] = next(hop for n in range(_MAX_HOPS) if (hop := FIRST_HOP + n) not in taken)
+                free = (hop for n in range(_MAX_HOPS) if (hop := FIRST_HOP + n) not in hops.values())
+                hop = next(free, None)
+                if hop is None:
+                    raise Refused(f"A container can have at most {_MAX_HOPS} Calico networks.")
+                hops[endpoint_id] = hop
             return hops[endpoint_id]
 
     def leave(self, endpoint_id: str) -> None:

@@ -6,12 +6,12 @@ The engine keeps connections, sends an empty ``Host`` and no ``Content-Type``. S
 from __future__ import annotations
 
 import contextlib
-import errno
 import http.server
 import os
 import socket
 import stat
 import threading
+import time
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,14 @@ _BACKLOG = 128
 _IDLE_S = 600.0  # closing a kept connection under the engine's hands would cost it a call
 _BODY_S = 10.0
 _STOP_S = 10.0
+_CROWDED_S = 0.2
 _MAX_CHUNK_LINE = 1024
 
 log = get_logger(__name__)
 
 
 class PluginServer:
-    """One socket. :meth:`listen` takes the place, :meth:`run` answers until ``stop``, :meth:`close` gives it back."""
+    """One socket. :meth:`listen` takes the place, :meth:`run` answers, :meth:`close` gives it back."""
 
     def __init__(self, path: Path, application: Application, *, max_connections: int = MAX_CONNECTIONS) -> None:
         self._path = path
@@ -74,25 +75,21 @@ class PluginServer:
         self._listener = listener
         log.info("libnetwork.listening", socket=self._path)
 
-    def run(self, stop: threading.Event) -> None:
-        """Accept until ``stop``; then finish the calls that run."""
+    def run(self) -> None:
+        """Answer until another thread calls :meth:`close`."""
         listener = self._listener
-        assert listener is not None
-        listener.settimeout(0.2)
-        while not stop.is_set():
-            if not self._free.acquire(timeout=0.2):
+        while listener is not None and self._listener is listener:
+            if not self._free.acquire(timeout=_CROWDED_S):
                 continue
             try:
                 connection, _ = listener.accept()
             except OSError as error:
                 self._free.release()
-                if not isinstance(error, TimeoutError) and error.errno not in {errno.ECONNABORTED, errno.EINTR}:
-                    if stop.wait(0.2):  # out of descriptors: it may pass
-                        break
+                if self._listener is listener:
                     log.warning("libnetwork.accept_failed", reason=error.strerror)
+                    time.sleep(_CROWDED_S)  # out of descriptors: it may pass
                 continue
             self._start(connection)
-        self.close()
 
     def close(self) -> None:
         """Take the socket away, if it still is ours, and wait for running calls. Repeating it is fine."""
@@ -103,6 +100,8 @@ class PluginServer:
             found = self._path.lstat()
             if (found.st_dev, found.st_ino) == self._identity:
                 self._path.unlink()
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept
         listener.close()
         with self._guard:
             threads = tuple(self._threads)
@@ -125,6 +124,8 @@ class PluginServer:
                 _Connection(connection, self)
         except OSError as error:
             log.debug("libnetwork.connection_lost", reason=str(error))
+        except Exception:
+            log.exception("libnetwork.connection_failed")
         finally:
             with self._guard:
                 self._connections.discard(connection)
@@ -241,6 +242,7 @@ class _Connection(http.server.BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What the base class finds wrong with a request line or its headers."""
         self.close_connection = True
+        self.request_version = self.protocol_version  # a line without a version would get a reply without a head
         if code == HTTPStatus.NOT_IMPLEMENTED:
             code, message = (
                 HTTPStatus.METHOD_NOT_ALLOWED,

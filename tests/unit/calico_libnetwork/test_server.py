@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import stat
 import threading
@@ -238,7 +237,7 @@ def test_place_that_cannot_be_had(setup: Setup, tmp_path: Path, kind: str) -> No
 
 
 def test_stop_finishes_what_runs_and_ends_idle_connections(tmp_path: Path) -> None:
-    entered, go_on, stop = threading.Event(), threading.Event(), threading.Event()
+    entered, go_on = threading.Event(), threading.Event()
 
     def slow(_: object) -> Nothing:
         entered.set()
@@ -248,21 +247,24 @@ def test_stop_finishes_what_runs_and_ends_idle_connections(tmp_path: Path) -> No
     application = Application({"Slow": Method(Nothing, slow), "Quick": Method(Nothing, lambda _: Nothing())})
     server = PluginServer(tmp_path / "s.sock", application)
     server.listen()
-    runner = threading.Thread(target=server.run, args=(stop,))
+    runner = threading.Thread(target=server.run)
     runner.start()
     idle, busy = UnixConnection(tmp_path / "s.sock"), UnixConnection(tmp_path / "s.sock")
     idle.request("POST", "/Quick")
     assert idle.getresponse().read() == b"{}"
     busy.request("POST", "/Slow")
     assert entered.wait(10)
-    stop.set()
+    closer = threading.Thread(target=server.close)
+    closer.start()
     deadline = time.monotonic() + 10
     while (tmp_path / "s.sock").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     go_on.set()
     assert busy.getresponse().read() == b"{}"
+    closer.join(10)
     runner.join(10)
+    assert not closer.is_alive()
     assert not runner.is_alive()
     assert idle.sock.recv(1) == b""
     idle.close()
@@ -271,12 +273,11 @@ def test_stop_finishes_what_runs_and_ends_idle_connections(tmp_path: Path) -> No
 
 def test_more_connections_than_it_takes(tmp_path: Path) -> None:
     """Those beyond the limit wait; connections are not kept when they are many."""
-    stop = threading.Event()
     server = PluginServer(
         tmp_path / "s.sock", Application({"Q": Method(Nothing, lambda _: Nothing())}), max_connections=4
     )
     server.listen()
-    runner = threading.Thread(target=server.run, args=(stop,))
+    runner = threading.Thread(target=server.run)
     runner.start()
     connections = [UnixConnection(tmp_path / "s.sock") for _ in range(12)]
     for connection in connections:
@@ -286,7 +287,7 @@ def test_more_connections_than_it_takes(tmp_path: Path) -> None:
     assert [connection.getresponse().read() for connection in connections] == [b"{}"] * 12
     for connection in connections:
         connection.close()
-    stop.set()
-    runner.join(20)
+    server.close()
+    runner.join(10)
     assert not runner.is_alive()
-    assert not os.listdir(tmp_path)
+    assert not list(tmp_path.iterdir())

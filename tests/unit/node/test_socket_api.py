@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import socket
 import stat
@@ -105,13 +106,11 @@ def test_an_unknown_program_is_named(path: str) -> None:
 
 
 def test_a_descriptor_arrives_and_is_closed_after_the_reply(path: str, tmp_path: Path) -> None:
-    call_node(path, a_call())  # threads and log handlers have theirs
-    before = _descriptors()
     for _ in range(5):
         with (tmp_path / "file").open("wb") as file:
             reply = _raw(path, encode_call(a_call("inode")), [file.fileno()])
             assert reply == encode_reply(CallReply(stdout=str(os.fstat(file.fileno()).st_ino).encode()))
-    _eventually(lambda: _descriptors() == before)
+    _eventually(lambda: _descriptors_of(tmp_path / "file") == 0)
 
 
 def test_a_descriptor_is_not_inherited_by_children(path: str, tmp_path: Path) -> None:
@@ -120,12 +119,10 @@ def test_a_descriptor_is_not_inherited_by_children(path: str, tmp_path: Path) ->
 
 
 def test_descriptors_of_a_refused_call_are_closed_too(path: str, tmp_path: Path) -> None:
-    call_node(path, a_call())
-    before = _descriptors()
     with (tmp_path / "file").open("wb") as file:
         for _ in range(5):
             assert _raw(path, b"NOPE" + bytes(12), [file.fileno(), file.fileno()]) == b""
-    _eventually(lambda: _descriptors() == before)
+    _eventually(lambda: _descriptors_of(tmp_path / "file") == 0)
 
 
 @pytest.mark.parametrize(
@@ -241,8 +238,13 @@ def _raw(path: str, sent: bytes, descriptors: list[int] | None = None) -> bytes:
         return bytes(answer)
 
 
-def _descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+def _descriptors_of(path: Path) -> int:
+    """How many of this process lead to the file: those the server was sent among them."""
+    found = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            found += entry.readlink() == path
+    return found
 
 
 def _eventually(condition: Callable[[], bool]) -> None:

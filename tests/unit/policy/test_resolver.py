@@ -273,10 +273,11 @@ def test_slashes_in_names_do_not_make_two_policies_one() -> None:
     assert len(world.state.rules) == 2
 
 
-def test_profiles_in_listed_order_and_missing_ones_have_no_rules() -> None:
+def test_profiles_in_listed_order_and_missing_ones_deny() -> None:
     world = World((LOCAL, endpoint(profiles=("z", "a"))), (ProfileRulesKey("a"), RuleLists(inbound_rules=(Rule(),))))
     assert world.state.workloads[LOCAL].inbound.profiles == ("profile/z", "profile/a")
-    assert not world.state.rules["profile/z"].inbound
+    assert [rule.action for rule in world.state.rules["profile/z"].inbound] == ["deny"]
+    assert [rule.action for rule in world.state.rules["profile/z"].outbound] == ["deny"]
     changes = world.put((ProfileRulesKey("z"), RuleLists(outbound_rules=(Rule(),))))
     assert [rules.id for rules in changes.rules] == ["profile/z"]
     assert not changes.workloads

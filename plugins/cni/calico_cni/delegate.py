@@ -1,0 +1,169 @@
+"""Runs another plugin for a part of the work: any IPAM plugin that is not ours. The only module here that starts
+programs on behalf of a call.
+
+The plugin is found and run as a runtime would do it, in the file system of this process. Its answers are believed as
+far as they can be used, and no further. Source: cni specification 5.7.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from collections.abc import Mapping
+
+import msgspec
+from netaddr import IPAddress
+
+from calico_cni.environment import NAME
+from calico_cni.errors import DelegateFailed, UnsupportedField
+from calico_cni.results import decode_result
+from calico_core.errors import CalicoError, InvalidRequest
+from calico_core.interfaces.integration import Call
+
+TIMEOUTS_S = {"ADD": 30.0, "DEL": 15.0}  # below the node's own, which the shim waits for
+_OTHER_TIMEOUT_S = 5.0
+_SEARCH_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+_PASSED = "CNI_"
+_POD_CIDRS = {"usepodcidr": "0.0.0.0/0", "usepodcidripv6": "::/0"}
+"""Words in place of a subnet that need the Kubernetes API; releasing does without, and takes any subnet."""
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    code: int = 0
+    msg: str = ""
+    details: str = ""
+
+
+class _Versions(msgspec.Struct, frozen=True, kw_only=True):
+    supported: tuple[str, ...] = msgspec.field(default=(), name="supportedVersions")
+
+
+class Delegate:
+    """One plugin for one call. Any thread."""
+
+    def __init__(self, plugin: str, call: Call) -> None:
+        """:raises InvalidRequest: ``plugin`` is no plain file name. Nothing is looked up yet."""
+        if not NAME.fullmatch(plugin):
+            raise InvalidRequest("ipam.type", f"{plugin!r} is not the name of a file in CNI_PATH")
+        self._plugin = plugin
+        self._stdin = call.stdin
+        self._search = call.environment.get("CNI_PATH", "")
+        self._environment = _environment(call.environment)
+
+    def add(self, version: str) -> tuple[IPAddress, ...]:
+        """Addresses, IPv4 first. A failure is followed by the plugin's DEL, so that nothing stays taken.
+
+        :raises DelegateFailed: it failed, or its answer is of no use.
+        """
+        if _pod_cidr_words(self._stdin):
+            raise UnsupportedField("ipam.subnet", "usePodCidr", "is known under Kubernetes only")
+        try:
+            return self._addresses(self._run("ADD", self._stdin), version)
+        except DelegateFailed:
+            self.delete_quietly()
+            raise
+
+    def delete(self) -> None:
+        """:raises DelegateFailed: nobody can say then that the addresses are free."""
+        self._run("DEL", _with_any_subnet(self._stdin))
+
+    def delete_quietly(self) -> None:
+        """After a failure that is the one to tell."""
+        try:
+            self.delete()
+        except CalicoError:
+            pass
+
+    def check(self) -> None:
+        """:raises DelegateFailed:"""
+        self._run("CHECK", self._stdin)
+
+    def forward(self, command: str) -> None:
+        """GC or STATUS, if the plugin knows them: those of before 1.1.0 would call them an error."""
+        if "1.1.0" in self._versions():
+            self._run(command, self._stdin)
+
+    def _versions(self) -> tuple[str, ...]:
+        answer = self._run("VERSION", b'{"cniVersion":"1.1.0"}')
+        try:
+            return msgspec.json.decode(answer, type=_Versions).supported
+        except msgspec.DecodeError as error:
+            raise DelegateFailed(self._plugin, f"its VERSION is not JSON: {error}") from error
+
+    def _addresses(self, answer: bytes, version: str) -> tuple[IPAddress, ...]:
+        try:
+            found = {ip.host for ip in decode_result(answer, version).ips}
+        except (InvalidRequest, ValueError) as error:
+            raise DelegateFailed(self._plugin, f"its result cannot be used: {error}") from error
+        if not found:
+            raise DelegateFailed(self._plugin, "its result has no address")
+        return tuple(sorted(found, key=lambda address: (address.version, address.value)))
+
+    def _run(self, command: str, stdin: bytes) -> bytes:
+        argv = [self._executable()]
+        try:
+            done = subprocess.run(
+                argv,
+                env={**self._environment, "CNI_COMMAND": command},
+                input=stdin,
+                capture_output=True,
+                cwd="/",
+                timeout=TIMEOUTS_S.get(command, _OTHER_TIMEOUT_S),
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DelegateFailed(self._plugin, f"{command} did not end within {error.timeout:g} s") from error
+        except OSError as error:
+            raise DelegateFailed(self._plugin, f"cannot be started: {error.strerror}") from error
+        if done.returncode:
+            raise self._failure(command, done)
+        return done.stdout
+
+    def _failure(self, command: str, done: subprocess.CompletedProcess[bytes]) -> DelegateFailed:
+        try:
+            refusal = msgspec.json.decode(done.stdout, type=_Refusal)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            refusal = _Refusal()
+        if refusal.code > 0 and refusal.msg:
+            return DelegateFailed(self._plugin, refusal.msg, code=refusal.code, details=refusal.details)
+        said = (done.stderr or done.stdout).decode(errors="replace").strip()[-500:]
+        return DelegateFailed(self._plugin, f"{command} ended with {done.returncode}: {said or 'it said nothing'}")
+
+    def _executable(self) -> str:
+        """The first regular, executable file of that name in CNI_PATH."""
+        for directory in self._search.split(":"):
+            if not directory.startswith("/"):
+                continue  # it would depend on where this process stands
+            path = os.path.join(directory, self._plugin)  # noqa: PTH118 - text in, text out
+            try:
+                mode = os.stat(path).st_mode  # noqa: PTH116
+            except OSError:
+                continue
+            if stat.S_ISREG(mode) and mode & 0o111:
+                return path
+        raise DelegateFailed(self._plugin, f"is not in CNI_PATH ({self._search or 'empty'})")
+
+
+def _environment(caller: Mapping[str, str]) -> dict[str, str]:
+    """The caller's CNI variables. A delegate must bear arguments that are not for it."""
+    environment = {name: value for name, value in caller.items() if name.startswith(_PASSED)}
+    arguments = environment.get("CNI_ARGS", "")
+    environment["CNI_ARGS"] = f"IgnoreUnknown=1;{arguments}" if arguments else "IgnoreUnknown=1"
+    environment["PATH"] = caller.get("PATH") or _SEARCH_PATH
+    return environment
+
+
+def _pod_cidr_words(stdin: bytes) -> bool:
+    return b'"usepodcidr' in stdin.lower()
+
+
+def _with_any_subnet(stdin: bytes) -> bytes:
+    if not _pod_cidr_words(stdin):
+        return stdin
+    configuration = msgspec.json.decode(stdin)
+    ipam = configuration["ipam"]
+    for each in (ipam, *(part for group in ipam.get("ranges") or () for part in group)):
+        if "subnet" in each:
+            each["subnet"] = _POD_CIDRS.get(str(each["subnet"]).lower(), each["subnet"])
+    return msgspec.json.encode(configuration)

@@ -1,0 +1,310 @@
+"""A real Docker Engine whose containers live on Calico networks. Source: libnetwork specification 10 and 12."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calico_core.lab.host import LabHost
+from tests.e2e.observing import MakeLab, kernel_state, workload_keys
+
+pytestmark = [
+    pytest.mark.needs_root,
+    pytest.mark.skipif(shutil.which("dockerd") is None, reason="the Docker Engine is not installed"),
+    pytest.mark.skipif(shutil.which("docker") is None, reason="the docker command line is not installed"),
+    pytest.mark.skipif(not Path("/bin/busybox").exists(), reason="busybox-static is not installed"),
+]
+
+START_S = 30.0
+# the engine looks for plugins at one place only: it gets a /run/docker of its own
+START = """set -e
+mkdir -p /run/docker
+mount -t tmpfs tmpfs /run/docker
+mkdir /run/docker/plugins
+mount --bind "$1" /run/docker/plugins
+shift
+exec dockerd "$@"
+"""
+
+
+class Engine:
+    """dockerd inside a laboratory host, with everything below ``folder``."""
+
+    def __init__(self, host: LabHost, folder: Path) -> None:
+        self.host = host
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    *("nsenter", f"--net={self.host.namespace}", "unshare", "-m"),
+                    *("sh", "-c", START, "sh", str(self.host.plugin_directory)),
+                    *("--data-root", str(self._folder / "data"), "--exec-root", str(self._folder / "exec")),
+                    *("-p", str(self._folder / "pid"), "-H", self._address, "--storage-driver", "vfs"),
+                    *("--bridge=none", "--iptables=false", "--ip6tables=false"),
+                    *("--default-ulimit", "nofile=1024:1024", "--default-ulimit", "nproc=1024:1024"),
+                ],
+                env=self.host.environment,
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + START_S
+        while self("info", check=False).returncode:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                pytest.fail("dockerd did not start: " + (self._folder / "log").read_text()[-3000:])
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """As the service manager stops it."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+
+    def __call__(
+        self, *arguments: str, check: bool = True, stdin: bytes | None = None, timeout_s: float = 60
+    ) -> subprocess.CompletedProcess[bytes]:
+        done = subprocess.run(
+            ["docker", "-H", self._address, *arguments],
+            env={**self.host.environment, "DOCKER_API_VERSION": "1.41"},
+            input=stdin,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        if check and done.returncode:
+            pytest.fail(f"docker {' '.join(arguments)}: {done.stderr.decode()}")
+        return done
+
+    def network(self, name: str, *options: str, check: bool = True) -> str:
+        """The id, or what the engine complained of."""
+        done = self(*("network", "create", "-d", "calico", "--ipam-driver", "calico-ipam", *options, name), check=check)
+        return (done.stdout or done.stderr).decode().strip()
+
+    def run(self, name: str, *options: str) -> str:
+        """Start a container that sleeps; its address."""
+        self("run", "-d", "--name", name, *options, "bb:1", "/bin/sleep", "600")
+        (address,) = (each["IPAddress"] for each in self.inspect(name)["NetworkSettings"]["Networks"].values())
+        assert isinstance(address, str)
+        return address
+
+    def run_by_api(self, name: str, network: str, *, address: str, mac: str) -> None:
+        """As an engine's own client of that age: a newer command line will not send a MAC to it."""
+        body = {
+            "Image": "bb:1",
+            "Cmd": ["/bin/sleep", "600"],
+            "MacAddress": mac,
+            "HostConfig": {"NetworkMode": network},
+            "NetworkingConfig": {"EndpointsConfig": {network: {"IPAMConfig": {"IPv4Address": address}}}},
+        }
+        for path, content in ((f"create?name={name}", json.dumps(body)), (f"{name}/start", "")):
+            connection = http.client.HTTPConnection("localhost")
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(30)
+            connection.sock.connect(str(self._folder / "sock"))
+            connection.request("POST", f"/v1.41/containers/{path}", content, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            text = response.read().decode()
+            connection.close()
+            if response.status >= 300:
+                pytest.fail(f"{path}: {text}")
+
+    def inspect(self, name: str) -> Any:
+        return json.loads(self("inspect", name).stdout)[0]
+
+    def inside(self, name: str, *argv: str) -> list[str]:
+        return self("exec", name, *argv).stdout.decode().splitlines()
+
+    def pings(self, name: str, target: str) -> bool:
+        return self("exec", name, "/bin/ping", "-c", "1", "-W", "1", target, check=False).returncode == 0
+
+    @property
+    def _address(self) -> str:
+        return f"unix://{self._folder}/sock"
+
+
+@pytest.fixture
+def engine(make_lab: MakeLab) -> Iterator[Engine]:
+    host = make_lab(1, nodes=False).hosts[0]
+    host.start_node(environment={"CALICO_LIBNETWORK_SCOPE": "local"})
+    with tempfile.TemporaryDirectory(prefix="dk", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        running = Engine(host, folder)
+        running.start()
+        try:
+            root = folder / "rootfs" / "bin"
+            root.mkdir(parents=True)
+            shutil.copy("/bin/busybox", root / "busybox")
+            for program in ("sh", "ip", "ping", "sleep"):
+                (root / program).symlink_to("busybox")
+            archive = subprocess.run(["tar", "-C", root.parent, "-c", "."], capture_output=True, check=True).stdout
+            running("import", "-", "bb:1", stdin=archive)
+            yield running
+            containers = running("ps", "-aq").stdout.decode().split()
+            if containers:
+                running("rm", "-f", *containers, check=False)
+        finally:
+            running.stop()
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(folder / "data")
+
+
+def endpoints(host: LabHost) -> list[dict[str, Any]]:
+    found = json.loads(host.calicoctl("endpoint", "show", "-o", "json").stdout)
+    assert isinstance(found, list)
+    return found
+
+
+def test_networks_connect_and_separate_and_nothing_is_left(engine: Engine) -> None:
+    host = engine.host
+    before = kernel_state(host)
+    profiles = host.calicoctl("profile", "show").stdout
+    net1, net2 = engine.network("net1"), engine.network("net2")
+    first = engine.run("alpha", "--net", "net1")
+    second = engine.run("beta", "--net", "net1")
+    third = engine.run("gamma", "--net", "net2")
+    assert len({first, second, third}) == 3
+    assert engine.pings("alpha", second)
+    assert engine.pings("beta", "alpha"), "by name"
+    assert not engine.pings("alpha", third)
+    assert not engine.pings("gamma", first)
+    assert {net1, net2} <= set(host.calicoctl("profile", "show").stdout.split())
+    assert engine("network", "rm", "net1", check=False).returncode != 0
+
+    engine("rm", "-f", "alpha", "beta", "gamma")
+    assert endpoints(host) == []
+    engine("network", "rm", "net1", "net2")
+    assert workload_keys(host) == []
+    assert host.calicoctl("profile", "show").stdout == profiles
+    assert kernel_state(host) == before
+
+
+def test_what_a_container_sees(engine: Engine) -> None:
+    engine.network("net1", "--subnet", "192.168.0.0/16", "--opt", "org.projectcalico.ifprefix=test")
+    engine.run_by_api("alpha", "net1", address="192.168.44.5", mac="02:42:00:00:00:05")
+    assert [line.strip() for line in engine.inside("alpha", "/bin/ip", "route")] == [
+        "default via 169.254.1.1 dev test0",
+        "169.254.1.1 dev test0 scope link",
+    ]
+    assert any("02:42:00:00:00:05" in line for line in engine.inside("alpha", "/bin/ip", "link", "show", "test0"))
+    (endpoint,) = endpoints(engine.host)
+    assert (endpoint["orchestrator"], endpoint["workload"]) == ("libnetwork", "libnetwork")
+    again = engine("run", "--rm", "--net", "net1", "--ip", "192.168.44.5", "bb:1", "/bin/ip", "route", check=False)
+    assert b"The address 192.168.44.5 is already in use" in again.stderr
+    engine("restart", "-t", "0", "alpha")
+    assert engine.inspect("alpha")["NetworkSettings"]["Networks"]["net1"]["IPAddress"] == "192.168.44.5"
+    engine("rm", "-f", "alpha")
+    engine("network", "rm", "net1")
+    assert workload_keys(engine.host) == []
+
+
+def test_both_address_families(engine: Engine) -> None:
+    engine.network("net1", "--ipv6")
+    engine.run("alpha", "--net", "net1")
+    engine.run("beta", "--net", "net1")
+    settings = engine.inspect("beta")["NetworkSettings"]["Networks"]["net1"]
+    assert settings["GlobalIPv6Address"].startswith("fd80:24e2:f998:72d6:")
+    assert engine.pings("alpha", settings["IPAddress"])
+    assert any(engine.pings("alpha", settings["GlobalIPv6Address"]) for _ in range(5))
+    engine("rm", "-f", "alpha", "beta")
+    engine("network", "rm", "net1")
+    assert workload_keys(engine.host) == []
+
+
+def test_addresses_of_the_engine(engine: Engine) -> None:
+    """Without our IPAM: a pool that nothing is assigned from, and the engine's bridge for the default route."""
+    host = engine.host
+    before = host.calicoctl("pool", "show", "-o", "json").stdout
+    engine("network", "create", "-d", "calico", "--subnet", "10.99.0.0/24", "--opt", "nat-outgoing=true", "net1")
+    assert "10.99.0.0/24" in host.calicoctl("pool", "show").stdout
+    engine.run("alpha", "--net", "net1")
+    address = engine.run("beta", "--net", "net1")
+    assert address.startswith("10.99.0.")
+    assert engine.pings("alpha", address)
+    engine("rm", "-f", "alpha", "beta")
+    engine("network", "rm", "net1")
+    assert host.calicoctl("pool", "show", "-o", "json").stdout == before
+    assert workload_keys(host) == []
+
+
+def test_second_network_of_a_running_container(engine: Engine) -> None:
+    host = engine.host
+    for pool in ("10.77.0.0/24", "10.78.0.0/24"):
+        host.calicoctl("pool", "add", pool)
+    engine.network("net1", "--subnet", "10.77.0.0/24")
+    engine.network("net2", "--subnet", "10.78.0.0/24")
+    engine.run("alpha", "--net", "net1")
+    other = engine.run("beta", "--net", "net2")
+    assert other.startswith("10.78.0.")
+    assert not engine.pings("alpha", other)
+    engine("network", "connect", "net2", "alpha")
+    assert "10.78.0.0/24 via 169.254.1.2 dev cali1" in [
+        line.strip() for line in engine.inside("alpha", "/bin/ip", "route")
+    ]
+    assert engine.pings("alpha", other)
+    engine("restart", "-t", "0", "alpha")
+    assert engine.pings("alpha", other)
+    engine("network", "disconnect", "net2", "alpha")
+    assert not engine.pings("alpha", other)
+    engine("rm", "-f", "alpha", "beta")
+    assert workload_keys(host) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--subnet", "11.0.0.0/24"), "The requested subnet must match the CIDR of a configured Calico IP Pool."),
+        (("--internal",), "Calico driver does not support the flag --internal."),
+        (("--opt", "a=1", "--opt", "b=2"), "Calico driver does not support the flags a, b."),
+        (("--subnet", "192.168.0.0/16", "--ip-range", "192.168.4.0/24"), "does not support sub pools"),
+        (("--subnet", "192.168.0.0/16", "--gateway", "192.168.0.1"), "does not support specifying a gateway"),
+        (("--ipam-opt", "a=1"), "Arbitrary options are not supported"),
+    ],
+)
+def test_what_is_refused(engine: Engine, options: tuple[str, ...], text: str) -> None:
+    assert text in engine.network("net1", *options, check=False)
+    assert workload_keys(engine.host) == []
+
+
+def test_ten_at_once(engine: Engine) -> None:
+    engine.network("net1")
+    names = [f"c{number}" for number in range(10)]
+    with ThreadPoolExecutor(5) as pool:
+        addresses = list(pool.map(lambda name: engine.run(name, "--net", "net1"), names))
+    assert len(set(addresses)) == 10
+    assert engine.pings("c0", addresses[-1])
+    engine("rm", "-f", *names)
+    assert workload_keys(engine.host) == []
+
+
+def test_node_that_restarts_under_running_containers(engine: Engine) -> None:
+    engine.network("net1")
+    address = engine.run("alpha", "--net", "net1")
+    engine.host.stop_node()
+    engine.host.start_node(environment={"CALICO_LIBNETWORK_SCOPE": "local"})
+    engine.run("beta", "--net", "net1")
+    assert engine.pings("beta", address)
+    engine("rm", "-f", "alpha", "beta")
+    engine("network", "rm", "net1")
+    assert workload_keys(engine.host) == []

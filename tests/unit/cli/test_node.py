@@ -1,0 +1,123 @@
+"""``calicoctl node`` and ``status``: with a node that answers, and without one."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from netaddr import IPAddress, IPNetwork
+
+from calico_core.interfaces.integration import Call, CallReply
+from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.hosts import NodeStatus
+from calico_core.model.keys import NodeStatusKey, WorkloadEndpointKey
+from calico_core.node import startup
+from calico_core.node.socket_api import SocketServer
+from calico_core.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from calico_core.datastore.records import TypedRecords
+    from tests.unit.cli.conftest import Calicoctl
+
+needs_root_socket = pytest.mark.skipif(os.geteuid() != 0, reason="the socket speaks to root only")
+
+
+class Answers:
+    """What a running node would say; ``reply`` may be changed."""
+
+    def __init__(self) -> None:
+        self.status: dict[str, object] = {
+            "host": "rack-a",
+            "version": "1.2.3",
+            "pid": os.getpid(),
+            "started": 0.0,
+            "datastore": "sqlite:///x",
+            "dataplane": "nftables",
+            "is_in_sync": True,
+            "endpoints": {"/e/1": {"status": "up", "reason": ""}, "/e/2": {"status": "error", "reason": "no set"}},
+            "bad_records": ["/bad"],
+            "last_error": "",
+            "routing": {
+                "driver": "bird",
+                "is_running": True,
+                "last_error": "",
+                "peers": [{"ip": "192.0.2.2", "origin": "mesh", "state": "Established", "since": "12:00", "info": ""}],
+            },
+            "integrations": {"cni": "ready"},
+        }
+
+    def __call__(self, call: Call) -> CallReply:
+        assert (call.program, call.stdin) == ("node", b"status")
+        return CallReply(stdout=json.dumps(self.status).encode())
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Answers]:
+    answers = Answers()
+    server = SocketServer(str(tmp_path / "run" / "node.sock"), answers)
+    server.start()
+    yield answers
+    server.stop()
+
+
+@pytest.mark.parametrize("command", [("status",), ("node", "status")])
+def test_status_without_a_node_is_1(bare: Calicoctl, command: tuple[str, ...]) -> None:
+    done = bare(*command)
+    assert done.code == 1
+    assert "not running" in done.out
+    assert "node.sock" in done.err
+
+
+@needs_root_socket
+def test_status_of_a_node(bare: Calicoctl, node: Answers) -> None:
+    text = bare.ok("status")
+    for part in ("rack-a", "in sync", "1 error", "no set", "cni: ready", "/bad", "192.0.2.2", "Established"):
+        assert part in text
+    assert bare("status", "-o", "json").json == node.status
+
+
+@needs_root_socket
+def test_status_of_a_node_that_is_not_in_sync_is_1(bare: Calicoctl, node: Answers) -> None:
+    node.status["is_in_sync"] = False
+    done = bare("status")
+    assert done.code == 1
+    assert "not in sync" in done.out
+
+
+def test_stopping_when_none_runs(calicoctl: Calicoctl) -> None:
+    assert calicoctl.ok("node", "stop") == "No node runs on this host.\n"
+
+
+@needs_root_socket
+def test_stopping_with_endpoints_is_5(calicoctl: Calicoctl, records: TypedRecords, node: Answers) -> None:
+    record = WorkloadEndpoint(state="active", name="cali1", ipv4_nets=(IPNetwork("10.65.0.1/32"),))
+    records.put(WorkloadEndpointKey("rack-a", "cni", "pod", "e1"), record)
+    done = calicoctl("node", "stop")
+    assert done.code == 5
+    assert "e1" in done.err
+    assert "--force" in done.err
+
+
+def test_hosts_of_the_datastore(calicoctl: Calicoctl, records: TypedRecords) -> None:
+    for number, (host, as_number) in enumerate((("rack-a", "64512"), ("rack-b", ""), ("rack-c", "")), 1):
+        startup.claim_host(
+            records,
+            host=host,
+            ipv4=IPAddress(f"192.0.2.{number}"),
+            ipv6=None,
+            settings=load_settings({"AS": as_number}),
+        )
+    records.put(NodeStatusKey("rack-a"), NodeStatus(version="1", started=0.0, state="running"))
+    records.put(NodeStatusKey("rack-b"), NodeStatus(version="1", started=0.0, state="stopped"))
+    rows = calicoctl("node", "show", "-o", "json").json
+    assert [(row["host"], row["ipv4"], row["as_number"], row["alive"]) for row in rows] == [
+        ("rack-a", "192.0.2.1", "64512", True),
+        ("rack-b", "192.0.2.2", "(inherited)", False),
+        ("rack-c", "192.0.2.3", "(inherited)", False),
+    ]
+    assert "| rack-a " in calicoctl.ok("node", "show")

@@ -1,0 +1,331 @@
+"""The agent on a memory store and a dataplane without a kernel: from a record to the word that it is in force."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from netaddr import IPNetwork
+
+from calico_core.dataplane.memory import MemoryDataplane
+from calico_core.datastore.memory import MemoryDatastore
+from calico_core.datastore.records import TypedRecords
+from calico_core.errors import KernelRefused
+from calico_core.interfaces.dataplane import ApplyReport, DataplaneOptions, Failure
+from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.keys import (
+    GlobalConfigKey,
+    ProfileRulesKey,
+    ProfileTagsKey,
+    ReadyKey,
+    WorkloadEndpointKey,
+)
+from calico_core.model.rules import Rule, RuleLists
+from calico_core.model.workloads import PairRequest
+from calico_core.node.agent import Agent, AgentState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from calico_core.model.hoststate import HostChanges
+
+WAIT_S = 10.0
+HOST = "rack-a"
+
+
+class FaultyDataplane(MemoryDataplane):
+    """``errors``: raised by the next applies, in order. ``whole``: why nothing can be programmed, or ''."""
+
+    def __init__(self, options: DataplaneOptions) -> None:
+        super().__init__(options)
+        self.errors: list[Exception] = []
+        self.whole = ""
+
+    def apply(self, changes: HostChanges) -> ApplyReport:
+        if self.errors:
+            if changes.is_complete:
+                super().apply(changes)  # what is wanted is kept, as the seam demands
+            raise self.errors.pop(0)
+        report = super().apply(changes)
+        return ApplyReport(failures=(Failure("table inet calico", self.whole),)) if self.whole else report
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.store = MemoryDatastore()
+        self.records = TypedRecords(self.store)
+        self.dataplane = FaultyDataplane(DataplaneOptions(host=HOST))
+        self.states: list[AgentState] = []
+        self.deaths: list[bool] = []
+        self.agents: list[Agent] = []
+
+    def start(self, *, refresh_interval_s: float = 0.0, is_ready: bool = True) -> Agent:
+        if is_ready:
+            self.records.put(ReadyKey(), "true")
+        agent = Agent(
+            store=self.store,
+            host=HOST,
+            dataplane=self.dataplane,
+            refresh_interval_s=refresh_interval_s,
+            reporter=self.states.append,
+            on_death=lambda: self.deaths.append(True),
+        )
+        self.agents.append(agent)
+        agent.start()
+        return agent
+
+    def write(self, name: str = "a", host: str = HOST, **fields: object) -> tuple[WorkloadEndpointKey, int]:
+        key = WorkloadEndpointKey(host, "cni", "pod", name)
+        values: dict[str, object] = {
+            "state": "active",
+            "name": f"cali{name}",
+            "ipv4_nets": (IPNetwork("10.65.0.2/32"),),
+            "profile_ids": ("web",),
+        }
+        return key, self.records.put(key, WorkloadEndpoint(**{**values, **fields}))
+
+    def write_profile(self, name: str = "web", *rules: Rule) -> None:
+        self.records.put(ProfileTagsKey(name), (name,))
+        self.records.put(ProfileRulesKey(name), RuleLists(inbound_rules=rules or (Rule(action="allow"),)))
+
+    def link(self, name: str) -> None:
+        self.dataplane.wiring().make_pair(PairRequest(interface=f"cali{name}", peer=f"tmp{name}"))
+
+    def status(self, key: WorkloadEndpointKey) -> str:
+        return self.states[-1].endpoints.get(key, ("", ""))[0] if self.states else ""
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    for agent in made.agents:
+        agent.stop()
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_written_endpoint_is_programmed(bench: Bench) -> None:
+    bench.write_profile()
+    agent = bench.start()
+    key, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    assert bench.dataplane.is_programmed(key)
+    assert agent.wait_in_sync(0)
+    assert not agent.wait_programmed(key, revision + 1000, 0)
+
+
+def test_what_was_there_before_is_in_the_first_batch(bench: Bench) -> None:
+    bench.write_profile()
+    written = [bench.write(name) for name in "abc"]
+    agent = bench.start()
+    assert all(agent.wait_programmed(key, revision, WAIT_S) for key, revision in written)
+    assert bench.dataplane.applied[0].is_complete
+    assert {workload.key for workload in bench.dataplane.applied[0].workloads} == {key for key, _ in written}
+    assert not any(changes.is_complete for changes in bench.dataplane.applied[1:])
+
+
+def test_an_empty_store_is_a_complete_state_too(bench: Bench) -> None:
+    agent = bench.start()
+    assert agent.wait_in_sync(WAIT_S)
+    assert bench.dataplane.applied[0].is_complete
+
+
+def test_nothing_is_applied_before_the_store_is_ready(bench: Bench) -> None:
+    bench.write_profile()
+    key, revision = bench.write()
+    agent = bench.start(is_ready=False)
+    assert bench.dataplane.is_closed  # unknown workloads are, from the first moment
+    bench.link("z")
+    eventually(lambda: bench.states)  # the engine has made a pass
+    assert not agent.wait_programmed(key, revision, 0.1)
+    assert not agent.knows_ready()
+    assert bench.dataplane.applied == []
+    bench.records.put(ReadyKey(), "true")
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    assert agent.knows_ready()
+
+
+def test_what_the_agent_knows_of_profiles(bench: Bench) -> None:
+    bench.write_profile("web")
+    agent = bench.start()
+    assert agent.wait_in_sync(WAIT_S)
+    assert agent.knows_profile("web")
+    assert not agent.knows_profile("db")
+    bench.records.delete(ProfileRulesKey("web"))
+    eventually(lambda: not agent.knows_profile("web"))
+
+
+def test_endpoints_of_other_hosts_are_not_ours(bench: Bench) -> None:
+    agent = bench.start()
+    other, revision = bench.write("x", host="rack-b")
+    own, own_revision = bench.write("a")
+    assert agent.wait_programmed(own, own_revision, WAIT_S)
+    assert not agent.wait_programmed(other, revision, 0)
+    assert other not in bench.dataplane.state.workloads
+    assert other not in bench.states[-1].endpoints
+
+
+def test_a_record_that_changes_nothing_here_is_programmed_at_once(bench: Bench) -> None:
+    agent = bench.start()
+    key, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    batches = len(bench.dataplane.applied)
+    key, later = bench.write(created=12.5)
+    assert agent.wait_programmed(key, later, WAIT_S)
+    assert len(bench.dataplane.applied) == batches
+
+
+def test_a_failure_is_told_and_heals(bench: Bench) -> None:
+    agent = bench.start()
+    assert agent.wait_in_sync(WAIT_S)
+    key = WorkloadEndpointKey(HOST, "cni", "pod", "a")
+    bench.dataplane.refused[key.path] = "no such set"
+    bench.link("a")
+    bench.link("b")
+    _, revision = bench.write("a")
+    started = time.monotonic()
+    assert not agent.wait_programmed(key, revision, 60.0)
+    assert time.monotonic() - started < WAIT_S  # told, not timed out
+    eventually(lambda: bench.status(key) == "error")
+    assert bench.states[-1].last_error == "no such set"
+
+    other, other_revision = bench.write("b")
+    assert agent.wait_programmed(other, other_revision, WAIT_S)  # one that fails does not hold up others
+
+    bench.dataplane.refused.clear()
+    eventually(lambda: agent.wait_programmed(key, revision, 0))
+    eventually(lambda: bench.status(key) == "up")
+    assert bench.states[-1].last_error == ""
+    assert bench.status(other) == "up"
+
+
+def test_a_failing_endpoint_is_not_in_force_after_an_unrelated_change(bench: Bench) -> None:
+    agent = bench.start()
+    key = WorkloadEndpointKey(HOST, "cni", "pod", "a")
+    bench.dataplane.refused[key.path] = "no such set"
+    assert agent.wait_in_sync(WAIT_S)
+    bench.write("a")
+    _, revision = bench.write("a", created=1.0)
+    other, other_revision = bench.write("b")
+    assert agent.wait_programmed(other, other_revision, WAIT_S)
+    assert not agent.wait_programmed(key, revision, 0.05)
+
+
+def test_when_nothing_can_be_programmed_no_endpoint_is_in_force(bench: Bench) -> None:
+    bench.dataplane.whole = "out of memory"
+    agent = bench.start()
+    key, revision = bench.write()
+    assert not agent.wait_programmed(key, revision, WAIT_S)
+    assert not agent.is_in_sync
+    assert not agent.wait_in_sync(0)
+    bench.dataplane.whole = ""
+    eventually(lambda: agent.wait_programmed(key, revision, 0))
+    assert agent.wait_in_sync(WAIT_S)
+
+
+def test_an_apply_that_raises_is_tried_again(bench: Bench) -> None:
+    bench.dataplane.errors = [KernelRefused("commit", 12), KernelRefused("commit", 12)]
+    agent = bench.start()
+    key, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    assert bench.deaths == []
+    assert bench.dataplane.errors == []
+
+
+def test_an_unexpected_error_ends_the_agent_and_lets_go_whoever_waits(bench: Bench) -> None:
+    agent = bench.start()
+    assert agent.wait_in_sync(WAIT_S)
+    bench.dataplane.errors = [RuntimeError("a bug")]
+    key, revision = bench.write()
+    started = time.monotonic()
+    assert not agent.wait_programmed(key, revision, 60.0)
+    assert time.monotonic() - started < WAIT_S
+    eventually(lambda: bench.deaths)
+    eventually(lambda: not agent.is_alive)
+
+
+def test_stopping_lets_go_whoever_waits(bench: Bench) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    agent = bench.start()
+    assert agent.wait_in_sync(WAIT_S)
+    assert agent.is_alive
+    key = WorkloadEndpointKey(HOST, "cni", "pod", "never")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(agent.wait_programmed, key, 1, 60.0)
+        agent.stop()
+        assert waiting.result(WAIT_S) is False
+    assert not agent.is_alive
+    assert bench.dataplane.state.workloads == {}
+    agent.stop()
+
+
+def test_status_follows_the_link(bench: Bench) -> None:
+    agent = bench.start()
+    key, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    eventually(lambda: bench.status(key) == "down")
+    bench.link("a")
+    eventually(lambda: bench.status(key) == "up")
+    bench.dataplane.wiring().detach("calia")
+    eventually(lambda: bench.status(key) == "down")
+
+
+def test_a_removed_endpoint_goes_from_kernel_and_status(bench: Bench) -> None:
+    agent = bench.start()
+    key, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    bench.records.delete(key)
+    eventually(lambda: key not in bench.dataplane.state.workloads)
+    eventually(lambda: key not in bench.states[-1].endpoints)
+    _, again = bench.write()
+    assert agent.wait_programmed(key, again, WAIT_S)
+
+
+def test_a_record_that_does_not_decode_is_named_and_skipped(bench: Bench) -> None:
+    agent = bench.start()
+    assert agent.wait_in_sync(WAIT_S)
+    bad = WorkloadEndpointKey(HOST, "cni", "pod", "bad")
+    bench.store.put(bad.path, b'{"state":"active"}')
+    key, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    eventually(lambda: bad.path in bench.states[-1].bad_records)
+
+
+def test_nothing_goes_while_the_store_is_away(bench: Bench) -> None:
+    agent = bench.start()
+    key, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    bench.store.faults.down = True
+    bench.store.faults.break_watches()
+    bench.link("b")  # something happens on the host meanwhile
+    count = len(bench.states)
+    bench.dataplane.wiring().detach("calib")
+    eventually(lambda: len(bench.states) > count)
+    assert bench.dataplane.is_programmed(key)
+    bench.store.faults.down = False
+    _, later = bench.write("c")
+    assert agent.wait_programmed(WorkloadEndpointKey(HOST, "cni", "pod", "c"), later, WAIT_S)
+    assert bench.dataplane.is_programmed(key)
+
+
+def test_a_refresh_heals_the_kernel(bench: Bench) -> None:
+    agent = bench.start(refresh_interval_s=0.05)
+    key, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    bench.dataplane.forget()
+    eventually(lambda: bench.dataplane.is_programmed(key))
+
+
+def test_configuration_in_the_store_does_not_disturb(bench: Bench) -> None:
+    agent = bench.start()
+    bench.records.put(GlobalConfigKey("InterfacePrefix"), "cali")
+    key, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)

@@ -1,0 +1,201 @@
+"""What a node says of itself and its endpoints, on a memory store; liveness goes with the lease."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from calico_core.datastore.memory import MemoryDatastore
+from calico_core.datastore.records import TypedRecords
+from calico_core.interfaces.routing import RoutingStatus
+from calico_core.model.endpoints import EndpointStatus
+from calico_core.model.keys import (
+    FelixLastStatusKey,
+    FelixStatusKey,
+    NodeStatusKey,
+    WorkloadEndpointKey,
+    WorkloadStatusKey,
+)
+from calico_core.node.agent import AgentState
+from calico_core.node.status import StatusReporter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+WAIT_S = 10.0
+HOST = "rack-a"
+
+
+class Clock:
+    """Moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.store = MemoryDatastore(clock=self.clock)
+        self.records = TypedRecords(self.store)
+        self.reporters: list[StatusReporter] = []
+
+    def start(self, *, interval_s: float = 30.0, reports_endpoints: bool = True) -> StatusReporter:
+        reporter = StatusReporter(
+            records=self.records,
+            host=HOST,
+            version="1.2.3",
+            interval_s=interval_s,
+            ttl_s=90.0,
+            reports_endpoints=reports_endpoints,
+            routing_status=lambda: RoutingStatus(driver="none", is_running=False),
+            integrations=lambda: {"cni": "ready"},
+        )
+        self.reporters.append(reporter)
+        reporter.start()
+        return reporter
+
+    def endpoint(self, name: str) -> EndpointStatus | None:
+        found = self.records.get(status_key(name))
+        return found.record if found is not None else None
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    made = Bench()
+    yield made
+    made.store.faults.down = False
+    for reporter in made.reporters:
+        reporter.stop()
+
+
+def status_key(name: str) -> WorkloadStatusKey:
+    return WorkloadStatusKey(HOST, "cni", "pod", name)
+
+
+def state(*, is_applied: bool = True, **endpoints: tuple[str, str]) -> AgentState:
+    keys = {WorkloadEndpointKey(HOST, "cni", "pod", name): status for name, status in endpoints.items()}
+    return AgentState(is_in_sync=True, is_applied=is_applied, endpoints=keys)
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_statuses_follow_the_agent(bench: Bench) -> None:
+    reporter = bench.start()
+    reporter.put(state(a=("up", ""), b=("error", "no such set")))
+    eventually(lambda: bench.endpoint("b"))
+    assert bench.endpoint("a") == EndpointStatus(status="up")
+    assert bench.endpoint("b") == EndpointStatus(status="error", reason="no such set")
+    reporter.put(state(b=("up", "")))
+    eventually(lambda: bench.endpoint("a") is None)
+    assert bench.endpoint("b") == EndpointStatus(status="up")
+
+
+def test_what_has_not_changed_is_not_written_again(bench: Bench) -> None:
+    reporter = bench.start()
+    reporter.put(state(a=("up", "")))
+    eventually(lambda: bench.endpoint("a"))
+    revision = bench.records.get(status_key("a")).mod_revision
+    reporter.put(state(a=("up", ""), b=("up", "")))
+    eventually(lambda: bench.endpoint("b"))
+    assert bench.records.get(status_key("a")).mod_revision == revision
+
+
+def test_leftovers_of_an_earlier_run_are_swept_and_other_hosts_left(bench: Bench) -> None:
+    other = WorkloadStatusKey("rack-b", "cni", "pod", "x")
+    for key in (status_key("gone"), other):
+        bench.records.put(key, EndpointStatus(status="up"))
+    reporter = bench.start()
+    reporter.put(state(is_applied=False))
+    reporter.put(state(a=("up", "")))
+    eventually(lambda: bench.endpoint("a"))
+    assert bench.endpoint("gone") is None
+    assert bench.records.get(other) is not None
+
+
+def test_nothing_is_swept_before_the_first_apply(bench: Bench) -> None:
+    bench.records.put(status_key("kept"), EndpointStatus(status="up"))
+    reporter = bench.start()
+    reporter.put(state(is_applied=False))
+    eventually(lambda: reporter.state is not None and bench.records.get(NodeStatusKey(HOST)))
+    assert bench.endpoint("kept") is not None
+
+
+def test_endpoint_reporting_can_be_switched_off(bench: Bench) -> None:
+    reporter = bench.start(reports_endpoints=False)
+    reporter.put(state(a=("up", "")))
+    eventually(lambda: bench.records.get(NodeStatusKey(HOST)))
+    assert bench.endpoint("a") is None
+
+
+def test_liveness_goes_with_its_lease(bench: Bench) -> None:
+    bench.start()
+    eventually(lambda: bench.records.get(NodeStatusKey(HOST)))
+    assert bench.records.get(FelixStatusKey(HOST)) is not None
+    bench.clock.now += 91.0
+    assert bench.records.get(NodeStatusKey(HOST)) is None
+    assert bench.records.get(FelixStatusKey(HOST)) is None
+    assert bench.records.get(FelixLastStatusKey(HOST)) is not None  # says when it was last seen
+
+
+def test_interval_0_switches_the_agents_heartbeat_off(bench: Bench) -> None:
+    bench.start(interval_s=0.0)
+    eventually(lambda: bench.records.get(NodeStatusKey(HOST)))
+    assert bench.records.get(FelixStatusKey(HOST)) is None
+    assert bench.records.get(FelixLastStatusKey(HOST)) is None
+
+
+def test_the_nodes_own_report(bench: Bench) -> None:
+    reporter = bench.start(interval_s=0.02)
+    reporter.put(state(a=("up", ""), b=("up", ""), c=("down", "no link")))
+
+    def is_running() -> bool:
+        found = bench.records.get(NodeStatusKey(HOST))
+        return found is not None and found.record.state == "running"
+
+    eventually(is_running)
+    record = bench.records.get(NodeStatusKey(HOST)).record
+    assert record.version == "1.2.3"
+    assert record.endpoints == {"up": 2, "down": 1}
+    assert record.routing == {"driver": "none", "running": "no"}
+    assert record.integrations == {"cni": "ready"}
+
+
+def test_last_words(bench: Bench) -> None:
+    reporter = bench.start()
+    eventually(lambda: bench.records.get(NodeStatusKey(HOST)))
+    reporter.stop()
+    bench.clock.now += 1000.0
+    assert bench.records.get(NodeStatusKey(HOST)).record.state == "stopped"
+    assert bench.records.get(FelixStatusKey(HOST)) is None
+    reporter.stop()
+
+
+def test_a_store_away_at_the_end_does_not_keep_us(bench: Bench) -> None:
+    reporter = bench.start()
+    eventually(lambda: bench.records.get(NodeStatusKey(HOST)))
+    bench.store.faults.down = True
+    started = time.monotonic()
+    reporter.stop()
+    assert time.monotonic() - started < WAIT_S
+
+
+def test_what_could_not_be_written_is_written_later(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calico_core.node.status._RETRY_S", 0.05)
+    bench.store.faults.down = True
+    reporter = bench.start()
+    reporter.put(state(a=("up", "")))
+    eventually(lambda: reporter.state is not None)
+    bench.store.faults.down = False
+    eventually(lambda: bench.endpoint("a"))
+    eventually(lambda: bench.records.get(NodeStatusKey(HOST)))
