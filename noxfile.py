@@ -6,6 +6,10 @@ Sessions install the project in an environment of their own; with ``--no-venv`` 
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
+
 import nox
 
 nox.options.sessions = ["lint", "types", "unit", "property"]
@@ -36,7 +40,7 @@ def types(session: nox.Session) -> None:
 
 
 def _pytest(session: nox.Session, *folders: str) -> None:
-    _install(session, "node", "test")
+    _install(session, "kubernetes", "node", "test")
     session.run("pytest", *folders, *session.posargs)
 
 
@@ -71,6 +75,31 @@ def e2e(session: nox.Session) -> None:
 
 
 @nox.session
+def cri(session: nox.Session) -> None:
+    """containerd's CRI: 200 pods, sixteen at once; ``nox -s cri -- 24`` makes fewer. Needs root."""
+    _install(session, "node", "test")
+    pods = session.posargs[0] if session.posargs else "200"
+    session.run("pytest", "tests/e2e/cni/test_containerd.py", env={"CALICO_CRI_PODS": pods})
+
+
+@nox.session
+def kubernetes(session: nox.Session) -> None:
+    """A Kubernetes of two nodes with our plugin. Needs root. ``KUBERNETES_BIN`` is the folder of its programs, built
+    there by Go when they are missing (minutes). ``KUBERNETES_AWAY_S=60``: how long the API server stays away."""
+    folder = os.environ.get("KUBERNETES_BIN", "")
+    if not folder:
+        session.skip("KUBERNETES_BIN does not name the folder of the Kubernetes programs (it is built when empty)")
+    builder = Path(__file__).parent / "tests" / "e2e" / "kubernetes" / "build.py"
+    _install(session, "kubernetes", "node", "test")
+    missing = session.run("python", str(builder), "--missing", folder, silent=True).strip()
+    if missing and shutil.which("go") is None:
+        session.skip(f"{folder} lacks {missing}, and there is no Go to build it with")
+    if missing:
+        session.run("python", str(builder), folder)
+    session.run("pytest", "--timeout", "600", "tests/e2e/kubernetes", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """``nox -s bench -- cni``: JSON lines, the yardsticks among them. Needs root."""
     _install(session, "node", "test")
@@ -83,3 +112,10 @@ def sqlite_crash(session: nox.Session) -> None:
     """``nox -s sqlite_crash -- --kills 1000 --seed 5``: kill -9 in the middle of the SQLite driver's writes."""
     _install(session, "node", "test")
     session.run("python", "tests/campaigns/sqlite_crash.py", *session.posargs)
+
+
+@nox.session
+def torture(session: nox.Session) -> None:
+    """``nox -s torture -- --operations 100000 --seed 5``: 32 writers killed at random, then the books."""
+    _install(session, "node", "test")
+    session.run("python", "-m", "tests.campaigns.torture", *session.posargs)

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 _fields: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("calico_log_fields", default={})  # noqa: B039 - never mutated
 
-LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+PACKAGES = ("calico_core", "calico_cni", "calico_libnetwork", "calico_mesos", "calico_kubernetes")
+LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "none": logging.CRITICAL + 1,
+}
 
 
 class Logger:
@@ -103,7 +110,12 @@ def configure(*, level: str = "info", style: str = "console", stream: TextIO | N
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
-    for package in ("calico_core", "calico_cni", "calico_libnetwork", "calico_mesos"):
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """From now on, of :data:`LEVELS`; any thread. Loggers of libraries stay at warnings."""
+    for package in PACKAGES:
         logging.getLogger(package).setLevel(LEVELS[level])
 
 

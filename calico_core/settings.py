@@ -16,6 +16,13 @@ from calico_core.errors import CalicoError, InvalidRequest, InvalidSettings
 
 _TRUE = frozenset({"true", "1", "yes", "y", "t"})
 _FALSE = frozenset({"false", "0", "no", "n", "f"})
+_LEVEL_WORDS = {
+    **dict.fromkeys(("trace", "verbose"), "debug"),
+    "warn": "warning",
+    **dict.fromkeys(("err", "crit", "critical", "fatal"), "error"),
+}
+LIVE = frozenset({"log_level"})
+"""Settings that a running node follows when the datastore changes; the others need a start."""
 
 
 class Field(NamedTuple):
@@ -63,11 +70,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     reporting_interval_s: float = 30.0
     reporting_ttl_s: float = 90.0
     endpoint_reporting: bool = True
+    collector_interval_s: float = 600.0
+    collector_grace_s: float = 900.0
+    health_enabled: bool = True
+    health_host: str = "127.0.0.1"
+    health_port: int = 9099
+    metrics_enabled: bool = False
+    metrics_host: str = "0.0.0.0"
+    metrics_port: int = 9091
     # integrations
     libnetwork_plugin_dir: str = "/run/docker/plugins"
     libnetwork_scope: str = "global"
     docker_host: str = "unix:///var/run/docker.sock"
     mesos_strict: bool = False
+    kubeconfig: str = ""
     mtu_bytes: int = 0
     # logging
     log_level: str = "info"
@@ -205,6 +221,12 @@ def _choice(*choices: str, upper: bool = False) -> Callable[[str], str]:
     return parse
 
 
+def _log_level(value: str) -> str:
+    """The reference system's words too, in any case."""
+    cleaned = value.strip().lower()
+    return _LEVEL_WORDS.get(cleaned) or _choice("debug", "info", "warning", "error", "none")(cleaned)
+
+
 def _name(value: str) -> str:
     from calico_core.model.ids import check_name
 
@@ -330,11 +352,20 @@ FIELDS: tuple[Field, ...] = (
         ("FELIX_ENDPOINTREPORTINGENABLED",),
         "EndpointReportingEnabled",
     ),
+    Field("collector_interval_s", "", _number(0, 86400), ("CALICO_COLLECTOR_INTERVAL",)),
+    Field("collector_grace_s", "", _number(0, 86400), ("CALICO_COLLECTOR_GRACE",)),
+    Field("health_enabled", "", _boolean, ("FELIX_HEALTHENABLED",), "HealthEnabled"),
+    Field("health_host", "", _text, ("FELIX_HEALTHHOST",), "HealthHost"),
+    Field("health_port", "", _integer(0, 65535), ("FELIX_HEALTHPORT",), "HealthPort"),
+    Field("metrics_enabled", "", _boolean, ("FELIX_PROMETHEUSMETRICSENABLED",), "PrometheusMetricsEnabled"),
+    Field("metrics_host", "", _text, ("FELIX_PROMETHEUSMETRICSHOST",), "PrometheusMetricsHost"),
+    Field("metrics_port", "", _integer(0, 65535), ("FELIX_PROMETHEUSMETRICSPORT",), "PrometheusMetricsPort"),
     Field("libnetwork_plugin_dir", "", _text, ("CALICO_LIBNETWORK_PLUGIN_DIR",)),
     Field("libnetwork_scope", "", _choice("global", "local"), ("CALICO_LIBNETWORK_SCOPE",)),
     Field("docker_host", "", _text, ("DOCKER_HOST",)),
     Field("mesos_strict", "", _boolean, ("CALICO_MESOS_STRICT",)),
+    Field("kubeconfig", "", _text, ("CALICO_KUBECONFIG",)),
     Field("mtu_bytes", "", _integer(0, 65535), ("CALICO_MTU",)),
-    Field("log_level", "", _choice("debug", "info", "warning", "error"), ("CALICO_LOG_LEVEL",)),
+    Field("log_level", "", _log_level, ("CALICO_LOG_LEVEL", "FELIX_LOGSEVERITYSCREEN"), "LogSeverityScreen"),
     Field("log_format", "", _choice("console", "json"), ("CALICO_LOG_FORMAT",)),
 )

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import importlib
 import inspect
 import re
 import sys
+import textwrap
 import tomllib
 import types
 import typing
@@ -30,7 +32,7 @@ from calico_core.settings import FIELDS, Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
-_NOTE = "<!-- written by docs/generate.py; do not edit -->\n"
+_NOTE = "<!-- written by docs/generate.py; do not edit -->"
 
 MEANINGS = {
     "node_name": "this host's name in every key; else what `STATE_DIRECTORY/nodename` remembers, else the host name",
@@ -62,12 +64,22 @@ MEANINGS = {
     "reporting_interval_s": "seconds between two reports of liveness; 0 or less: none",
     "reporting_ttl_s": "seconds such a report lasts",
     "endpoint_reporting": "write the status of each endpoint to the datastore",
+    "collector_interval_s": "seconds between two looks for [leaked addresses](../how-to/leaked-addresses.md); 0: never",
+    "collector_grace_s": "seconds an address must have been without any sign of life before it is freed",
+    "health_enabled": "serve `/liveness`, `/readiness` and `/health`",
+    "health_host": "the address they are served on",
+    "health_port": "and the port; 0: not at all",
+    "metrics_enabled": "serve `/metrics` for Prometheus",
+    "metrics_host": "the address they are served on",
+    "metrics_port": "and the port; 0: not at all",
     "libnetwork_plugin_dir": "where Docker looks for plugin sockets",
     "libnetwork_scope": "`global` or `local`, as Docker is told",
     "docker_host": "Docker's own socket",
     "mesos_strict": "refuse a cleanup of an unknown container, and an empty host name",
+    "kubeconfig": "how the [policy controller](../how-to/kubernetes.md) reaches the Kubernetes API: the path of a "
+    "kubeconfig, or `in-cluster`; empty: there is no Kubernetes",
     "mtu_bytes": "MTU of interfaces for Docker and Mesos, where the network names none; 0: as the kernel makes them",
-    "log_level": "`debug`, `info`, `warning` or `error`",
+    "log_level": "`debug`, `info`, `warning`, `error` or `none`; a running node follows a change in the datastore",
     "log_format": "`console` or `json`",
 }
 
@@ -84,7 +96,12 @@ def pages() -> dict[str, str]:
 
 
 def _page(title: str, opening: str, *parts: str) -> str:
-    return "\n\n".join([f"# {title}", f"{_NOTE.strip()}\n\n{opening}", *parts]) + "\n"
+    return "\n\n".join([f"# {title}", _NOTE, *(_wrapped(part) for part in (opening, *parts))]) + "\n"
+
+
+def _wrapped(part: str) -> str:
+    """Prose filled; tables, sections and blocks as they are."""
+    return part if part.startswith(("|", "#", "```")) else textwrap.fill(part, 120, break_on_hyphens=False)
 
 
 def _table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
@@ -108,16 +125,24 @@ def _one_line(text: str | None) -> str:
 def _settings() -> str:
     defaults = {field.name: field.default for field in msgspec.structs.fields(Settings)}
     rows = [
-        (field.name, ", ".join(f"`{name}`" for name in field.environment), _shown(defaults[field.name]), meaning)
-        for field, meaning in ((field, MEANINGS[field.name]) for field in FIELDS)
+        (
+            field.name,
+            ", ".join(f"`{name}`" for name in field.environment),
+            f"`{field.config}`" if field.config else "",
+            _shown(defaults[field.name]),
+            MEANINGS[field.name],
+        )
+        for field in FIELDS
     ]
     return _page(
         "Settings",
-        "For people who run a node. Settings come from the environment; where two variables are named, the first "
-        "that is\nset wins, and an empty one counts as not set. `calico-node check-config` prints every value with "
-        "where it came from;\na value that cannot be used ends the start with its name, its origin and what would be "
-        "right.",
-        _table(("Setting", "Environment", "Default", "Meaning"), rows),
+        "For people who run a node. A setting comes from the environment; where two variables are named, the first "
+        "that is set wins, and an empty one counts as not set. Settings with a datastore name are looked up there as "
+        "well when the node starts: first under `/calico/v1/host/HOST/config/NAME`, then under "
+        "`/calico/v1/config/NAME`. `calico-node check-config` prints what the environment says, with the origin of "
+        "each value; one that cannot be used ends the start with its name, its origin and what would be right. In the "
+        "datastore it is logged, and the datastore's settings are left out.",
+        _table(("Setting", "Environment", "Datastore", "Default", "Meaning"), rows),
     )
 
 
@@ -148,8 +173,8 @@ def _datastore_keys() -> str:
     return _page(
         "Datastore keys",
         "For people who read or write the datastore beside us. Words in capitals stand for names, and addresses for "
-        "others of\ntheir kind; IPv6 has the same keys with `v6`. In a name `%` is written `%25` and `/` is written "
-        "`%2f`. A value is JSON,\nor text where the table says so. Unknown fields are ignored on read; in a rule an "
+        "others of their kind; IPv6 has the same keys with `v6`. In a name `%` is written `%25` and `/` is written "
+        "`%2f`. A value is JSON, or text where the table says so. Unknown fields are ignored on read; in a rule an "
         "unknown field makes the list invalid.",
         _table(("Key", "Value", ""), rows),
         *(_record(record) for record in records),
@@ -182,7 +207,7 @@ def _collect(kind: Any, found: dict[type, None]) -> None:
 
 _NAMES: dict[Any, str] = {
     str: "text", int: "integer", float: "number", bool: "boolean", type(None): "null", Any: "any JSON",
-    IPNetwork: "CIDR", IPAddress: "address", EUI: "MAC", Ellipsis: "",
+    IPNetwork: "CIDR", IPAddress: "address", EUI: "MAC", dt.datetime: "time (ISO 8601)", Ellipsis: "",
 }  # fmt: skip
 
 
@@ -195,7 +220,8 @@ def _type_text(kind: Any) -> str:
     if origin is typing.Literal:
         return ", ".join(f"`{argument}`" if argument != "" else "empty" for argument in arguments)
     if origin in {typing.Union, types.UnionType}:
-        return " or ".join(_type_text(argument) for argument in arguments)
+        # unset is how the code says "not written"
+        return " or ".join(_type_text(argument) for argument in arguments if argument is not msgspec.UnsetType)
     if origin is tuple:
         return f"list of {_type_text(arguments[0])}"
     if origin is dict:
@@ -216,9 +242,9 @@ def _calicoctl() -> str:
     return _page(
         "calicoctl",
         "For operators. The datastore is the one of `--datastore`, else of `CALICO_DATASTORE`, else the one that the "
-        "node of\nthis host uses.",
+        "node of this host uses.",
         _table(("Exit code", "Meaning"), _exit_codes()),
-        "## Options of every command\n\n" + _options(calicoctl, context),
+        "## Options of every command  " + _options(calicoctl, context),
         *parts,
     )
 
@@ -287,14 +313,15 @@ def _errors() -> str:
     return _page(
         "Errors",
         "For people who read an error, or write code that meets one. Every failure is one of this tree; a class "
-        "carries what its\ntext is made from.",
+        "carries what its text is made from.",
         f"```\n{tree}\n```",
         "A retryable one may succeed later without a change by the caller.",
         "## What the caller is told",
         _table(("Error", "`calicoctl` exits with", "CNI code", "Meaning"), rows),
         "CNI: a runtime that speaks a version before 0.4.0 is told 100 where the table has a code from 3 to 99. Codes "
-        "of calls that\nviolate the protocol: 1 unknown version, 2 a legal field that is not served, 4 environment, "
-        "6 not JSON, 8 namespace, 50 STATUS:\nan ADD would not be served now.",
+        "of calls that violate the protocol: 1 unknown version, 2 a legal field that is not served, 4 environment, "
+        "6 not JSON, 8 namespace. STATUS: 50 an ADD "
+        "would not be served now, 51 nor is policy sure to follow for what is attached.",
         "Mesos: the hook exits with 1 and `error` in its reply holds the sentence, whatever the class.",
         "Docker: the text of the error, with HTTP status 400 for what the request has wrong and 500 for the rest.",
     )
@@ -313,12 +340,12 @@ def _entry_points() -> str:
     return _page(
         "Entry points",
         "For people who write a driver, an integration or a command. Each namespace is a group of Python entry points; "
-        "what an\nentry point leads to is loaded by name, checked against the class in the table, and used.",
+        "what an entry point leads to is loaded by name, checked against the class in the table, and used.",
         _table(("Namespace", "Leads to", "Shipped"), rows),
         "A datastore driver is chosen by the scheme of the URL (`etcd3s` is `etcd3` over TLS); dataplane and routing "
-        "by\na [setting](settings.md). All integrations that are installed are loaded unless `CALICO_INTEGRATIONS` "
-        "says otherwise:\none that is broken, or written for another `API_VERSION`, is reported by `calicoctl status` and "
-        "stops nothing.",
+        "by a [setting](settings.md). All integrations that are installed are loaded unless `CALICO_INTEGRATIONS` "
+        "says otherwise: one that is broken, or written for another `API_VERSION`, is reported by `calicoctl status` "
+        "and stops nothing.",
         "How to write one: [write-an-integration](../how-to/write-an-integration.md).",
     )
 

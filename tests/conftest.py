@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import signal
 import socket
@@ -16,11 +17,25 @@ import pytest
 
 from calico_core.datastore.etcd3 import Etcd3Datastore
 from calico_core.interfaces.datastore import DatastoreOptions
+from calico_core.log import PACKAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 START_TIMEOUT_S = 20.0
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Logging is the process's: a test that configures it must not change what the next one sees."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    packages = [logging.getLogger(name) for name in PACKAGES]
+    levels = [package.level for package in packages]
+    yield
+    root.handlers[:], root.level = handlers, level
+    for package, before in zip(packages, levels, strict=True):
+        package.setLevel(before)
 
 
 class EtcdServer:

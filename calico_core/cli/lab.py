@@ -25,7 +25,7 @@ def lab() -> None:
 @_name
 @click.option("--hosts", default=2, show_default=True, type=click.IntRange(1, 32), help="How many hosts.")
 @click.option("--fabric", type=click.Choice(["bridge", "router"]), default="bridge", show_default=True)
-@click.option("--datastore", "store", default="sqlite", show_default=True, help="sqlite, etcd or a URL.")
+@click.option("--store", default="sqlite", show_default=True, help="Its datastore: sqlite, etcd or a URL.")
 @click.option("--routing", type=click.Choice(["bird", "none"]), default="bird", show_default=True)
 @click.option("--ipv6", is_flag=True, help="IPv6 as well.")
 @click.option("--no-nodes", is_flag=True, help="Namespaces and links only.")

@@ -16,13 +16,18 @@ import click
 from calico_core.errors import CalicoError
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "datastore": ("calico_core.cli.datastore:datastore", "The whole store: export, import, migrate."),
+    "config": ("calico_core.cli.config:config", "Settings: their values, where each comes from, and changing them."),
     "endpoint": ("calico_core.cli.endpoint:endpoint", "Show endpoints and change their profiles."),
+    "explain": ("calico_core.cli.explain:explain", "Would this flow pass, and which rule decides?"),
     "ipam": ("calico_core.cli.ipam:ipam", "Show and release addresses."),
     "lab": ("calico_core.cli.lab:lab", "A laboratory of hosts in network namespaces."),
     "node": ("calico_core.cli.node:node", "Run, stop and inspect this host's node."),
+    "policy": ("calico_core.cli.policy:policy", "Policies of tiers: show, apply and remove them."),
     "pool": ("calico_core.cli.pool:pool", "Add, remove and show pools of addresses."),
     "profile": ("calico_core.cli.profile:profile", "Profiles: their tags, labels and rules."),
     "status": ("calico_core.cli.status:status", "Is this host's node well? Whom does it peer with?"),
+    "tier": ("calico_core.cli.policy:tier", "Tiers: the order in which policies are asked."),
     "version": ("calico_core.cli.version:version", "Print the version."),
 }
 
@@ -73,7 +78,8 @@ def calicoctl(ctx: click.Context, datastore: str | None, host: str | None, outpu
 
 
 def main() -> NoReturn:
-    """Exit codes: 0 done, 1 failed, 2 bad input, 3 try again, 4 missing, 5 refused by state, 130 interrupted."""
+    """Exit codes: 0 done, 1 failed, 2 bad input, 3 try again, 4 missing, 5 refused by state,
+    6 the answer is no (with --exit-code), 130 interrupted."""
     try:
         code = calicoctl.main(args=globals_first(sys.argv[1:]), prog_name="calicoctl", standalone_mode=False)
     except click.UsageError as error:

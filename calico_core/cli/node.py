@@ -122,14 +122,22 @@ def show(context: CliContext) -> None:
 
 
 def _pid_of_node() -> int | None:
-    """Of the process that holds the lock and answers on the socket."""
+    """Of the process that holds the lock or answers on the socket. What it says of itself is checked: a node in a
+    container has pids of its own."""
     found = ask_node(required=False)
     if found is not None:
+        if not _is_node(int(found["pid"])):
+            raise Refused("the node runs in a container", "stop the container: docker stop, podman stop")
         return int(found["pid"])
     try:
-        text = Path(run_directory(), "node.lock").read_text()
-        pid = int(text.removeprefix("pid ").strip())
-        is_node = b"calico" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        pid = int(Path(run_directory(), "node.lock").read_text().removeprefix("pid ").strip())
     except (OSError, ValueError):
         return None
-    return pid if is_node else None
+    return pid if _is_node(pid) else None
+
+
+def _is_node(pid: int) -> bool:
+    try:
+        return b"calico" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

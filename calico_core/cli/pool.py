@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -12,12 +13,19 @@ from calico_core.cli.failure import Missing, Refused
 from calico_core.cli.output import answer, note
 from calico_core.errors import Conflict, InvalidRequest
 from calico_core.interfaces.datastore import Compare, Delete, NoneNewer, Operation, Precondition, Put, Versioned
+from calico_core.ipam.store_view import held_in
 from calico_core.model import codec
-from calico_core.model.addresses import contains, first_address, parse_network
-from calico_core.model.keys import BLOCKS, POOLS, BlockKey, PoolKey
+from calico_core.model.addresses import parse_network
+from calico_core.model.keys import AFFINITIES, BLOCKS, POOLS, AffinityKey, BlockKey, PoolKey, parse_key
 from calico_core.model.pools import BLOCK_PREFIX, Pool
 
+if TYPE_CHECKING:
+    from netaddr import IPNetwork
+
+    from calico_core.model.blocks import Block
+
 _ATTEMPTS = 3
+_LISTED = 20
 
 
 @click.group()
@@ -52,9 +60,9 @@ def add(context: CliContext, /, cidrs: tuple[str, ...], **options: Any) -> None:
         operations: list[Operation] = []
         for network in networks:
             wanted = _wanted(network, existing.get(network), options)
-            clash = next((cidr for cidr in (*existing, *networks) if _overlaps(cidr, network)), None)
-            if clash is not None:
-                raise Refused(f"pool {network} overlaps pool {clash}")
+            _refuse_overlap(network, existing, networks)
+            if network not in existing:
+                _refuse_old_blocks(context, wanted)
             operations.append(Put(PoolKey(network).path, codec.encode(wanted)))
         if context.records.store.transact(preconditions, operations).committed:
             for network in networks:
@@ -67,24 +75,35 @@ def add(context: CliContext, /, cidrs: tuple[str, ...], **options: Any) -> None:
 @click.argument("cidrs", nargs=-1, required=True, metavar="CIDR...")
 @pass_context
 def remove(context: CliContext, cidrs: tuple[str, ...]) -> None:
-    """Remove pools. Addresses in use stay with their workloads until released."""
+    """Remove pools. Addresses in use stay with their workloads until released.
+
+    The pool is disabled, hosts give up its blocks, then it goes. Interrupted half way it stays disabled: run it again.
+    """
     networks = [parse_network(cidr, field="CIDR") for cidr in cidrs]
-    existing = {found.record.cidr: found for found in _pools(context)}
+    found = [_existing(context, network) for network in networks]
     for network in networks:
-        if network not in existing:
-            raise Missing("pool", str(network), "calicoctl pool show lists them")
-    in_use = _addresses_in_use(context)
-    for network in networks:
-        used = [address for address in in_use if contains(network, address)]
-        if used:
-            note(f"warning: {len(used)} addresses of {network} are in use and stay: {', '.join(map(str, used[:5]))} …")
-        found = existing[network]
-        result = context.records.store.transact(
-            [Compare(found.key.path, found.mod_revision)], [Delete(found.key.path)], [found.key.path]
-        )
-        if not result.committed:
-            raise Conflict(found.key.path, result.current[0])
-        click.echo(f"pool {network} removed")
+        _warn_of_use(context, network)
+    for each in found:
+        pool_now = _switch(context, each.record.cidr, is_disabled=True)
+        blocks = _give_up_blocks(context, pool_now.record.cidr)
+        _delete(context, pool_now)
+        click.echo(f"pool {pool_now.record.cidr} removed" + (f", {blocks} blocks given up" if blocks else ""))
+
+
+@pool.command()
+@click.argument("cidrs", nargs=-1, required=True, metavar="CIDR...")
+@pass_context
+def disable(context: CliContext, cidrs: tuple[str, ...]) -> None:
+    """No new addresses from these pools, from now on. Those in use stay."""
+    _switch_all(context, cidrs, is_disabled=True)
+
+
+@pool.command()
+@click.argument("cidrs", nargs=-1, required=True, metavar="CIDR...")
+@pass_context
+def enable(context: CliContext, cidrs: tuple[str, ...]) -> None:
+    """New addresses from these pools again."""
+    _switch_all(context, cidrs, is_disabled=False)
 
 
 @pool.command()
@@ -148,13 +167,120 @@ def _wanted(network: Any, existing: Versioned[Pool] | None, options: dict[str, A
         raise InvalidRequest("pool", str(error)) from error
 
 
-def _addresses_in_use(context: CliContext) -> list[Any]:
-    from netaddr import IPAddress
+def _refuse_overlap(network: IPNetwork, existing: Mapping[IPNetwork, object], given: list[IPNetwork]) -> None:
+    clash = next((cidr for cidr in (*existing, *given) if _overlaps(cidr, network)), None)
+    if clash is None:
+        return
+    if clash not in existing:
+        raise Refused(f"pool {network} overlaps pool {clash}")
+    if network in clash:
+        raise Refused(
+            f"pool {network} lies inside pool {clash}: a pool cannot shrink, its blocks may be in use anywhere",
+            f"add a pool elsewhere, 'calicoctl pool disable {clash}', attach the workloads anew, remove {clash}",
+        )
+    raise Refused(
+        f"pool {network} lies around pool {clash}: a pool cannot grow",
+        f"add a further pool beside {clash}; hosts take from both",
+    )
 
+
+def _refuse_old_blocks(context: CliContext, wanted: Pool) -> None:
+    """Blocks of a pool that was removed stay while they are in use. They are cut as they were, and must fit."""
+    if not wanted.ipam:
+        return
+    for found in _blocks_in(context, wanted.cidr):
+        block = found.record
+        if block.cidr.prefixlen != wanted.block_prefix or wanted.cidr.prefixlen > block.cidr.prefixlen:
+            used = sum(1 for _ in held_in(block))
+            raise Refused(
+                f"the block {block.cidr} of an earlier pool has {used} addresses in use, "
+                f"and blocks of {wanted.cidr} would be /{wanted.block_prefix}",
+                f"give --block-size {block.cidr.prefixlen}, or detach what 'calicoctl ipam show --blocks' shows there",
+            )
+
+
+def _existing(context: CliContext, network: IPNetwork) -> Versioned[Pool]:
+    found: Versioned[Pool] | None = context.records.get(PoolKey(network))
+    if found is None:
+        raise Missing("pool", str(network), "calicoctl pool show lists them")
+    return found
+
+
+def _switch_all(context: CliContext, cidrs: tuple[str, ...], *, is_disabled: bool) -> None:
+    networks = [parse_network(cidr, field="CIDR") for cidr in cidrs]
+    before = [_existing(context, network) for network in networks]
+    for found in before:
+        _switch(context, found.record.cidr, is_disabled=is_disabled)
+        word = "disabled" if is_disabled else "enabled"
+        is_same = found.record.disabled == is_disabled
+        click.echo(f"pool {found.record.cidr} {'unchanged: it is ' if is_same else ''}{word}")
+
+
+def _switch(context: CliContext, network: IPNetwork, *, is_disabled: bool) -> Versioned[Pool]:
+    """The pool as it is then. Claims compare its revision, so none is in flight any more."""
+    for _attempt in range(_ATTEMPTS):
+        found = _existing(context, network)
+        if found.record.disabled == is_disabled:
+            return found
+        wanted = msgspec.structs.replace(found.record, disabled=is_disabled)
+        try:
+            return Versioned(found.key, wanted, context.records.swap(found, wanted))
+        except Conflict:
+            continue
+    raise Conflict(PoolKey(network).path, None)
+
+
+def _give_up_blocks(context: CliContext, network: IPNetwork) -> int:
+    """Empty blocks are deleted, the others lose their owner and go with their last address."""
+    from calico_core.node.composition import open_ipam
+
+    owned: dict[IPNetwork, set[str]] = {}
+    for found in _blocks_in(context, network):
+        if found.record.owner is not None:
+            owned.setdefault(found.record.cidr, set()).add(found.record.owner)
+    for entry in context.records.store.list(AFFINITIES).entries:
+        key = parse_key(entry.key)
+        if isinstance(key, AffinityKey) and _is_inside(key.cidr, network):
+            owned.setdefault(key.cidr, set()).add(key.host)
+    ipam = open_ipam(context.records, context.host)
+    try:
+        for cidr, hosts in sorted(owned.items()):
+            for host in sorted(hosts):
+                ipam.release_affinity(cidr, host)
+    finally:
+        ipam.close()
+    return len(owned)
+
+
+def _delete(context: CliContext, found: Versioned[Pool]) -> None:
+    result = context.records.store.transact(
+        [Compare(found.key.path, found.mod_revision)], [Delete(found.key.path)], [found.key.path]
+    )
+    if not result.committed and result.current[0] is not None:
+        raise Conflict(found.key.path, result.current[0])
+
+
+def _warn_of_use(context: CliContext, network: IPNetwork) -> None:
+    used = [each for found in _blocks_in(context, network) for each in held_in(found.record)]
+    if not used:
+        return
+    note(f"warning: {len(used)} addresses of {network} are in use and stay until released:")
+    for each in used[:_LISTED]:
+        note(f"  {each.address}  {each.handle or ''}" + (f"  on {each.host}" if each.host else ""))
+    if len(used) > _LISTED:
+        note(f"  and {len(used) - _LISTED} more: calicoctl ipam show --blocks")
+
+
+def _blocks_in(context: CliContext, network: IPNetwork) -> list[Versioned[Block]]:
+    """Those that share an address with ``network``."""
     return [
-        IPAddress(int(first_address(found.record.cidr)) + ordinal, found.record.cidr.version)
+        found
         for found in context.records.list(BLOCKS)
         if isinstance(found.key, BlockKey)
-        for ordinal, index in enumerate(found.record.allocations)
-        if index is not None
+        and not found.record.deleted
+        and (_is_inside(found.record.cidr, network) or _is_inside(network, found.record.cidr))
     ]
+
+
+def _is_inside(inner: IPNetwork, outer: IPNetwork) -> bool:
+    return bool(inner.version == outer.version and outer.first <= inner.first and inner.last <= outer.last)

@@ -14,14 +14,15 @@ def run_directory() -> str:
     return load_settings(os.environ).run_directory
 
 
-def ask_node(*, required: bool = True) -> dict[str, Any] | None:
-    """The node's own status; None when none answers and it is not ``required``. Raises ``NotReady``."""
+def ask_node(command: str = "status", *, required: bool = True) -> dict[str, Any] | None:
+    """What the node answers (its own status); None when none answers and it is not ``required``. Raises
+    ``NotReady``."""
     from calico_core.interfaces.integration import Call
     from calico_core.node.socket_api import call_node
 
     path = load_settings(os.environ).socket
     try:
-        reply = call_node(path, Call(program="node", environment={}, stdin=b"status"), timeout_s=5)
+        reply = call_node(path, Call(program="node", environment={}, stdin=command.encode()), timeout_s=5)
     except OSError as error:
         if required:
             raise NotReady(f"no node answers on {path}: {error.strerror or error}") from error

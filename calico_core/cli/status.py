@@ -47,9 +47,21 @@ def _text(found: dict[str, Any]) -> str:
     ]
     lines += [f"  {path}: {e['status']}: {e['reason']}" for path, e in found["endpoints"].items() if e["reason"]]
     lines += [f"  integration  {name}: {state}" for name, state in sorted(found["integrations"].items())]
+    lines += _collector(found.get("collector", {}))
     lines += [f"  bad record   {record}" for record in found["bad_records"]]
     lines += [f"  last error   {found['last_error']}"] if found["last_error"] else []
     return "\n".join([*lines, *_routing(found["routing"])])
+
+
+def _collector(found: dict[str, Any]) -> list[str]:
+    if found.get("state") == "frozen":
+        return [
+            f"  collector    FROZEN for {_ago(found['frozen_since'])}: {found['frozen_because']}",
+            "               nothing is freed or removed until it is undone, or confirmed: calicoctl ipam unfreeze",
+        ]
+    counts = (("suspects", "suspected"), ("without_interface", "endpoints without an interface"))
+    lines = [f"  collector    {len(found[name])} {text}" for name, text in counts if found.get(name)]
+    return [*lines, *([f"  collector    {found['last_error']}"] if found.get("last_error") else [])]
 
 
 def _routing(routing: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from netaddr import EUI, IPNetwork
 
-from calico_core.errors import CalicoError, InterfaceTaken, InvalidRequest
+from calico_core.errors import CalicoError, InvalidRequest
 from calico_core.interfaces.dataplane import ApplyReport, Dataplane, DataplaneOptions, Failure, WorkloadWiring
 from calico_core.model.hoststate import HostChanges, HostState
 from calico_core.model.workloads import InterfaceEvent, PairRequest, WiredInterface, WiringRequest
@@ -44,10 +44,9 @@ class MemoryWiring(WorkloadWiring):
         with self._lock:
             self._raise_failure()
             standing = self._made.get(request.interface)
-            if standing is not None:
-                if not _same(standing[0], request):
-                    raise InterfaceTaken(request.interface, "the host")
+            if standing is not None and _same(standing[0], request):
                 return msgspec.structs.replace(standing[1], is_new=False)
+            # anything else of that name is ours to repair or to replace, as the kernel's driver does
             wired = self._make(request.interface, request)
         self._tell("up", request.interface)
         return wired

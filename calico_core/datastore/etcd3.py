@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from calico_core.datastore.checks import check_transaction, prefix_end
 from calico_core.datastore.etcd3_channel import Address, Cluster, Member, describe
-from calico_core.datastore.etcd3_watch import WatchStream
+from calico_core.datastore.etcd3_watch import ASK_PROGRESS_AFTER_S, WatchStream
 from calico_core.errors import InvalidSettings, KeyMissing, Unavailable
 from calico_core.interfaces.datastore import (
     Compare,
@@ -42,8 +42,8 @@ _DEFAULT_PORT = 2379
 class Etcd3Datastore(Datastore):
     """A handle on a cluster, for any number of threads."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
+    def __init__(self, cluster: Cluster, *, ask_progress_after_s: float = ASK_PROGRESS_AFTER_S) -> None:
+        self._cluster, self._ask_progress_after_s = cluster, ask_progress_after_s
         self._stream: WatchStream | None = None
         self._stream_lock = threading.Lock()
         self._closed = False
@@ -181,7 +181,7 @@ class Etcd3Datastore(Datastore):
                 raise Unavailable(self._cluster.name, "closed")
             if self._stream is None or self._stream.is_broken:
                 member, metadata = self._reachable_member()
-                self._stream = WatchStream(member, metadata, self._cluster.fail)
+                self._stream = WatchStream(member, metadata, self._cluster.fail, idle_s=self._ask_progress_after_s)
             return self._stream
 
     def _reachable_member(self) -> tuple[Member, Any]:

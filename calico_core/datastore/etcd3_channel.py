@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from calico_core.datastore import tls_verdict
 from calico_core.errors import InvalidSettings, Unavailable
 from calico_core.log import get_logger
 
@@ -42,6 +44,13 @@ _GRPC_OPTIONS = (
     ("grpc.enable_http_proxy", 0),
 )
 _NOT_SENT = ("failed to connect to all addresses", "connections to all backends failing", "Name resolution")
+_GRPC_PREAMBLE = re.compile(r"failed to connect to all addresses; last error: \w+: (?:ipv4|ipv6|unix):\S+: ")
+_UNTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED: (?P<why>[^:]+)")
+_ALERT = "TSI_DATA_CORRUPTED"
+"""What is left of a TLS alert: in TLS 1.3 a server judges a client's certificate after the client's handshake ended."""
+SHORT_PATIENCE_S = 1.0
+"""What a call may take while the store is known to be silent: a caller that makes several must not wait the full time
+for each. It ends with the first answer, or by itself after twice the full time, in case the store is only slow."""
 _STALE_TOKEN = ("invalid auth token", "auth revision")
 
 
@@ -84,6 +93,7 @@ class Cluster:
         self._current = 0
         self._lock = threading.Lock()
         self._token = ""
+        self._silent_until = float("-inf")
         self._closed = False
 
     @property
@@ -97,10 +107,11 @@ class Cluster:
     def call(self, run: Callable[[Member, float, Any], Any], *, is_write: bool) -> Any:
         """``run(member, timeout_s, metadata)`` on a member that answers.
 
-        A read goes on to the next member after any failure of a connection, a write only when it was certainly not
-        sent. Raises ``Unavailable``; other gRPC errors, which mean that etcd answered, pass.
+        A read goes on to the next member after any failure of a connection, and so waits for one no longer than its
+        share of the time. A write goes on only when it was certainly not sent, and may wait for all of it: an election
+        takes a second or two. Raises ``Unavailable``; other gRPC errors, which mean that etcd answered, pass.
         """
-        deadline = time.monotonic() + self._options.timeout_s
+        deadline = time.monotonic() + self._patience_s()
         tries_left = len(self._members)
         is_renewed = False
         while True:
@@ -108,23 +119,35 @@ class Cluster:
                 raise Unavailable(self.name, "closed")
             member = self.current
             remaining = deadline - time.monotonic()
+            allowed = remaining if is_write else remaining / max(tries_left, 1)
             try:
-                return run(member, max(remaining / max(tries_left, 1), 0.05), self.metadata(member))
+                answer = run(member, max(allowed, 0.05), self.metadata(member))
             except grpc.RpcError as error:
                 if not is_renewed and self._token and any(text in (error.details() or "") for text in _STALE_TOKEN):
                     is_renewed, self._token = True, ""
                     continue
                 tries_left -= 1
-                cause = describe(error)
                 if not is_connection_failure(error):
                     raise
+                cause = self._explain(error)
                 self.fail(member, cause)
                 maybe_applied = is_write and not _was_not_sent(error)
                 if maybe_applied or tries_left <= 0 or deadline - time.monotonic() <= 0:
+                    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and not self._is_silent():
+                        self._silent_until = time.monotonic() + 2 * self._options.timeout_s
                     raise Unavailable(member.name, cause, maybe_applied=maybe_applied) from error
             except ValueError as error:  # what gRPC says of a closed channel
                 if self._closed or member is self.current:
                     raise Unavailable(member.name, str(error)) from error
+            else:
+                self._silent_until = float("-inf")
+                return answer
+
+    def _is_silent(self) -> bool:
+        return time.monotonic() < self._silent_until
+
+    def _patience_s(self) -> float:
+        return min(self._options.timeout_s, SHORT_PATIENCE_S) if self._is_silent() else self._options.timeout_s
 
     def metadata(self, member: Member) -> tuple[tuple[str, str], ...] | None:
         """What every call carries. Logs in first when there is a user."""
@@ -151,6 +174,18 @@ class Cluster:
                 member.close()
 
     # --- TLS -----------------------------------------------------------------------------------------------
+
+    def _explain(self, error: grpc.RpcError) -> str:
+        """:func:`describe`, with what our own files say about a handshake that failed."""
+        details, options = error.details() or "", self._options
+        if not self._secure and _was_not_sent(error) and "Socket closed" in details:
+            return "the server closed the connection at once; does it want TLS (etcd3s://)?"
+        if not self._secure or _ALERT not in details:
+            return describe(error)
+        if not options.cert_file:
+            return "TLS: the server wants a client certificate, and no cert_file is set"
+        verdict = tls_verdict.judge(options.ca_file, options.cert_file, options.key_file)
+        return f"TLS: the server refused our certificate {options.cert_file}" + (f": {verdict}" if verdict else "")
 
     def _make_members(self) -> list[Member]:
         credentials = None
@@ -196,8 +231,13 @@ def is_connection_failure(error: grpc.RpcError) -> bool:
 
 def describe(error: grpc.RpcError) -> str:
     """The cause in a few words, for people."""
-    details = error.details() or ""
+    details = _GRPC_PREAMBLE.sub("", error.details() or "")
+    untrusted = _UNTRUSTED.search(details)
+    if untrusted is not None:
+        return f"TLS: the server's certificate is not accepted: {untrusted['why'].strip()}"
     lowered = details.lower()
+    if "hostname verification" in lowered:
+        return "TLS: the server's certificate is for another name"
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED or "timed out" in lowered:
         return "timeout: no answer in time"
     if "connection refused" in lowered:

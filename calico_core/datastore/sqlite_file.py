@@ -158,7 +158,8 @@ class SqliteFile:
             if self._inode is not None and self._inode == self._find_inode():
                 return
             Path(self.path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            if self._find_inode() is None:
+                _make_empty(self.path)
             inode = self._find_inode()
             connection = self._connect()
             try:
@@ -199,6 +200,20 @@ class SqliteFile:
             connection.execute("UPDATE meta SET value = ? WHERE name = 'boot_id'", (boot_id,))
         connection.execute("COMMIT")
         return str(meta["store_id"])
+
+
+def _make_empty(path: str) -> None:
+    """An empty file that only its owner may read. Made under another name: closing a descriptor of the database itself
+    would drop the POSIX locks of every connection this process has to it (fcntl(2)), and the next process to close it
+    would think itself the last one and delete the log under us."""
+    beside = f"{path}.{uuid.uuid4().hex[:8]}.new"
+    os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    try:
+        os.link(beside, path)
+    except FileExistsError:
+        return  # somebody was quicker
+    finally:
+        Path(beside).unlink()
 
 
 def _read_meta(connection: sqlite3.Connection) -> dict[str, object]:

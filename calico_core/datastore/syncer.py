@@ -17,6 +17,7 @@ import enum
 import random
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from calico_core.datastore.checks import prefix_end
@@ -61,11 +62,22 @@ class Update(NamedTuple):
 
 class SyncBatch(NamedTuple):
     """Updates with the status they lead to. Everything up to ``revision`` is in what was handed over so far. A
-    snapshot is one batch, even when it is empty; a batch without updates otherwise tells of a change of status."""
+    snapshot is one batch, even when it is empty; a batch without updates otherwise tells of a change of status.
+
+    ``held`` is how many records the consumer had before, so that one who is asked to delete most of them can think
+    twice; ``is_snapshot`` tells a snapshot's differences from events.
+    """
 
     updates: tuple[Update, ...]
     status: SyncStatus
     revision: int
+    held: int = 0
+    is_snapshot: bool = False
+
+    @property
+    def deleted(self) -> int:
+        """How many of them the consumer no longer has afterwards."""
+        return sum(update.record is None for update in self.updates)
 
 
 class _Known(NamedTuple):
@@ -75,6 +87,14 @@ class _Known(NamedTuple):
     mod_revision: int
     value_hash: int
     is_given: bool  # False: it did not decode, the consumer has nothing
+
+
+class _Anchor(NamedTuple):
+    """What was written last, as of what we saw: ``mod_revision`` 0 for a deletion. An empty path: nothing yet."""
+
+    path: str
+    mod_revision: int
+    revision: int
 
 
 class Syncer:
@@ -106,6 +126,8 @@ class Syncer:
         self._after: dict[str, int] = {}  # by prefix: seen up to here; empty means a snapshot is due
         self._identity = ""
         self._highest = 0  # revision
+        self._anchor = _Anchor("", 0, 0)
+        self._held = 0  # of the known, those given to the consumer
         self._is_ready = not ready_key
         self._status = SyncStatus.WAIT
         self._last_resync = float("-inf")
@@ -121,6 +143,11 @@ class Syncer:
     @property
     def is_alive(self) -> bool:
         return self._thread.is_alive()
+
+    def count_keys(self) -> Counter[type[Key]]:
+        """How many records the consumer has, by kind of key. Any thread; walks all of them."""
+        # copying a dict's values is one step for other threads
+        return Counter(type(known.key) for known in list(self._known.values()) if known.is_given)
 
     def start(self) -> None:
         self._thread.start()
@@ -162,11 +189,23 @@ class Syncer:
         identity = self._store.identity()
         revision = self._store.list(_REVISION_PROBE).revision
         is_same_store = identity == self._identity and revision >= self._highest
-        if self._after and is_same_store:
+        if self._after and is_same_store and self._is_anchored():
             return
-        if self._after:
+        if self._after and not is_same_store:
             log.warning("sync.store-changed", was=self._identity, now=identity, revision=revision)
         self._resync(identity, is_same_store=is_same_store)
+
+    def _is_anchored(self) -> bool:
+        """Whether the last thing seen is still so. A store restored from an old snapshot keeps its identity, and other
+        writers may have carried its revision past ours before we are back; then what we saw last is not in it. If that
+        key was merely written again meanwhile, a snapshot is taken for nothing."""
+        if not self._anchor.path:
+            return True
+        entry = self._store.get(self._anchor.path)
+        is_so = (entry.mod_revision if entry is not None else 0) == self._anchor.mod_revision
+        if not is_so:
+            log.info("sync.anchor-moved", key=self._anchor.path, was=self._anchor.mod_revision)
+        return is_so
 
     def _resync(self, identity: str, *, is_same_store: bool) -> None:
         """A new snapshot; hand over what differs from what the consumer has."""
@@ -181,6 +220,7 @@ class Syncer:
         self._tell(SyncStatus.RESYNC)
         snapshots = {prefix: self._store.list(prefix) for prefix in self._prefixes}
         entries = {entry.key: entry for snapshot in snapshots.values() for entry in snapshot.entries}
+        held = self._held
         updates = [
             update for entry in entries.values() if (update := self._differs(entry, is_same_store=is_same_store))
         ]
@@ -189,9 +229,13 @@ class Syncer:
         self._identity = identity
         self._after = {prefix: snapshot.revision for prefix, snapshot in snapshots.items()}
         self._highest = revision
+        last = max(entries.values(), key=lambda entry: entry.mod_revision, default=None)
+        self._anchor = (
+            _Anchor(last.key, last.mod_revision, last.mod_revision) if last is not None else _Anchor("", 0, 0)
+        )
         self._status = SyncStatus.IN_SYNC
         log.info("sync.in-sync", prefixes=self._prefixes, revision=revision, updates=len(updates))
-        self._sink(SyncBatch(tuple(updates), SyncStatus.IN_SYNC, revision))
+        self._sink(SyncBatch(tuple(updates), SyncStatus.IN_SYNC, revision, held, is_snapshot=True))
         self._in_sync.set()
 
     def _find_ready(self) -> bool:
@@ -239,6 +283,7 @@ class Syncer:
         """Hand over a message with those already waiting, the latest of each key. False when the watch is over."""
         updates: dict[str, Update] = {}
         new: set[str] = set()
+        held = self._held
         found: tuple[str, WatchMessage] | None = first
         taken = 0
         while found is not None:
@@ -248,12 +293,13 @@ class Syncer:
             if isinstance(message, Batch):
                 self._merge(message, updates, new)
                 self._note_ready(message)
+                self._note_anchor(message)
             self._after[prefix] = max(self._after[prefix], message.revision)
             taken += 1
             found = feed.next(0) if taken < COALESCED_MESSAGES else None
         self._highest = max(self._highest, *self._after.values())
         if updates:
-            self._sink(SyncBatch(tuple(updates.values()), SyncStatus.IN_SYNC, min(self._after.values())))
+            self._sink(SyncBatch(tuple(updates.values()), SyncStatus.IN_SYNC, min(self._after.values()), held))
         if found is not None:
             self._note_end(found[1])
             return False
@@ -307,18 +353,28 @@ class Syncer:
         except InvalidRecord as error:
             log.warning("record.invalid", key=path, path=error.path, reason=error.reason)
             self.bad_records[path] = str(error)
+            self._held -= known is not None and known.is_given
             self._known[path] = _Known(key, mod_revision, hash(value), is_given=False)
             return Update(key, path, None, mod_revision) if known is not None and known.is_given else None
         self.bad_records.pop(path, None)
+        self._held += known is None or not known.is_given
         self._known[path] = _Known(key, mod_revision, hash(value), is_given=True)
         return Update(key, path, record, mod_revision)
 
     def _gone(self, path: str, revision: int) -> Update | None:
         self.bad_records.pop(path, None)
         known = self._known.pop(path, None)
-        return Update(known.key, path, None, revision) if known is not None and known.is_given else None
+        if known is None or not known.is_given:
+            return None
+        self._held -= 1
+        return Update(known.key, path, None, revision)
 
     # --- status --------------------------------------------------------------------------------------------
+
+    def _note_anchor(self, batch: Batch) -> None:
+        last = batch.events[-1]
+        if batch.revision >= self._anchor.revision:
+            self._anchor = _Anchor(last.key, last.mod_revision if last.value is not None else 0, batch.revision)
 
     def _note_ready(self, batch: Batch) -> None:
         for event in batch.events:

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import abc
 import threading
+from collections.abc import Mapping
 from typing import ClassVar
+
+from netaddr import IPAddress
 
 from calico_core.errors import InvalidRequest
 from calico_core.interfaces.datastore import Records
 from calico_core.interfaces.ipam import Ipam
 from calico_core.interfaces.workloads import Workloads
+from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.record import Value
 from calico_core.settings import Settings
 
@@ -23,11 +28,17 @@ API_VERSION = 1
 
 class IntegrationInfo(Value, frozen=True):
     """``api_version``: the :data:`API_VERSION` it was written for. ``programs``: names of executables whose calls it
-    handles, as they arrive on the node's socket (``calico``, ``calico-ipam``)."""
+    handles, as they arrive on the node's socket (``calico``, ``calico-ipam``). ``orchestrators``: what its endpoint
+    records and addresses are filed under; none named: under ``name``."""
 
     name: str
     api_version: int
     programs: tuple[str, ...] = ()
+    orchestrators: tuple[str, ...] = ()
+
+    @property
+    def filed_under(self) -> tuple[str, ...]:
+        return self.orchestrators or (self.name,)
 
 
 class IntegrationContext(Value, frozen=True):
@@ -80,6 +91,17 @@ class Integration(abc.ABC):
     def serve(self, stop: threading.Event) -> None:
         """Run a server in a thread of its own until ``stop`` is set. Most have none."""
         stop.wait()
+
+    def addresses_in_use(self) -> Mapping[IPAddress, str]:
+        """Addresses of this host that its orchestrator names in use although no endpoint record may carry them, each
+        with whose it is. The collector frees none of them; while this raises, none that the integration assigned."""
+        return {}
+
+    @classmethod
+    def handle_of(cls, key: WorkloadEndpointKey, endpoint: WorkloadEndpoint) -> str | None:  # noqa: ARG003
+        """Under which handle the addresses of one of its endpoints are held, for a store that forgot them; None when
+        the record does not tell."""
+        return None
 
     @property
     def is_server(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from netaddr import IPAddress, IPNetwork
@@ -24,15 +24,18 @@ class Companion(NamedTuple):
 
 
 MakeCompanion = Callable[[tuple[IPAddress, ...]], Companion]
-"""Given the addresses about to be committed (IPv4 first); may be called once per attempt."""
+"""Given the addresses about to be committed (IPv4 first); may be called once per attempt, and by the thread of another
+caller whose request goes in the same transaction."""
 
 
 class Allocation(NamedTuple):
-    """One assigned address, with who holds it."""
+    """One assigned address, with who holds it. ``sequence`` tells this assignment from every other of the address;
+    None when older software made it."""
 
     address: IPAddress
     handle: str | None
     attributes: dict[str, object]
+    sequence: int | None = None
 
 
 class Ipam(abc.ABC):
@@ -58,14 +61,28 @@ class Ipam(abc.ABC):
         """
 
     @abc.abstractmethod
-    def release(self, addresses: Sequence[IPAddress], *, handle: str | None = None) -> tuple[IPAddress, ...]:
+    def release(
+        self,
+        addresses: Sequence[IPAddress],
+        *,
+        handle: str | None = None,
+        sequences: Mapping[IPAddress, int | None] | None = None,
+    ) -> tuple[IPAddress, ...]:
         """Free addresses; those that were free already are returned. With ``handle``, an address held by another
-        raises ``StaleRelease`` and nothing is freed."""
+        raises ``StaleRelease`` and nothing is freed; likewise one assigned at another number than ``sequences`` says
+        (see :class:`Allocation`)."""
 
     @abc.abstractmethod
-    def release_by_handle(self, handles: Sequence[str], companion: Companion | None = None) -> tuple[IPAddress, ...]:
+    def release_by_handle(
+        self,
+        handles: Sequence[str],
+        companion: Companion | None = None,
+        *,
+        sequences: Mapping[IPAddress, int | None] | None = None,
+    ) -> tuple[IPAddress, ...]:
         """Free everything the handles hold, together with the companion's writes; what was freed. Unknown handles
-        are fine: the companion is committed all the same."""
+        are fine: the companion is committed all the same. An address that ``sequences`` names at another number than
+        the recorded one was assigned again since, and stays."""
 
     @abc.abstractmethod
     def by_handle(self, handle: str) -> tuple[IPAddress, ...]:
@@ -85,7 +102,12 @@ class Ipam(abc.ABC):
 
     @abc.abstractmethod
     def release_host(self, host: str) -> None:
-        """Give up all affinities of a host that is being removed; its addresses stay."""
+        """Clean up after a host that is gone: its affinities, and every address that was assigned for its workloads,
+        whoever owns the block. An address that is assigned again meanwhile stays."""
+
+    def sweep(self) -> None:
+        """Make addresses that have cooled down available again where nobody does it on the way. For a resident process
+        to call now and then, while a cool-down is configured."""
 
     def close(self) -> None:
         """Stop background work, if there is any."""

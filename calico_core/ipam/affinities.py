@@ -98,12 +98,15 @@ class Affinities:
             if not _is_still_assignable(found[keys[2]], keys[2]):
                 raise OutsidePools(str(cidr))
             entry = found[keys[0]]
-            block: Block = codec.decode(keys[0], entry.value) if entry else self._fresh_block(cidr, host)
+            standing: Block | None = codec.decode(keys[0], entry.value) if entry else None
+            is_new = standing is None or standing.deleted
+            block = self._fresh_block(cidr, host) if standing is None or standing.deleted else standing
             if block.affinity and block.owner != host:
                 raise AffinityHeld(str(cidr), block.owner or block.affinity)
             operations = [Put(keys[1].path, codec.encode(Affinity()))]
-            if entry is None or block.owner != host:
-                owned = block if entry is None else blocks.with_owner(block, host)
+            if is_new or block.owner != host:
+                claimed_at = blocks.moment(self._clock_ns())
+                owned = block if is_new else blocks.with_owner(block, host, claimed_at=claimed_at)
                 operations.append(Put(keys[0].path, codec.encode(owned)))
             elif _is_confirmed(found[keys[1]], keys[1]):
                 return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from calico_core.errors import InvalidRecord
 from calico_core.ipam import blocks
-from calico_core.ipam.draft import Draft, handle_blocks
+from calico_core.ipam.draft import handle_blocks
 from calico_core.ipam.family_assignment import Context, FamilyAssignment, Unknown
 from calico_core.ipam.steps import Fresh, Need, Plan
 from calico_core.model.blocks import AllocationAttributes
@@ -19,29 +19,32 @@ from calico_core.model.keys import BlockKey, HandleKey
 if TYPE_CHECKING:
     from netaddr import IPAddress
 
+    from calico_core.ipam.draft import Draft
     from calico_core.ipam.knowledge import Knowledge
     from calico_core.model.workloads import AddressRequest
 
 
-def plan_assignment(knowledge: Knowledge, request: AddressRequest, fresh: Fresh, *, seed: int) -> Plan | Need:
-    """``seed``: the clock in nanoseconds; it numbers new blocks. Raises the errors of ``Ipam.auto_assign``, never
-    from knowledge older than this call."""
+def plan_assignment(
+    knowledge: Knowledge, request: AddressRequest, fresh: Fresh, draft: Draft, *, now_ns: int
+) -> Plan | Need:
+    """``now_ns``: the clock in nanoseconds; it numbers new blocks and ends cool-downs. Raises the errors of
+    ``Ipam.auto_assign``, never from knowledge older than this call."""
     try:
-        return _Assignment(knowledge, request, fresh, seed).plan()
+        return _Assignment(knowledge, request, fresh, draft, now_ns).plan()
     except Unknown as unknown:
         return unknown.need
 
 
 class _Assignment:
-    def __init__(self, knowledge: Knowledge, request: AddressRequest, fresh: Fresh, seed: int) -> None:
+    def __init__(self, knowledge: Knowledge, request: AddressRequest, fresh: Fresh, draft: Draft, now_ns: int) -> None:
         self._knowledge = knowledge
         self._request = request
         self._fresh = fresh
-        self._draft = Draft(knowledge)
+        self._draft = draft
         # "node" is what routing tells borrowed addresses by.
         secondary = {"node": knowledge.host, **request.attributes}
         attributes = AllocationAttributes(handle_id=request.handle, secondary=secondary)
-        self._context = Context(knowledge, request, fresh, seed, self._draft, attributes)
+        self._context = Context(knowledge, request, fresh, now_ns, draft, attributes)
 
     def plan(self) -> Plan | Need:
         unread = tuple(v for v in wanted_versions(self._request) if not self._knowledge.families[v].is_loaded)
@@ -49,14 +52,15 @@ class _Assignment:
             return Need(load=unread, keys=(HandleKey(self._request.handle),))
         held = self._held()
         chosen: list[IPAddress] = []
+        before = self._draft.changes_made
         for version in wanted_versions(self._request):
             mine = [address for address in held if address.version == version]
             chosen += FamilyAssignment(self._context, self._knowledge.families[version], mine).choose()
-        if self._draft.is_empty and HandleKey(self._request.handle) not in self._fresh.keys:
+        if self._draft.changes_made == before and HandleKey(self._request.handle) not in self._fresh.keys:
             return self._need_held()
         self._draft.rest_on_handle(self._request.handle)
         addresses = tuple(chosen)
-        return Plan(addresses, self._draft, lambda: self._holds(addresses))
+        return Plan(addresses, lambda: self._holds(addresses))
 
     def _held(self) -> tuple[IPAddress, ...]:
         """What the handle has. Its blocks must be known at least as of the handle's last change: the two are written

@@ -21,15 +21,27 @@ from calico_core.interfaces.datastore import (
     Put,
     TransactionResult,
 )
-from calico_core.interfaces.ipam import Companion, MakeCompanion
-from calico_core.ipam.draft import affinity_prefix
-from calico_core.ipam.steps import Fresh, Need, Plan, Planner
+from calico_core.interfaces.ipam import Companion
+from calico_core.ipam.draft import Draft, affinity_prefix
+from calico_core.ipam.steps import Fresh, Need, Plan, both
 from calico_core.log import get_logger
-from calico_core.model.keys import BLOCKS, POOLS, AffinityKey, BlockKey, IpamConfigKey, Key, PoolKey, parse_key
+from calico_core.model.keys import (
+    BLOCKS,
+    POOLS,
+    RESERVATIONS,
+    AffinityKey,
+    BlockKey,
+    IpamConfigKey,
+    Key,
+    PoolKey,
+    ReservationKey,
+    parse_key,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from calico_core.ipam.jobs import Job
     from calico_core.ipam.knowledge import Knowledge
     from calico_core.ipam.races import Races
     from calico_core.ipam.round_trips import RoundTrips
@@ -39,48 +51,63 @@ log = get_logger(__name__)
 _READS_IN_A_ROW = 8
 
 
-class _Attempt(NamedTuple):
+class _Member(NamedTuple):
+    job: Job
     plan: Plan
     companion: Companion
+
+
+class _Attempt(NamedTuple):
+    members: tuple[_Member, ...]
+    draft: Draft
     preconditions: tuple[Precondition, ...]
     operations: tuple[Operation, ...]
 
     @classmethod
-    def of(cls, plan: Plan, make_companion: MakeCompanion | None) -> _Attempt:
-        companion = make_companion(plan.addresses) if make_companion else Companion()
-        preconditions = (*plan.draft.preconditions(), *companion.preconditions)
-        operations = (*plan.draft.operations(), *companion.operations)
+    def of(cls, members: Sequence[_Member], draft: Draft) -> _Attempt:
+        """Members may agree on what they bring, such as the profile they all want to exist."""
+        theirs = [check for member in members for check in member.companion.preconditions]
+        writes = [operation for member in members for operation in member.companion.operations]
+        preconditions = (*draft.preconditions(), *dict.fromkeys(theirs))
+        operations = (*draft.operations(), *dict.fromkeys(writes))
         if max(len(preconditions), len(operations)) > MAX_TRANSACTION_OPERATIONS:
             raise InvalidRequest("addresses", "too many for one transaction, ask for fewer at a time")
-        return cls(plan, companion, preconditions, operations)
+        return cls(tuple(members), draft, preconditions, operations)
 
     @property
     def is_idle(self) -> bool:
-        return not self.operations and not self.companion.preconditions
+        return not self.operations and not any(member.companion.preconditions for member in self.members)
 
     @property
     def compared(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(check.key for check in self.preconditions if isinstance(check, Compare)))
 
+    def settle(self) -> None:
+        for member in self.members:
+            member.job.plan = member.plan
+
 
 class Attempts:
-    """The caller holds the locks of ``versions`` for the length of a call."""
+    """The caller has the turn of ``versions`` for the length of a call."""
 
     def __init__(self, knowledge: Knowledge, round_trips: RoundTrips) -> None:
         self._knowledge = knowledge
         self._round_trips = round_trips
 
-    def commit(
-        self, versions: Sequence[int], planner: Planner, make_companion: MakeCompanion | None, races: Races
-    ) -> Plan:
-        """Until a plan is committed, together with its companion. Raises what the planner raises, ``Contended``,
-        ``Conflict`` naming a key of the companion, ``Unavailable``."""
+    def commit(self, versions: Sequence[int], jobs: Sequence[Job], races: Races) -> None:
+        """Until the plans of the jobs are committed, together with their companions; the jobs then have their plans.
+
+        A job alone: raises what its planner raises, ``Contended``, ``Conflict`` naming a key of its companion,
+        ``Unavailable``. Of several, one that would raise is left unsettled and ``goes_alone`` from now on; one for
+        which there was no room is left as it is. ``Contended`` and ``Unavailable`` are about all of them.
+        """
         fresh = Fresh()
         doubtful: list[_Attempt] = []
-        while True:
-            attempt = _Attempt.of(self._planned(planner, fresh, races), make_companion)
+        remaining = list(jobs)
+        while attempt := self._planned(remaining, fresh, races):
             if attempt.is_idle:
-                return attempt.plan
+                attempt.settle()
+                return
             result: TransactionResult | None = None
             outage: Unavailable | None = None
             try:
@@ -93,19 +120,30 @@ class Attempts:
             else:
                 self._notice_rewind(versions, result.revision)
                 if result.committed:
-                    attempt.plan.draft.committed(result.revision)
-                    if attempt.companion.committed is not None:
-                        attempt.companion.committed(result.revision)
-                    return attempt.plan
+                    self._take_in(attempt, result.revision)
+                    return
                 self._learn(zip(attempt.compared, result.current, strict=True), result.revision, fresh)
             landed = self._landed(doubtful, fresh, races, outage)
             if landed is not None:
-                return landed
+                landed.settle()
+                return
             if result is not None:
+                remaining = self._without_culprits(attempt, result, remaining)
                 self._find_cause(attempt, result, fresh)
                 races.lost()
             elif outage is not None:
                 _wait_out(outage, races, len(doubtful) - 1)
+
+    def _take_in(self, attempt: _Attempt, revision: int) -> None:
+        attempt.draft.committed(revision)
+        for cidr in attempt.draft.claimed():
+            log.info("ipam.block_claimed", block=str(cidr), host=self._knowledge.host)
+        for theirs in attempt.draft.reclaimed():
+            log.info("ipam.block_reclaimed", block=str(theirs.cidr), host=self._knowledge.host, owner=theirs.host)
+        attempt.settle()
+        for member in attempt.members:
+            if member.companion.committed is not None:
+                member.companion.committed(revision)
 
     def load(self, version: int, fresh: Fresh) -> None:
         """Pools and own affinities of a family, anew."""
@@ -121,17 +159,64 @@ class Attempts:
             self._knowledge.learn(affinity, there.get(affinity), listing.revision)
         family.affinities_as_of = listing.revision
         fresh.loaded.add(version)
+        if self._knowledge.reservations:  # one that is gone by now would make us refuse what is free
+            self._load_reservations()
+
+    def _load_reservations(self) -> None:
+        listing = self._round_trips.list(RESERVATIONS)
+        parsed = ((parse_key(entry.key), entry) for entry in listing.entries)
+        there = [(key, entry) for key, entry in parsed if isinstance(key, ReservationKey)]
+        self._knowledge.learn_reservations(there, listing.revision)
 
     # --- reading -----------------------------------------------------------------------------------
 
-    def _planned(self, planner: Planner, fresh: Fresh, races: Races) -> Plan:
+    def _planned(self, jobs: list[Job], fresh: Fresh, races: Races) -> _Attempt | None:
+        """Everything known that the plans need. Jobs that cannot go with the others are taken out of ``jobs``; None
+        when none is left."""
         rounds = 0
-        while isinstance(step := planner(fresh), Need):
+        while jobs:
+            step = self._attempt_alone(jobs[0], fresh) if len(jobs) == 1 else self._attempt_together(jobs, fresh)
+            if isinstance(step, _Attempt):
+                return step
+            if step is None:
+                continue
             rounds += 1
             if rounds > _READS_IN_A_ROW:  # somebody writes faster than we read
                 races.lost()
             self._read(step, fresh)
-        return step
+        return None
+
+    def _attempt_alone(self, job: Job, fresh: Fresh) -> _Attempt | Need:
+        draft = Draft(self._knowledge)
+        plan = job.planner(fresh, draft)
+        return plan if isinstance(plan, Need) else _Attempt.of([_Member(job, plan, job.companion(plan))], draft)
+
+    def _attempt_together(self, jobs: list[Job], fresh: Fresh) -> _Attempt | Need | None:
+        draft = Draft(self._knowledge)
+        members: list[_Member] = []
+        need: Need | None = None
+        for job in tuple(jobs):
+            fork = draft.fork()
+            try:
+                plan = job.planner(fresh, fork)
+                if isinstance(plan, Need):
+                    need = both(need, plan) if need else plan
+                    continue
+                member = _Member(job, plan, job.companion(plan))
+            except Exception as error:  # the companion is the caller's code; it happens again in its own thread
+                log.debug("ipam.goes_alone", what=job.what, reason=str(error))
+                job.goes_alone = True
+                jobs.remove(job)
+                continue
+            if not plan.is_partial and _has_room(fork, [*members, member]):
+                draft = fork
+                members.append(member)
+            else:
+                jobs.remove(job)
+                job.goes_alone = job.goes_alone or not members
+        if need is not None:
+            return need
+        return _Attempt.of(members, draft) if members else None
 
     def _read(self, need: Need, fresh: Fresh) -> None:
         keys: list[Key] = list(need.keys)
@@ -169,20 +254,35 @@ class Attempts:
 
     # --- refusals and timeouts -----------------------------------------------------------------------
 
-    def _find_cause(self, attempt: _Attempt, result: TransactionResult, fresh: Fresh) -> None:
-        """Raises ``Conflict`` when the caller's part refused; otherwise sees to it that the next plan knows more."""
+    def _without_culprits(self, attempt: _Attempt, result: TransactionResult, jobs: list[Job]) -> list[Job]:
+        """The jobs whose companions did not refuse. Raises ``Conflict`` for a job that is alone."""
         current = dict(zip(attempt.compared, result.current, strict=True))
-        for check in attempt.companion.preconditions:
-            if isinstance(check, Compare) and _revision(current[check.key]) != check.mod_revision:
-                raise Conflict(check.key, current[check.key])
-        fresh.claims_lost += sum(1 for cidr in attempt.plan.draft.claimed() if current[BlockKey(cidr).path] is not None)
+        remaining = list(jobs)
+        for member in attempt.members:
+            checks = [check for check in member.companion.preconditions if isinstance(check, Compare)]
+            failed = next((check for check in checks if _revision(current[check.key]) != check.mod_revision), None)
+            if failed is None:
+                continue
+            if len(attempt.members) == 1:
+                raise Conflict(failed.key, current[failed.key])
+            member.job.goes_alone = True
+            remaining.remove(member.job)
+        return remaining
+
+    def _find_cause(self, attempt: _Attempt, result: TransactionResult, fresh: Fresh) -> None:
+        """Sees to it that the next plan knows more."""
+        current = dict(zip(attempt.compared, result.current, strict=True))
+        fresh.claims_lost += sum(1 for cidr in attempt.draft.claimed() if current[BlockKey(cidr).path] is not None)
         compares = [check for check in attempt.preconditions if isinstance(check, Compare)]
         if any(_revision(current[check.key]) != check.mod_revision for check in compares):
             return
-        for check in attempt.companion.preconditions:
-            if isinstance(check, NoneNewer):
-                self._require_none_newer(check)
-        for version in attempt.plan.draft.claimed_versions:  # another process of this host claimed a block
+        for member in attempt.members:
+            for check in member.companion.preconditions:
+                if isinstance(check, NoneNewer):
+                    self._require_none_newer(check)
+        if attempt.draft.rests_on_reservations:
+            self._load_reservations()
+        for version in attempt.draft.claimed_versions:  # another process of this host claimed a block
             self.load(version, fresh)
 
     def _require_none_newer(self, check: NoneNewer) -> None:
@@ -190,14 +290,17 @@ class Attempts:
             if entry.mod_revision > check.revision:
                 raise Conflict(entry.key, entry)
 
-    def _landed(self, doubtful: list[_Attempt], fresh: Fresh, races: Races, error: Unavailable | None) -> Plan | None:
+    def _landed(
+        self, doubtful: list[_Attempt], fresh: Fresh, races: Races, error: Unavailable | None
+    ) -> _Attempt | None:
         """The attempt that timed out and was applied all the same, or None when none was so far."""
         for attempt in reversed(doubtful):
             paths = tuple(dict.fromkeys([*attempt.compared, *(operation.key for operation in attempt.operations)]))
             current = self._read_in_spite(paths, fresh, races, error)
-            if attempt.plan.is_done() and _is_applied(attempt.companion, current):
-                log.info("ipam.timeout_had_landed", addresses=[str(address) for address in attempt.plan.addresses])
-                return attempt.plan
+            if all(m.plan.is_done() and _is_applied(m.companion, current) for m in attempt.members):
+                addresses = [str(address) for member in attempt.members for address in member.plan.addresses]
+                log.info("ipam.timeout_had_landed", addresses=addresses)
+                return attempt
         return None
 
     def _read_in_spite(
@@ -222,6 +325,15 @@ def _wait_out(outage: Unavailable, races: Races, step: int) -> None:
     if races.is_over:
         raise Unavailable(outage.endpoint, outage.cause, maybe_applied=True) from outage
     races.pause(step)
+
+
+def _has_room(draft: Draft, members: Sequence[_Member]) -> bool:
+    """Whether the members fit into one transaction, and agree where they write the same key."""
+    checks = {check for member in members for check in member.companion.preconditions}
+    writes = {operation for member in members for operation in member.companion.operations}
+    if draft.weight + max(len(checks), len(writes)) > MAX_TRANSACTION_OPERATIONS:
+        return False
+    return len({operation.key for operation in writes}) == len(writes)
 
 
 def _revision(entry: Entry | None) -> int:

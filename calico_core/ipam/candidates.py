@@ -38,13 +38,31 @@ def block_containing(pool: Pool, address: int) -> IPNetwork:
     return block_at(pool, _index(pool, address))
 
 
-def blocks_in_order(host: str, pool: Pool, *, salt: str = "") -> Iterator[IPNetwork]:
-    """All blocks of the pool, lazily: an IPv6 /64 has 2^58 of them. ``salt`` moves the start, for blocks of a single
-    address, where converging only makes processes collide."""
+def blocks_in_order(
+    host: str, pool: Pool, *, salt: str = "", reserved: Iterable[IPNetwork] = ()
+) -> Iterator[IPNetwork]:
+    """The blocks of the pool but those wholly ``reserved``, lazily: an IPv6 /64 has 2^58 of them. ``salt`` moves the
+    start, for blocks of a single address, where converging only makes processes collide."""
     count = block_count(pool)
     start = first_index(host, pool, salt=salt)
-    for step in range(count):
-        yield block_at(pool, (start + step) % count)
+    holes = _whole_blocks(pool, reserved)
+    for begin, end in ((start, count), (0, start)):
+        index = begin
+        while index < end:
+            beyond = next((last + 1 for first, last in holes if first <= index <= last), None)
+            if beyond is None:
+                yield block_at(pool, index)
+            index = beyond if beyond is not None else index + 1
+
+
+def _whole_blocks(pool: Pool, reserved: Iterable[IPNetwork]) -> list[tuple[int, int]]:
+    """Ranges of block numbers with no address outside ``reserved``, as far as one CIDR covers them: first and last."""
+    found: list[tuple[int, int]] = []
+    for cidr in reserved:
+        first, last = max(cidr.first, pool.cidr.first), min(cidr.last, pool.cidr.last)
+        if cidr.version == pool.cidr.version and first <= last and cidr.prefixlen <= pool.block_prefix:
+            found.append((_index(pool, first), _index(pool, last)))
+    return found
 
 
 def sorted_for(host: str, pool: Pool, blocks: Iterable[IPNetwork]) -> list[IPNetwork]:

@@ -159,9 +159,7 @@ def _affinities(store: StoreView) -> Iterator[Finding]:
             yield finding("affinity-unconfirmed", key.path, f"is {state}: a claim of other software was left half done")
         elif block is None:
             if key.cidr not in malformed:
-                yield finding(
-                    "affinity-without-block", key.path, f"{key.host} has a claim on {key.cidr}, which is none"
-                )
+                yield finding("affinity-without-block", key.path, f"{key.host} has a claim on {key.cidr}, no block")
         elif block.owner != key.host:
             yield finding(
                 "affinity-of-other-host", key.path, f"the block {key.cidr} belongs to {block.owner or 'no host'}"
@@ -242,6 +240,7 @@ def _endpoints(store: StoreView, local: LocalView | None) -> Iterator[Finding]:
     for found in store.endpoints:
         for address in addresses_of(found.record):
             carriers[address].append(endpoint_key(found))
+    named = {found.record.name for found in store.endpoints}
     held = {each.address: each for each in store.held()}
     for address, keys in carriers.items():
         paths = " and ".join(_short(key) for key in keys)
@@ -259,10 +258,10 @@ def _endpoints(store: StoreView, local: LocalView | None) -> Iterator[Finding]:
         if each.host is not None and each.block.owner not in {None, each.host}:
             yield finding("address-borrowed", each.address, f"used on {each.host} from a block of {each.block.owner}")
         if each.address not in carriers:
-            yield from _unused(each, store, local)
+            yield from _unused(each, store, local, named)
 
 
-def _unused(held: Held, store: StoreView, local: LocalView | None) -> Iterator[Finding]:
+def _unused(held: Held, store: StoreView, local: LocalView | None, named: set[str]) -> Iterator[Finding]:
     """An assigned address that no endpoint carries."""
     if local is not None and local.claims(held.address):
         return
@@ -275,7 +274,7 @@ def _unused(held: Held, store: StoreView, local: LocalView | None) -> Iterator[F
         return
     seen = ""
     if local is not None and held.host == local.host:
-        seen = "; the kernel has it" if local.carries(held.address) else "; nor does the kernel have it"
+        seen = f"; {local.sign_of(held, named) or 'nor does the kernel have it'}"
     yield finding("address-without-endpoint", held.address, f"is held by {_holder(held)}, no endpoint carries it{seen}")
 
 

@@ -18,7 +18,16 @@ from calico_core.log import get_logger
 from calico_core.model import codec
 from calico_core.model.addresses import parse_network
 from calico_core.model.blocks import Affinity, Block, Handle
-from calico_core.model.keys import AFFINITIES, AffinityKey, BlockKey, HandleKey, IpamConfigKey, PoolKey
+from calico_core.model.keys import (
+    AFFINITIES,
+    RESERVATIONS,
+    AffinityKey,
+    BlockKey,
+    HandleKey,
+    HostConfigKey,
+    IpamConfigKey,
+    PoolKey,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,13 +45,28 @@ class Draft:
         self._blocks: dict[IPNetwork, tuple[Block, int]] = {}  # with the revision each was computed from
         self._affinities: dict[IPNetwork, int] = {}  # ours, to be put over that revision
         self._handles: dict[str, tuple[Handle | None, Known[Handle]]] = {}
+        self._made: dict[IPNetwork, None] = {}
+        self._reclaimed: dict[IPNetwork, AffinityKey] = {}  # of hosts that lose an empty block, to be deleted
         self._pools: set[IPNetwork] = set()
         self._rests_on_config = False
+        self._rests_on_labels = False
+        self.rests_on_reservations = False
+        self.changes_made = 0
+
+    def fork(self) -> Draft:
+        """A copy to try one more request on."""
+        twin = Draft(self._knowledge)
+        twin._blocks, twin._affinities, twin._handles = dict(self._blocks), dict(self._affinities), dict(self._handles)
+        twin._made, twin._reclaimed, twin._pools = dict(self._made), dict(self._reclaimed), set(self._pools)
+        twin._rests_on_config, twin._rests_on_labels = self._rests_on_config, self._rests_on_labels
+        twin.rests_on_reservations, twin.changes_made = self.rests_on_reservations, self.changes_made
+        return twin
 
     @property
-    def is_empty(self) -> bool:
-        """Whether nothing would be written."""
-        return not self._blocks and all(record == known.record for record, known in self._handles.values())
+    def weight(self) -> int:
+        """Not less than the preconditions, nor than the operations, that it makes in a transaction."""
+        blocks_written = len(self._blocks) + len(self._affinities) + len(self._reclaimed)
+        return blocks_written + len(self._handles) + len(self._pools) + 5
 
     def changes(self, cidr: IPNetwork) -> bool:
         return cidr in self._blocks
@@ -61,6 +85,17 @@ class Draft:
         self._pools.add(pool)
         self._rests_on_config = True
 
+    def rest_on_config(self) -> None:
+        self._rests_on_config = True
+
+    def rest_on_labels(self) -> None:
+        """The decision holds only while the host's labels select the same pools."""
+        self._rests_on_labels = True
+
+    def rest_on_reservations(self) -> None:
+        """The decision holds only while no further address is reserved."""
+        self.rests_on_reservations = True
+
     def rest_on_handle(self, handle: str) -> None:
         """The decision holds only while the handle stays as it is, written or not."""
         known = self._knowledge.handle(handle)
@@ -70,6 +105,9 @@ class Draft:
         """Write a block, or delete it when it has become disposable."""
         known = self._knowledge.families[block.cidr.version].block(block.cidr)
         self._blocks[block.cidr] = (block, known.mod_revision if known else 0)
+        if known is None or known.record is None:
+            self._made[block.cidr] = None
+        self.changes_made += 1
 
     def hold(self, block: Block) -> None:
         """As :meth:`change`; and if the block is ours, its affinity record is written too unless both stand already
@@ -79,8 +117,13 @@ class Draft:
         if block.owner != self._knowledge.host:
             return
         affinity = self._knowledge.families[cidr.version].affinities.get(cidr)
-        if affinity is None or not is_confirmed(affinity) or not self._blocks[cidr][1]:
+        known = self._knowledge.families[cidr.version].block(cidr)
+        before = known.record if known else None
+        is_ours = before is not None and before.owner == block.owner  # and so is its affinity record, as last heard
+        if not is_ours or affinity is None or not is_confirmed(affinity):
             self._affinities[cidr] = affinity.mod_revision if affinity else 0
+        if before is not None and before.owner not in {None, block.owner}:
+            self._reclaimed[cidr] = AffinityKey(before.owner, cidr)  # the block's compare covers it: they go together
 
     def recount(self, handle: str, cidrs: Iterable[IPNetwork]) -> None:
         """Bring a handle in line with the blocks of this draft. The block is the truth: a count that older software
@@ -107,6 +150,10 @@ class Draft:
         families = self._knowledge.families
         if self._rests_on_config:
             yield Compare(IpamConfigKey().path, self._knowledge.config.mod_revision)
+        if self._rests_on_labels:
+            yield Compare(labels_key(self._knowledge.host).path, self._knowledge.labels.mod_revision)
+        if self.rests_on_reservations:
+            yield NoneNewer(RESERVATIONS, self._knowledge.reservations_as_of)
         for pool in self._pools:
             yield Compare(PoolKey(pool).path, families[pool.version].pools[pool].mod_revision)
         for cidr, (_block, revision) in self._blocks.items():
@@ -127,6 +174,8 @@ class Draft:
             yield Delete(path) if is_disposable(block) else Put(path, codec.encode(block))
         for cidr in self._affinities:
             yield Put(AffinityKey(self._knowledge.host, cidr).path, codec.encode(_CONFIRMED))
+        for theirs in self._reclaimed.values():
+            yield Delete(theirs.path)
         for handle, (record, known) in self._handles.items():
             path = HandleKey(handle).path
             if record is not None and record != known.record:
@@ -141,7 +190,16 @@ class Draft:
 
     def claimed(self) -> tuple[IPNetwork, ...]:
         """Blocks this draft makes."""
-        return tuple(cidr for cidr, (_block, revision) in self._blocks.items() if revision == 0)
+        return tuple(self._made)
+
+    def reclaimed(self) -> tuple[AffinityKey, ...]:
+        """Affinities of other hosts, to blocks that this one takes over empty."""
+        return tuple(self._reclaimed.values())
+
+    def own(self, version: int) -> list[IPNetwork]:
+        """Blocks of this host as they are to be, among those written here."""
+        host = self._knowledge.host
+        return [cidr for cidr, (block, _) in self._blocks.items() if cidr.version == version and block.owner == host]
 
     def committed(self, revision: int) -> None:
         """Take the result into what is known, without a read."""
@@ -170,6 +228,11 @@ def is_confirmed(affinity: Known[Affinity]) -> bool:
 def is_disposable(block: Block) -> bool:
     """Nobody owns it and nobody is in it: it has no reason to exist, on whichever path it became so."""
     return block.is_empty and not block.affinity
+
+
+def labels_key(host: str) -> HostConfigKey:
+    """Where a host's labels are: a JSON map, for pools that select hosts by them."""
+    return HostConfigKey(host, "Labels")
 
 
 def affinity_prefix(host: str, version: int) -> str:

@@ -12,8 +12,17 @@ from calico_core.errors import InvalidRecord
 from calico_core.log import get_logger
 from calico_core.model import codec
 from calico_core.model.addresses import contains
-from calico_core.model.blocks import Affinity, Block, Handle, IpamConfig
-from calico_core.model.keys import AffinityKey, BlockKey, HandleKey, IpamConfigKey, Key, PoolKey
+from calico_core.model.blocks import Affinity, Block, Handle, IpamConfig, Reservation
+from calico_core.model.keys import (
+    AffinityKey,
+    BlockKey,
+    HandleKey,
+    HostConfigKey,
+    IpamConfigKey,
+    Key,
+    PoolKey,
+    ReservationKey,
+)
 from calico_core.model.pools import Pool
 
 if TYPE_CHECKING:
@@ -32,21 +41,25 @@ _HANDLES_KEPT = 8192
 
 class Known(NamedTuple, Generic[R]):
     """A key as it was at revision ``as_of``. ``mod_revision`` 0: absent. A record of None at another revision:
-    it is there, and does not decode; such a key is never written."""
+    it is there, and does not decode; such a key is never written. ``is_tombstone``: it is there, and its writer says
+    that it counts as absent."""
 
     record: R | None
     mod_revision: int
     as_of: int
+    is_tombstone: bool = False
 
     @property
     def is_malformed(self) -> bool:
-        return self.record is None and self.mod_revision != 0
+        return self.record is None and self.mod_revision != 0 and not self.is_tombstone
 
 
 class Family:
     """One address family. ``affinities`` are this host's, ``affinities_as_of`` the revision up to which no write to
     one of them was missed; -1 means nothing was read yet. ``taken`` are blocks that existed when last heard of;
-    ``borrowed_from`` the pools about which people were told that addresses of other hosts are used."""
+    ``listed_as_of`` when all of them were heard of. ``rewritten``: pools that were changed since they were made, with
+    the revision; blocks in them may have been cut otherwise. ``borrowed_from`` the pools about which people were told
+    that addresses of other hosts are used."""
 
     def __init__(self, version: int) -> None:
         self.version = version
@@ -59,6 +72,8 @@ class Family:
         self.affinities_as_of = -1
         self.blocks: dict[IPNetwork, Known[Block]] = {}
         self.taken: set[IPNetwork] = set()
+        self.listed_as_of = -1
+        self.rewritten: dict[IPNetwork, int] = {}
         self.revision = 0
         self._undecoded: dict[IPNetwork, tuple[Entry, int]] = {}
 
@@ -84,13 +99,17 @@ class Family:
         table: dict[IPNetwork, Known[Any]]
         match key:
             case BlockKey():
-                table = self.blocks
                 self._undecoded.pop(key.cidr, None)
-                (self.taken.add if entry else self.taken.discard)(key.cidr)
+                _learn(self.blocks, key.cidr, key, entry, as_of)
+                is_there = entry is not None and not self.blocks[key.cidr].is_tombstone
+                (self.taken.add if is_there else self.taken.discard)(key.cidr)
+                return
             case AffinityKey():
                 table = self.affinities
             case PoolKey():
                 table = self.pools
+                if entry is not None and entry.create_revision != entry.mod_revision:
+                    self.rewritten[key.cidr] = entry.mod_revision
         _learn(table, key.cidr, key, entry, as_of)
 
     def learn_listing(self, entries: Iterable[tuple[BlockKey, Entry]], as_of: int) -> None:
@@ -103,7 +122,8 @@ class Family:
                 self.learn(BlockKey(cidr), entry, as_of)
             else:
                 self._undecoded[cidr] = (entry, as_of)
-        self.taken = set(listed)
+        self.taken = {cidr for cidr in listed if cidr in self._undecoded or not self.blocks[cidr].is_tombstone}
+        self.listed_as_of = as_of
 
     def keep_own(self, host: str) -> None:
         """Drop the blocks of other hosts: they change without us, and there may be many. What an affinity of ours
@@ -131,6 +151,10 @@ class Knowledge:
         self.families = {4: Family(4), 6: Family(6)}
         self.config: Known[IpamConfig] = Known(None, 0, -1)
         self.handles: dict[str, Known[Handle]] = {}
+        self.labels: Known[str] = Known(None, 0, -1)  # of this host, as text
+        # "None was written since the beginning" costs nothing to suppose: who is wrong is refused, and reads them.
+        self.reservations: dict[str, Known[Reservation]] = {}
+        self.reservations_as_of = 0
 
     def handle(self, handle: str) -> Known[Handle]:
         """Never heard of counts as absent, as of long ago."""
@@ -147,6 +171,10 @@ class Knowledge:
                 table: dict[str, Known[Any]] = {"config": self.config}
                 _learn(table, "config", key, entry, as_of)
                 self.config = table["config"]
+            case HostConfigKey(host=self.host, name="Labels"):
+                labels: dict[str, Known[Any]] = {"labels": self.labels}
+                _learn(labels, "labels", key, entry, as_of)
+                self.labels = labels["labels"]
             case HandleKey():
                 _learn(self.handles, key.handle, key, entry, as_of)
                 self._bound_handles()
@@ -164,6 +192,21 @@ class Knowledge:
         self.families[version].clear()
         self.handles.clear()
         self.config = Known(None, 0, -1)
+        self.labels = Known(None, 0, -1)
+        self.reservations = {}
+        self.reservations_as_of = 0
+
+    def learn_reservations(self, entries: Iterable[tuple[ReservationKey, Entry]], as_of: int) -> None:
+        """All there are. One that does not decode reserves nothing, and is named in the log."""
+        found: dict[str, Known[Any]] = {}
+        for key, entry in entries:
+            _learn(found, key.name, key, entry, as_of)
+        self.reservations, self.reservations_as_of = found, as_of
+
+    def reserved(self, version: int) -> list[IPNetwork]:
+        """CIDRs that are not for automatic assignment."""
+        known = [known.record for known in self.reservations.values() if known.record is not None]
+        return [cidr for record in known for cidr in record.cidrs if cidr.version == version]
 
     def _bound_handles(self) -> None:
         while len(self.handles) > _HANDLES_KEPT:
@@ -185,7 +228,9 @@ def _learn(table: dict[Any, Known[Any]], name: Any, key: Key, entry: Entry | Non
     elif known is not None and known.mod_revision == entry.mod_revision:
         table[name] = known._replace(as_of=as_of)
     else:
-        table[name] = Known(_decoded(key, entry), entry.mod_revision, as_of)
+        record = _decoded(key, entry)
+        is_tombstone = isinstance(record, Block) and record.deleted
+        table[name] = Known(None if is_tombstone else record, entry.mod_revision, as_of, is_tombstone)
 
 
 def _decoded(key: Key, entry: Entry) -> Any:

@@ -51,8 +51,8 @@ def _handles(store: StoreView) -> Iterator[Repair]:
         truth = {str(cidr): number for cidr, number in counted.get(name, {}).items()}
         named = handle_blocks(found.record)
         # what stands in a block that does not decode stays counted as it is
-        truth |= {str(cidr): found.record.block[str(cidr)] for cidr in named if cidr in unknown}
-        if found.record.block == truth or "\r" in name:
+        truth |= {str(cidr): found.record.block.get(str(cidr), 0) for cidr in named if cidr in unknown}
+        if (truth and found.record.block == truth) or "\r" in name:
             continue
         involved = {*named, *counted.get(name, {})} - unknown
         yield _rewritten(name, truth, found.mod_revision, {cidr: revisions.get(cidr, 0) for cidr in involved})

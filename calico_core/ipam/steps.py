@@ -32,17 +32,28 @@ class Need(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """``addresses`` are the answer if ``draft`` commits. ``is_done`` tells, from what is known after a timeout,
-    whether it did. ``is_partial``: more remains to be done by another transaction."""
+    """``addresses`` are the answer if the draft it was written into commits. ``is_done`` tells, from what is known
+    after a timeout, whether it did. ``is_partial``: more remains to be done by another transaction."""
 
     addresses: tuple[IPAddress, ...]
-    draft: Draft
     is_done: Callable[[], bool]
     is_partial: bool = False
     was_free: tuple[IPAddress, ...] = ()
 
 
-Planner = Callable[[Fresh], Plan | Need]
+Planner = Callable[[Fresh, Draft], Plan | Need]
+"""Writes into the draft, which may hold the changes of other requests already. After a :class:`Need` or an error the
+draft is not used."""
+
+
+def both(left: Need, right: Need) -> Need:
+    """What two requests must know, to be read at once."""
+    return Need(
+        tuple(dict.fromkeys([*left.keys, *right.keys])),
+        tuple(dict.fromkeys([*left.load, *right.load])),
+        tuple(dict.fromkeys([*left.listing, *right.listing])),
+    )
+
 
 _SMALLEST_PREFIX = {4: 20, 6: 116}
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _LOOKED_AT = (PoolKey, BlockKey, AffinityKey, HandleKey, WorkloadEndpointKey, IpamConfigKey)
 _OF_HOST = (HostIpKey, BgpHostAddressKey, BgpHostAsKey, NodeStatusKey)
-_TUNNEL_HANDLES = ("ipip-tunnel-addr-", "vxlan-tunnel-addr-")
+_TUNNEL_HANDLES = ("ipip-tunnel-addr-", "vxlan-tunnel-addr-", "vxlan-v6-tunnel-addr-")
 
 
 class Held(NamedTuple):
@@ -61,6 +61,12 @@ class Held(NamedTuple):
         """Set only where an endpoint record is to be expected for the address: an address that a foreign plugin got
         from us has none, and is in use all the same."""
         name = self.attributes.get("orchestrator")
+        return name if isinstance(name, str) and name else None
+
+    @property
+    def interface(self) -> str | None:
+        """The host side of the workload's interface; None when it was not known at the time."""
+        name = self.attributes.get("interface")
         return name if isinstance(name, str) and name else None
 
     @property
@@ -105,8 +111,9 @@ class StoreView(Value, frozen=True):
 
 
 def held_in(block: Block) -> Iterator[Held]:
+    """What cools down is nobody's any more, and left out."""
     for ordinal, index in enumerate(block.allocations):
-        if index is None:
+        if index is None or block.attributes[index].cooling_since is not None:
             continue
         held = block.attributes[index]
         yield Held(
@@ -141,7 +148,7 @@ def store_view(entries: Iterable[Entry], revision: int) -> StoreView:
     return StoreView(
         revision=revision,
         pools=tuple(kinds[PoolKey]),
-        blocks=tuple(kinds[BlockKey]),
+        blocks=tuple(found for found in kinds[BlockKey] if not found.record.deleted),
         affinities=tuple(kinds[AffinityKey]),
         handles=tuple(kinds[HandleKey]),
         endpoints=tuple(kinds[WorkloadEndpointKey]),

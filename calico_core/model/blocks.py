@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from netaddr import IPNetwork
 
 from calico_core.model.record import Record
 
 
 class AllocationAttributes(Record, frozen=True, omit_defaults=False):
-    """Who holds addresses of a block: the handle, and why (node, orchestrator, workload, timestamp …)."""
+    """Who holds addresses of a block: the handle, and why (node, orchestrator, workload, timestamp …).
+
+    ``released_at``: nobody holds them any more, they cool down before they are given again. Older documents call the
+    handle ``primary``. ``alternate_owner`` is another program's, and kept.
+    """
 
     handle_id: str | None = None
     secondary: dict[str, Any] | None = None
+    released_at: datetime | UnsetType | None = msgspec.field(default=UNSET, name="releasedAt")
+    alternate_owner: dict[str, Any] | UnsetType | None = msgspec.field(default=UNSET, name="alternateOwnerAttrs")
+    primary: str | UnsetType | None = UNSET
+
+    def __post_init__(self) -> None:
+        if self.primary is not UNSET:
+            msgspec.structs.force_setattr(self, "handle_id", self.handle_id or self.primary)
+            msgspec.structs.force_setattr(self, "primary", UNSET)
+
+    @property
+    def cooling_since(self) -> datetime | None:
+        return self.released_at if isinstance(self.released_at, datetime) else None
 
 
 class Block(Record, frozen=True, omit_defaults=False):
@@ -22,6 +40,7 @@ class Block(Record, frozen=True, omit_defaults=False):
 
     ``allocations`` maps ordinal (address − first address) to an index of ``attributes``; ``unallocated`` is the FIFO
     of free ordinals. ``sequence_number`` grows with each write and never repeats for a re-created block.
+    ``affinity_claim_time`` None: written by older software, long ago. A ``deleted`` block counts as absent.
     """
 
     cidr: IPNetwork
@@ -33,6 +52,8 @@ class Block(Record, frozen=True, omit_defaults=False):
     sequence_number: int = msgspec.field(default=0, name="sequenceNumber")
     sequence_for_allocation: dict[str, int] = msgspec.field(default_factory=dict, name="sequenceNumberForAllocation")
     host_affinity: str | None = msgspec.field(default=None, name="hostAffinity")
+    affinity_claim_time: datetime | None = msgspec.field(default=None, name="affinityClaimTime")
+    deleted: bool = False
 
     def __post_init__(self) -> None:
         if self.cidr.size > 4096 or len(self.allocations) != self.cidr.size:
@@ -62,6 +83,12 @@ class Affinity(Record, frozen=True, omit_defaults=False):
 
     state: Literal["confirmed", "pending", "pendingDeletion"] = "confirmed"
     deleted: bool = False
+
+
+class Reservation(Record, frozen=True):
+    """Addresses that are never chosen automatically; who names one of them may have it."""
+
+    cidrs: tuple[IPNetwork, ...] = ()
 
 
 class Handle(Record, frozen=True):

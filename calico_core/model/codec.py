@@ -17,6 +17,7 @@ from calico_core.errors import CalicoError, InvalidRecord, InvalidRequest
 from calico_core.model.addresses import parse_address, parse_mac, parse_network
 from calico_core.model.keys import AffinityKey, BlockKey, Key, PoolKey
 
+_NULL_LIST = re.compile(rb'"(attributes|sequenceNumberForAllocation|deleted|strict_affinity)"\s*:\s*null')
 _AT = re.compile(r" - at `(?P<path>[^`]*)`$")
 
 
@@ -29,6 +30,8 @@ def decode(key: Key, value: bytes) -> Any:
             raise InvalidRecord(key.path, "", "is not UTF-8 text") from None
     if not value and isinstance(key, AffinityKey):
         value = b"{}"  # older writers leave the value empty: confirmed
+    if isinstance(key, BlockKey):
+        value = _without_null_lists(value)
     record = _decode(key.path, key.record_type, value)
     if isinstance(key, PoolKey | BlockKey) and record.cidr != key.cidr:
         raise InvalidRecord(key.path, "$.cidr", f"is {record.cidr}, the key says {key.cidr}")
@@ -63,6 +66,19 @@ def from_builtins(record_type: Any, value: Any) -> Any:
     except msgspec.ValidationError as error:
         path, reason = _split(str(error))
         raise InvalidRequest(path.removeprefix("$.") or "value", reason) from error
+
+
+def _without_null_lists(block: bytes) -> bytes:
+    """Writers in other languages put null where nothing was ever assigned."""
+    if _NULL_LIST.search(block) is None:
+        return block
+    try:
+        document = msgspec.json.decode(block)
+    except msgspec.DecodeError:
+        return block
+    if not isinstance(document, dict):
+        return block
+    return msgspec.json.encode({name: value for name, value in document.items() if value is not None})
 
 
 def _decode(path: str, record_type: Any, value: bytes) -> Any:

@@ -15,7 +15,7 @@ from calico_core.errors import InvalidRequest
 from calico_core.model import ids
 from calico_core.model.addresses import network_from_segment, network_to_segment, parse_address
 from calico_core.model.bgp import BgpPeer, NodeMesh
-from calico_core.model.blocks import Affinity, Block, Handle, IpamConfig
+from calico_core.model.blocks import Affinity, Block, Handle, IpamConfig, Reservation
 from calico_core.model.endpoints import EndpointStatus, HostEndpoint, WorkloadEndpoint
 from calico_core.model.hosts import AddressClaim, FelixStatus, NodeStatus
 from calico_core.model.policies import NetworkSet, Policy, Tier
@@ -34,6 +34,7 @@ IPAM = "/calico/ipam/v2/"
 BLOCKS = "/calico/ipam/v2/assignment/"
 AFFINITIES = "/calico/ipam/v2/host/"
 HANDLES = "/calico/ipam/v2/handle/"
+RESERVATIONS = "/calico/ipam/v2/reservation/"
 FELIX_STATUS = "/calico/felix/v1/host/"
 NODE_STATUS = "/calico/node/v1/host/"
 
@@ -68,6 +69,8 @@ class GlobalConfigKey(Key, frozen=True):
 
 
 class HostConfigKey(Key, frozen=True):
+    """``Labels`` is a JSON map: what pools select hosts by."""
+
     host: str
     name: str
 
@@ -281,6 +284,15 @@ class HandleKey(Key, frozen=True):
         return f"/calico/ipam/v2/handle/{ids.escape(self.handle)}"
 
 
+class ReservationKey(Key, frozen=True):
+    record_type: ClassVar[Any] = Reservation
+    name: str
+
+    @property
+    def path(self) -> str:
+        return f"/calico/ipam/v2/reservation/{ids.escape(self.name)}"
+
+
 # --- status ----------------------------------------------------------------------------------------------------
 
 
@@ -412,6 +424,8 @@ def _ipam(p: _Parts) -> Key | None:
             return _same_version(AffinityKey(host, network_from_segment(cidr)), p[6])
         case ["handle", handle]:
             return HandleKey(ids.unescape(handle))
+        case ["reservation", name]:
+            return ReservationKey(ids.unescape(name))
     return None
 
 

@@ -7,7 +7,9 @@ from typing import Literal
 import msgspec
 from netaddr import IPNetwork
 
+from calico_core.errors import InvalidSelector
 from calico_core.model.record import Record
+from calico_core.model.selectors import Labels, parse_selector
 
 BLOCK_PREFIX = {4: 26, 6: 122}
 DEFAULT_POOLS = ("192.168.0.0/16", "fd80:24e2:f998:72d6::/64")
@@ -15,7 +17,8 @@ DEFAULT_POOLS = ("192.168.0.0/16", "fd80:24e2:f998:72d6::/64")
 
 class Pool(Record, frozen=True):
     """An administrator's CIDR. ``masquerade`` is nat-outgoing; ``ipip`` the tunnel device of an IPIP pool;
-    ``ipam`` false means announced and masqueraded only; ``disabled`` means no new addresses."""
+    ``ipam`` false means announced and masqueraded only; ``disabled`` means no new addresses. ``node_selector`` tells
+    by labels which hosts choose from it automatically; empty: all."""
 
     cidr: IPNetwork
     ipip: str | None = None
@@ -26,6 +29,7 @@ class Pool(Record, frozen=True):
     vxlan_mode: Literal["always", "cross-subnet", ""] = ""
     disable_bgp_export: bool = msgspec.field(default=False, name="disableBGPExport")
     block_size: int | None = msgspec.field(default=None, name="blockSize")
+    node_selector: str = msgspec.field(default="", name="nodeSelector")
 
     def __post_init__(self) -> None:
         low, high = (20, 32) if self.cidr.version == 4 else (116, 128)
@@ -37,6 +41,10 @@ class Pool(Record, frozen=True):
             raise ValueError("ipip: IPIP carries IPv4 only")
         if (self.ipip or self.ipip_mode) and self.vxlan_mode:
             raise ValueError("vxlan_mode: a pool is encapsulated by IPIP or by VXLAN, not by both")
+        try:
+            parse_selector(self.node_selector)
+        except InvalidSelector as error:
+            raise ValueError(f"nodeSelector: {error}") from error
 
     @property
     def block_prefix(self) -> int:
@@ -46,6 +54,10 @@ class Pool(Record, frozen=True):
     @property
     def is_assignable(self) -> bool:
         return self.ipam and not self.disabled
+
+    def is_for(self, labels: Labels) -> bool:
+        """Whether a host with these labels chooses from it without being asked to."""
+        return parse_selector(self.node_selector).matches(labels)
 
     @property
     def is_encapsulated(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from calico_core.datastore.syncer import SyncBatch, Syncer, SyncStatus
@@ -19,10 +20,20 @@ from calico_core.interfaces.datastore import Datastore
 from calico_core.log import get_logger
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.hoststate import HostChanges
-from calico_core.model.keys import V1, Key, ProfileRulesKey, ReadyKey, WorkloadEndpointKey
+from calico_core.model.keys import (
+    V1,
+    GlobalConfigKey,
+    HostConfigKey,
+    Key,
+    ProfileRulesKey,
+    ReadyKey,
+    WorkloadEndpointKey,
+)
 from calico_core.model.record import Value
 from calico_core.model.workloads import InterfaceEvent
+from calico_core.node.counters import AgentCounters
 from calico_core.node.mailbox import Mailbox
+from calico_core.node.metrics import AgentFigures
 from calico_core.node.progress import EndpointProgress
 from calico_core.policy.resolver import PolicyResolver
 
@@ -58,12 +69,16 @@ class Agent:
         refresh_interval_s: float = 60.0,
         reporter: Reporter | None = None,
         on_death: Callable[[], None] | None = None,
+        on_config: Callable[[Key, str | None], None] | None = None,
     ) -> None:
+        """``on_config`` hears, in the engine thread, of every configuration key of the datastore."""
         self._host = host
         self._dataplane = dataplane
         self._refresh_interval_s = refresh_interval_s
         self._reporter = reporter
         self._on_death = on_death
+        self._on_config = on_config
+        self.counters = AgentCounters()
         self._mailbox: Mailbox[SyncBatch | InterfaceEvent] = Mailbox()
         self._resolver = PolicyResolver(host)
         self._syncer = Syncer(store, (V1,), self._mailbox.post, ready_key=ReadyKey().path, name="sync-policy")
@@ -116,6 +131,16 @@ class Agent:
     def wait_programmed(self, key: WorkloadEndpointKey, revision: int, timeout_s: float) -> bool:
         return self._progress.wait(key, revision, timeout_s)
 
+    @property
+    def last_error(self) -> str:
+        """Why the kernel does not have all that it was to have, or ''."""
+        return self._last_error
+
+    def figures(self) -> AgentFigures:
+        """For metrics. Any thread."""
+        statuses = Counter(status for status, _ in list(self._progress.status.values()))
+        return AgentFigures(self.counters, self._syncer.status, self._syncer.count_keys(), statuses)
+
     def knows_ready(self) -> bool:
         return self._syncer.status is SyncStatus.IN_SYNC
 
@@ -129,8 +154,10 @@ class Agent:
         try:
             while not self._mailbox.is_closed:
                 items = self._mailbox.take(self._wait_s())
+                self.counters.busy_since = time.monotonic()
                 if not self._mailbox.is_closed:
                     self._pass(items)
+                self.counters.busy_since = None
         except Exception:
             log.exception("engine.died")
             self._progress.close()
@@ -156,7 +183,10 @@ class Agent:
             self._resolver.in_sync()
             log.info("engine.in_sync", endpoints=len(self._progress))
         if self._is_in_sync:
-            self._apply(self._resolver.flush())
+            started = time.perf_counter()
+            changes = self._resolver.flush()
+            self.counters.calculation.note(time.perf_counter() - started)
+            self._apply(changes)
         for event in events.values():
             self._follow_link(event)
         self._refresh()
@@ -165,6 +195,8 @@ class Agent:
 
     def _take(self, batch: SyncBatch) -> None:
         updates: list[tuple[Key, object]] = []
+        self.counters.updates += len(batch.updates)
+        self.counters.resyncs_started += batch.status is SyncStatus.RESYNC
         for update in batch.updates:
             updates.append((update.key, update.record))
             if isinstance(update.key, ProfileRulesKey):
@@ -172,6 +204,8 @@ class Agent:
                 change(update.key.profile)
             elif isinstance(update.key, WorkloadEndpointKey) and update.key.host == self._host:
                 self._track(update.key, update.record, update.mod_revision)
+            elif self._on_config is not None and isinstance(update.key, GlobalConfigKey | HostConfigKey):
+                self._on_config(update.key, update.record)
         self._resolver.apply(updates)
         if batch.status is SyncStatus.IN_SYNC:
             self._is_store_in_sync = True
@@ -189,13 +223,16 @@ class Agent:
                 self._decide()
             return
         started = time.perf_counter()
+        self.counters.note_changes(changes)
         try:
             report = self._dataplane.apply(changes)
         except CalicoError as error:
+            self.counters.failures += 1
             log.error("dataplane.apply_failed", reason=str(error))
             self._is_behind = True
             self._schedule_retry(str(error))
             return
+        self.counters.note_apply(time.perf_counter() - started, is_first=changes.is_complete)
         log.debug("dataplane.applied", changes=report.changes, ms=round((time.perf_counter() - started) * 1000, 2))
         self._is_behind = False
         if changes.is_complete:
@@ -221,6 +258,7 @@ class Agent:
             self._applied.set()
 
     def _note(self, report: ApplyReport, looked_at: Iterable[WorkloadEndpointKey]) -> None:
+        self.counters.note_report(report)
         for failure in report.failures:
             if self._failures.get(failure.subject) != failure.reason:
                 log.warning("dataplane.object_failed", subject=failure.subject, reason=failure.reason)

@@ -45,7 +45,7 @@ def run(settings: Settings) -> int:
     from calico_core.node.runtime import Runtime
 
     log.configure(level=settings.log_level, style=settings.log_format)
-    runtime = Runtime(settings)
+    runtime = Runtime(settings, os.environ)
     is_asked = False
 
     def ask(_signal: int, _frame: object) -> None:

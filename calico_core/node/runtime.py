@@ -11,24 +11,34 @@ import fcntl
 import os
 import threading
 import time
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO
 
 import msgspec
+from netaddr import IPAddress
 
 from calico_core import __version__
 from calico_core.errors import CalicoError, InvalidSettings, NotReady, PluginError
 from calico_core.interfaces.datastore import Records
 from calico_core.interfaces.integration import Call, CallReply, Integration, IntegrationContext
+from calico_core.interfaces.ipam import Ipam
 from calico_core.interfaces.routing import Routing, RoutingOptions
 from calico_core.log import get_logger
 from calico_core.model import codec
-from calico_core.node import composition, startup
+from calico_core.node import composition, metrics, startup
 from calico_core.node.addresses import is_own_address, node_address
 from calico_core.node.agent import Agent
+from calico_core.node.collector import Collector
+from calico_core.node.health import Answer, Health, HttpServer
+from calico_core.node.live_settings import LiveSettings
+from calico_core.node.local_view import ask_integrations, read_local_view
 from calico_core.node.router import Router
 from calico_core.node.socket_api import SocketServer
 from calico_core.node.status import StatusReporter
+from calico_core.node.tunnels import TunnelKeeper
+from calico_core.node.vital_signs import VitalSigns
 from calico_core.plugin_host.loader import load_driver
 from calico_core.plugin_host.namespaces import ROUTING
 from calico_core.settings import Settings
@@ -43,8 +53,9 @@ _WATCH_S = 5.0
 class Runtime:
     """Made, started and stopped by the main thread."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, environment: Mapping[str, str] | None = None) -> None:
         self._settings = settings
+        self._environment = environment or {}
         self.host = composition.node_name(settings)
         self.stopping = threading.Event()
         self._stack = contextlib.ExitStack()
@@ -54,13 +65,18 @@ class Runtime:
         self._started = time.time()
         self._agent: Agent | None = None
         self._router: Router | None = None
+        self._tunnels: TunnelKeeper | None = None
         self._routing: Routing | None = None
         self._reporter: StatusReporter | None = None
+        self._collector: Collector | None = None
+        self._signs = VitalSigns(lambda: self._states)
+        self._health: HttpServer | None = None
 
     def start(self) -> None:
         """Raises ``CalicoError`` with a sentence for people; what was started is stopped by :meth:`stop`."""
         settings = self._settings
         self._lock()
+        self._serve_health(settings)
         ipv4 = node_address(settings.ip, 4, pools=(settings.pool_v4,) if settings.pool_v4 != "none" else ())
         ipv6 = node_address(settings.ip6, 6)
         if ipv4 is None and ipv6 is None:
@@ -68,12 +84,17 @@ class Runtime:
         for address in (ipv4, ipv6):
             if address is not None and not is_own_address(address):
                 log.warning("node.address_not_local", address=address)
-        dataplane = composition.open_dataplane(settings, self.host)
-        self._stack.callback(dataplane.close)
+        self._close_to_unknown(settings)
         records = composition.open_records(settings)
         self._stack.callback(records.store.close)
         if not startup.wait_for_store(records, self.stopping):
             raise NotReady("stopped while waiting for the datastore")
+        settings = self._settings = startup.with_stored_config(settings, self._environment, records, self.host)
+        live = LiveSettings(settings, self.host)
+        live.begin()
+        self._serve_health(settings)
+        dataplane = composition.open_dataplane(settings, self.host)
+        self._stack.callback(dataplane.close)
         startup.register_host(records, host=self.host, ipv4=ipv4, ipv6=ipv6, settings=settings)
         self._remember_name()
         composition.save_settings(settings, self.host)
@@ -86,28 +107,39 @@ class Runtime:
             refresh_interval_s=settings.refresh_interval_s,
             reporter=self._reporter.put,
             on_death=self.stopping.set,
+            on_config=live.take,
         )
         self._stack.callback(self._agent.stop)
         self._agent.start()
+        self._signs.agent = self._agent
+        self._serve_metrics(settings)
         self._start_routing(records)
         ipam = composition.open_ipam(records, self.host)
         self._stack.callback(ipam.close)
+        tunnels = self._start_tunnels(records, ipam, [each for each in (ipv4, ipv6) if each is not None])
         workloads = WorkloadService(
-            records=records, ipam=ipam, wiring=dataplane.wiring(), gate=self._agent, host=self.host
+            records=records,
+            ipam=ipam,
+            wiring=dataplane.wiring(),
+            gate=self._agent,
+            host=self.host,
+            default_mtu_bytes=lambda: settings.mtu_bytes or tunnels.workload_mtu_bytes,
         )
         self._stack.callback(workloads.close)
         self._start_integrations(
             IntegrationContext(workloads=workloads, ipam=ipam, records=records, settings=settings, host=self.host)
         )
+        self._start_collector(records, ipam)
         server = SocketServer(settings.socket, self._answer)
         self._stack.callback(server.stop)
         server.start()
+        self._signs.is_serving = True
         self._agent.wait_in_sync(_READY_WAIT_S)
 
     def watch(self) -> bool:
         """Until :attr:`stopping` is set: True; or until a part has died: False."""
         while not self.stopping.wait(_WATCH_S):
-            for part in (self._agent, self._router):
+            for part in (self._agent, self._router, self._tunnels):
                 if part is not None and not part.is_alive:
                     log.error("node.part_died", part=type(part).__name__)
                     return False
@@ -117,7 +149,55 @@ class Runtime:
         self.stopping.set()
         self._stack.close()
 
+    # --- health --------------------------------------------------------------------------------------
+
+    def _serve_health(self, settings: Settings) -> None:
+        """From the first moment, so that a node that waits is seen to live; again when the datastore knows another
+        place for it. A port that is taken stops nothing."""
+        is_wanted = settings.health_enabled and settings.health_port != 0
+        place = (settings.health_host, settings.health_port) if is_wanted else None
+        if self._health is not None:
+            if self._health.place == place:
+                return
+            self._health.stop()
+            self._health = None
+        if place is not None:
+            self._health = self._listen(*place, Health(self._signs.look).pages(), name="health")
+
+    def _serve_metrics(self, settings: Settings) -> None:
+        if not settings.metrics_enabled or settings.metrics_port == 0:
+            return
+
+        def answer() -> Answer:
+            agent, routing = self._agent, self._routing
+            found = metrics.collect(
+                self.host, self._started, agent.figures() if agent else None, routing.status() if routing else None
+            )
+            return Answer(HTTPStatus.OK, metrics.CONTENT_TYPE, metrics.render(found))
+
+        self._listen(settings.metrics_host, settings.metrics_port, {"/metrics": answer}, name="metrics")
+
+    def _listen(
+        self, host: str, port: int, pages: Mapping[str, Callable[[], Answer]], *, name: str
+    ) -> HttpServer | None:
+        try:
+            server = HttpServer(host, port, pages, name=name)
+        except OSError as error:
+            log.error("http.not_listening", server=name, host=host, port=port, reason=error.strerror or str(error))
+            return None
+        server.start()
+        self._stack.callback(server.stop)
+        return server
+
     # --- phases --------------------------------------------------------------------------------------
+
+    def _close_to_unknown(self, settings: Settings) -> None:
+        """Before anything that may wait: a host that has just booted must not pass what nobody has judged."""
+        dataplane = composition.open_dataplane(settings, self.host)
+        try:
+            dataplane.ensure_closed()
+        finally:
+            dataplane.close()
 
     def _lock(self) -> None:
         """One node a run directory. The lock goes with the process."""
@@ -169,6 +249,21 @@ class Runtime:
         self._router = Router(store=records.store, host=self.host, routing=self._require_routing())
         self._stack.callback(self._router.stop)
         self._router.start()
+        self._signs.routing_status, self._signs.router = self._require_routing().status, self._router
+
+    def _start_tunnels(self, records: Records, ipam: Ipam, addresses: list[IPAddress]) -> TunnelKeeper:
+        self._tunnels = TunnelKeeper(
+            records=records,
+            ipam=ipam,
+            host=self.host,
+            addresses=addresses,
+            refresh_interval_s=self._settings.refresh_interval_s,
+        )
+        self._stack.callback(self._tunnels.stop)
+        self._tunnels.start()
+        # the first workload asks for its MTU
+        self._tunnels.wait_judged(_READY_WAIT_S)
+        return self._tunnels
 
     def _start_integrations(self, context: IntegrationContext) -> None:
         """A broken one is reported and never stops the others."""
@@ -186,6 +281,25 @@ class Runtime:
             self._programs.update(dict.fromkeys(integration.info.programs, integration))
             if integration.is_server:
                 self._serve(plugin.name, integration)
+        self._signs.has_integrations = True
+
+    def _start_collector(self, records: Records, ipam: Ipam) -> None:
+        settings = self._settings
+        self._collector = Collector(
+            records=records,
+            ipam=ipam,
+            host=self.host,
+            look_locally=lambda: read_local_view(self.host, settings.interface_prefix, lists=self._lists()),
+            memory=Path(settings.state_directory, "collector.json"),
+            interval_s=settings.collector_interval_s,
+            grace_s=settings.collector_grace_s,
+        )
+        self._stack.callback(self._collector.stop)
+        self._collector.start()
+
+    def _lists(self) -> dict[str, dict[IPAddress, str]]:
+        ready = {name: each for name, each in self._integrations.items() if self._states[name] == "ready"}
+        return ask_integrations(ready)
 
     def _serve(self, name: str, integration: Integration) -> None:
         def run() -> None:
@@ -213,11 +327,18 @@ class Runtime:
         return integration.handle(call)
 
     def _answer_node(self, call: Call) -> CallReply:
-        """What calicoctl asks a running node; today ``status`` only."""
+        """What calicoctl asks a running node."""
+        answers: dict[str, Callable[[], object]] = {
+            "status": self.status,
+            "addresses": lambda: {
+                name: {str(address): whose for address, whose in found.items()} for name, found in self._lists().items()
+            },
+            "unfreeze": lambda: {"frozen_because": self._collector.unfreeze() if self._collector else ""},
+        }
         command = call.stdin.decode(errors="replace").strip() or "status"
-        if command != "status":
-            return CallReply(status=2, stderr=f"unknown command {command!r}; known: status\n".encode())
-        return CallReply(stdout=msgspec.json.encode(self.status()))
+        if command not in answers:
+            return CallReply(status=2, stderr=f"unknown command {command!r}; known: {', '.join(answers)}\n".encode())
+        return CallReply(stdout=msgspec.json.encode(answers[command]()))
 
     def status(self) -> dict[str, object]:
         """For people and programs: JSON-ready."""
@@ -236,7 +357,9 @@ class Runtime:
             "bad_records": list(state.bad_records) if state else [],
             "last_error": state.last_error if state else "",
             "routing": {**codec.to_builtins(routing), "last_error": self._router.last_error if self._router else ""},
+            "tunnels": self._tunnels.status() if self._tunnels else {},
             "integrations": dict(self._states),
+            "collector": self._collector.status() if self._collector else {"state": "off"},
         }
 
 

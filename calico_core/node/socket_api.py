@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import socket
 import struct
 import threading
@@ -96,6 +97,11 @@ class SocketServer:
                 if uid != 0:
                     raise InvalidRequest("peer", f"uid {uid} may not speak to the node, only root may")
                 call = read_call(connection, descriptors)
+                if _has_left(connection):
+                    # it waited in vain for its turn and will not undo what it does not know of: an attach that begins
+                    # after its own detach would stay for ever
+                    log.warning("call.abandoned", program=call.program)
+                    return
                 with bound(program=call.program):
                     reply = self._handler(call)
                 connection.settimeout(_READ_TIMEOUT_S)
@@ -180,6 +186,13 @@ def _receive(connection: socket.socket, length: int, descriptors: list[int]) -> 
             raise InvalidRequest("request", f"ended after {len(chunks)} of {length} bytes")
         chunks += data
     return bytes(chunks)
+
+
+def _has_left(connection: socket.socket) -> bool:
+    """Closed by the peer, not only for writing. Source: poll(2), POLLHUP."""
+    poller = select.poll()
+    poller.register(connection, 0)
+    return any(events & select.POLLHUP for _, events in poller.poll(0))
 
 
 def _peer_uid(connection: socket.socket) -> int:

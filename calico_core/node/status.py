@@ -23,6 +23,7 @@ from calico_core.model.keys import (
     FelixLastStatusKey,
     FelixStatusKey,
     NodeStatusKey,
+    WorkloadEndpointKey,
     WorkloadStatusKey,
 )
 from calico_core.node.agent import AgentState
@@ -63,7 +64,7 @@ class StatusReporter:
         self._started = time.time()
         self._started_monotonic = time.monotonic()
         self._state: AgentState | None = None
-        self._written: dict[str, EndpointStatus] = {}
+        self._written: dict[WorkloadEndpointKey, tuple[str, str]] = {}
         self._is_swept = False
         self._lease: Lease | None = None
         self._felix_lease: Lease | None = None
@@ -116,23 +117,19 @@ class StatusReporter:
             return
         if not self._is_swept:
             self._sweep(state)
-        wanted: dict[str, EndpointStatus] = {}
-        for key, (status, reason) in state.endpoints.items():
-            status_key = WorkloadStatusKey(key.host, key.orchestrator, key.workload, key.endpoint)
-            record = EndpointStatus(status=status, reason=reason or None)  # type: ignore[arg-type]
-            wanted[status_key.path] = record
-            if self._written.get(status_key.path) != record:
-                self._records.put(status_key, record)
-                self._written[status_key.path] = record
-        for path in self._written.keys() - wanted.keys():
-            self._records.store.delete(path)
-            del self._written[path]
+        for key, said in state.endpoints.items():
+            if self._written.get(key) != said:
+                status, reason = said
+                record = EndpointStatus(status=status, reason=reason or None)  # type: ignore[arg-type]
+                self._records.put(_status_key(key), record)
+                self._written[key] = said
+        for key in self._written.keys() - state.endpoints.keys():
+            self._records.delete(_status_key(key))
+            del self._written[key]
 
     def _sweep(self, state: AgentState) -> None:
         """After a start: statuses of endpoints that went while we were away."""
-        known = {
-            WorkloadStatusKey(key.host, key.orchestrator, key.workload, key.endpoint).path for key in state.endpoints
-        }
+        known = {_status_key(key).path for key in state.endpoints}
         for entry in self._records.store.list(f"{FELIX_STATUS}{self._host}/workload/").entries:
             if entry.key not in known:
                 self._records.store.delete(entry.key)
@@ -184,3 +181,7 @@ class StatusReporter:
             self._records.delete(FelixStatusKey(self._host))
         except DatastoreError as error:
             log.warning("status.not_written", reason=str(error))
+
+
+def _status_key(key: WorkloadEndpointKey) -> WorkloadStatusKey:
+    return WorkloadStatusKey(key.host, key.orchestrator, key.workload, key.endpoint)

@@ -8,8 +8,9 @@ left out. Source: felix specification 4.1, 6.4; datastore specification 4.3.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Literal
 
 import msgspec
@@ -64,6 +65,13 @@ def compile_rules(
 def compile_rule(rule: Rule, *, of_profile: bool) -> CompiledRule:
     """In a profile, passing on and allowing are the same: nothing comes after the profiles."""
     return _compile(rule, of_profile)
+
+
+def stored_position(rules: Sequence[Rule], index: int, *, of_profile: bool) -> int:
+    """Where the rule stands in its record (from 0) that is number ``index`` of what :func:`compile_rules` made of
+    ``rules``: those that can match nothing are not there."""
+    kept = (at for at, rule in enumerate(rules) if _compile(rule, of_profile).rule is not None)
+    return next(islice(kept, index, None))
 
 
 # Many policies carry the same rules; each is compiled once and held once.

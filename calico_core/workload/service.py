@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
+import msgspec
 from netaddr import EUI, IPAddress
 
 from calico_core.errors import Conflict, InvalidRecord, InvalidRequest, KeyExists, NotReady, Unavailable
@@ -52,14 +54,25 @@ _ATTEMPTS = 5
 
 
 class WorkloadService(Workloads):
-    """Shared by all integrations of a node. ``host`` is the node's name in keys."""
+    """Shared by all integrations of a node. ``host`` is the node's name in keys. ``default_mtu_bytes`` is asked for
+    every interface whose request names no MTU; None leaves it to the kernel."""
 
-    def __init__(self, *, records: Records, ipam: Ipam, wiring: WorkloadWiring, gate: PolicyGate, host: str) -> None:
+    def __init__(
+        self,
+        *,
+        records: Records,
+        ipam: Ipam,
+        wiring: WorkloadWiring,
+        gate: PolicyGate,
+        host: str,
+        default_mtu_bytes: Callable[[], int | None] = lambda: None,
+    ) -> None:
         self._records = records
         self._ipam = ipam
         self._wiring = wiring
         self._gate = gate
         self._host = host
+        self._default_mtu_bytes = default_mtu_bytes
         self._locks = NamedLocks()
         self._links = ThreadPoolExecutor(max_workers=64, thread_name_prefix="links")
 
@@ -190,7 +203,7 @@ class WorkloadService(Workloads):
                 namespace=request.namespace,
                 addresses=endpoint.nets,
                 mac=endpoint.mac,
-                mtu_bytes=request.mtu_bytes,
+                mtu_bytes=request.mtu_bytes or self._default_mtu_bytes(),
                 is_default_route=request.is_default_route,
                 allow_ip_forwarding=request.allow_ip_forwarding,
             )
@@ -282,6 +295,8 @@ class WorkloadService(Workloads):
                     mtu_bytes=request.mtu_bytes,
                     addresses=existing.record.nets,
                 )
+            if not request.mtu_bytes:
+                request = msgspec.structs.replace(request, mtu_bytes=self._default_mtu_bytes())
             wired = self._wiring.make_pair(request)
             if not self._gate.wait_programmed(key, existing.mod_revision, 10.0):
                 log.warning("endpoint.policy_pending", endpoint=key.path)

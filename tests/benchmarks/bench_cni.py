@@ -1,8 +1,10 @@
-"""CNI ADD and DEL as whole processes: our executable on a warm runtime beside the reference ``ptp`` + ``host-local``.
+"""CNI ADD and DEL as whole processes: our executables on a warm runtime beside the reference ``ptp`` + ``host-local``.
 
-``python tests/benchmarks/bench_cni.py [--rounds N]``. Needs root and Debian's containernetworking-plugins. In every
-round each plugin does one ADD, in shuffled order; then the same for DEL; then bursts of 30 by 8 workers. Clock: from
-just before the program is spawned to its end. Prints a JSON line a workload, yardsticks first and last.
+``python tests/benchmarks/bench_cni.py [--rounds N] [--bursts N] [--store sqlite|etcd]``. Needs root, Debian's
+containernetworking-plugins and, for the row of the compiled shim, a C compiler. In every round each plugin does one
+ADD, in shuffled order; then the same for DEL; then bursts: 30 by 8 workers, 16 and 100 at once. Then ADD and DEL again
+while a policy that all our endpoints follow changes 100 times a second. Clock: from just before the program is spawned
+to its end. Prints a JSON line a workload, yardsticks first and last.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import importlib.util
 import json
 import os
 import random
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -19,10 +23,15 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from calico_core.lab.host import LabHost
 
 HERE = Path(__file__).resolve().parent
 REFERENCE = Path("/usr/lib/cni")
+BURSTS = ((30, 8), (16, 16), (100, 100))
+CHURN_INTERVAL_S = 0.01
 
 
 def _load_yardsticks() -> Any:
@@ -104,15 +113,18 @@ def inside(plan: dict[str, Any]) -> None:
                     for command in ("ADD", "DEL")
                 }
                 yardsticks.report(f"cni.ratio.{plugin.name}/ptp", **ratios)
-        _bursts(plugins, containers, plan["bursts"])
+        for count, workers in BURSTS:
+            _bursts(plugins, containers, plan["bursts"], count, workers)
+        ours = [plugin for plugin in plugins if plugin.name.startswith("calico")]
+        _under_churn(ours, containers, plan, times)
 
 
-def _bursts(plugins: list[Plugin], containers: str, repetitions: int) -> None:
+def _bursts(plugins: list[Plugin], containers: str, repetitions: int, count: int, workers: int) -> None:
     totals: dict[tuple[str, str], list[float]] = {}
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         for _ in range(repetitions):
             for plugin in plugins:
-                names = [f"{containers}{plugin.name}{number}" for number in range(30)]
+                names = [f"{containers}{plugin.name}{number}" for number in range(count)]
                 for command in ("ADD", "DEL"):
                     started = time.perf_counter()
                     list(pool.map(lambda name, p=plugin, c=command: p.call(c, name), names))
@@ -120,13 +132,69 @@ def _bursts(plugins: list[Plugin], containers: str, repetitions: int) -> None:
     for (name, command), seconds in totals.items():
         base = statistics.median(totals["ptp", command])
         ratio = round(statistics.median(seconds) / base, 2)
-        yardsticks.report(f"cni.burst30.{command}.{name}", ratio_to_ptp=ratio, **yardsticks.summary(seconds))
+        kind = f"{count}at{workers}"
+        yardsticks.report(f"cni.burst.{kind}.{command}.{name}", ratio_to_ptp=ratio, **yardsticks.summary(seconds))
+
+
+def _under_churn(
+    plugins: list[Plugin], containers: str, plan: dict[str, Any], quiet: dict[tuple[str, str], list[float]]
+) -> None:
+    """One at a time, while the rules of the profile that all of them have change."""
+    argv = [sys.executable, str(Path(__file__).resolve()), "--churn", plan["url"]]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()  # it has begun
+        try:
+            for plugin in plugins:
+                times: dict[str, list[float]] = {"ADD": [], "DEL": []}
+                for number in range(plan["churn_rounds"]):
+                    for command, seconds in times.items():
+                        seconds.append(plugin.call(command, f"{containers}{plugin.name}{number % plan['rounds']}"))
+                for command, seconds in times.items():
+                    summary = yardsticks.summary(seconds)
+                    base_ms = statistics.median(quiet[plugin.name, command]) * 1000
+                    ratios = {"p99_to_quiet_median": round(summary["p99_ms"] / base_ms, 2)}
+                    yardsticks.report(f"cni.churn100.{command}.{plugin.name}", **ratios, **summary)
+        finally:
+            writer.terminate()
+            wrote = writer.stdout.read().split()
+    yardsticks.report("cni.churn100.writer", changes_per_s=float(wrote[-1]) if wrote else 0.0)
+
+
+def churn(url: str) -> None:
+    """Change the rules of the profile ``bench`` a hundred times a second until terminated."""
+    from calico_core.interfaces.datastore import DatastoreOptions
+    from calico_core.model import codec
+    from calico_core.model.keys import ProfileRulesKey
+    from calico_core.model.rules import Rule, RuleLists
+    from calico_core.plugin_host.loader import load_driver
+    from calico_core.plugin_host.namespaces import DATASTORES
+
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
+    store = load_driver(DATASTORES, url.partition("://")[0]).open(url, DatastoreOptions())
+    key = ProfileRulesKey("bench").path
+    own = Rule(action="allow", src_tag="bench")
+    versions = [
+        codec.encode(RuleLists(id="bench", inbound_rules=rules, outbound_rules=(Rule(action="allow"),)))
+        for rules in ((own,), (own, Rule(action="deny", protocol="tcp")))
+    ]
+    started = time.perf_counter()
+    number = 0
+    sys.stdout.write("begun\n")
+    sys.stdout.flush()
+    while not stopping:
+        store.put(key, versions[number % 2])
+        number += 1
+        time.sleep(max(0.0, started + number * CHURN_INTERVAL_S - time.perf_counter()))
+    sys.stdout.write(f"{number / (time.perf_counter() - started):.1f}\n")
+    store.close()
 
 
 # --- outside ---------------------------------------------------------------------------------------
 
 
-def outside(rounds: int, bursts: int) -> None:
+def outside(rounds: int, bursts: int, stores: tuple[str, ...]) -> None:
     from calico_core.dataplane.linux import netns
     from calico_core.lab.topology import Laboratory
 
@@ -136,23 +204,29 @@ def outside(rounds: int, bursts: int) -> None:
     made: list[str] = []
     labs: list[Laboratory] = []
     try:
-        for store in ("sqlite", "etcd"):
+        for store in stores:
             lab = Laboratory.create(f"bench-{store}", 1, datastore=store, routing="none")
             labs.append(lab)
             lab.up()
             host = lab.hosts[0]
             host.start_node()
-            host.install_cni()
             plugins = [
-                _ours(f"calico-{store}", host.cni_bin_directory),
+                *(_ours(f"calico-{store}-{shim}", _install(host, shim)) for shim in _shims()),
                 _reference("ptp", {"ipMasq": False}),
                 _reference("bridge", {"isGateway": True, "bridge": "br-bench"}),
             ]
-            names = [f"{plugin['name']}{number}" for plugin in plugins for number in range(max(rounds, 30))]
+            names = [f"{plugin['name']}{number}" for plugin in plugins for number in range(max(rounds, 100))]
             for name in [*names, "w"]:
                 netns.create_namespace(prefix + name)
                 made.append(prefix + name)
-            plan = {"rounds": rounds, "bursts": bursts, "containers": prefix, "plugins": plugins}
+            plan = {
+                "rounds": rounds,
+                "bursts": bursts,
+                "churn_rounds": max(rounds, 100),
+                "containers": prefix,
+                "plugins": plugins,
+                "url": host.environment["CALICO_DATASTORE"],
+            }
             done = host.run(
                 [sys.executable, str(Path(__file__).resolve()), "--inside"], stdin=json.dumps(plan), timeout_s=900
             )
@@ -167,6 +241,19 @@ def outside(rounds: int, bursts: int) -> None:
         for lab in labs:
             lab.down()
     yardsticks.report("yardsticks.after", **yardsticks.measure())
+
+
+def _shims() -> tuple[str, ...]:
+    return ("compiled", "python") if shutil.which("cc") else ("python",)
+
+
+def _install(host: LabHost, shim: str) -> Path:
+    """The executables of one kind, in a folder of their own."""
+    folder = host.directory / "cni" / shim
+    host.calicoctl(
+        *("cni", "install", "--shim", shim, "--bin-dir", str(folder), "--conf-dir", str(host.cni_conf_directory))
+    )
+    return folder
 
 
 def _ours(name: str, folder: Path) -> dict[str, Any]:
@@ -190,8 +277,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--bursts", type=int, default=5)
-    parser.add_argument("--inside", action="store_true")
+    parser.add_argument("--store", choices=["sqlite", "etcd"], action="append", help="only this one")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--churn", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.churn:
+        churn(arguments.churn)
+        return 0
     if arguments.inside:
         inside(json.load(sys.stdin))
         return 0
@@ -199,7 +291,7 @@ def main() -> int:
         sys.stderr.write("needs root and the package containernetworking-plugins\n")
         return 2
     try:
-        outside(arguments.rounds, arguments.bursts)
+        outside(arguments.rounds, arguments.bursts, tuple(arguments.store or ("sqlite", "etcd")))
     finally:
         for name in ("ptp", "bridge"):
             subprocess.run(["rm", "-rf", f"/run/calico-bench-{name}"], check=False)

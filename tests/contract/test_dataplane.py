@@ -1,4 +1,4 @@
-"""The contract of a dataplane, kept by the one in memory and by nftables on a real kernel."""
+"""The contract of a dataplane, kept by the one in memory and by nftables and iptables on a real kernel."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from netaddr import EUI, IPNetwork
 
+from calico_core.dataplane.iptables.driver import IptablesDataplane
 from calico_core.dataplane.linux import netns
 from calico_core.dataplane.memory import MemoryDataplane
 from calico_core.dataplane.nftables.driver import NftablesDataplane
@@ -60,7 +61,14 @@ class Bench:
         return self.dataplane.wiring()
 
 
-@pytest.fixture(params=["memory", pytest.param("nftables", marks=pytest.mark.needs_root)])
+REAL: dict[str, Callable[[int], Dataplane]] = {
+    "nftables": lambda descriptor: NftablesDataplane(OPTIONS, descriptor),
+    "iptables-nft": lambda descriptor: IptablesDataplane(OPTIONS, descriptor, "nft"),
+    "iptables-legacy": lambda descriptor: IptablesDataplane(OPTIONS, descriptor, "legacy"),
+}
+
+
+@pytest.fixture(params=["memory", *(pytest.param(name, marks=pytest.mark.needs_root) for name in REAL)])
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     if request.param == "memory":
         dataplane = MemoryDataplane.open(OPTIONS)
@@ -69,7 +77,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
         return
     names = [f"dpc-{os.getpid()}-{next(_numbers)}" for _ in range(2)]
     descriptors = [netns.open_namespace(str(netns.create_namespace(name))) for name in names]
-    real = NftablesDataplane(OPTIONS, descriptors[0])
+    real = REAL[request.param](descriptors[0])
     try:
         yield Bench(real, descriptors[1])
     finally:

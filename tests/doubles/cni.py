@@ -16,13 +16,15 @@ from tests.doubles.workloads import MemoryWorkloads
 
 HOST = "node1"
 CONTAINER = "8f3c21d9a7"
+NOWHERE = Path("/dev/null/state")
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "cni"
 
 
 class CniSetup:
-    """The integration and what it stands on. ``call`` runs a command with everything at a valid default."""
+    """The integration and what it stands on. ``call`` runs a command with everything at a valid default. Without a
+    ``state`` directory nothing can be put off."""
 
-    def __init__(self, namespace_fd: int, *, is_resident: bool = True) -> None:
+    def __init__(self, namespace_fd: int, *, is_resident: bool = True, state: Path = NOWHERE) -> None:
         self.namespace_fd = namespace_fd
         self.ipam = MemoryIpam()
         self.records = TypedRecords(MemoryDatastore())
@@ -31,7 +33,7 @@ class CniSetup:
             workloads=self.workloads,
             ipam=self.ipam,
             records=self.records,
-            settings=Settings(),
+            settings=Settings(state_directory=str(state)),
             host=HOST,
             is_resident=is_resident,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from netaddr import IPAddress, IPNetwork
 
@@ -17,13 +17,15 @@ DEFAULT_POOLS = (IPNetwork("10.65.0.0/24"), IPNetwork("fd80:65::/120"))
 
 
 class MemoryIpam(Ipam):
-    """``companions`` counts those that were asked for; their writes are not carried out."""
+    """``companions`` counts those that were asked for; their writes are not carried out. ``failure`` is raised by the
+    next release by handle, once."""
 
     def __init__(self, pools: Sequence[IPNetwork] = DEFAULT_POOLS) -> None:
         self.pools = tuple(pools)
         self.held: dict[IPAddress, tuple[str | None, dict[str, object]]] = {}
         self.requests: list[AddressRequest] = []
         self.companions = 0
+        self.failure: BaseException | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -55,7 +57,13 @@ class MemoryIpam(Ipam):
             self.held.update({each: (request.handle, dict(request.attributes)) for each in chosen})
             return tuple(sorted(chosen, key=lambda each: (each.version, each.value)))
 
-    def release(self, addresses: Sequence[IPAddress], *, handle: str | None = None) -> tuple[IPAddress, ...]:
+    def release(
+        self,
+        addresses: Sequence[IPAddress],
+        *,
+        handle: str | None = None,
+        sequences: Mapping[IPAddress, int | None] | None = None,
+    ) -> tuple[IPAddress, ...]:
         with self._lock:
             for address in addresses:
                 holder = self.held.get(address)
@@ -63,8 +71,17 @@ class MemoryIpam(Ipam):
                     raise StaleRelease(str(address), handle, str(holder[0]))
             return tuple(address for address in addresses if self.held.pop(address, None) is None)
 
-    def release_by_handle(self, handles: Sequence[str], companion: Companion | None = None) -> tuple[IPAddress, ...]:
+    def release_by_handle(
+        self,
+        handles: Sequence[str],
+        companion: Companion | None = None,
+        *,
+        sequences: Mapping[IPAddress, int | None] | None = None,
+    ) -> tuple[IPAddress, ...]:
         with self._lock:
+            failure, self.failure = self.failure, None
+            if failure is not None:
+                raise failure
             freed = tuple(address for handle in handles for address in self._of(handle))
             for address in freed:
                 del self.held[address]

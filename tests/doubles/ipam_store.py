@@ -33,6 +33,12 @@ class Contents(NamedTuple):
                     held[blocks.address_at(block, ordinal)] = attributes.handle_id
         return held
 
+    def node_of(self, address: IPAddress) -> object:
+        """The host for whose workload it was assigned; None when it is free."""
+        block = next(block for cidr, block in self.blocks.items() if address in cidr)
+        held = blocks.attributes_at(block, blocks.ordinal_of(block, address))
+        return (held.secondary or {}).get("node") if held else None
+
     def of_handle(self, handle: str) -> set[IPAddress]:
         return {address for address, holder in self.holders().items() if holder == handle}
 

@@ -90,7 +90,7 @@ class MemoryWorkloads(Workloads):
                 return self.damage
             return (f"host interface {request.interface} is missing",)
 
-    def host_end(self, namespace_fd: int, container_interface: str) -> str | None:  # noqa: ARG002 - one container
+    def host_end(self, namespace_fd: int, container_interface: str) -> str | None:
         return self.host_ends.get(container_interface)
 
     def make_pair(self, key: WorkloadEndpointKey, request: PairRequest) -> WiredInterface:

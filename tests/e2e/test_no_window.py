@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from typing import Self
 
 import pytest
 
@@ -29,7 +30,7 @@ class Flood:
         self.sent = self.arrived = 0
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._send, self._receive)]
 
-    def __enter__(self) -> Flood:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self

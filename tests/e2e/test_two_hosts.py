@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import shutil
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -55,7 +57,9 @@ def test_workloads_reach_each_other_across_hosts(lab: Laboratory) -> None:
     assert [peer["state"] for peer in status["routing"]["peers"]] == ["Established"]
 
 
-def test_a_label_changed_on_one_host_opens_and_closes_the_other(lab: Laboratory, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_label_changed_on_one_host_opens_and_closes_the_other(
+    lab: Laboratory, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second = _pair(lab)
     assert probe_until(first, second, "icmp", is_reachable=True, within_s=20).is_reachable
     host = lab.hosts[1]
@@ -64,7 +68,8 @@ def test_a_label_changed_on_one_host_opens_and_closes_the_other(lab: Laboratory,
     endpoints = json.loads(host.calicoctl("endpoint", "show", "-o", "json").stdout)
     endpoint = next(entry["endpoint"] for entry in endpoints if entry["addresses"] == [str(first.addresses[0])])
     with _Writer(lab, endpoint) as change, _Prober(first, second) as prober:
-        delays = [prober.delay(change(role), is_open=role == "web") for _ in range(CHANGES // 2) for role in ("web", "db")]
+        roles = ["web", "db"] * (CHANGES // 2)
+        delays = [prober.delay(change(role), is_open=role == "web") for role in roles]
     milliseconds = sorted(delay * 1000 for delay in delays)
     p99 = milliseconds[int(0.99 * len(milliseconds))]
     with capsys.disabled():
@@ -89,7 +94,7 @@ class _Writer:
             text=True,
         )
 
-    def __enter__(self) -> _Writer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -121,7 +126,7 @@ class _Prober:
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._send, self._receive)]
 
-    def __enter__(self) -> _Prober:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
         return self
@@ -151,10 +156,8 @@ class _Prober:
         while not self._stop.is_set():
             with self._source.open_socket(socket.AF_INET, socket.SOCK_DGRAM) as flow:
                 flow.setblocking(False)
-                try:
+                with contextlib.suppress(OSError):  # the queue is full
                     flow.sendto(b"probe", self._address)
-                except OSError:
-                    pass
             time.sleep(0.001)
 
     def _receive(self) -> None:
@@ -162,5 +165,3 @@ class _Prober:
             if select.select([self._server], [], [], 0.1)[0]:
                 self._server.recv(64)
                 self._arrivals.append(time.monotonic())
-
-

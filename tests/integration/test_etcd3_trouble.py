@@ -90,6 +90,37 @@ def test_every_call_is_bounded_and_a_write_is_uncertain(
         etcd.resume()
 
 
+def test_a_silent_store_is_not_waited_for_again_and_again(
+    etcd: EtcdServer, open_store: Callable[..., Etcd3Datastore]
+) -> None:
+    store = open_store(etcd.url, timeout_s=3.0)
+    store.put("/calico/a", b"1")
+    etcd.pause()
+    try:
+        began = time.monotonic()
+        for _ in range(3):
+            with pytest.raises(Unavailable, match="timeout"):
+                store.get("/calico/a")
+        assert 4.5 < time.monotonic() - began < 7
+    finally:
+        etcd.resume()
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            store.get("/calico/a")
+            break
+        except Unavailable:
+            assert time.monotonic() < deadline
+    etcd.pause()
+    try:
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match="timeout"):
+            store.put("/calico/a", b"2")
+        assert time.monotonic() - began > 2.5  # it answered since: the full time again
+    finally:
+        etcd.resume()
+
+
 def test_the_next_endpoint_takes_over(
     etcd: EtcdServer, open_store: Callable[..., Etcd3Datastore], refusing: str, silent: str
 ) -> None:

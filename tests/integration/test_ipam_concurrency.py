@@ -83,6 +83,20 @@ def test_more_demand_than_addresses(open_store: OpenStore) -> None:
     assert set(check_laws(store).holders()) == set(given)
 
 
+def test_a_hundred_calls_at_once_for_sixty_four_addresses(open_store: OpenStore) -> None:
+    """Two hosts: everybody is answered, 36 of them with the reason why there is nothing for them."""
+    store = open_store()
+    add_pool(store, "10.0.0.0/26", block_size=28)
+    hosts = [an_ipam(open_store, f"host{number}") for number in range(2)]
+    results = in_parallel([lambda n=n: hosts[n % 2].auto_assign(a_request(f"w{n}", 1)) for n in range(100)])
+    given = [result[0] for result in results if isinstance(result, tuple)]
+    refused = [str(result) for result in results if isinstance(result, PoolExhausted)]
+    assert len(given) == len(set(given)) == 64
+    assert len(refused) == 36
+    assert all("no free address in 10.0.0.0/26" in text for text in refused)
+    assert set(check_laws(store).holders()) == set(given)
+
+
 def test_the_same_handle_from_everywhere_gets_one_address(open_store: OpenStore) -> None:
     store = open_store()
     add_pool(store, "10.0.0.0/24")

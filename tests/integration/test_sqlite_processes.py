@@ -107,6 +107,30 @@ def test_processes_lose_no_update(store: SqliteDatastore, path: str) -> None:
         assert process.returncode == 0
 
 
+def test_a_second_handle_takes_no_locks_away(store: SqliteDatastore, path: str) -> None:
+    """Locks belong to a process, and closing any descriptor of the file drops them all. Without them, the next process
+    to leave removes the log that this one goes on writing to."""
+    store.put("/calico/a", b"1")
+    second = SqliteDatastore.open(f"sqlite://{path}", DatastoreOptions())
+    try:
+        second.put("/calico/counter", b"0")
+        with start(COUNT, path) as process:
+            assert process.wait(PATIENCE_S) == 0
+        for handle in (store, second):
+            entry = handle.get("/calico/counter")
+            assert entry is not None
+            assert entry.value == b"100"
+        store.put("/calico/b", b"2")
+    finally:
+        second.close()
+    store.close()
+    third = SqliteDatastore.open(f"sqlite://{path}", DatastoreOptions())
+    try:
+        assert {entry.key for entry in third.list("/calico/").entries} == {"/calico/a", "/calico/b", "/calico/counter"}
+    finally:
+        third.close()
+
+
 def test_a_watcher_in_another_process_is_woken(store: SqliteDatastore, path: str) -> None:
     store.put("/calico/x", b"")
     with start(WATCH, path, "5") as watcher:

@@ -313,3 +313,62 @@ def test_it_starts_before_etcd_does(etcd: EtcdServer, follow: Any) -> None:
         assert consumer.state == {}
     finally:
         store.close()
+
+
+def test_a_revision_told_means_every_prefix_of_it(store: Datastore, follow: Any) -> None:
+    """A transaction over several prefixes may come in several batches; a batch that names its revision, or a later
+    one, comes last of them."""
+    pairs = [(f"{CONFIG}Pair", f"{BGP}global/as_num")] * 3 + [(f"{BGP}global/as_num", f"{CONFIG}Pair")] * 3
+    batches: list[SyncBatch] = []
+    heard = threading.Condition()
+
+    def sink(batch: SyncBatch) -> None:
+        with heard:
+            batches.append(batch)
+            heard.notify_all()
+
+    syncer = Syncer(store, (CONFIG, BGP), sink)
+    syncer.start()
+    try:
+        assert syncer.wait_in_sync(PATIENCE_S)
+        written: dict[int, bytes] = {}
+        for number, pair in enumerate(pairs * 10):
+            value = b"%d" % (number + 1)
+            written[store.transact([], [Put(key, value) for key in pair]).revision] = value
+        last = value.decode()
+
+        def latest() -> dict[str, Any]:
+            return {update.path: update.record for batch in batches for update in batch.updates}
+
+        with heard:
+            assert heard.wait_for(lambda: set(latest().values()) == {last} and len(latest()) == 2, PATIENCE_S)
+            told: dict[str, Any] = {}
+            for batch in batches:
+                told |= {update.path: update.record for update in batch.updates}
+                due = max((revision for revision in written if revision <= batch.revision), default=None)
+                if due is not None:
+                    for key in pairs[0]:
+                        assert int(told[key]) >= int(written[due])
+    finally:
+        syncer.stop()
+
+
+def test_a_batch_says_how_much_the_consumer_loses(memory: MemoryDatastore, follow: Any) -> None:
+    for number in range(10):
+        memory.put(f"{CONFIG}K{number}", b"1")
+    memory.put("/calico/v1/ipam/v4/pool/10.0.0.0-8", b"{")  # not given to the consumer, so nothing to lose
+    syncer, consumer = follow(memory, "/calico/v1/")
+    assert syncer.wait_in_sync(PATIENCE_S)
+    snapshot = consumer.batches[-1]
+    assert (snapshot.held, snapshot.deleted, snapshot.is_snapshot) == (0, 0, True)
+    memory.put(f"{CONFIG}K0", b"2")
+    memory.put(f"{CONFIG}New", b"1")
+    consumer.wait(lambda c: len(c.state) == 11)
+    before = len(consumer.batches)
+    memory.delete_prefix(CONFIG)
+    consumer.wait(lambda c: not c.state)
+    (loss,) = consumer.batches[before:]
+    assert (loss.held, loss.deleted, loss.is_snapshot) == (11, 11, False)
+    memory.put(f"{CONFIG}Again", b"1")
+    consumer.wait(lambda c: len(c.state) == 1)
+    assert consumer.batches[-1].held == 0

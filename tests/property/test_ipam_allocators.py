@@ -1,9 +1,7 @@
 """Allocators of several hosts over one store, with other writers slipping in ahead of any transaction, connections
-refused and answers lost, against a dictionary. Source: ipam specification 12, invariants 1 to 5, 7, 10 to 13, 18."""
+refused and answers lost, against a dictionary. Source: ipam specification 12, invariants 1 to 7, 9 to 13, 16, 18."""
 
 from __future__ import annotations
-
-import itertools
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -13,8 +11,10 @@ from netaddr import IPAddress, IPNetwork
 from calico_core.datastore.memory import MemoryDatastore
 from calico_core.datastore.records import TypedRecords
 from calico_core.errors import AffinityHeld, InvalidRequest, IpamError, NoPools, OutsidePools, StaleRelease, Unavailable
+from calico_core.ipam import blocks
 from calico_core.ipam.allocator import BlockIpam
-from calico_core.model.keys import PoolKey
+from calico_core.model.blocks import IpamConfig, Reservation
+from calico_core.model.keys import IpamConfigKey, PoolKey, ReservationKey
 from tests.doubles.ipam_store import a_request, add_pool, check_laws, configure, contents
 
 POOLS = ("10.0.0.0/28", "10.0.1.0/29", "fd00::/124")
@@ -31,11 +31,29 @@ class AllocatorMachine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.store = MemoryDatastore()
-        self.numbers = itertools.count()
+        self.now_ns = 1_700_000_000_000_000_000
         for cidr in POOLS:
             self.set_pool(cidr, disabled=False)
         records = TypedRecords(self.store)
-        self.clients = [BlockIpam(records, host, clock_ns=lambda: 1000 + next(self.numbers)) for host in HOSTS]
+        self.clients = [BlockIpam(records, host, clock_ns=self.clock_ns) for host in HOSTS]
+
+    def clock_ns(self) -> int:
+        self.now_ns += 1
+        return self.now_ns
+
+    def not_for_choosing(self) -> set[IPAddress]:
+        """Reserved, or given back too lately."""
+        records = TypedRecords(self.store)
+        reservation = records.get(ReservationKey("r"))
+        found = {address for cidr in (reservation.record.cidrs if reservation else ()) for address in cidr}
+        config = records.get(IpamConfigKey())
+        cooldown_s = (config.record if config else IpamConfig()).cooldown_s
+        for block in contents(self.store).blocks.values():
+            for ordinal, index in enumerate(block.allocations):
+                since = block.attributes[index].cooling_since if index is not None else None
+                if since is not None and abs((blocks.moment(self.now_ns) - since).total_seconds()) < cooldown_s:
+                    found.add(blocks.address_at(block, ordinal))
+        return found
 
     def set_pool(self, cidr: str, *, disabled: bool) -> None:
         add_pool(self.store, cidr, block_size=30 if "." in cidr else 126, disabled=disabled)
@@ -58,7 +76,7 @@ class AllocatorMachine(RuleBasedStateMachine):
 
     def rival(self, client: int, handle: str) -> None:
         """A process of its own, with what is cached nowhere else."""
-        other = BlockIpam(TypedRecords(self.store), HOSTS[client], clock_ns=lambda: 1000 + next(self.numbers))
+        other = BlockIpam(TypedRecords(self.store), HOSTS[client], clock_ns=self.clock_ns)
         if not other.release_by_handle([handle]):
             try:
                 other.auto_assign(a_request(handle, 2))
@@ -74,6 +92,8 @@ class AllocatorMachine(RuleBasedStateMachine):
         kind: str | None, nth: int, rival: int, other: str,
     ) -> None:  # fmt: skip
         before = contents(self.store).holders()
+        forbidden = self.not_for_choosing()
+        owners = contents(self.store).affinities
         self.trouble(kind, nth, rival, other)
         try:
             given = self.clients[client].auto_assign(a_request(handle, v4, v6, *exact), deadline_s=5)
@@ -93,6 +113,10 @@ class AllocatorMachine(RuleBasedStateMachine):
             assert found.of_handle(handle) == held_before | set(given), "never more than was asked for"
             others = {address: holder for address, holder in found.holders().items() if holder != handle}
             assert others == {address: holder for address, holder in before.items() if holder != handle}
+            chosen = set(given) - {IPAddress(text) for text in exact} - held_before
+            assert not chosen & forbidden
+            lost = {block for block, owner in owners.items() if found.affinities.get(block) != owner}
+            assert not any(address in block for block in lost for address in before), "only idle blocks change hands"
 
     @rule(client=CLIENTS, handles=st.lists(HANDLES, max_size=3), kind=FAULTS, nth=NTH, rival=CLIENTS, other=HANDLES)
     def release_by_handle(
@@ -139,28 +163,47 @@ class AllocatorMachine(RuleBasedStateMachine):
 
     @rule(client=CLIENTS, host=st.sampled_from(HOSTS))
     def remove_host(self, client: int, host: str) -> None:
-        before = contents(self.store).holders()
+        before = contents(self.store)
         self.calm()
         self.clients[client].release_host(host)
         found = contents(self.store)
         assert host not in found.affinities.values()
-        assert found.holders() == before
+        left = {address: holder for address, holder in before.holders().items() if before.node_of(address) != host}
+        assert found.holders() == left
 
     @rule(cidr=st.sampled_from(POOLS), disabled=st.booleans())
     def change_pool(self, cidr: str, disabled: bool) -> None:
         self.calm()
         self.set_pool(cidr, disabled=disabled)
 
-    @rule(strict=st.booleans())
-    def change_rules(self, strict: bool) -> None:
+    @rule(strict=st.booleans(), cooldown_s=st.sampled_from([0, 0, 30]))
+    def change_rules(self, strict: bool, cooldown_s: int) -> None:
         self.calm()
-        configure(self.store, strict_affinity=strict)
+        configure(self.store, strict_affinity=strict, cooldown_s=cooldown_s)
+
+    @rule(cidrs=st.lists(st.sampled_from(["10.0.0.0/30", "10.0.1.5/32", "fd00::/126"]), max_size=2))
+    def reserve(self, cidrs: list[str]) -> None:
+        self.calm()
+        record = Reservation(cidrs=tuple(IPNetwork(cidr) for cidr in cidrs))
+        TypedRecords(self.store).put(ReservationKey("r"), record)
+
+    @rule(seconds=st.sampled_from([1, 20, 31, 61]))
+    def wait(self, seconds: int) -> None:
+        self.now_ns += seconds * 10**9
+
+    @rule(client=CLIENTS)
+    def sweep(self, client: int) -> None:
+        before = contents(self.store).holders()
+        self.calm()
+        self.clients[client].sweep()
+        assert contents(self.store).holders() == before
 
     @rule(client=CLIENTS)
     def completeness(self, client: int) -> None:
         """Whoever is alone gets an address as long as one is free and borrowing is allowed."""
         self.calm()
         configure(self.store, strict_affinity=False)
+        self.store.delete(ReservationKey("r").path)
         pools = [
             pool.record.cidr
             for pool in TypedRecords(self.store).list("/calico/v1/ipam/v4/pool/")

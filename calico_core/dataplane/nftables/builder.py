@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from calico_core.dataplane.claims import Claims
 from calico_core.dataplane.nftables import layout
-from calico_core.dataplane.nftables.claims import Claims
 from calico_core.dataplane.nftables.elements import merge_ranges, no_elements
 from calico_core.dataplane.nftables.names import digest, kernel_name
 from calico_core.dataplane.nftables.rules import DROP, render_rule

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 import msgspec
 from netaddr import IPAddress
 
+from calico_core.dataplane.claims import Claims
 from calico_core.dataplane.linux import sysctl
 from calico_core.dataplane.linux.conntrack import Conntrack
 from calico_core.dataplane.linux.interfaces import LinkMonitor
 from calico_core.dataplane.linux.netns import run_in
 from calico_core.dataplane.linux.rtnetlink import RouteSocket
 from calico_core.dataplane.linux.wiring import VethWiring
-from calico_core.dataplane.nftables.claims import Claims
 from calico_core.dataplane.nftables.layout import ENDPOINT_TO_HOST
 from calico_core.dataplane.nftables.policy_table import PolicyTable
-from calico_core.dataplane.nftables.routes import RouteReport, WorkloadRoutes
+from calico_core.dataplane.workload_routes import RouteReport, WorkloadRoutes
 from calico_core.errors import InvalidRequest, KernelRefused
 from calico_core.interfaces.dataplane import ApplyReport, Dataplane, DataplaneOptions, Failure, WorkloadWiring
 from calico_core.log import get_logger

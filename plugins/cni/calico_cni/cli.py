@@ -48,6 +48,13 @@ def cni() -> None:
 @_python
 @click.option("--network", default=installer.NETWORK, show_default=True, help="Name of the network and its profile.")
 @click.option("--cni-version", default=installer.LIST_VERSION, show_default=True, help="Version of the list.")
+@click.option(
+    "--shim",
+    type=click.Choice(installer.SHIMS),
+    default="auto",
+    show_default=True,
+    help="Executables in Python or compiled here; auto: compiled where there is a C compiler.",
+)
 @click.option("--port-mappings", is_flag=True, help="Chain the portmap plugin for published ports.")
 def install(
     root: Path,
@@ -59,6 +66,7 @@ def install(
     python: str | None,
     network: str,
     cni_version: str,
+    shim: str,
     *,
     port_mappings: bool,
 ) -> None:
@@ -73,6 +81,7 @@ def install(
             config_name=conf_name,
             python=python,
             interpreter=interpreter,
+            shim=shim,
             has_port_mappings=port_mappings,
         )
     except (CalicoError, OSError) as error:

@@ -36,10 +36,13 @@ class DeferredDetach(msgspec.Struct, frozen=True, kw_only=True):
     container_id: str
     interface: str
     arguments: dict[str, str] = {}
+    is_of_kubernetes: bool = False
     created: float = 0.0
 
     @classmethod
-    def of(cls, program: str, network: str, invocation: Invocation) -> DeferredDetach:
+    def of(
+        cls, program: str, network: str, invocation: Invocation, *, is_of_kubernetes: bool = False
+    ) -> DeferredDetach:
         pod = {name: value for name, value in invocation.arguments.items() if name.startswith("K8S_POD_")}
         return cls(
             program=program,
@@ -47,6 +50,7 @@ class DeferredDetach(msgspec.Struct, frozen=True, kw_only=True):
             container_id=invocation.container_id,
             interface=invocation.interface,
             arguments=pod,
+            is_of_kubernetes=is_of_kubernetes,
             created=round(time.time(), 3),
         )
 
@@ -57,7 +61,7 @@ class DeferredDetach(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def file_name(self) -> str:
         """The same for every detach of one attachment."""
-        whole = "\0".join((self.program, self.network, self.container_id, self.interface))
+        whole = f"{self.program}:{self.network}:{self.container_id}:{self.interface}"  # none of them holds a colon
         return hashlib.sha1(whole.encode(), usedforsecurity=False).hexdigest() + _SUFFIX
 
 
@@ -131,7 +135,7 @@ class DeferredDetaches:
     def _names(self) -> list[str]:
         try:
             return [name for name in os.listdir(self._directory) if name.endswith(_SUFFIX)]  # noqa: PTH208 - names only
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def _write(self, detach: DeferredDetach) -> None:

@@ -7,6 +7,7 @@ far as they can be used, and no further. Source: cni specification 5.7.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import subprocess
@@ -70,10 +71,8 @@ class Delegate:
 
     def delete_quietly(self) -> None:
         """After a failure that is the one to tell."""
-        try:
+        with contextlib.suppress(CalicoError):
             self.delete()
-        except CalicoError:
-            pass
 
     def check(self) -> None:
         """:raises DelegateFailed:"""

@@ -17,7 +17,8 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "STATUS": (),
     "VERSION": (),
 }
-"""Command → variables it cannot do without. ``CNI_PATH`` is needed only to execute another plugin."""
+"""Command → variables it cannot do without. ``CNI_PATH`` is needed only to execute another plugin, and is looked at
+then."""
 
 _COPIED = {"ADD": ("CNI_ARGS",)}
 """What goes into records and results beside the required."""

@@ -33,6 +33,7 @@ EXISTING_LIMITED = 51
 GENERIC = 100
 ADDRESSES_EXHAUSTED = 101
 ADDRESS_IN_USE = 102
+POLICY_SOURCE_FAILED = 103
 DELEGATE_FAILED = 104
 KERNEL_REFUSED = 105
 INTERFACE_TAKEN = 106
@@ -105,6 +106,10 @@ class DelegateFailed(CalicoError):
         return self.details
 
 
+class PolicySourceFailed(CalicoError):
+    """The Kubernetes API answered, but not with what an ADD needs to know of the pod."""
+
+
 class CollectionFailed(CalicoError):
     """GC: some of what is stale could not be removed; the rest is gone. ``failures`` in the order they happened."""
 
@@ -131,6 +136,7 @@ TABLE: tuple[tuple[type[BaseException], int], ...] = (
     (OutsidePools, INVALID_CONFIGURATION),
     (InterfaceTaken, INTERFACE_TAKEN),
     (DataplaneError, KERNEL_REFUSED),
+    (PolicySourceFailed, POLICY_SOURCE_FAILED),
 )
 
 

@@ -7,6 +7,7 @@ others. Source: cni specification 6, GC.
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import time
 from collections.abc import Callable, Iterator
 
@@ -85,13 +86,13 @@ class Garbage:
                 network=self._network,
             )
             log.info("garbage.endpoint", endpoint=found.key.path, container=container)
-            self._attempt(lambda stale=stale: self._context.workloads.detach(stale))
+            self._attempt(functools.partial(self._context.workloads.detach, stale))
 
     def collect_handles(self) -> None:
         """Addresses whose endpoint is gone, or of attachments that another network plugin made."""
         for handle in sorted(self._stale_handles()):
             log.info("garbage.handle", handle=handle)
-            self._attempt(lambda handle=handle: self._context.ipam.release_by_handle((handle,)))
+            self._attempt(functools.partial(self._context.ipam.release_by_handle, (handle,)))
 
     def forward(self, to_delegate: Callable[[], None]) -> None:
         self._attempt(to_delegate)

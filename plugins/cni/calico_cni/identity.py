@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from typing import NamedTuple
 
+from calico_core.model import kubernetes
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.rules import Rule, RuleLists
 from calico_core.model.workloads import NewProfile
@@ -26,12 +27,26 @@ class Identity(NamedTuple):
     legacy_handles: tuple[str, ...]
 
 
-def identify(*, host: str, network: str, container_id: str, container_interface: str, prefix: str = "cali") -> Identity:
-    """``prefix``: of host interfaces; the first where several are set."""
-    digest = hashlib.sha1(f"{container_id}/{container_interface}".encode(), usedforsecurity=False).hexdigest()
+def identify(
+    *,
+    host: str,
+    network: str,
+    container_id: str,
+    container_interface: str,
+    prefix: str = "cali",
+    pod: tuple[str, str] | None = None,
+) -> Identity:
+    """``prefix``: of host interfaces; the first where several are set. ``pod``: namespace and name, where these give
+    the endpoint its name; every container of the pod then has the same one."""
+    if pod is None:
+        orchestrator, workload = ORCHESTRATOR, container_id
+        digest = hashlib.sha1(f"{container_id}/{container_interface}".encode(), usedforsecurity=False).hexdigest()
+    else:
+        orchestrator, workload = kubernetes.ORCHESTRATOR, kubernetes.workload_id(*pod)
+        digest = kubernetes.endpoint_id(*pod, container_interface)
     first_prefix = prefix.partition(",")[0].strip()
     return Identity(
-        key=WorkloadEndpointKey(host, ORCHESTRATOR, container_id, digest),
+        key=WorkloadEndpointKey(host, orchestrator, workload, digest),
         # eleven digits of the hash after the usual prefix of four
         interface=f"{first_prefix}{digest}"[:_INTERFACE_LENGTH],
         handle=handle_of(network, container_id, container_interface),
@@ -58,3 +73,11 @@ def network_profile(network: str) -> NewProfile:
         outbound_rules=(Rule(action="allow"),),
     )
     return NewProfile(name=network, tags=(network,), rules=rules)
+
+
+def open_profile(network: str) -> NewProfile:
+    """Pods whose policy nobody looks after talk to everybody. Source: 5.5, Kubernetes without policy."""
+    both = (Rule(action="allow"),)
+    return NewProfile(
+        name=network, tags=(network,), rules=RuleLists(id=network, inbound_rules=both, outbound_rules=both)
+    )

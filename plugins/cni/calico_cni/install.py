@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from calico_cni import compiler
 from calico_cni.environment import NAME
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
 from calico_cni.versions import NEWEST, VERSIONS, is_at_least, parse_version
@@ -28,11 +29,13 @@ NETWORK = "calico"
 SOCKET = "/run/calico/node.sock"
 LIST_VERSION = "1.0.0"
 PROGRAMS = (NETWORK_PROGRAM, IPAM_PROGRAM)
+SHIMS = ("auto", "python", "compiled")
 CONFIG_SUFFIXES = (".conflist", ".conf", ".json")
 
 _SELF_TEST_S = 10.0
 _MAX_FIRST_LINE = 250  # BINPRM_BUF_SIZE in include/uapi/linux/binfmts.h, less the option and the end of the line
 _MARK = b"hands the call to the node's socket"
+_MARK_WITHIN = 4 << 20  # an executable that is larger is not ours
 
 
 class FileState(NamedTuple):
@@ -52,9 +55,12 @@ def install(
     config_name: str = CONFIG_NAME,
     python: str | None = None,
     interpreter: str | None = None,
+    shim: str = "auto",
     has_port_mappings: bool = False,
 ) -> tuple[Path, ...]:
     """The files that were written; none when everything stood already.
+
+    ``shim``: ``compiled`` needs a C compiler, ``python`` none; ``auto`` is compiled where that works.
 
     ``python`` runs a call in process when the node is down and must have our packages: the current one by default.
     ``interpreter`` runs the executables and needs nothing but its standard library: by default the one below that.
@@ -66,7 +72,10 @@ def install(
     _check_config_name(config_name)
     for directory in (bin_directory, config_directory):
         _prepare_directory(directory)
-    written = [path for path in _paths(bin_directory) if _write(path, text, 0o755)]
+    if shim == "auto" and interpreter is not None:
+        shim = "python"  # that is what an interpreter is for
+    program = _program(shim, text, bin_directory, socket=socket, python=python or sys.executable)
+    written = [path for path in _paths(bin_directory) if _write(path, program, 0o755)]
     for path in _paths(bin_directory):
         self_test(path)
     target = config_directory / config_name
@@ -106,7 +115,8 @@ def states(
 ) -> tuple[FileState, ...]:
     """What :func:`install` with the same arguments would find."""
     text = shim_text(socket=socket, python=python or sys.executable, interpreter=interpreter)
-    found = [FileState(path, _state(path, text)) for path in _paths(bin_directory)]
+    build = compiler.build_mark(socket=socket, python=python or sys.executable)
+    found = [FileState(path, _state(path, text, build)) for path in _paths(bin_directory)]
     target = config_directory / config_name
     found.append(FileState(target, "current" if target.is_file() else "missing"))
     return tuple(found)
@@ -131,6 +141,33 @@ def shim_text(*, socket: str, python: str, interpreter: str | None = None) -> by
             raise InvalidRequest("shim", f"has no constant {name}")
         source = f"{head}{line}{json.dumps(value)}\n{tail.partition(chr(10))[2]}"
     return f"#!{chosen} -IS\n{source}".encode()
+
+
+def _program(shim: str, text: bytes, bin_directory: Path, *, socket: str, python: str) -> bytes:
+    """What is to be installed under both names. A compiled one that stands already is not built again."""
+    if shim not in SHIMS:
+        raise InvalidRequest("shim", f"{shim!r} is not one of {', '.join(SHIMS)}")
+    if shim == "python":
+        return text
+    build = compiler.build_mark(socket=socket, python=python)
+    for path in _paths(bin_directory):
+        if _state(path, text, build) == "current" and build in (standing := path.read_bytes()):
+            return standing
+    try:
+        program = compiler.compile_shim(socket=socket, python=python)
+        _try_out(program)
+    except ToolFailed:
+        if shim == "compiled":
+            raise
+        return text
+    return program
+
+
+def _try_out(program: bytes) -> None:
+    with tempfile.TemporaryDirectory(prefix="calico-shim-") as folder:
+        path = Path(folder, NETWORK_PROGRAM)
+        _write(path, program, 0o755)
+        self_test(path)
 
 
 def base_interpreter() -> str:
@@ -222,17 +259,27 @@ def _is_same(path: Path, content: bytes, mode: int) -> bool:
         return False
 
 
-def _state(path: Path, text: bytes) -> str:
+def _state(path: Path, text: bytes, build: bytes) -> str:
     if not path.exists():
         return "missing"
-    if _is_same(path, text, 0o755):
+    if _is_same(path, text, 0o755) or _is_build(path, build):
         return "current"
     return "outdated" if _is_ours(path) else "foreign"
 
 
+def _is_build(path: Path, build: bytes) -> bool:
+    """The compiled shim of this very source for this very place."""
+    found = path.lstat()
+    return stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) == 0o755 and build in _head(path)
+
+
 def _is_ours(path: Path) -> bool:
+    return _MARK in _head(path).lower()
+
+
+def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return _MARK in file.read(1024).lower()
+            return file.read(_MARK_WITHIN)
     except OSError:
-        return False
+        return b""

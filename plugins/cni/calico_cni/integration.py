@@ -7,14 +7,18 @@ error as one JSON line.
 
 from __future__ import annotations
 
+import threading
 import time
+from pathlib import Path
 from typing import ClassVar, Protocol
 
 import msgspec
 
 from calico_cni.commands import NetworkCommands
+from calico_cni.deferred import DeferredDetach, DeferredDetaches
 from calico_cni.environment import Invocation, parse_environment
 from calico_cni.errors import InvalidEnvironment, code_of
+from calico_cni.identity import FIRST_INTERFACE, ORCHESTRATOR, handle_of
 from calico_cni.ipam import IpamCommands
 from calico_cni.outcome import Outcome
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
@@ -31,9 +35,13 @@ from calico_core.interfaces.integration import (
     IntegrationInfo,
 )
 from calico_core.log import bound, get_logger
+from calico_core.model import kubernetes
+from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.keys import WorkloadEndpointKey
 
 ABOUT = f"Calico CNI plugin; CNI protocol versions supported: {', '.join(VERSIONS)}\n"
 FAILED = 1
+REPLAY_INTERVAL_S = 1.0
 
 _LOGGED = (
     ("command", "CNI_COMMAND"),
@@ -45,19 +53,55 @@ log = get_logger(__name__)
 
 
 class _Commands(Protocol):
+    def close(self) -> None: ...
+
     def run(self, call: Call, invocation: Invocation) -> Outcome: ...
+
+    def detach_deferred(self, detach: DeferredDetach) -> None: ...
 
 
 class CniIntegration(Integration):
     info: ClassVar[IntegrationInfo] = IntegrationInfo(
-        name="cni", api_version=API_VERSION, programs=(NETWORK_PROGRAM, IPAM_PROGRAM)
+        name="cni",
+        api_version=API_VERSION,
+        programs=(NETWORK_PROGRAM, IPAM_PROGRAM),
+        orchestrators=(ORCHESTRATOR, kubernetes.ORCHESTRATOR),
     )
 
     def __init__(self) -> None:
         self._programs: dict[str, _Commands] = {}
+        self._deferred: DeferredDetaches | None = None
 
     def prepare(self, context: IntegrationContext) -> None:
-        self._programs = {NETWORK_PROGRAM: NetworkCommands(context), IPAM_PROGRAM: IpamCommands(context)}
+        self._deferred = DeferredDetaches(Path(context.settings.state_directory, "cni", "deferred"))
+        self._programs = {
+            NETWORK_PROGRAM: NetworkCommands(context, self._deferred),
+            IPAM_PROGRAM: IpamCommands(context, self._deferred),
+        }
+
+    def close(self) -> None:
+        for program in self._programs.values():
+            program.close()
+
+    def serve(self, stop: threading.Event) -> None:
+        """Do what was put off while the datastore was away, when it is back."""
+        while not stop.wait(REPLAY_INTERVAL_S):
+            try:
+                self.replay()
+            except Exception:  # the next turn may do better, and calls must go on
+                log.exception("detach.replay_failed")
+
+    def replay(self) -> int:
+        """How many detaches that had been put off are done now."""
+        if self._deferred is None:
+            return 0
+        return self._deferred.replay(lambda detach: self._programs[detach.program].detach_deferred(detach))
+
+    @classmethod
+    def handle_of(cls, key: WorkloadEndpointKey, endpoint: WorkloadEndpoint) -> str | None:  # noqa: ARG003
+        if not endpoint.network or not endpoint.container_id:
+            return None
+        return handle_of(endpoint.network, endpoint.container_id, endpoint.ifname or FIRST_INTERFACE)
 
     def handle(self, call: Call) -> CallReply:
         """Never raises."""

@@ -1,4 +1,4 @@
-"""The IPAM plugin ``calico-ipam``, for other network plugins: ADD, DEL, CHECK, STATUS.
+"""The IPAM plugin ``calico-ipam``, for other network plugins: every command.
 
 It assigns and releases addresses and touches neither interface nor endpoint. The configuration is the calling
 plugin's, so only the parts that concern addresses are looked at. Source: cni specification 5.6.
@@ -6,25 +6,36 @@ plugin's, so only the parts that concern addresses are looked at. Source: cni sp
 
 from __future__ import annotations
 
-from calico_cni.commands import addresses_before
+from calico_cni.commands import collect
+from calico_cni.deferred import DeferredDetach, DeferredDetaches
 from calico_cni.environment import Invocation
 from calico_cni.errors import CheckFailed, InvalidEnvironment
 from calico_cni.identity import handle_of, legacy_handles
 from calico_cni.outcome import Outcome
+from calico_cni.previous import Previous
+from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.requested import address_request
 from calico_cni.results import Ip, Result, encode_result
-from calico_cni.status import check_available
+from calico_cni.status import check_addresses, check_datastore
 from calico_cni.versions import check_command
 from calico_cni.wire import CommonConfiguration, MinimalConfiguration, parse_configuration
+from calico_core.errors import Unavailable
 from calico_core.interfaces.integration import Call, IntegrationContext
+from calico_core.log import get_logger
 from calico_core.model.addresses import host_network
+
+log = get_logger(__name__)
 
 
 class IpamCommands:
     """Any thread."""
 
-    def __init__(self, context: IntegrationContext) -> None:
+    def __init__(self, context: IntegrationContext, deferred: DeferredDetaches) -> None:
         self._context = context
+        self._deferred = deferred
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def run(self, call: Call, invocation: Invocation) -> Outcome:
         """Raises what the table in ``errors`` maps."""
@@ -37,31 +48,44 @@ class IpamCommands:
                 return self._add(configuration, invocation)
             case "CHECK":
                 return self._check(configuration, invocation)
+            case "GC":
+                return collect(self._context, self._deferred, call, configuration, has_endpoints=False)
             case "STATUS":
-                return check_available(self._context.records, configuration.ipam)
+                check_datastore(self._context)
+                check_addresses(self._context.records, configuration.ipam)
+                return Outcome()
         raise InvalidEnvironment("CNI_COMMAND", f"{invocation.command} is not implemented")
 
     def _add(self, configuration: CommonConfiguration, invocation: Invocation) -> Outcome:
-        handle = _handle(configuration, invocation)
+        handle = handle_of(configuration.name, invocation.container_id, invocation.interface)
         request = address_request(configuration, invocation, handle=handle, host=self._context.host)
+        self._deferred.cancel(IPAM_PROGRAM, configuration.name, invocation)
         addresses = self._context.ipam.auto_assign(request)
         result = Result(ips=tuple(Ip(address=str(host_network(address))) for address in addresses))
         return Outcome(encode_result(result, configuration.version))
 
     def _delete(self, configuration: MinimalConfiguration, invocation: Invocation) -> Outcome:
-        legacy = legacy_handles(invocation.container_id, invocation.interface)
-        self._context.ipam.release_by_handle((_handle(configuration, invocation), *legacy))
+        try:
+            self._release(configuration.name, invocation)
+        except Unavailable as error:
+            log.warning("datastore.away", reason=str(error))
+            self._deferred.put(DeferredDetach.of(IPAM_PROGRAM, configuration.name, invocation))
         return Outcome()
 
+    def detach_deferred(self, detach: DeferredDetach) -> None:
+        """What :meth:`run` could not tell the datastore at its time."""
+        self._release(detach.network, detach.invocation)
+
+    def _release(self, network: str, invocation: Invocation) -> None:
+        handle = handle_of(network, invocation.container_id, invocation.interface)
+        legacy = legacy_handles(invocation.container_id, invocation.interface)
+        self._context.ipam.release_by_handle((handle, *legacy))
+
     def _check(self, configuration: CommonConfiguration, invocation: Invocation) -> Outcome:
-        handle = _handle(configuration, invocation)
+        handle = handle_of(configuration.name, invocation.container_id, invocation.interface)
         held = set(self._context.ipam.by_handle(handle))
-        missing = addresses_before(configuration, invocation.interface) - held
+        missing = set(Previous.of(configuration, invocation.interface).addresses) - held
         if missing or not held:
             what = ", ".join(map(str, sorted(missing))) or "any address"
             raise CheckFailed(f"handle {handle} does not hold {what}")
         return Outcome()
-
-
-def _handle(configuration: MinimalConfiguration, invocation: Invocation) -> str:
-    return handle_of(configuration.name, invocation.container_id, invocation.interface)

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from calico_cni.wire import Arguments, Label
 from calico_core.model.ids import check_label
 
 NAMESPACE_LABEL = "projectcalico.org/namespace"
 
+_NOMAD = "NOMAD_"
 _OTHER = re.compile(r"[^-_.A-Za-z0-9]+")
 _DOTTED_RUN = re.compile(r"[.-]*\.[.-]*")
 
 
-def endpoint_labels(arguments: Arguments) -> dict[str, str]:
-    """Those of the CNI convention as they are; Mesos', which may hold anything, made legal. The first win.
+def endpoint_labels(arguments: Arguments, variables: Mapping[str, str]) -> dict[str, str]:
+    """Those of the CNI convention as they are; Mesos' and Nomad's, which may hold anything, made legal. The first win.
+
+    ``variables`` are CNI_ARGS by upper-case key; Nomad's (``NOMAD_JOB_ID``, ``NOMAD_GROUP_NAME`` …) keep their names.
 
     :raises InvalidRequest: ``args.cni.labels`` holds a name that no label can have.
     """
     labels = {sanitised(each.key) if each.key != NAMESPACE_LABEL else each.key: each for each in _mesos(arguments)}
-    found = {key: sanitised(each.value) for key, each in labels.items() if key}
+    found = {sanitised(key): sanitised(value) for key, value in variables.items() if key.startswith(_NOMAD)}
+    found |= {key: sanitised(each.value) for key, each in labels.items() if key}
     for each in arguments.cni.labels or ():
         found[check_label(each.key, field="args.cni.labels")] = each.value
     return found

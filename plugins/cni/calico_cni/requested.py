@@ -20,9 +20,16 @@ _GROUP_BIT = 1 << 40  # first bit on the wire: multicast
 
 
 def address_request(
-    configuration: CommonConfiguration, invocation: Invocation, *, handle: str, host: str
+    configuration: CommonConfiguration,
+    invocation: Invocation,
+    *,
+    handle: str,
+    host: str,
+    orchestrator: str = "",
+    interface: str = "",
 ) -> AddressRequest:
     """Exactly the addresses named anywhere; where there are none, one of each family that is switched on.
+    ``orchestrator`` and ``interface`` are of the endpoint record that will carry them, empty when there will be none.
 
     :raises InvalidRequest: naming the key.
     """
@@ -42,7 +49,7 @@ def address_request(
         requested=requested,
         pools_v4=_pools(ipam.ipv4_pools, 4),
         pools_v6=_pools(ipam.ipv6_pools, 6),
-        attributes=_attributes(configuration, invocation, host),
+        attributes=_attributes(configuration, invocation, host, orchestrator, interface),
     )
 
 
@@ -90,10 +97,14 @@ def _pools(texts: tuple[str, ...] | None, version: int) -> tuple[IPNetwork, ...]
     return tuple(parse_network(text, field=field, version=version) for text in texts or ())
 
 
-def _attributes(configuration: CommonConfiguration, invocation: Invocation, host: str) -> dict[str, Any]:
+def _attributes(
+    configuration: CommonConfiguration, invocation: Invocation, host: str, orchestrator: str, interface: str
+) -> dict[str, Any]:
     """What ``calicoctl ipam`` shows of an address. Source: cni specification 4."""
     attributes = {
         "node": host,
+        "orchestrator": orchestrator,
+        "interface": interface,
         "network": configuration.name,
         "container": invocation.container_id,
         "ifname": invocation.interface,

@@ -5,14 +5,13 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable
 
-from netaddr import IPNetwork
+from netaddr import AddrFormatError, IPNetwork
 
 from calico_cni.errors import ExistingLimited, NotAvailable
 from calico_cni.wire import IpamConfiguration
 from calico_core.errors import DatastoreError
 from calico_core.interfaces.datastore import Records
 from calico_core.interfaces.integration import IntegrationContext
-from calico_core.model.addresses import contains
 from calico_core.model.blocks import Block
 from calico_core.model.keys import BLOCKS, POOLS, FelixLastStatusKey, ReadyKey
 from calico_core.model.pools import Pool
@@ -20,7 +19,7 @@ from calico_core.model.pools import Pool
 HEARTBEAT_S = 90.0
 
 
-def check_available(context: IntegrationContext) -> None:
+def check_datastore(context: IntegrationContext) -> None:
     """:raises NotAvailable: the datastore is away, or not ready for use."""
     try:
         ready = context.records.get(ReadyKey())
@@ -46,8 +45,9 @@ def check_agent(context: IntegrationContext) -> None:
     limit_s = max(HEARTBEAT_S, 3 * context.settings.reporting_interval_s)
     if age_s > limit_s:
         raise ExistingLimited(f"the agent's last sign of life is {age_s:.0f} s old")
-    if not found.record.first_update:
-        raise ExistingLimited("the agent has not programmed the policy yet")
+    # the first report may be of before the first programming, and the next one comes an interval later
+    if not found.record.first_update and found.record.uptime > context.settings.reporting_interval_s:
+        raise ExistingLimited(f"the agent has not programmed the policy in {found.record.uptime:.0f} s")
 
 
 def check_addresses(records: Records, ipam: IpamConfiguration) -> None:
@@ -75,11 +75,11 @@ def _is_named(pool: Pool, named: tuple[str, ...] | None) -> bool:
 def _normalised(text: str) -> str:
     try:
         return str(IPNetwork(text).cidr)
-    except ValueError:
+    except (ValueError, AddrFormatError):
         return text
 
 
 def _has_room(pool: Pool, blocks: Iterable[Block]) -> bool:
     """A free address in a block, or a block that nobody has claimed."""
-    inside = [block for block in blocks if contains(pool.cidr, block.cidr)]
+    inside = [block for block in blocks if block.cidr.version == pool.cidr.version and block.cidr in pool.cidr]
     return len(inside) < 1 << (pool.block_prefix - pool.cidr.prefixlen) or any(block.unallocated for block in inside)

@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
+
+from calico_cni.environment import NAME
 from calico_cni.errors import UnsupportedField
 from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.wire import NetworkConfiguration
 from calico_core.errors import InvalidRequest
 
 _MAX_MTU_BYTES = 65535
+
+_DEFAULTS = frozenset({"0.0.0.0/0", "::/0"})
+
+
+class _IpamRoute(msgspec.Struct, frozen=True):
+    dst: str
+
 
 # key → words that are served, words that are legal but not served
 _Choice = tuple[str, str, tuple[str, ...], tuple[str, ...]]
@@ -37,8 +47,8 @@ def check_supported(configuration: NetworkConfiguration, *, host: str) -> None:
             raise UnsupportedField(key, "true" if key != "readiness_gates" else "…", "is not supported")
     if configuration.feature_control.ip_addrs_no_ipam:
         raise InvalidRequest("feature_control.ip_addrs_no_ipam", "addresses without IPAM exist under Kubernetes only")
-    if configuration.has_prev_result:
-        raise UnsupportedField("prevResult", "…", "calico makes the interface: put it first in the list of plugins")
+    if configuration.mode == "policy-only" and not configuration.has_prev_result:
+        raise InvalidRequest("mode", "policy-only works behind another plugin: there is no prevResult")
     wanted = (configuration.nodename or configuration.hostname).strip()
     if wanted and wanted != host:
         key = "nodename" if configuration.nodename else "hostname"
@@ -51,21 +61,40 @@ def has_default_route(configuration: NetworkConfiguration) -> bool:
 
 
 def _check_ipam(configuration: NetworkConfiguration) -> None:
+    if configuration.has_prev_result:
+        return  # the addresses are there already
     if not configuration.ipam.type:
-        raise InvalidRequest("ipam.type", f"is required; supported: {IPAM_PROGRAM}")
+        raise InvalidRequest("ipam.type", f"is required: {IPAM_PROGRAM}, host-local or another plugin in CNI_PATH")
+    if not NAME.fullmatch(configuration.ipam.type):
+        raise InvalidRequest("ipam.type", f"{configuration.ipam.type!r} is not the name of a file in CNI_PATH")
     if configuration.ipam.type != IPAM_PROGRAM:
-        raise InvalidRequest("ipam.type", f"{configuration.ipam.type!r} is not supported; supported: {IPAM_PROGRAM}")
+        _check_routes(configuration)
+
+
+def _check_routes(configuration: NetworkConfiguration) -> None:
+    """Routes of another IPAM plugin's configuration. Every container has the one next hop, so only the default routes
+    can be meant."""
+    raw = bytes(configuration.ipam.routes)
+    if raw in {b"", b"null"}:
+        return
+    try:
+        routes = msgspec.json.decode(raw, type=list[_IpamRoute])
+    except msgspec.DecodeError as error:
+        raise InvalidRequest("ipam.routes", str(error)) from error
+    for route in routes:
+        if route.dst not in _DEFAULTS:
+            raise UnsupportedField("ipam.routes", route.dst, f"{route.dst} is not a default route")
 
 
 def _choices(configuration: NetworkConfiguration) -> Iterator[_Choice]:
     policy = configuration.policy.type
-    yield "policy.type", policy, ("",), ("k8s", "k8s-annotations")
-    yield "orchestrator", configuration.orchestrator, ("auto", "cni"), ("k8s",)
+    yield "policy.type", policy, ("", "k8s"), ("k8s-annotations",)
+    yield "orchestrator", configuration.orchestrator, ("auto", "cni", "k8s"), ()
     yield "interface_mode", configuration.interface_mode, ("auto", "per-attachment"), ("single",)
     yield "fallback", configuration.fallback, ("auto", "never"), ("always",)
     yield "device_type", configuration.device_type, ("veth", ""), ("netkit",)
     yield "dataplane_options.type", configuration.dataplane_options.type, ("",), ("grpc",)
-    yield "mode", configuration.mode, ("",), ("policy-only", "vxlan")
+    yield "mode", configuration.mode, ("", "policy-only"), ("vxlan",)
     yield "default_route", str(configuration.default_route).lower(), ("auto", "true", "false"), ()
 
 

@@ -7,6 +7,7 @@ may be written as strings. Keys nobody knows are accepted and reported. Source: 
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TypeVar
 
@@ -210,6 +211,24 @@ def read_version(stdin: bytes) -> object:
         return False
 
 
+def ipam_type(stdin: bytes) -> str:
+    """Whose addresses they are, for detaching; empty when the configuration does not say it in a usable way."""
+    try:
+        return msgspec.json.decode(stdin, type=_IpamOnly).ipam.type
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+
+
+def is_of_kubernetes(stdin: bytes) -> bool:
+    """Whether endpoints of the network are named after their pods, where the call names one. Runtimes other than a
+    kubelet name pods too, so this must be asked for."""
+    try:
+        found = msgspec.json.decode(stdin, type=_OrchestratorOnly)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return found.orchestrator == "k8s" or (found.orchestrator == "auto" and found.policy.type == "k8s")
+
+
 def parse_configuration(stdin: bytes, kind: type[C]) -> C:
     """:raises Undecodable: not a JSON object, or its version is no version.
     :raises IncompatibleVersion: a version that we do not speak.
@@ -242,6 +261,23 @@ class _VersionOnly(_Wire, frozen=True):
     version: object = msgspec.field(default=None, name="cniVersion")
 
 
+class _IpamType(_Wire, frozen=True):
+    type: str = ""
+
+
+class _IpamOnly(_Wire, frozen=True):
+    ipam: _IpamType = _IpamType()
+
+
+class _PolicyType(_Wire, frozen=True):
+    type: str = ""
+
+
+class _OrchestratorOnly(_Wire, frozen=True):
+    orchestrator: str = "auto"
+    policy: _PolicyType = _PolicyType()
+
+
 def _decode(stdin: bytes, kind: type[C]) -> C:
     try:
         return msgspec.json.decode(stdin, type=kind, strict=False)
@@ -252,5 +288,6 @@ def _decode(stdin: bytes, kind: type[C]) -> C:
         raise InvalidRequest(path.removeprefix("$.") or "configuration", reason) from error
 
 
-def _names(kind: type[msgspec.Struct]) -> set[str]:
-    return {field.encode_name for field in msgspec.structs.fields(kind)}
+@functools.cache  # looking the fields up evaluates every annotation: more than all the rest of a call
+def _names(kind: type[msgspec.Struct]) -> frozenset[str]:
+    return frozenset(field.encode_name for field in msgspec.structs.fields(kind))

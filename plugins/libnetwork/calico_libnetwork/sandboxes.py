@@ -37,8 +37,8 @@ class Sandboxes:
             self._load()
             hops = self._hops.setdefault(sandbox, {})
             if endpoint_id not in hops:
-                free = (hop for n in range(_MAX_HOPS) if (hop := FIRST_HOP + n) not in hops.values())
-                hop = next(free, None)
+                free = (FIRST_HOP + number for number in range(_MAX_HOPS))
+                hop = next((each for each in free if each not in hops.values()), None)
                 if hop is None:
                     raise Refused(f"A container can have at most {_MAX_HOPS} Calico networks.")
                 hops[endpoint_id] = hop

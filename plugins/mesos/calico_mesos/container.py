@@ -11,7 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from netaddr import IPAddress
 
-from calico_core.model import ids
+from calico_core.interfaces.datastore import Records
+from calico_core.model import codec, ids
 from calico_core.model.keys import Key, WorkloadEndpointKey
 from calico_core.model.record import Record
 
@@ -37,7 +38,22 @@ class ContainerKey(Key, frozen=True):
 
     @property
     def path(self) -> str:
-        return f"/calico/mesos/v1/host/{self.host}/container/{ids.escape(self.container_id)}"
+        return f"{_containers(self.host)}{ids.escape(self.container_id)}"
+
+
+def isolated_addresses(records: Records, host: str) -> dict[IPAddress, str]:
+    """Of every container of the host, with whose it is. Raises ``InvalidRecord``."""
+    found: dict[IPAddress, str] = {}
+    prefix = _containers(host)
+    for entry in records.store.list(prefix).entries:
+        container_id = ids.unescape(entry.key.removeprefix(prefix))
+        record: ContainerRecord = codec.decode(ContainerKey(host, container_id), entry.value)
+        found |= {holding.address: f"container {container_id}" for holding in record.holdings}
+    return found
+
+
+def _containers(host: str) -> str:
+    return f"/calico/mesos/v1/host/{host}/container/"
 
 
 class Container(NamedTuple):

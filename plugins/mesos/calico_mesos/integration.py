@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from typing import ClassVar
 
+from netaddr import IPAddress
+
 from calico_core.errors import CalicoError, NotReady
 from calico_core.interfaces.integration import (
     API_VERSION,
@@ -19,6 +21,7 @@ from calico_core.interfaces.integration import (
 )
 from calico_core.log import bound, get_logger
 from calico_mesos.commands import Commands
+from calico_mesos.container import isolated_addresses
 from calico_mesos.errors import Refused, text_of
 from calico_mesos.wire import command_of, encode_error, encode_reply, parse_request
 
@@ -33,11 +36,17 @@ class MesosIntegration(Integration):
 
     def __init__(self) -> None:
         self._commands: Commands | None = None
+        self._context: IntegrationContext | None = None
         self._is_strict = False
 
     def prepare(self, context: IntegrationContext) -> None:
         self._commands = Commands(context)
+        self._context = context
         self._is_strict = context.settings.mesos_strict
+
+    def addresses_in_use(self) -> dict[IPAddress, str]:
+        """Those of containers that were isolated here and not cleaned up since."""
+        return isolated_addresses(self._context.records, self._context.host) if self._context is not None else {}
 
     def handle(self, call: Call) -> CallReply:
         """Never raises."""

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from calico_core.lab.host import LabHost
+from calico_core.lab.topology import Laboratory
 from tests.e2e.observing import MakeLab, kernel_state, workload_keys
 
 pytestmark = [
@@ -43,9 +44,10 @@ exec dockerd "$@"
 class Engine:
     """dockerd inside a laboratory host, with everything below ``folder``."""
 
-    def __init__(self, host: LabHost, folder: Path) -> None:
+    def __init__(self, host: LabHost, folder: Path, *options: str) -> None:
         self.host = host
         self._folder = folder
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -58,6 +60,7 @@ class Engine:
                     *("-p", str(self._folder / "pid"), "-H", self._address, "--storage-driver", "vfs"),
                     *("--bridge=none", "--iptables=false", "--ip6tables=false"),
                     *("--default-ulimit", "nofile=1024:1024", "--default-ulimit", "nproc=1024:1024"),
+                    *self._options,
                 ],
                 env=self.host.environment,
                 stdout=log,
@@ -144,13 +147,12 @@ class Engine:
         return f"unix://{self._folder}/sock"
 
 
-@pytest.fixture
-def engine(make_lab: MakeLab) -> Iterator[Engine]:
-    host = make_lab(1, nodes=False).hosts[0]
-    host.start_node(environment={"CALICO_LIBNETWORK_SCOPE": "local"})
+@contextlib.contextmanager
+def running_engine(host: LabHost, *options: str) -> Iterator[Engine]:
+    """With the image ``bb:1``; no container is left behind."""
     with tempfile.TemporaryDirectory(prefix="dk", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        running = Engine(host, folder)
+        running = Engine(host, folder, *options)
         running.start()
         try:
             root = folder / "rootfs" / "bin"
@@ -161,13 +163,41 @@ def engine(make_lab: MakeLab) -> Iterator[Engine]:
             archive = subprocess.run(["tar", "-C", root.parent, "-c", "."], capture_output=True, check=True).stdout
             running("import", "-", "bb:1", stdin=archive)
             yield running
-            containers = running("ps", "-aq").stdout.decode().split()
+        finally:
+            containers = running("ps", "-aq", check=False).stdout.decode().split()
             if containers:
                 running("rm", "-f", *containers, check=False)
-        finally:
             running.stop()
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(folder / "data")
+
+
+@pytest.fixture
+def engine(make_lab: MakeLab) -> Iterator[Engine]:
+    host = make_lab(1, nodes=False).hosts[0]
+    host.start_node(environment={"CALICO_LIBNETWORK_SCOPE": "local"})
+    with running_engine(host) as running:
+        yield running
+
+
+@pytest.fixture
+def cluster_store(make_lab: MakeLab) -> Iterator[tuple[Laboratory, str]]:
+    """Two hosts, and the etcd in which their engines share networks: these engines speak its version 2."""
+    if shutil.which("etcd") is None or shutil.which("bird") is None:
+        pytest.skip("etcd or bird is not installed")
+    lab = make_lab(2, routing="bird")
+    address = lab.hosts[0].addresses[0]
+    client, peer = f"http://{address}:12379", f"http://{address}:12380"
+    with tempfile.TemporaryDirectory(prefix="dk-store") as folder:
+        process = subprocess.Popen(
+            ["nsenter", f"--net={lab.hosts[0].namespace}", "etcd", "--enable-v2", "--name", "store",
+             "--data-dir", f"{folder}/data", "--unsafe-no-fsync", "--log-level", "error",
+             "--listen-client-urls", client, "--advertise-client-urls", client,
+             "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"store={peer}"],
+        )  # fmt: skip
+        try:
+            yield lab, f"etcd://{address}:12379"
+        finally:
+            process.kill()
+            process.wait(10)
 
 
 def endpoints(host: LabHost) -> list[dict[str, Any]]:
@@ -246,6 +276,32 @@ def test_addresses_of_the_engine(engine: Engine) -> None:
     engine("network", "rm", "net1")
     assert host.calicoctl("pool", "show", "-o", "json").stdout == before
     assert workload_keys(host) == []
+
+
+def test_engines_that_share_a_store(cluster_store: tuple[Laboratory, str]) -> None:
+    """A network made on one is there on the other; containers meet across hosts, and networks stay apart."""
+    lab, store = cluster_store
+    with contextlib.ExitStack() as stack:
+        engines = [
+            stack.enter_context(
+                running_engine(host, "--cluster-store", store, "--cluster-advertise", f"{host.addresses[0]}:2376")
+            )
+            for host in lab.hosts
+        ]
+        one, two = engines
+        network = one.network("net1")
+        two.network("net2")
+        assert network in two("network", "ls", "-q", "--no-trunc").stdout.decode().split()
+        one.run("alpha", "--net", "net1")
+        far = two.run("beta", "--net", "net1")
+        stranger = two.run("gamma", "--net", "net2")
+        assert any(one.pings("alpha", far) for _ in range(20))
+        assert not one.pings("alpha", stranger)
+        assert one("network", "rm", "net1", check=False).returncode != 0
+        one("rm", "-f", "alpha")
+        two("rm", "-f", "beta", "gamma")
+        one("network", "rm", "net1", "net2")
+        assert workload_keys(lab.hosts[0]) == []
 
 
 def test_second_network_of_a_running_container(engine: Engine) -> None:

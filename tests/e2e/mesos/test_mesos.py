@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import time
@@ -165,3 +166,32 @@ def test_node_that_is_down_is_done_without(host: LabHost, containers: Containers
     containers.end("b")
     host.start_node()
     assert workload_keys(host) == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "text"),
+    [
+        ('{"command":"cleanup","args":{"hostname":"h","container_id":"c"}}', "Failed to communicate with etcd at"),
+        ("nonsense", "JSON is malformed"),
+    ],
+)
+def test_neither_node_nor_datastore(tmp_path: Path, request_: str, text: str) -> None:
+    """One JSON object all the same, within the time that the agent can stand still."""
+    installer.install(tmp_path / "bin", socket=str(tmp_path / "run" / "node.sock"))
+    done = subprocess.run(
+        ["unshare", "-n", str(tmp_path / "bin" / installer.PROGRAM)],
+        env={
+            "PATH": os.environ["PATH"],
+            "NODENAME": "h",
+            "CALICO_DATASTORE": "etcd3://127.0.0.1:1",
+            "CALICO_RUN_DIRECTORY": str(tmp_path / "run"),
+            "CALICO_STATE_DIRECTORY": str(tmp_path / "state"),
+        },
+        input=request_,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"].startswith(text)

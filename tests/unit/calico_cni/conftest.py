@@ -17,5 +17,7 @@ def namespace_fd() -> Iterator[int]:
 
 
 @pytest.fixture
-def setup(namespace_fd: int) -> CniSetup:
-    return CniSetup(namespace_fd)
+def setup(namespace_fd: int) -> Iterator[CniSetup]:
+    made = CniSetup(namespace_fd)
+    yield made
+    made.integration.close()

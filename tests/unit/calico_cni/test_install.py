@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 import stat
 import subprocess
 import sys
@@ -12,6 +14,8 @@ from click.testing import CliRunner
 from calico_cni.cli import below, cni
 from calico_cni.install import install, list_text, self_test, shim_text, states, uninstall
 from calico_core.errors import InvalidRequest, ToolFailed
+
+install_python = functools.partial(install, shim="python")
 
 
 @pytest.fixture
@@ -25,7 +29,7 @@ def snapshot(*folders: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_install_writes_executables_and_then_the_list(directories: tuple[Path, Path]) -> None:
     bin_directory, config_directory = directories
-    written = install(*directories, socket="/run/x/node.sock", network="blue", has_port_mappings=True)
+    written = install_python(*directories, socket="/run/x/node.sock", network="blue", has_port_mappings=True)
     assert [path.name for path in written] == ["calico", "calico-ipam", "10-calico.conflist"]
     assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in written} == {
         "calico": 0o755,
@@ -43,25 +47,25 @@ def test_install_writes_executables_and_then_the_list(directories: tuple[Path, P
 
 
 def test_installing_again_touches_nothing(directories: tuple[Path, Path]) -> None:
-    install(*directories)
+    install_python(*directories)
     before = snapshot(*directories)
-    assert install(*directories) == ()
+    assert install_python(*directories) == ()
     assert snapshot(*directories) == before
 
 
 def test_another_socket_or_a_changed_file_is_put_right(directories: tuple[Path, Path]) -> None:
-    install(*directories)
-    assert len(install(*directories, socket="/run/y/node.sock")) == 2
+    install_python(*directories)
+    assert len(install_python(*directories, socket="/run/y/node.sock")) == 2
     (directories[0] / "calico").chmod(0o700)
-    assert [path.name for path in install(*directories, socket="/run/y/node.sock")] == ["calico"]
+    assert [path.name for path in install_python(*directories, socket="/run/y/node.sock")] == ["calico"]
 
 
 def test_a_running_executable_is_replaced(directories: tuple[Path, Path]) -> None:
-    install(*directories)
+    install_python(*directories)
     program = directories[0] / "calico"
     running = subprocess.Popen([str(program)], env={"CNI_COMMAND": "ADD"}, stdin=subprocess.PIPE)
     try:
-        assert program in install(*directories, socket="/run/z/node.sock")
+        assert program in install_python(*directories, socket="/run/z/node.sock")
     finally:
         running.kill()
         running.communicate()
@@ -69,7 +73,7 @@ def test_a_running_executable_is_replaced(directories: tuple[Path, Path]) -> Non
 
 def test_the_list_does_not_appear_when_the_self_test_fails(directories: tuple[Path, Path]) -> None:
     with pytest.raises(ToolFailed):
-        install(*directories, interpreter="/bin/false")
+        install_python(*directories, interpreter="/bin/false")
     assert list(directories[1].iterdir()) == []
 
 
@@ -93,7 +97,7 @@ def test_directories_that_others_may_change_are_refused(tmp_path: Path) -> None:
     for bad in (link, everybody):
         for pair in ((bad, tmp_path / "other"), (tmp_path / "other", bad)):
             with pytest.raises(InvalidRequest, match=bad.name):
-                install(*pair)
+                install_python(*pair)
     assert list(real.iterdir()) == []
     assert list(everybody.iterdir()) == []
     assert not (tmp_path / "other" / "calico").exists()
@@ -115,18 +119,18 @@ def test_directories_that_others_may_change_are_refused(tmp_path: Path) -> None:
 )
 def test_unusable_arguments_change_nothing(directories: tuple[Path, Path], options: dict[str, str], field: str) -> None:
     with pytest.raises(InvalidRequest, match=field):
-        install(*directories, **options)  # type: ignore[arg-type]
+        install_python(*directories, **options)  # type: ignore[arg-type]
     assert not any(directory.exists() for directory in directories)
 
 
 def test_uninstall_takes_what_is_ours_and_may_be_repeated(directories: tuple[Path, Path]) -> None:
-    install(*directories)
+    install_python(*directories)
     assert [path.name for path in uninstall(*directories)] == ["10-calico.conflist", "calico", "calico-ipam"]
     assert uninstall(*directories) == ()
 
 
 def test_uninstall_leaves_another_plugin_of_that_name(directories: tuple[Path, Path]) -> None:
-    install(*directories)
+    install_python(*directories)
     foreign = directories[0] / "calico"
     foreign.write_bytes(b"\x7fELF")
     assert foreign not in uninstall(*directories)
@@ -138,16 +142,16 @@ def test_states(directories: tuple[Path, Path]) -> None:
         return [each.state for each in states(*directories)]
 
     assert by_name() == ["missing", "missing", "missing"]
-    install(*directories)
+    install_python(*directories)
     assert by_name() == ["current", "current", "current"]
-    install(*directories, socket="/run/other/node.sock")
+    install_python(*directories, socket="/run/other/node.sock")
     assert by_name() == ["outdated", "outdated", "current"]
     (directories[0] / "calico").write_bytes(b"\x7fELF")
     assert by_name() == ["foreign", "outdated", "current"]
 
 
 def test_nothing_is_left_beside_the_files(directories: tuple[Path, Path]) -> None:
-    install(*directories)
+    install_python(*directories)
     assert sorted(path.name for path in directories[0].iterdir()) == ["calico", "calico-ipam"]
     assert [path.name for path in directories[1].iterdir()] == ["10-calico.conflist"]
 
@@ -197,3 +201,47 @@ def test_below() -> None:
     assert below(Path("/host"), Path("/opt/cni/bin")) == Path("/host/opt/cni/bin")
     assert below(Path("/"), Path("/opt/cni/bin")) == Path("/opt/cni/bin")
     assert below(Path("/host"), Path("bin")) == Path("bin")
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler is installed")
+@pytest.mark.parametrize("shim", ["auto", "compiled"])
+def test_the_compiled_shim(directories: tuple[Path, Path], shim: str) -> None:
+    program = directories[0] / "calico"
+    assert len(install(*directories, socket="/run/x/node.sock", shim=shim)) == 3
+    assert program.read_bytes()[:4] == b"\x7fELF"
+    assert b"/run/x/node.sock" in program.read_bytes()
+    found = states(*directories, socket="/run/x/node.sock")
+    assert {each.state for each in found} == {"current"}
+    before = snapshot(*directories)
+    assert install(*directories, socket="/run/x/node.sock", shim=shim) == ()
+    assert snapshot(*directories) == before
+    assert states(*directories, socket="/run/y/node.sock")[0].state == "outdated"
+    program.chmod(0o700)
+    assert install(*directories, socket="/run/x/node.sock", shim=shim) == (program,)
+    assert len(install(*directories, socket="/run/x/node.sock", shim="python")) == 2
+    assert program.read_bytes()[:2] == b"#!"
+    assert len(uninstall(*directories)) == 3
+
+
+@pytest.mark.parametrize("reason", ["no compiler", "the compiler fails", "the path is too long"])
+def test_where_it_cannot_be_compiled(
+    directories: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    socket = f"/run/{'x' * 110}.sock" if reason == "the path is too long" else "/run/x.sock"
+    if reason != "the path is too long":
+        tools = tmp_path / "tools"
+        tools.mkdir()
+        monkeypatch.setenv("PATH", str(tools))
+        if reason == "the compiler fails":
+            (tools / "cc").write_text("#!/bin/sh\nexit 1\n")
+            (tools / "cc").chmod(0o755)
+    with pytest.raises(ToolFailed):
+        install(*directories, socket=socket, shim="compiled")
+    assert list(directories[0].iterdir()) == []
+    install(*directories, socket=socket)
+    assert (directories[0] / "calico").read_bytes()[:2] == b"#!"
+
+
+def test_an_unknown_shim(directories: tuple[Path, Path]) -> None:
+    with pytest.raises(InvalidRequest, match="shim"):
+        install(*directories, shim="bash")

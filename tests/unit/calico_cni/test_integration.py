@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from netaddr import IPAddress, IPNetwork
 
-from calico_cni.commands import NetworkCommands
+import calico_cni.check
 from calico_cni.identity import identify
 from calico_cni.versions import VERSIONS
 from calico_core import log
 from calico_core.errors import CalicoError, KernelRefused, NotReady, Unavailable
 from calico_core.interfaces.integration import Call, CallReply
-from calico_core.model.keys import PoolKey, ReadyKey
+from calico_core.ipam import blocks
+from calico_core.model.blocks import AllocationAttributes
+from calico_core.model.endpoints import EndpointStatus
+from calico_core.model.hosts import FelixStatus
+from calico_core.model.keys import BlockKey, FelixLastStatusKey, PoolKey, ReadyKey, WorkloadStatusKey
 from calico_core.model.pools import Pool
 from tests.doubles.cni import CONTAINER, FIXTURES, HOST, CniSetup, a_network, error_of, stdout_of
 
@@ -239,7 +245,7 @@ def test_del_takes_everything_and_may_be_repeated(setup: CniSetup) -> None:
         {"prevResult": {"cniVersion": "7.0.0"}},
         {"mtu": "nonsense"},
         {"policy": {"type": "gone"}},
-        {"ipam": {"type": "host-local", "subnet": "10.0.0.0/24"}},
+        {"ipam": {"type": "../sh"}},
         {"ipam": {}},
         {"ipam": 5, "args": [], "runtimeConfig": "x"},
         {"nodename": "elsewhere"},
@@ -322,7 +328,9 @@ def test_no_command_says_what_it_is(setup: CniSetup) -> None:
     assert VERSIONS[-1].encode() in reply.stderr
 
 
-@pytest.mark.parametrize(("command", "version"), [("CHECK", "0.3.1"), ("STATUS", "1.0.0"), ("CHECK", "0.1.0")])
+@pytest.mark.parametrize(
+    ("command", "version"), [("CHECK", "0.3.1"), ("STATUS", "1.0.0"), ("CHECK", "0.1.0"), ("GC", "1.0.0")]
+)
 @pytest.mark.parametrize("program", ["calico", "calico-ipam"])
 def test_commands_newer_than_the_version(setup: CniSetup, program: str, command: str, version: str) -> None:
     error = error_of(setup.call(command, a_network(cniVersion=version), program=program))
@@ -330,16 +338,12 @@ def test_commands_newer_than_the_version(setup: CniSetup, program: str, command:
     assert command in error["msg"]
 
 
-def test_gc_is_not_claimed(setup: CniSetup) -> None:
-    assert error_of(setup.call("GC", a_network(cniVersion="1.1.0")))["code"] == 4
-
-
-def checking(setup: CniSetup) -> NetworkCommands:
-    return NetworkCommands(setup.context, interface_exists=lambda name: name == INTERFACE)
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calico_cni.check, "PATIENCE_S", 0.0)
 
 
 def check(setup: CniSetup, previous: Any) -> CallReply:
-    setup.integration._programs["calico"] = checking(setup)
     return setup.call("CHECK", a_network(prevResult=previous))
 
 
@@ -352,6 +356,7 @@ def test_check_finds_nothing_wrong_after_add_and_after_later_plugins(setup: CniS
     assert check(setup, result) == CallReply()
 
 
+@pytest.mark.usefixtures("impatient")
 def test_check_names_what_is_missing(setup: CniSetup) -> None:
     result = stdout_of(setup.call("ADD"))
     assert "prevResult" in error_of(check(setup, None))["msg"]
@@ -364,10 +369,43 @@ def test_check_names_what_is_missing(setup: CniSetup) -> None:
     assert error_of(check(setup, other))["code"] == 100
 
 
-def test_check_looks_for_the_host_interface(setup: CniSetup) -> None:
+@pytest.mark.usefixtures("impatient")
+def test_check_looks_at_both_ends_of_the_pair(setup: CniSetup) -> None:
     result = stdout_of(setup.call("ADD"))
-    error = error_of(setup.call("CHECK", a_network(prevResult=result)))
-    assert INTERFACE in error["msg"]
+    setup.workloads.damage = ("container interface eth0 is down", "sysctl net/x is not 1")
+    error = error_of(check(setup, result))
+    assert all(damage in error["msg"] for damage in setup.workloads.damage)
+    (request,) = setup.workloads.check_requests
+    assert (request.interface, request.container_interface) == (INTERFACE, "eth0")
+    assert request.addresses == (IPNetwork("10.65.0.1/32"),)
+
+
+def test_check_has_patience_with_what_is_still_settling(setup: CniSetup) -> None:
+    result = stdout_of(setup.call("ADD"))
+    setup.workloads.damage = ("host route is missing",)
+    timer = threading.Timer(0.2, lambda: setattr(setup.workloads, "damage", ()))
+    timer.start()
+    assert check(setup, result) == CallReply()
+    assert len(setup.workloads.check_requests) > 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_check_believes_the_agent(setup: CniSetup) -> None:
+    result = stdout_of(setup.call("ADD"))
+    (key,) = setup.workloads.attached
+    status = WorkloadStatusKey(key.host, key.orchestrator, key.workload, key.endpoint)
+    setup.records.put(status, EndpointStatus(status="up"))
+    assert check(setup, result) == CallReply()
+    setup.records.put(status, EndpointStatus(status="error", reason="no room for the set"))
+    assert "no room for the set" in error_of(check(setup, result))["msg"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_check_of_another_network_or_container(setup: CniSetup) -> None:
+    result = stdout_of(setup.call("ADD"))
+    error = error_of(setup.call("CHECK", a_network(name="net2", prevResult=result)))
+    assert "net1" in error["msg"]
+    assert "missing" in error_of(setup.call("CHECK", a_network(prevResult=result), container="other"))["msg"]
 
 
 def test_status_follows_readiness_and_pools(setup: CniSetup) -> None:
@@ -383,6 +421,37 @@ def test_status_follows_readiness_and_pools(setup: CniSetup) -> None:
     assert setup.call("STATUS", configuration) == CallReply()
     setup.records.store.close()
     assert error_of(setup.call("STATUS", configuration))["code"] == 50
+
+
+@pytest.mark.parametrize(
+    ("age_s", "uptime", "is_applied", "code"),
+    [(10, 300.0, True, 0), (600, 300.0, True, 51), (1, 0.1, False, 0), (10, 300.0, False, 51)],
+)
+def test_status_listens_to_the_agent(setup: CniSetup, age_s: int, uptime: float, is_applied: bool, code: int) -> None:
+    cidr = IPNetwork("10.65.0.0/16")
+    setup.records.put(ReadyKey(), "true")
+    setup.records.put(PoolKey(cidr), Pool(cidr=cidr))
+    when = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=age_s)
+    report = FelixStatus(time=when.strftime("%Y-%m-%dT%H:%M:%SZ"), uptime=uptime, first_update=is_applied)
+    setup.records.put(FelixLastStatusKey(HOST), report)
+    reply = setup.call("STATUS", a_network(cniVersion="1.1.0"))
+    assert (error_of(reply)["code"] if reply.status else 0) == code
+
+
+def test_status_counts_free_addresses(setup: CniSetup) -> None:
+    cidr = IPNetwork("10.65.0.0/26")
+    setup.records.put(ReadyKey(), "true")
+    setup.records.put(PoolKey(cidr), Pool(cidr=cidr))
+    block = blocks.new_block(cidr, "node2", sequence=1)
+    full, _ = blocks.take(block, 64, AllocationAttributes(handle_id="x"))
+    setup.records.put(BlockKey(cidr), full)
+    configuration = a_network(cniVersion="1.1.0")
+    error = error_of(setup.call("STATUS", configuration))
+    assert (error["code"], "left" in error["msg"]) == (50, True)
+    setup.records.put(BlockKey(cidr), blocks.release(full, [3]).block)
+    assert setup.call("STATUS", configuration) == CallReply()
+    other = a_network(cniVersion="1.1.0", ipam={"type": "calico-ipam", "ipv4_pools": ["10.66.0.0/16"]})
+    assert "10.66.0.0/16" in error_of(setup.call("STATUS", other))["msg"]
 
 
 # --- log and trace ---------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def test_sanitised(text: str, clean: str) -> None:
 
 def labels_of(arguments: object) -> dict[str, str]:
     stdin = json.dumps(a_network(args=arguments)).encode()
-    return endpoint_labels(parse_configuration(stdin, NetworkConfiguration).args)
+    return endpoint_labels(parse_configuration(stdin, NetworkConfiguration).args, {})
 
 
 def test_the_convention_s_labels_stay_as_they_are() -> None:
@@ -55,3 +55,10 @@ def test_mesos_labels_are_made_legal_and_give_way() -> None:
 @pytest.mark.parametrize("arguments", [{}, {"cni": {}}, {"org.apache.mesos": {}}, {"cni": {"labels": None}}])
 def test_no_labels(arguments: object) -> None:
     assert labels_of(arguments) == {}
+
+
+def test_nomad_names_what_it_runs() -> None:
+    configuration = parse_configuration(json.dumps(a_network()).encode(), NetworkConfiguration)
+    variables = {"NOMAD_JOB_ID": "web/front end", "NOMAD_GROUP_NAME": "cache", "IP": "10.0.0.1", "NOMADIC": "no"}
+    labels = endpoint_labels(configuration.args, variables)
+    assert labels == {"NOMAD_JOB_ID": "web.front-end", "NOMAD_GROUP_NAME": "cache"}

@@ -11,11 +11,13 @@ import statistics
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from calico_cni.compiler import COMPILER, compile_shim
 from calico_cni.install import base_interpreter, shim_text
 from calico_cni.versions import VERSIONS
 from calico_core.interfaces.integration import Call, CallReply
@@ -33,15 +35,20 @@ WAIT_S = 30.0
 
 
 class Shim:
-    """The installed pair in a folder of its own, with the socket beside it."""
+    """The installed pair in a folder of its own, with the socket beside it. ``kind``: ``python`` or ``compiled``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kind: str, program: bytes = b"") -> None:
         self.folder = folder
+        self.kind = kind
         self.socket = folder / "node.sock"
         self.python = folder / "python"
         self.python.write_text(STAND_IN)
         self.python.chmod(0o755)
-        self.install(shim_text(socket=str(self.socket), python=str(self.python)))
+        self.install(program or self.build())
+
+    def build(self, **macros: str) -> bytes:
+        where = {"socket": str(self.socket), "python": str(self.python)}
+        return compile_shim(**where, macros=macros) if self.kind == "compiled" else shim_text(**where)
 
     def install(self, text: bytes) -> None:
         for program in ("calico", "calico-ipam"):
@@ -66,9 +73,27 @@ class Shim:
         return process.returncode, stdout, stderr
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Shim:
+    """Built once: its folder is compiled in."""
+    if shutil.which(COMPILER) is None:
+        pytest.skip("no C compiler is installed")
+    return Shim(tmp_path_factory.mktemp("shim"), "compiled")
+
+
+@pytest.fixture(params=["python", "compiled"])
+def shim(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shim]:
+    if request.param == "python":
+        yield Shim(tmp_path, "python")
+        return
+    built: Shim = request.getfixturevalue("compiled")
+    built.socket.unlink(missing_ok=True)
+    yield Shim(built.folder, "compiled", (built.folder / "calico").read_bytes())
+
+
 @pytest.fixture
-def shim(tmp_path: Path) -> Shim:
-    return Shim(tmp_path)
+def python_shim(tmp_path: Path) -> Shim:
+    return Shim(tmp_path, "python")
 
 
 def replaying(reply: CallReply | bytes | None) -> Any:
@@ -199,9 +224,12 @@ def test_early_versions_do_not_know_try_again(shim: Shim) -> None:
 
 
 def test_a_node_that_never_answers(shim: Shim) -> None:
-    text = (shim.folder / "calico").read_bytes()
-    assert text.count(b'{b"ADD": 45, b"DEL": 25}') == 1
-    shim.install(text.replace(b'{b"ADD": 45, b"DEL": 25}', b'{b"ADD": 0.3, b"DEL": 0.3}'))
+    patient = (shim.folder / "calico").read_bytes()
+    if shim.kind == "compiled":
+        shim.install(shim.build(ADD_MS="300", DEL_MS="300"))
+    else:
+        assert patient.count(b'{b"ADD": 45, b"DEL": 25}') == 1
+        shim.install(patient.replace(b'{b"ADD": 45, b"DEL": 25}', b'{b"ADD": 0.3, b"DEL": 0.3}'))
     over = threading.Event()
 
     def wait(_: Call) -> CallReply:
@@ -212,6 +240,7 @@ def test_a_node_that_never_answers(shim: Shim) -> None:
         assert json.loads(shim.run("ADD")[1])["code"] == 11
         assert shim.run("DEL")[1] == in_process_text(shim, "DEL")
         over.set()
+    shim.install(patient)
 
 
 def test_no_node_and_no_interpreter(shim: Shim) -> None:
@@ -325,14 +354,14 @@ def test_standard_input_that_cannot_be_read(shim: Shim) -> None:
     assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 5)
 
 
-def test_it_imports_nothing_but_the_socket_module(shim: Shim) -> None:
+def test_it_imports_nothing_but_the_socket_module(python_shim: Shim) -> None:
     script = (
         "import sys; before = set(sys.modules); name = sys.argv[1]\n"
         "exec(compile(open(name).read(), name, 'exec'), {'__name__': 'shim'})\n"
         "print(*sorted(set(sys.modules) - before))"
     )
     done = subprocess.run(
-        [base_interpreter(), "-IS", "-c", script, str(shim.folder / "calico")],
+        [base_interpreter(), "-IS", "-c", script, str(python_shim.folder / "calico")],
         capture_output=True,
         text=True,
         check=True,
@@ -347,9 +376,9 @@ def test_how_long_it_takes(shim: Shim, capsys: pytest.CaptureFixture[str]) -> No
     empty.write_text("")
     bare = [base_interpreter(), "-IS", str(empty)]
     with serving(shim.socket, replaying(CallReply(stdout=b"{}"))) as node:
-        times: dict[str, list[float]] = {"bare interpreter": [], "whole call": []}
+        times: dict[str, list[float]] = {"bare interpreter": [], f"whole call, {shim.kind}": []}
         for _ in range(20):
-            for name, argv in (("bare interpreter", bare), ("whole call", [str(shim.folder / "calico")])):
+            for name, argv in (("bare interpreter", bare), (f"whole call, {shim.kind}", [str(shim.folder / "calico")])):
                 started = time.perf_counter()
                 subprocess.run(argv, env={"CNI_COMMAND": "ADD"}, input=CONFIGURATION, capture_output=True, check=True)
                 times[name].append((time.perf_counter() - started) * 1000)
@@ -358,8 +387,8 @@ def test_how_long_it_takes(shim: Shim, capsys: pytest.CaptureFixture[str]) -> No
         print(*(f"\n{name}: {statistics.median(taken):.1f} ms" for name, taken in times.items()))
 
 
-def test_it_runs_where_only_the_standard_library_is(shim: Shim) -> None:
+def test_it_runs_where_only_the_standard_library_is(python_shim: Shim) -> None:
     assert shutil.which(base_interpreter())
-    first_line = (shim.folder / "calico").read_bytes().partition(b"\n")[0].decode()
+    first_line = (python_shim.folder / "calico").read_bytes().partition(b"\n")[0].decode()
     assert first_line == f"#!{base_interpreter()} -IS"
     assert Path(base_interpreter()).resolve() == Path(base_interpreter())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -97,10 +98,27 @@ def test_stopping_when_none_runs(calicoctl: Calicoctl) -> None:
 def test_stopping_with_endpoints_is_5(calicoctl: Calicoctl, records: TypedRecords, node: Answers) -> None:
     record = WorkloadEndpoint(state="active", name="cali1", ipv4_nets=(IPNetwork("10.65.0.1/32"),))
     records.put(WorkloadEndpointKey("rack-a", "cni", "pod", "e1"), record)
-    done = calicoctl("node", "stop")
+    with subprocess.Popen(["calico-node", "60"], executable="/bin/sleep") as process:
+        node.status["pid"] = process.pid
+        done = calicoctl("node", "stop")
+        still_runs = process.poll() is None
+        process.kill()
+    assert still_runs
     assert done.code == 5
     assert "e1" in done.err
     assert "--force" in done.err
+
+
+@needs_root_socket
+def test_the_pid_of_another_namespace_is_never_signalled(calicoctl: Calicoctl, node: Answers) -> None:
+    with subprocess.Popen(["somebody-else", "60"], executable="/bin/sleep") as process:
+        node.status["pid"] = process.pid
+        done = calicoctl("node", "stop", "--force")
+        still_runs = process.poll() is None
+        process.kill()
+    assert still_runs
+    assert done.code == 5
+    assert "container" in done.err
 
 
 def test_hosts_of_the_datastore(calicoctl: Calicoctl, records: TypedRecords) -> None:

@@ -6,7 +6,7 @@ import pytest
 from netaddr import IPNetwork
 
 from calico_core.dataplane.memory import MemoryDataplane
-from calico_core.errors import InterfaceTaken, KernelRefused
+from calico_core.errors import KernelRefused
 from calico_core.interfaces.dataplane import DataplaneOptions, Failure
 from calico_core.model.hoststate import HostChanges, HostRules, HostWorkload, RulesId
 from calico_core.model.keys import WorkloadEndpointKey
@@ -56,12 +56,13 @@ def test_wiring_fails_once_when_told() -> None:
     assert wiring.attach(REQUEST).is_new
 
 
-def test_interface_of_another_is_taken() -> None:
+def test_another_wish_for_an_interface_is_followed() -> None:
     wiring = MemoryDataplane.open(DataplaneOptions()).wiring()
     wiring.attach(REQUEST)
     other = WiringRequest(
         interface="cali1", container_interface="eth0", namespace_fd=4, namespace="n",
         addresses=(IPNetwork("10.0.0.2/32"),),
     )  # fmt: skip
-    with pytest.raises(InterfaceTaken):
-        wiring.attach(other)
+    assert wiring.attach(other).is_new
+    assert not wiring.check(other)
+    assert wiring.check(REQUEST)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from netaddr import IPNetwork
 
-from calico_core.dataplane.nftables.claims import Claims
+from calico_core.dataplane.claims import Claims
 from calico_core.model.hoststate import HostWorkload
 from calico_core.model.keys import WorkloadEndpointKey
 

@@ -51,7 +51,7 @@ def test_an_old_block_serves_and_survives(changes: dict[str, object]) -> None:
     store = a_store(an_old_block(**changes))
     ipam = BlockIpam.open(TypedRecords(store), "hostA")
     assert ipam.by_handle("h1") == (IPAddress("10.5.0.1"), IPAddress("10.5.0.2"))
-    assert ipam.allocation(IPAddress("10.5.0.4")) == (IPAddress("10.5.0.4"), None, {})
+    assert ipam.allocation(IPAddress("10.5.0.4")) == (IPAddress("10.5.0.4"), None, {}, None)
 
     (new,) = ipam.auto_assign(a_request("h2", 1))
     assert new == IPAddress("10.5.0.3" if "unallocated" in changes else "10.5.0.5")
@@ -104,3 +104,46 @@ def test_a_handle_naming_a_block_that_is_gone_is_cleaned_up() -> None:
     assert ipam.by_handle("h1") == ()
     assert ipam.release_by_handle(["h1"]) == ()
     assert store.get(HANDLE) is None
+
+
+def test_nulls_and_older_names_are_understood() -> None:
+    """Programs in Go write null for a list that is empty; documents before "handle_id" said "primary"."""
+    empty = a_store(an_old_block(allocations=[None] * 64, unallocated=[*range(64)], attributes=None))
+    empty.delete(HANDLE)
+    assert BlockIpam.open(TypedRecords(empty), "hostA").auto_assign(a_request("a", 1)) == (IPAddress("10.5.0.0"),)
+
+    renamed = a_store(an_old_block(attributes=[{"primary": None}, {"primary": "h1", "secondary": None}, {}]))
+    ipam = BlockIpam.open(TypedRecords(renamed), "hostA")
+    assert ipam.by_handle("h1") == (IPAddress("10.5.0.1"), IPAddress("10.5.0.2"))
+    ipam.auto_assign(a_request("h2", 1))
+    assert json.loads(renamed.get(BLOCK).value)["attributes"][1] == {"handle_id": "h1", "secondary": None}
+
+
+def test_a_deleted_block_counts_as_absent_and_may_be_made_anew() -> None:
+    store = a_store(an_old_block(deleted=True))
+    store.delete(HANDLE)
+    store.delete(AFFINITY)
+    ipam = BlockIpam.open(TypedRecords(store), "hostB")
+    assert ipam.allocation(IPAddress("10.5.0.1")) is None
+    assert ipam.release([IPAddress("10.5.0.1")]) == (IPAddress("10.5.0.1"),)
+    assert ipam.auto_assign(a_request("a", 0, 0, "10.5.0.1")) == (IPAddress("10.5.0.1"),)
+    found = contents(store).blocks[CIDR]
+    assert (found.deleted, found.owner) == (False, "hostB")
+
+
+def test_what_newer_programs_keep_in_a_block_survives() -> None:
+    claimed = "2024-03-01T10:00:00Z"
+    attributes = [
+        {"handle_id": "h1", "secondary": {"node": "hostA"}, "alternateOwnerAttrs": {"vm": "b"}},
+        {"handle_id": None, "secondary": None, "releasedAt": "2024-03-01T11:00:00Z"},
+    ]
+    block = an_old_block(
+        allocations=[0, 1, *[None] * 62], unallocated=[*range(2, 64)], attributes=attributes, affinityClaimTime=claimed
+    )
+    store = a_store(block)
+    store.put("/calico/ipam/v2/config", b'{"ipCooldownSeconds": 1200}')
+    BlockIpam(TypedRecords(store), "hostA", clock_ns=lambda: 1_709_290_860 * 10**9).auto_assign(a_request("a", 1))
+    written = json.loads(store.get(BLOCK).value)
+    assert written["affinityClaimTime"] == claimed
+    assert written["attributes"][:2] == attributes
+    assert written["allocations"][:3] == [0, 1, 2]

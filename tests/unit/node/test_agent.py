@@ -329,3 +329,35 @@ def test_configuration_in_the_store_does_not_disturb(bench: Bench) -> None:
     bench.records.put(GlobalConfigKey("InterfacePrefix"), "cali")
     key, revision = bench.write()
     assert agent.wait_programmed(key, revision, WAIT_S)
+
+
+def test_counters_and_configuration_are_told(bench: Bench) -> None:
+    heard: list[tuple[object, str | None]] = []
+    bench.records.put(ReadyKey(), "true")
+    bench.records.put(GlobalConfigKey("LogSeverityScreen"), "info")
+    agent = Agent(
+        store=bench.store,
+        host=HOST,
+        dataplane=bench.dataplane,
+        refresh_interval_s=0,
+        on_config=lambda key, value: heard.append((key, value)),
+    )
+    bench.agents.append(agent)
+    agent.start()
+    bench.write_profile()
+    key, revision = bench.write()
+    bench.write("far", host="rack-b")
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    eventually(lambda: agent.figures().cluster[WorkloadEndpointKey] == 2)
+    figures = agent.figures()
+    assert figures.endpoints.total() == 1
+    assert figures.cluster[ProfileRulesKey] == 1
+    assert figures.counters.apply.count >= 1
+    assert figures.counters.resyncs_started == 1
+    assert figures.counters.updates >= 5
+    bench.records.delete(GlobalConfigKey("LogSeverityScreen"))
+    eventually(lambda: len(heard) == 2)
+    assert heard == [(GlobalConfigKey("LogSeverityScreen"), "info"), (GlobalConfigKey("LogSeverityScreen"), None)]
+    bench.store.delete(key.path)
+    eventually(lambda: agent.figures().endpoints.total() == 0)
+    assert agent.figures().cluster[WorkloadEndpointKey] == 1

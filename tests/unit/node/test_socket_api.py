@@ -162,6 +162,27 @@ def test_a_caller_that_leaves_early_hurts_nobody(path: str, handler: Handler) ->
     assert call_node(path, a_call()) is not None
 
 
+def test_a_call_whose_caller_left_before_its_turn_is_not_begun(tmp_path: Path, handler: Handler) -> None:
+    path = str(tmp_path / "narrow.sock")
+    server = SocketServer(path, handler, workers=1)
+    server.start()
+    with socket.socket(socket.AF_UNIX) as occupant, socket.socket(socket.AF_UNIX) as patient:
+        occupant.connect(path)
+        occupant.sendall(encode_call(a_call("slow")))
+        assert handler.entered.wait(WAIT_S)
+        with socket.socket(socket.AF_UNIX) as leaving:
+            leaving.connect(path)
+            leaving.sendall(encode_call(a_call("gone")))
+        patient.connect(path)
+        patient.sendall(encode_call(a_call("half-closed")))
+        patient.shutdown(socket.SHUT_WR)
+        handler.may_go.set()
+        patient.settimeout(WAIT_S)
+        assert patient.recv(1) == b"R"
+    server.stop()
+    assert [call.program for call in handler.calls] == ["slow", "half-closed"]
+
+
 def test_many_calls_at_once(path: str) -> None:
     def ask(number: int) -> bytes:
         reply = call_node(path, a_call(stdin=str(number).encode() * 1000))

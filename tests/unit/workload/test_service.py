@@ -400,6 +400,19 @@ def test_a_late_detach_leaves_the_next_owner_alone(bench: Bench, interface: str)
     assert bench.ipam.by_handle("net.c2") == tuple(net.ip for net in second.addresses)
 
 
+@pytest.mark.parametrize(
+    ("attached", "detached", "goes"),
+    [("net", "net", True), ("net", None, True), (None, "net", True), ("net", "other", False)],
+)
+def test_a_detach_from_another_network_leaves_the_endpoint_alone(
+    bench: Bench, attached: str | None, detached: str | None, goes: bool
+) -> None:
+    bench.service.attach(bench.attach_request(network=attached))
+    bench.service.detach(bench.detach_request(network=detached, handles=(f"{detached}.c1",)))
+    assert (_record(bench) is None) is goes
+    assert bench.wiring.exists("calic1") is not goes
+
+
 def test_a_detach_that_names_no_container_removes_any(bench: Bench) -> None:
     bench.service.attach(bench.attach_request())
     bench.service.detach(msgspec.structs.replace(bench.detach_request(), container_id=None))

@@ -1,0 +1,182 @@
+"""``calicoctl config``: what every setting is, where it comes from, and the part of it that the datastore holds."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from typing import Any, NamedTuple
+
+import click
+
+from calico_core.cli.context import CliContext, pass_context
+from calico_core.cli.output import answer, note
+from calico_core.errors import CalicoError, Conflict, InvalidRequest, InvalidSettings
+from calico_core.interfaces.datastore import Compare, Delete, Operation, Put
+from calico_core.model.ids import check_name
+from calico_core.model.keys import HOSTS, V1, GlobalConfigKey, HostConfigKey
+from calico_core.settings import FIELDS, LIVE, Field, Settings, load_settings
+
+_ATTEMPTS = 3
+_STORED = {field.config: field for field in FIELDS if field.config}
+
+
+class _Source(NamedTuple):
+    """``is_node``: what the node of this host started with, not what the caller's environment says."""
+
+    settings: Settings
+    is_node: bool
+
+
+@click.group()
+def config() -> None:
+    """Settings: environment and file of the node come first, then the datastore (host, global), then defaults."""
+
+
+@config.command()
+@click.option("--host", "host", metavar="HOST", help="As it is for this host.")
+@pass_context
+def show(context: CliContext, host: str | None) -> None:
+    """Show every setting, its value and its origin."""
+    host = host or context.host
+    source = _source(context, host)
+    stored = _stored(context, host)
+    rows = [_row(field, source, stored) for field in FIELDS]
+    answer(context, rows, {"Setting": "setting", "Datastore name": "name", "Value": "value", "Origin": "origin"})
+    for row in rows:
+        if row["invalid"]:
+            note(f"{row['setting']}: {row['invalid']}; nodes leave out all that the datastore holds")
+        if row["running"] is not None:
+            note(f"{row['setting']}: the node runs with {row['running']} until it is started again")
+
+
+@config.command("set")
+@click.argument("name")
+@click.argument("value")
+@click.option("--host", "host", metavar="HOST", help="For this host alone; without it for all.")
+@pass_context
+def set_(context: CliContext, name: str, value: str, host: str | None) -> None:
+    """Give a setting a value in the datastore. NAME is its datastore name, such as LogSeverityScreen."""
+    field = _field(name)
+    try:
+        field.parse(value)
+    except CalicoError as error:
+        raise InvalidRequest(name, error.reason if isinstance(error, InvalidRequest) else str(error)) from error
+    if not value.strip():
+        raise InvalidRequest(name, "an empty value counts as none: use 'calicoctl config remove'")
+    before = _write(context, _key(name, host), value.strip())
+    whose = f"of host {host}" if host else "of all hosts"
+    if before == value.strip():
+        click.echo(f"{name} {whose} is {value.strip()}: unchanged")
+        return
+    click.echo(f"{name} {whose} set to {value.strip()}" + (f" (was {before})" if before is not None else ""))
+    note("in force at once" if field.name in LIVE else "in force when calico-node is started again")
+
+
+@config.command()
+@click.argument("name")
+@click.option("--host", "host", metavar="HOST", help="Of this host alone; without it that of all.")
+@pass_context
+def remove(context: CliContext, name: str, host: str | None) -> None:
+    """Take a setting out of the datastore: what comes after it counts again."""
+    _field(name)
+    before = _write(context, _key(name, host), None)
+    whose = f"of host {host}" if host else "of all hosts"
+    click.echo(f"{name} {whose} {f'removed (was {before})' if before is not None else 'is not set: unchanged'}")
+
+
+def _field(name: str) -> Field:
+    found = _STORED.get(name)
+    if found is None:
+        near = difflib.get_close_matches(name, _STORED, n=1, cutoff=0.5)
+        by_case = next((known for known in _STORED if known.lower() == name.lower()), None)
+        hint = f"did you mean {by_case or near[0]}?" if by_case or near else f"known: {', '.join(sorted(_STORED))}"
+        raise InvalidRequest("NAME", f"the datastore holds no setting {name!r}; {hint}")
+    return found
+
+
+def _key(name: str, host: str | None) -> GlobalConfigKey | HostConfigKey:
+    return GlobalConfigKey(name) if host is None else HostConfigKey(check_name(host, field="--host"), name)
+
+
+def _write(context: CliContext, key: GlobalConfigKey | HostConfigKey, value: str | None) -> str | None:
+    """Compare-and-swap; gives what was there. Raises ``Conflict``."""
+    store = context.records.store
+    for _ in range(_ATTEMPTS):
+        entry = store.get(key.path)
+        before = None if entry is None else entry.value.decode(errors="replace")
+        if before == value:
+            return before
+        operation: Operation = Delete(key.path) if value is None else Put(key.path, value.encode())
+        if store.transact([Compare(key.path, 0 if entry is None else entry.mod_revision)], [operation]).committed:
+            return before
+    raise Conflict(key.path, None)
+
+
+# --- showing -----------------------------------------------------------------------------------------
+
+
+def _source(context: CliContext, host: str) -> _Source:
+    """What comes before the datastore: as the node on this host saved it, else as this environment has it."""
+    from calico_core.node.composition import load_saved_settings
+
+    here = load_settings(os.environ)
+    if host != context.host:
+        note(f"environment and file of host {host} are not known here: this is what the datastore says to it")
+        return _Source(Settings(), is_node=False)
+    try:
+        saved = load_saved_settings(here.run_directory)
+    except (OSError, InvalidSettings):
+        return _Source(here, is_node=False)
+    return _Source(saved, is_node=True) if saved.node_name in {"", host} else _Source(here, is_node=False)
+
+
+def _stored(context: CliContext, host: str) -> dict[tuple[str, str], str]:
+    """(``host`` or ``global``, name) → value."""
+    prefixes = {"global": f"{V1}config/", "host": f"{HOSTS}{host}/config/"}
+    return {
+        (level, found.key.name): found.record
+        for level, prefix in prefixes.items()
+        for found in context.records.list(prefix)
+        if isinstance(found.key, GlobalConfigKey | HostConfigKey) and found.record
+    }
+
+
+def _row(field: Field, source: _Source, stored: dict[tuple[str, str], str]) -> dict[str, Any]:
+    origin = source.settings.origins.get(field.name, "default")
+    value = getattr(source.settings, field.name)
+    invalid, running = "", None
+    if field.config and not origin.startswith(("environment", "file")):
+        started_with = value
+        value, origin, invalid = _from_store(field, stored)
+        if source.is_node and field.name not in LIVE and value != started_with:
+            running = _shown(field.name, started_with)
+    return {
+        "setting": field.name,
+        "name": field.config or None,
+        "value": _shown(field.name, value),
+        "origin": origin,
+        "invalid": invalid or None,
+        "running": running,
+    }
+
+
+def _from_store(field: Field, stored: dict[tuple[str, str], str]) -> tuple[Any, str, str]:
+    """Value, origin, and what is wrong with a stored value that cannot be used."""
+    default = getattr(Settings(), field.name)
+    for level in ("host", "global"):
+        text = stored.get((level, field.config))
+        if text is None:
+            continue
+        origin = f"datastore {level} {field.config}"
+        try:
+            return field.parse(text), origin, ""
+        except CalicoError as error:
+            reason = error.reason if isinstance(error, InvalidRequest) else str(error)
+            return default, "default", f"{origin}: {reason}"
+    return default, "default", ""
+
+
+def _shown(name: str, value: Any) -> Any:
+    if name.endswith("password") and value:
+        return "(set)"
+    return list(value) if isinstance(value, tuple) else value

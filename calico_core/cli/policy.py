@@ -1,0 +1,307 @@
+"""``calicoctl policy`` and ``calicoctl tier``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from calico_core.cli.context import CliContext, pass_context
+from calico_core.cli.failure import Missing, Refused
+from calico_core.cli.output import answer, note
+from calico_core.cli.policy_documents import PolicyDocument, parse_documents
+from calico_core.cli.rule_words import render_rule
+from calico_core.errors import Conflict, InvalidRecord, InvalidRequest
+from calico_core.interfaces.datastore import (
+    MAX_TRANSACTION_OPERATIONS,
+    Compare,
+    Delete,
+    NoneNewer,
+    Operation,
+    Precondition,
+    Put,
+)
+from calico_core.model import codec
+from calico_core.model.ids import check_name, escape
+from calico_core.model.keys import TIERS, PolicyKey, TierKey
+from calico_core.model.policies import DEFAULT_TIER, Order, Policy, Tier, order_value
+
+_ATTEMPTS = 3
+
+
+@click.group()
+def policy() -> None:
+    """Policies: rules for the endpoints that a selector matches, asked before profiles, tier by tier."""
+
+
+@policy.command()
+@click.argument("tier_name", metavar="[TIER]", required=False)
+@click.argument("name", required=False)
+@pass_context
+def show(context: CliContext, tier_name: str | None, name: str | None) -> None:
+    """Show the policies in the order in which they are asked, or the rules of one."""
+    policies, tiers = _policies(context), _tiers(context)
+    if name is not None:
+        found = policies.get(PolicyKey(tier_name or "", name))
+        if found is None:
+            raise Missing("policy", f"{tier_name}/{name}", "calicoctl policy show lists them")
+        _show_one(context, PolicyKey(tier_name or "", name), found)
+        return
+
+    def rank(key: PolicyKey) -> tuple[float, str, float, str]:
+        tier_record = tiers.get(key.tier, Tier())
+        return order_value(tier_record.order), key.tier, order_value(policies[key].order), key.name
+
+    rows = [
+        _row(key, policies[key]) for key in sorted(policies, key=rank) if tier_name is None or key.tier == tier_name
+    ]
+    columns = {
+        "Tier": "tier",
+        "Name": "name",
+        "Order": "order",
+        "Selector": "selector",
+        "Types": "types",
+        "Inbound": "inbound_count",
+        "Outbound": "outbound_count",
+        "Kind": "kind",
+    }
+    answer(context, rows, columns)
+
+
+@policy.command()
+@click.option("-f", "--file", "path", metavar="FILE", required=True, help="JSON or YAML; '-' is standard input.")
+@click.option("--dry-run", is_flag=True, help="Say what would change and write nothing.")
+@pass_context
+def apply(context: CliContext, path: str, dry_run: bool) -> None:
+    """Create or replace policies: documents {tier, name, policy}. Without a tier: 'default'."""
+    documents = parse_documents(_text_of(path))
+    context.may_create = True
+    for start in range(0, len(documents), MAX_TRANSACTION_OPERATIONS):
+        part = documents[start : start + MAX_TRANSACTION_OPERATIONS]
+        for document, done in zip(part, _apply(context, part, is_dry=dry_run), strict=True):
+            click.echo(f"policy {document.key.tier}/{document.key.name} {done}{' (dry run)' if dry_run else ''}")
+
+
+@policy.command()
+@click.argument("tier_name", metavar="TIER")
+@click.argument("name")
+@click.option("--ignore-missing", is_flag=True, help="It is fine if there is none.")
+@pass_context
+def remove(context: CliContext, tier_name: str, name: str, ignore_missing: bool) -> None:
+    """Remove a policy."""
+    key = PolicyKey(tier_name, name)
+
+    def attempt() -> bool | None:
+        entry = context.records.store.get(key.path)
+        if entry is None:
+            return False
+        return _commit(context, [Compare(key.path, entry.mod_revision)], [Delete(key.path)])
+
+    if _persist(attempt, key.path):
+        click.echo(f"policy {tier_name}/{name} removed")
+    elif ignore_missing:
+        click.echo(f"policy {tier_name}/{name} does not exist: nothing to remove")
+    else:
+        raise Missing("policy", f"{tier_name}/{name}", "calicoctl policy show lists them")
+
+
+# --- tiers -------------------------------------------------------------------------------------------
+
+
+@click.group()
+def tier() -> None:
+    """Tiers: asked in order; what a tier with policies for an endpoint does not decide, it denies or passes on."""
+
+
+@tier.command("show")
+@pass_context
+def tier_show(context: CliContext) -> None:
+    """Show the tiers in order."""
+    tiers, policies = _tiers(context), _policies(context)
+    # one with policies stands, last, although nobody has described it
+    known = {**{key.tier: Tier() for key in policies}, **tiers}
+    rows = [
+        {
+            "tier": name,
+            "order": record.order,
+            "default_action": record.default_action,
+            "policies": sum(key.tier == name for key in policies),
+        }
+        for name, record in sorted(known.items(), key=lambda each: (order_value(each[1].order), each[0]))
+    ]
+    columns = {"Name": "tier", "Order": "order", "Default action": "default_action", "Policies": "policies"}
+    answer(context, rows, columns)
+
+
+@tier.command("add")
+@click.argument("name")
+@click.option("--order", metavar="N", help="Lower is asked first; without it after all that have one.")
+@click.option("--default-action", type=click.Choice(["deny", "pass"]), default="deny", show_default=True)
+@pass_context
+def tier_add(context: CliContext, name: str, order: str | None, default_action: str) -> None:
+    """Create a tier, or give it this order and default action."""
+    check_name(name, field="NAME")
+    fields: dict[str, Any] = {"order": _order(order), "defaultAction": default_action}
+    wanted: Tier = codec.from_builtins(Tier, fields)
+    context.may_create = True
+    key = TierKey(name)
+    done = ""
+
+    def attempt() -> bool | None:
+        nonlocal done
+        entry = context.records.store.get(key.path)
+        if entry is not None and _decoded(key, entry.value) == wanted:
+            done = "unchanged"
+            return True
+        done = "created" if entry is None else "updated"
+        revision = 0 if entry is None else entry.mod_revision
+        return _commit(context, [Compare(key.path, revision)], [Put(key.path, codec.encode(wanted))])
+
+    _persist(attempt, key.path)
+    click.echo(f"tier {name} {done}")
+
+
+@tier.command("remove")
+@click.argument("name")
+@click.option("--ignore-missing", is_flag=True, help="It is fine if there is none.")
+@pass_context
+def tier_remove(context: CliContext, name: str, ignore_missing: bool) -> None:
+    """Remove a tier that has no policies."""
+    key = TierKey(name)
+    prefix = f"{TIERS}{escape(name)}/policy/"
+
+    def attempt() -> bool | None:
+        entry = context.records.store.get(key.path)
+        policies = context.records.store.list(prefix)
+        if policies.entries:
+            raise Refused(
+                f"tier {name} has {len(policies.entries)} policies",
+                f"remove them first: calicoctl policy show {name} lists them",
+            )
+        if entry is None:
+            return False
+        preconditions = [Compare(key.path, entry.mod_revision), NoneNewer(prefix, policies.revision)]
+        return _commit(context, preconditions, [Delete(key.path)])
+
+    if _persist(attempt, key.path):
+        click.echo(f"tier {name} removed")
+    elif ignore_missing:
+        click.echo(f"tier {name} does not exist: nothing to remove")
+    else:
+        raise Missing("tier", name, "calicoctl tier show lists them")
+
+
+# --- writing -----------------------------------------------------------------------------------------
+
+
+def _apply(context: CliContext, documents: list[PolicyDocument], *, is_dry: bool) -> list[str]:
+    """One transaction: ``created``, ``updated`` or ``unchanged`` for each."""
+    done: list[str] = []
+
+    def attempt() -> bool | None:
+        done.clear()
+        for name in sorted({document.key.tier for document in documents} - {DEFAULT_TIER}):
+            if context.records.store.get(TierKey(name).path) is None:
+                raise Missing("tier", name, f"create it with: calicoctl tier add {name} --order N")
+        preconditions: list[Precondition] = []
+        operations: list[Operation] = []
+        for key, wanted in documents:
+            entry = context.records.store.get(key.path)
+            if entry is not None and _decoded(key, entry.value) == wanted:
+                done.append("unchanged")
+                continue
+            done.append("created" if entry is None else "updated")
+            preconditions.append(Compare(key.path, 0 if entry is None else entry.mod_revision))
+            operations.append(Put(key.path, codec.encode(wanted)))
+        return True if is_dry or not operations else _commit(context, preconditions, operations)
+
+    _persist(attempt, documents[0].key.path)
+    return done
+
+
+def _persist(attempt: Callable[[], bool | None], path: str) -> bool:
+    """Try again, with all checks, while the race is lost (``attempt`` gives None). Raises ``Conflict``."""
+    for _ in range(_ATTEMPTS):
+        result = attempt()
+        if result is not None:
+            return result
+    raise Conflict(path, None)
+
+
+def _commit(context: CliContext, preconditions: list[Any], operations: list[Any]) -> bool | None:
+    return True if context.records.store.transact(preconditions, operations).committed else None
+
+
+def _decoded(key: PolicyKey | TierKey, value: bytes) -> Any:
+    """None for what does not decode: it is to be replaced."""
+    try:
+        return codec.decode(key, value)
+    except InvalidRecord:
+        return None
+
+
+def _order(text: str | None) -> Order:
+    if text is None or text == "default":
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not abs(number) < float("inf"):
+        raise InvalidRequest("--order", f"{text!r} is not a number")
+    return number
+
+
+def _text_of(path: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return data.decode()
+    except OSError as error:
+        raise InvalidRequest("--file", f"{path}: {error.strerror or error}") from error
+    except UnicodeDecodeError:
+        raise InvalidRequest("--file", f"{path} is not UTF-8 text") from None
+
+
+# --- reading -----------------------------------------------------------------------------------------
+
+
+def _policies(context: CliContext) -> dict[PolicyKey, Policy]:
+    found = {each.key: each.record for each in context.records.list(TIERS) if isinstance(each.key, PolicyKey)}
+    for path, reason in sorted(getattr(context.records, "bad_records", {}).items()):
+        if path.startswith(TIERS):
+            note(f"not in force, because it does not decode: {reason}")
+    return found
+
+
+def _tiers(context: CliContext) -> dict[str, Tier]:
+    return {each.key.tier: each.record for each in context.records.list(TIERS) if isinstance(each.key, TierKey)}
+
+
+def _row(key: PolicyKey, found: Policy) -> dict[str, Any]:
+    flags = ("staged", "untracked", "pre_dnat", "apply_on_forward")
+    return {
+        "tier": key.tier,
+        "name": key.name,
+        "order": found.order,
+        "selector": found.selector,
+        "types": list(found.types) if found.types is not None else ["ingress", "egress"],
+        "inbound_count": len(found.inbound_rules),
+        "outbound_count": len(found.outbound_rules),
+        "kind": ", ".join(name for name in flags if getattr(found, name)) or "normal",
+        "policy": codec.to_builtins(found),
+    }
+
+
+def _show_one(context: CliContext, key: PolicyKey, found: Policy) -> None:
+    if context.output != "table":
+        answer(context, [_row(key, found)], {})
+        return
+    order = "last" if found.order is None else found.order
+    click.echo(f"Policy {key.tier}/{key.name}, order {order}, selector {found.selector or 'all()'}")
+    for direction, rules in (("Inbound", found.inbound_rules), ("Outbound", found.outbound_rules)):
+        click.echo(f"{direction} rules:")
+        for position, rule in enumerate(rules, 1):
+            click.echo(f"{position:4} {render_rule(rule)}")

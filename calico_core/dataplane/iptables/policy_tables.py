@@ -1,0 +1,340 @@
+"""Our chains and sets in the kernel: desired state in, one transaction a table out, and what went wrong by subject.
+
+Order of a commit: new sets and members, then chains (one process a family), then the sets that nothing names any more.
+The kernel's content is known from reading it once and from our own commits; a refusal, and every resync, reads again.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from calico_core.dataplane.iptables import layout, saved
+from calico_core.dataplane.iptables.builder import TablesBuilder, Touched
+from calico_core.dataplane.iptables.ipsets import parse_saved as parse_sets
+from calico_core.dataplane.iptables.ipsets import write_commands
+from calico_core.dataplane.iptables.saved import Line, SavedTable
+from calico_core.dataplane.linux import sysctl
+from calico_core.dataplane.reconcile import Table, reconcile
+from calico_core.errors import ToolFailed
+from calico_core.interfaces.dataplane import Failure
+from calico_core.log import get_logger
+from calico_core.model.hoststate import HostState
+
+if TYPE_CHECKING:
+    from calico_core.dataplane.iptables.tools import Tools
+    from calico_core.dataplane.reconcile import Plan
+    from calico_core.interfaces.dataplane import DataplaneOptions
+    from calico_core.model.hoststate import HostChanges
+
+    TableId = tuple[int, str]
+
+#: How many rounds of closing what the kernel refused before the batch fails as a whole.
+_ISOLATION_ROUNDS = 20
+# The kernel frees the rules of a transaction a little later; until then it holds the sets they named.
+_REMOVAL_TRIES, _REMOVAL_PAUSE_S = 6, 0.01
+_PURGE_TRIES = 100
+# iptables: "line 7 failed", "Error occurred at line: 7", "line 7: RULE_APPEND failed"; ipset: "Error in line 7: …".
+_AT_LINE = re.compile(r"\bline:? (\d+)")
+
+log = get_logger(__name__)
+
+
+class TableReport(msgspec.Struct, frozen=True, kw_only=True):
+    """``healed``: differences found that were not ours. ``lost``: addresses (family, value) that an interface had and
+    no longer has."""
+
+    changes: int = 0
+    failures: tuple[Failure, ...] = ()
+    healed: tuple[str, ...] = ()
+    lost: frozenset[tuple[int, int]] = frozenset()
+
+
+class _Refused(Exception):
+    """Control flow inside this module: a program refused a script. ``guilty``: reason by subject, if it could be
+    told."""
+
+    def __init__(self, where: str, error: ToolFailed, guilty: dict[str, str]) -> None:
+        super().__init__(f"{where}: {error}")
+        self.where, self.error, self.guilty = where, error, guilty
+
+
+class _Observed:
+    """What the kernel holds of ours. ``leftovers``: sets to be removed that we do not otherwise know."""
+
+    __slots__ = ("leftovers", "sets", "tables")
+
+    def __init__(self, tables: dict[TableId, SavedTable], sets: Table, leftovers: set[str]) -> None:
+        self.tables, self.sets, self.leftovers = tables, sets, leftovers
+
+    @property
+    def sources(self) -> dict[tuple[int, str], frozenset[int]]:
+        return {
+            (family, name): addresses
+            for (family, table), each in self.tables.items()
+            if table == layout.RAW
+            for name, addresses in each.sources.items()
+        }
+
+
+class PolicyTables:
+    """The tables of one network namespace. One thread."""
+
+    def __init__(self, options: DataplaneOptions, tools: Tools) -> None:
+        self._options, self._tools = options, tools
+        self._families: tuple[int, ...] = (4, 6) if sysctl.has_ipv6() else (4,)
+        self._state = HostState()
+        self._builder = TablesBuilder(options, self._families)
+        self._observed: _Observed | None = None
+        self._closed: dict[str, str] = {}
+
+    # --- calls of the driver ----------------------------------------------------------------------
+
+    def ensure_closed(self) -> None:
+        """The fixed chains with nobody in them, where they are missing; what stands is not touched.
+
+        :raises ToolFailed: a program is missing, or refused.
+        """
+        observed = self._read()
+        builder = TablesBuilder(self._options, self._families)
+        absent = {
+            where: frozenset(each.chains.keys() - observed.tables[where].table.chains.keys())
+            for where, each in builder.tables.items()
+        }
+        try:
+            changes = self._write_chains(builder, observed, Touched(absent, frozenset()), keeps_jumps=True)
+        except _Refused as refused:
+            raise refused.error from refused
+        if changes:
+            log.info("iptables.closed", backend=self._tools.backend, changes=changes)
+
+    def follow(self, changes: HostChanges, state: HostState) -> TableReport:
+        """``state`` has taken in the batch."""
+        self._state = state
+        touched: Touched | None = None
+        if changes.is_complete or self._closed:
+            self._rebuild({})
+        else:
+            self._builder.update(changes, state)
+            touched = self._builder.take_touched()
+        if self._observed is None:
+            touched = None
+            try:
+                self._observed = self._read()
+            except ToolFailed as error:
+                return self._failed("table iptables", error)
+        return self._make_right(self._observed, touched)
+
+    def resync(self) -> TableReport:
+        """Compare with the kernel."""
+        if self._closed:
+            self._rebuild({})
+        believed = self._observed
+        try:
+            found = self._observed = self._read()
+        except ToolFailed as error:
+            return self._failed("table iptables", error)
+        foreign = _describe(believed, found)
+        report = self._make_right(found, None)
+        if foreign:
+            log.warning("iptables.healed", found=foreign)
+        return msgspec.structs.replace(report, healed=foreign)
+
+    def purge(self) -> None:
+        """Remove all chains, jumps and sets of ours.
+
+        :raises ToolFailed: something could not be removed.
+        """
+        self.purge_chains()
+        self._observed = observed = self._read()
+        error = self._remove_sets({*observed.sets.sets, *observed.leftovers}, tries=_PURGE_TRIES)
+        self._observed = None
+        if error is not None:
+            raise error
+
+    def purge_chains(self) -> None:
+        """Remove the chains and the jumps to them."""
+        observed, self._observed = self._read(), None
+        nothing = TablesBuilder(self._options, self._families)
+        for table in nothing.tables.values():
+            table.chains.clear()
+        try:
+            self._write_chains(nothing, observed, None)
+        except _Refused as refused:
+            raise refused.error from refused
+
+    def differences(self) -> list[str]:
+        """What the kernel holds of ours that is not as wanted."""
+        desired = _Observed({}, self._builder.sets, set())
+        for where, table in self._builder.tables.items():
+            each = desired.tables[where] = SavedTable()
+            each.table, each.jumps = table, saved.wanted_jumps(where[1], table)
+        return list(_describe(desired, self._read()))
+
+    # --- commit -----------------------------------------------------------------------------------
+
+    def _make_right(self, observed: _Observed, touched: Touched | None) -> TableReport:
+        sources = observed.sources
+        has_looked = touched is None
+        for _ in range(_ISOLATION_ROUNDS):
+            try:
+                changes = self._commit(observed, touched)
+            except _Refused as refused:
+                log.warning("iptables.refused", error=str(refused))
+                self._observed = None
+                try:
+                    observed = self._observed = self._read()
+                except ToolFailed as error:
+                    return self._failed(refused.where, error)
+                touched = None
+                if not has_looked:
+                    # perhaps the kernel was not what we believed: try what really differs
+                    has_looked = True
+                    continue
+                new = refused.guilty.keys() - self._closed.keys()
+                if not new:
+                    return self._failed(refused.where, refused.error)
+                self._close({subject: refused.guilty[subject] for subject in new})
+                continue
+            return TableReport(changes=changes, failures=self._failures(), lost=_lost(sources, self._builder.sources))
+        return self._failed("table iptables", "too much of it is refused")
+
+    def _commit(self, observed: _Observed, touched: Touched | None) -> int:
+        plan = reconcile(self._builder.sets, observed.sets, None if touched is None else touched.sets)
+        commands = write_commands(plan, self._builder.sets, observed.sets)
+        if commands:
+            subjects = [self._builder.subject_of(each.set_name) for each in commands]
+            script = "\n".join(each.text for each in commands) + "\n"
+            try:
+                self._tools.restore_sets(script)
+            except ToolFailed as error:
+                raise _Refused("table ipset", error, _guilty(error, subjects)) from error
+            observed.sets.follow(self._builder.sets, plan.names - {*plan.removed_sets})
+        changes = plan.changes - len(plan.removed_sets) + self._write_chains(self._builder, observed, touched)
+        doomed = {*plan.removed_sets, *observed.leftovers} - self._builder.sets.sets.keys()
+        if not doomed:
+            return changes
+        self._remove_sets(doomed)
+        # a set that is still held goes another time
+        observed.sets.follow(self._builder.sets, plan.removed_sets)
+        return changes + len(plan.removed_sets)
+
+    def _write_chains(
+        self, builder: TablesBuilder, observed: _Observed, touched: Touched | None, *, keeps_jumps: bool = False
+    ) -> int:
+        """One process for each family that differs. ``keeps_jumps``: those to chains that are not desired stay."""
+        changes = 0
+        for family in self._families:
+            lines: list[Line] = []
+            plans: list[tuple[str, Plan, dict[str, saved.Jumps]]] = []
+            for table in layout.TABLES:
+                desired, found = builder.tables[family, table], observed.tables[family, table]
+                names = None if touched is None else touched.chains.get((family, table), frozenset())
+                plan = reconcile(desired, found.table, names)
+                wanted = (found.jumps if keeps_jumps else {}) | saved.wanted_jumps(table, desired)
+                jumps = saved.jump_commands(wanted, found.jumps)
+                if not plan and not jumps:
+                    continue
+                lines += saved.render_table(table, plan, desired, jumps, builder.subject_of)
+                plans.append((table, plan, wanted))
+                changes += plan.changes + len(jumps)
+            if not lines:
+                continue
+            try:
+                self._tools.restore(family, "\n".join(line.text for line in lines) + "\n")
+            except ToolFailed as error:
+                guilty = _guilty(error, [line.subject for line in lines])
+                raise _Refused(f"table ip{'' if family == 4 else '6'}tables", error, guilty) from error
+            for table, plan, wanted in plans:
+                found = observed.tables[family, table]
+                found.table.follow(builder.tables[family, table], plan.names)
+                found.jumps = wanted
+                if table == layout.RAW:
+                    found.sources = {name: each for (of, name), each in builder.sources.items() if of == family}
+        return changes
+
+    def _remove_sets(self, names: set[str], tries: int = _REMOVAL_TRIES) -> ToolFailed | None:
+        """Those the kernel still holds are left for another time: they do no harm."""
+        observed, waiting = self._observed, sorted(names)
+        error: ToolFailed | None = None
+        for attempt in range(tries):
+            if attempt:
+                time.sleep(_REMOVAL_PAUSE_S)
+            try:
+                self._tools.restore_sets("".join(f"destroy {name}\n" for name in waiting))
+                waiting, error = [], None
+                break
+            except ToolFailed as failure:
+                error = failure
+                at = _AT_LINE.search(failure.stderr)
+                # what stands before the refused line is gone
+                waiting = waiting[int(at[1]) - 1 :] if at else waiting
+                if "does not exist" in failure.stderr:
+                    waiting = waiting[1:]
+        if observed is not None:
+            observed.leftovers = set(waiting)
+        if waiting:
+            log.debug("iptables.sets_held", names=waiting, error=str(error))
+        return error if waiting else None
+
+    def _rebuild(self, closed: dict[str, str]) -> None:
+        self._closed = closed
+        self._builder = TablesBuilder.of(self._options, self._families, self._state, closed)
+        self._builder.take_touched()
+
+    def _close(self, guilty: dict[str, str]) -> None:
+        for subject, reason in guilty.items():
+            log.error("iptables.part_closed", subject=subject, reason=reason)
+        self._rebuild({**self._closed, **guilty})
+
+    def _failed(self, where: str, error: ToolFailed | str) -> TableReport:
+        """The batch is not in force, whoever was found guilty. The next call reads and starts from there."""
+        self._observed = None
+        self._closed = {where: str(error)}
+        log.error("iptables.failed", error=str(error))
+        return TableReport(failures=self._failures())
+
+    def _failures(self) -> tuple[Failure, ...]:
+        reasons = {**self._builder.problems, **self._closed}
+        return tuple(Failure(subject, reason) for subject, reason in sorted(reasons.items()))
+
+    def _read(self) -> _Observed:
+        tables = {
+            (family, name): each
+            for family in self._families
+            for name, each in saved.parse_saved(self._tools.save(family)).items()
+        }
+        found = parse_sets(self._tools.save_sets())
+        leftovers = {name for name, each in found.items() if not each.kind}
+        sets = Table(sets={name: each for name, each in found.items() if each.kind})
+        return _Observed(tables, sets, leftovers)
+
+
+def _guilty(error: ToolFailed, subjects: list[str]) -> dict[str, str]:
+    """The subjects of the lines an error names."""
+    reason = next((line for line in error.stderr.splitlines() if _AT_LINE.search(line)), "refused").strip()
+    numbers = (int(number) for number in _AT_LINE.findall(error.stderr))
+    named = {subjects[number - 1] for number in numbers if 0 < number <= len(subjects)}
+    return {subject: reason for subject in sorted(named) if subject}
+
+
+def _describe(believed: _Observed | None, found: _Observed) -> tuple[str, ...]:
+    """What somebody else changed: the difference between what we left and what stands."""
+    if believed is None:
+        return ()
+    names: list[str] = []
+    for (family, table), each in believed.tables.items():
+        names += saved.differences(family, table, each, found.tables[family, table])
+    return (*names, *(f"set {name}" for name in believed.sets.differences(found.sets)))
+
+
+def _lost(
+    before: dict[tuple[int, str], frozenset[int]], after: dict[tuple[int, str], frozenset[int]]
+) -> frozenset[tuple[int, int]]:
+    """Addresses whose interface may no longer send from them: their connections are to be cut."""
+    return frozenset(
+        (where[0], value) for where, had in before.items() for value in had - after.get(where, frozenset())
+    )

@@ -1,0 +1,114 @@
+"""The programs: ``iptables-save`` and ``-restore`` for both families, ``ipset``. The only place that starts them.
+
+``iptables`` exists in two backends that do not see each other's rules. Ours go where the host's own go: to the one
+that the command ``iptables`` stands for.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+from calico_core.errors import ToolFailed
+from calico_core.log import get_logger
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+    Backend = Literal["nft", "legacy"]
+
+_TIMEOUT_S = 60.0
+#: How long iptables waits for another program's lock (the legacy backend has one).
+_LOCK_WAIT_S = 10
+_BACKENDS: tuple[Backend, ...] = ("nft", "legacy")
+_COMMANDS = {4: "iptables", 6: "ip6tables"}
+#: What a shell answers for a command that is not there.
+_NOT_FOUND, _TIMED_OUT = 127, 124
+
+log = get_logger(__name__)
+
+
+class Tools:
+    """Runs in one network namespace; ``namespace_fd`` None: where the process stands. One thread at a time."""
+
+    def __init__(self, namespace_fd: int | None = None, backend: Backend | None = None) -> None:
+        """:raises ToolFailed: one of the programs is missing."""
+        self._namespace_fd = namespace_fd
+        self.backend: Backend = backend or self._find_backend()
+        self._save: dict[int, str] = {}
+        self._restore: dict[int, str] = {}
+        for family, command in _COMMANDS.items():
+            self._save[family] = _program(command, self.backend, "save")
+            self._restore[family] = _program(command, self.backend, "restore")
+        self._ipset = _path("ipset")
+        log.debug("iptables.chosen", backend=self.backend)
+
+    def save(self, family: int) -> str:
+        """All tables of the family that exist."""
+        return self._run((self._save[family],))
+
+    def restore(self, family: int, script: str) -> None:
+        """One transaction a table; chains the script does not declare are left alone.
+
+        :raises ToolFailed: a table was refused; those before it in the script are done.
+        """
+        self._run((self._restore[family], "--noflush", "--wait", str(_LOCK_WAIT_S)), script)
+
+    def save_sets(self) -> str:
+        return self._run((self._ipset, "save"))
+
+    def restore_sets(self, script: str) -> None:
+        """:raises ToolFailed: lines before the refused one are done."""
+        self._run((self._ipset, "restore", "-exist"), script)
+
+    def _find_backend(self) -> Backend:
+        return "legacy" if "legacy" in self._run((_path("iptables"), "--version")) else "nft"
+
+    def _run(self, argv: tuple[str, ...], script: str | None = None) -> str:
+        descriptors: tuple[int, ...] = ()
+        command = argv
+        if self._namespace_fd is not None:
+            descriptors = (self._namespace_fd,)
+            command = ("nsenter", f"--net=/proc/self/fd/{self._namespace_fd}", *argv)
+        try:
+            done = subprocess.run(
+                command,
+                input=script or "",
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+                timeout=_TIMEOUT_S,
+                pass_fds=descriptors,
+            )
+        except OSError as error:
+            raise ToolFailed(argv, _NOT_FOUND, str(error)) from error
+        except subprocess.TimeoutExpired as error:
+            raise ToolFailed(argv, _TIMED_OUT, f"no result after {_TIMEOUT_S:g} s") from error
+        if done.returncode != 0:
+            raise ToolFailed(argv, done.returncode, done.stderr)
+        return done.stdout
+
+
+def available_tools(namespace_fd: int | None = None) -> list[Tools]:
+    """One for each backend the host has."""
+    found: list[Tools] = []
+    for backend in _BACKENDS:
+        try:
+            found.append(Tools(namespace_fd, backend))
+        except ToolFailed as error:
+            log.debug("iptables.backend_missing", backend=backend, error=str(error))
+    return found
+
+
+def _program(command: str, backend: Backend, verb: str) -> str:
+    """``iptables-nft-save``; the plain name where a host has but one backend."""
+    return shutil.which(f"{command}-{backend}-{verb}") or _path(f"{command}-{verb}")
+
+
+def _path(program: str) -> str:
+    found = shutil.which(program)
+    if found is None:
+        raise ToolFailed((program,), _NOT_FOUND, "it is not installed")
+    return found

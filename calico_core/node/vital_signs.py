@@ -1,0 +1,85 @@
+"""What health is made of: a look at every part of the runtime. Source: node specification 10.3.
+
+Ready: the first complete state is in the kernel, integrations are prepared and the socket listens. After that only a
+death makes the node unready: a datastore that is away, a broken integration or a routing daemon that does not answer
+leave it *degraded*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+from calico_core.interfaces.routing import RoutingStatus
+from calico_core.node.agent import Agent
+from calico_core.node.health import Component
+
+ENGINE_LIMIT_S = 90.0
+"""A pass that takes longer hangs. As the reference system's dataplane watchdog."""
+
+
+class RouterSigns(Protocol):
+    last_error: str
+
+    @property
+    def is_alive(self) -> bool: ...
+
+
+class VitalSigns:
+    """Filled in by the runtime as its parts come; read by any thread. None: not there yet."""
+
+    def __init__(self, integrations: Callable[[], Mapping[str, str]]) -> None:
+        self._integrations = integrations
+        self.agent: Agent | None = None
+        self.router: RouterSigns | None = None
+        self.routing_status: Callable[[], RoutingStatus] | None = None
+        self.has_integrations = False
+        self.is_serving = False
+
+    def look(self) -> Iterator[Component]:
+        yield self._engine()
+        yield self._datastore()
+        yield from self._plugins()
+        yield Component("socket", "ready") if self.is_serving else Component("socket", "unready", "not listening yet")
+        yield self._routing()
+
+    def _engine(self) -> Component:
+        agent = self.agent
+        if agent is None:
+            return Component("engine", "unready", "not started yet")
+        if not agent.is_alive:
+            return Component("engine", "dead", "a thread of it ended")
+        busy_s = agent.counters.busy_s
+        if busy_s > ENGINE_LIMIT_S:
+            return Component("engine", "dead", f"one pass takes {busy_s:.0f} s already")
+        if not agent.is_in_sync:
+            return Component("engine", "unready", agent.last_error or "no complete state is in the kernel yet")
+        return Component("engine", "degraded", agent.last_error) if agent.last_error else Component("engine", "ready")
+
+    def _datastore(self) -> Component:
+        agent = self.agent
+        if agent is not None and agent.knows_ready():
+            return Component("datastore", "ready")
+        is_known = agent is not None and agent.is_in_sync
+        return Component("datastore", "degraded" if is_known else "unready", "not in sync")
+
+    def _plugins(self) -> Iterator[Component]:
+        if not self.has_integrations:
+            yield Component("integrations", "unready", "not prepared yet")
+            return
+        for name, state in sorted(dict(self._integrations()).items()):
+            is_ready = state == "ready"
+            yield Component(f"integration {name}", "ready" if is_ready else "degraded", "" if is_ready else state)
+
+    def _routing(self) -> Component:
+        if self.router is None or self.routing_status is None:
+            return Component("routing", "unready", "not started yet")
+        if not self.router.is_alive:
+            return Component("routing", "dead", "a thread of it ended")
+        status = self.routing_status()
+        if not status.is_running:
+            return Component("routing", "degraded", self.router.last_error or "the routing daemon does not answer")
+        reason = status.rejected or self.router.last_error
+        if not reason and status.peers and all(peer.state != "Established" for peer in status.peers):
+            reason = f"none of {len(status.peers)} BGP sessions is established"
+        return Component("routing", "degraded", reason) if reason else Component("routing", "ready")

@@ -1,0 +1,185 @@
+"""ADD: from the call to a request of the workload service, and from its answer to a result.
+
+Three ways lead to an endpoint: addresses of our own IPAM, assigned in one transaction with the record; addresses of
+another IPAM plugin, which is run first and told to take them back when anything fails later; and an interface that a
+plugin before us in the chain has made, to which only the policy is added. Source: cni specification 5.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import msgspec
+from netaddr import IPAddress
+
+from calico_cni.delegate import Delegate
+from calico_cni.environment import Invocation
+from calico_cni.identity import Identity, network_profile, open_profile
+from calico_cni.kubernetes import PodPolicy
+from calico_cni.labels import endpoint_labels
+from calico_cni.namespace import check_container_namespace
+from calico_cni.outcome import Outcome
+from calico_cni.previous import Previous
+from calico_cni.programs import IPAM_PROGRAM
+from calico_cni.requested import address_request, requested_mac
+from calico_cni.results import Interface, Ip, Result, Route, encode_result
+from calico_cni.supported import has_default_route
+from calico_cni.wire import Dns, NetworkConfiguration
+from calico_core.errors import InterfaceTaken, InvalidRequest, NotReady
+from calico_core.interfaces.integration import Call, IntegrationContext
+from calico_core.model.addresses import parse_mac
+from calico_core.model.workloads import AddressRequest, Attach, Attached
+
+CONTAINER_SIDE = 1  # index in our own result; 0 is the host side
+DEFAULT_ROUTES = {4: ("0.0.0.0/0", "169.254.1.1"), 6: ("::/0", "fe80::ecee:eeff:feee:eeee")}
+"""The one next hop that every container has: the host end of its pair. Source: cni specification 5.2."""
+
+
+class AttachCall:
+    """One ADD, its configuration validated."""
+
+    def __init__(
+        self,
+        context: IntegrationContext,
+        call: Call,
+        invocation: Invocation,
+        configuration: NetworkConfiguration,
+        identity: Identity,
+        pod: PodPolicy | None = None,
+    ) -> None:
+        self._context = context
+        self._call = call
+        self._invocation = invocation
+        self._configuration = configuration
+        self._identity = identity
+        self._pod = pod
+
+    def run(self) -> Outcome:
+        """Raises what the table in ``errors`` maps; nothing is left then that was not there before."""
+        namespace_fd = check_container_namespace(self._call.namespace_fd, self._invocation.namespace)
+        if self._configuration.fallback == "never" and not self._context.is_resident:
+            raise NotReady("the node does not run, and the configuration forbids to do without (fallback: never)")
+        if self._configuration.has_prev_result:
+            return self._add_policy(namespace_fd)
+        if self._configuration.ipam.type == IPAM_PROGRAM:
+            wanted = address_request(
+                self._configuration,
+                self._invocation,
+                handle=self._identity.handle,
+                host=self._context.host,
+                orchestrator=self._identity.key.orchestrator,
+                interface=self._identity.interface,
+            )
+            return self._attach(namespace_fd, wanted)
+        with self._delegated() as addresses:
+            return self._attach(namespace_fd, addresses)
+
+    def _attach(self, namespace_fd: int, addresses: AddressRequest | tuple[IPAddress, ...]) -> Outcome:
+        request = self._request(namespace_fd, addresses)
+        attached = self._context.workloads.attach(request)
+        self._refuse_other_network(attached)
+        result = _result(attached, self._invocation, self._configuration)
+        return Outcome(encode_result(result, self._configuration.version), steps=attached.steps)
+
+    @contextlib.contextmanager
+    def _delegated(self) -> Iterator[tuple[IPAddress, ...]]:
+        """Addresses of another IPAM plugin, given back when the body fails. An attachment that stands keeps its own:
+        the plugin is not asked twice."""
+        standing = self._context.records.get(self._identity.key)
+        if standing is not None and standing.record.container_id == self._invocation.container_id:
+            yield tuple(IPAddress(net.first, net.version) for net in standing.record.nets)
+            return
+        delegate = Delegate(self._configuration.ipam.type, self._call)
+        addresses = delegate.add(self._configuration.version)
+        try:
+            yield addresses
+        except BaseException:
+            delegate.delete_quietly()
+            raise
+
+    def _add_policy(self, namespace_fd: int) -> Outcome:
+        """The result of the plugins before goes on as it came."""
+        previous = Previous.of(self._configuration, self._invocation.interface)
+        host_end = self._context.workloads.host_end(namespace_fd, self._invocation.interface)
+        if host_end is None:
+            raise InvalidRequest("prevResult", f"{self._invocation.interface} is no pair with an end in the host")
+        is_forced = self._configuration.mode == "policy-only"
+        if not is_forced and host_end not in previous.host_interfaces:
+            raise InvalidRequest("prevResult", f"does not name {host_end}, the host's end of the container's interface")
+        prefixes = tuple(each.strip() for each in self._context.settings.interface_prefix.split(","))
+        if not host_end.startswith(prefixes):
+            reason = f"{host_end} begins with none of the node's interface prefixes ({', '.join(prefixes)})"
+            raise InvalidRequest("prevResult", f"{reason}, so no policy would be in force on it")
+        request = msgspec.structs.replace(
+            self._request(namespace_fd, previous.addresses),
+            interface=host_end,
+            namespace_fd=None,
+            mac=parse_mac(previous.mac, field="prevResult.interfaces.mac") if previous.mac else None,
+        )
+        attached = self._context.workloads.attach(request)
+        self._refuse_other_network(attached)
+        return Outcome(previous.encode(self._configuration.version), steps=attached.steps)
+
+    def _request(self, namespace_fd: int, addresses: AddressRequest | tuple[IPAddress, ...]) -> Attach:
+        configuration, invocation = self._configuration, self._invocation
+        profile = open_profile(configuration.name) if self._pod else network_profile(configuration.name)
+        request = Attach(
+            key=self._identity.key,
+            interface=self._identity.interface,
+            addresses=addresses,
+            namespace_fd=namespace_fd,
+            namespace=invocation.namespace,
+            container_interface=invocation.interface,
+            profiles=(profile.name,),
+            new_profiles=(profile,),
+            labels=endpoint_labels(configuration.args, invocation.arguments),
+            mac=requested_mac(configuration, invocation),
+            mtu_bytes=configuration.mtu or None,
+            container_id=invocation.container_id,
+            network=configuration.name,
+            is_default_route=has_default_route(configuration),
+            allow_ip_forwarding=configuration.container_settings.allow_ip_forwarding,
+        )
+        if self._pod is not None:
+            # a new sandbox of the pod takes the place of the one before, which may be deleted later or never
+            request = msgspec.structs.replace(request, labels=self._pod.labels, replaces=True)
+        if self._pod is not None and self._pod.profiles:
+            request = msgspec.structs.replace(request, profiles=self._pod.profiles, new_profiles=())
+        timeout_s = configuration.policy_setup_timeout_seconds
+        return msgspec.structs.replace(request, policy_timeout_s=timeout_s) if timeout_s else request
+
+    def _refuse_other_network(self, attached: Attached) -> None:
+        standing = attached.endpoint.network
+        if standing is not None and standing != self._configuration.name:
+            raise InterfaceTaken(self._invocation.interface, "the container", f"network {standing}")
+
+
+def _result(attached: Attached, invocation: Invocation, configuration: NetworkConfiguration) -> Result:
+    versions = sorted({address.version for address in attached.addresses})
+    routes = [DEFAULT_ROUTES[version] for version in versions] if has_default_route(configuration) else []
+    container = Interface(
+        name=invocation.interface,
+        mac=str(attached.mac or ""),
+        mtu=attached.mtu_bytes or 0,
+        sandbox=invocation.namespace,
+    )
+    return Result(
+        interfaces=(Interface(name=attached.interface, mac=str(attached.host_mac or "")), container),
+        ips=tuple(Ip(address=str(address), interface=CONTAINER_SIDE) for address in attached.addresses),
+        routes=tuple(Route(dst=destination, gw=gateway) for destination, gateway in routes),
+        dns=_dns(configuration),
+    )
+
+
+def _dns(configuration: NetworkConfiguration) -> Dns:
+    """The runtime's, field by field before the configuration's."""
+    static, runtime = configuration.dns, configuration.runtime_config.dns
+    if runtime is None:
+        return static
+    return Dns(
+        nameservers=runtime.servers or static.nameservers,
+        domain=static.domain,
+        search=runtime.searches or static.search,
+        options=runtime.options or static.options,
+    )

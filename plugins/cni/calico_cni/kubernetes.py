@@ -1,0 +1,164 @@
+"""A pod's part in an ADD: who it is, how policies select it, and what its annotations ask for.
+
+With ``policy.type: k8s`` the pod is looked up through the API. Only an ADD does that; everything else gets along with
+the names that are in the call. Source: cni specification 4 and 5.5.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from calico_cni.environment import Invocation
+from calico_cni.errors import PolicySourceFailed, UnsupportedField
+from calico_cni.kubeconfig import Source
+from calico_cni.kubernetes_api import KubernetesApi
+from calico_cni.programs import IPAM_PROGRAM
+from calico_cni.wire import NetworkConfiguration
+from calico_core.errors import InvalidRequest
+from calico_core.model.addresses import parse_mac, parse_network
+from calico_core.model.kubernetes import (
+    NAMESPACE_LABEL,
+    ORCHESTRATOR,
+    ORCHESTRATOR_LABEL,
+    Pod,
+    endpoint_labels,
+    endpoint_profiles,
+)
+
+PREFIX = "cni.projectcalico.org/"
+CONFIG_HASH = "kubernetes.io/config.hash"
+"""Of a pod that a kubelet runs from a file: it knows that one as the pod's identity, the API gives another."""
+_POOLS = {4: "ipv4pools", 6: "ipv6pools"}
+_REFUSED = ("ipAddrsNoIpam", "floatingIPs", "allowedSourcePrefixes")
+_MAX_SOURCES = 64
+
+
+class PodName(NamedTuple):
+    namespace: str
+    name: str
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, str]) -> PodName | None:
+        """None when the call does not name one."""
+        namespace, name = arguments.get("K8S_POD_NAMESPACE", ""), arguments.get("K8S_POD_NAME", "")
+        return cls(namespace, name) if namespace and name else None
+
+
+class PodPolicy(NamedTuple):
+    """How policies see the endpoint. ``profiles`` empty: the network's own."""
+
+    labels: dict[str, str]
+    profiles: tuple[str, ...] = ()
+
+
+class Pods:
+    """Looks pods up. Any thread."""
+
+    def __init__(self) -> None:
+        self._apis: dict[Source, KubernetesApi] = {}
+        self._lock = threading.Lock()
+
+    def policy_and_wishes(
+        self, configuration: NetworkConfiguration, invocation: Invocation, name: PodName
+    ) -> tuple[PodPolicy, NetworkConfiguration]:
+        """Also the configuration as the pod's annotations change it.
+
+        :raises NotReady: the API is away.
+        :raises PolicySourceFailed: the API refuses, or has no such pod (any more).
+        :raises InvalidRequest: naming the annotation, or the key that is missing.
+        """
+        if configuration.policy.type != "k8s":
+            labels = {NAMESPACE_LABEL: name.namespace, ORCHESTRATOR_LABEL: ORCHESTRATOR}
+            return PodPolicy(labels), configuration
+        api = self._api(Source.of(configuration))
+        pod = api.pod(*name)
+        _check_uid(pod, invocation.arguments.get("K8S_POD_UID", ""))
+        annotations = _ours(pod.metadata.annotations)
+        if not any(each in annotations for each in _POOLS.values()):
+            of_namespace = _ours(api.namespace(name.namespace).metadata.annotations)
+            annotations |= {key: of_namespace[key] for key in _POOLS.values() if key in of_namespace}
+        policy = PodPolicy(endpoint_labels(pod), endpoint_profiles(pod))
+        return policy, with_annotations(configuration, annotations)
+
+    def close(self) -> None:
+        with self._lock:
+            for api in self._apis.values():
+                api.close()
+
+    def _api(self, source: Source) -> KubernetesApi:
+        with self._lock:
+            if len(self._apis) >= _MAX_SOURCES:
+                self._apis.clear()
+            return self._apis.setdefault(source, KubernetesApi(source))
+
+
+def with_annotations(configuration: NetworkConfiguration, annotations: Mapping[str, str]) -> NetworkConfiguration:
+    """``annotations`` without their prefix. What the runtime or the ``args`` ask for goes before.
+
+    :raises InvalidRequest: naming the annotation; :raises UnsupportedField: it asks for what we do not do.
+    """
+    for key in _REFUSED:
+        if annotations.get(key):
+            raise UnsupportedField(PREFIX + key, annotations[key], "is not supported")
+    if "hwAddr" in annotations and not configuration.runtime_config.mac:
+        parse_mac(annotations["hwAddr"], field=f"{PREFIX}hwAddr")
+        runtime = msgspec.structs.replace(configuration.runtime_config, mac=annotations["hwAddr"])
+        configuration = msgspec.structs.replace(configuration, runtime_config=runtime)
+    if "ipAddrs" in annotations and not configuration.runtime_config.ips and not configuration.args.cni.ips:
+        addresses = _list(annotations, "ipAddrs")
+        if configuration.ipam.type != IPAM_PROGRAM:
+            raise InvalidRequest(f"{PREFIX}ipAddrs", f"needs ipam.type {IPAM_PROGRAM}")
+        conventions = msgspec.structs.replace(configuration.args.cni, ips=_addresses(addresses))
+        args = msgspec.structs.replace(configuration.args, cni=conventions)
+        configuration = msgspec.structs.replace(configuration, args=args)
+    return msgspec.structs.replace(configuration, ipam=_with_pools(configuration, annotations))
+
+
+def _with_pools(configuration: NetworkConfiguration, annotations: Mapping[str, str]) -> Any:
+    ipam = configuration.ipam
+    changes: dict[str, Any] = {}
+    for version, key in _POOLS.items():
+        if key in annotations:
+            texts = _list(annotations, key)
+            for text in texts:
+                parse_network(text, field=PREFIX + key, version=version)
+            changes[f"ipv{version}_pools"] = texts
+    if "ipFamilies" in annotations:
+        families = _list(annotations, "ipFamilies")
+        if not set(families) <= {"IPv4", "IPv6"}:
+            raise InvalidRequest(f"{PREFIX}ipFamilies", f"{', '.join(families)}: not IPv4 or IPv6")
+        changes |= {"assign_ipv4": "IPv4" in families, "assign_ipv6": "IPv6" in families}
+    return msgspec.structs.replace(ipam, **changes)
+
+
+def _addresses(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Checked here, where the name of the annotation is known."""
+    versions = [parse_network(text, field=f"{PREFIX}ipAddrs").version for text in texts]
+    if len(set(versions)) < len(versions):
+        raise InvalidRequest(f"{PREFIX}ipAddrs", f"{', '.join(texts)}: only one address of a family can be requested")
+    return texts
+
+
+def _list(annotations: Mapping[str, str], key: str) -> tuple[str, ...]:
+    try:
+        found = msgspec.json.decode(annotations[key], type=tuple[str, ...])
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(PREFIX + key, f"is not a JSON list of texts: {error}") from error
+    if not found:
+        raise InvalidRequest(PREFIX + key, "the list is empty")
+    return found
+
+
+def _ours(annotations: Mapping[str, str] | None) -> dict[str, str]:
+    return {key.removeprefix(PREFIX): text for key, text in (annotations or {}).items() if key.startswith(PREFIX)}
+
+
+def _check_uid(pod: Pod, uid: str) -> None:
+    """A pod of the same name that was made since has labels of its own."""
+    known = {pod.metadata.uid, (pod.metadata.annotations or {}).get(CONFIG_HASH, "")}
+    if uid and uid not in known:
+        raise PolicySourceFailed(f"pod {pod.metadata.namespace}/{pod.metadata.name} is another one by now")

@@ -1,0 +1,119 @@
+"""GET from the Kubernetes API, for a call that must not wait long: two seconds in all, and connections kept open.
+
+No client library: a pod's start should not pay for one.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import time
+from collections.abc import Callable
+from typing import TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from calico_cni.errors import PolicySourceFailed
+from calico_cni.kubeconfig import Access, AccessReader, Source
+from calico_core.errors import NotReady
+from calico_core.model.kubernetes import Namespace, Pod
+
+BUDGET_S = 2.0
+ATTEMPT_S = 0.9
+_PAUSE_S = 0.1
+_KEPT = 16
+_TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
+
+ObjectT = TypeVar("ObjectT", Namespace, Pod)
+
+
+class KubernetesApi:
+    """Of one source. Any thread."""
+
+    def __init__(self, source: Source, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._reader = AccessReader(source)
+        self._clock = clock
+        self._idle: list[tuple[Access, http.client.HTTPConnection]] = []
+
+    def pod(self, namespace: str, name: str) -> Pod:
+        """:raises NotReady: the API does not answer; :raises PolicySourceFailed: it refuses, or has no such pod."""
+        return self._get(f"/api/v1/namespaces/{quote(namespace, '')}/pods/{quote(name, '')}", Pod)
+
+    def namespace(self, name: str) -> Namespace:
+        """Raises as :meth:`pod`."""
+        return self._get(f"/api/v1/namespaces/{quote(name, '')}", Namespace)
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop()[1].close()
+
+    def _get(self, path: str, kind: type[ObjectT]) -> ObjectT:
+        access = self._reader.read()
+        deadline = self._clock() + BUDGET_S
+        while True:
+            reason = "no answer"
+            try:
+                status, body = self._attempt(access, path, max(_PAUSE_S, min(ATTEMPT_S, deadline - self._clock())))
+                if status == http.client.OK:
+                    return _decode(path, body, kind)
+                if status not in _TRY_AGAIN:
+                    raise PolicySourceFailed(f"{path}: status {status} {http.client.responses.get(status, '')}")
+                reason = f"status {status}"
+            except (OSError, http.client.HTTPException) as error:
+                reason = str(error) or type(error).__name__
+            if self._clock() + _PAUSE_S >= deadline:
+                raise NotReady(f"the Kubernetes API at {access.host}:{access.port}: {reason}")
+            time.sleep(_PAUSE_S)
+
+    def _attempt(self, access: Access, path: str, timeout_s: float) -> tuple[int, bytes]:
+        """On a connection that was kept, if the server has not closed it since; else on a new one."""
+        while (kept := self._kept(access)) is not None:
+            try:
+                return self._ask(access, kept, path, timeout_s)
+            except (ConnectionError, http.client.BadStatusLine):
+                continue
+        return self._ask(access, _connection(access, timeout_s), path, timeout_s)
+
+    def _ask(
+        self, access: Access, connection: http.client.HTTPConnection, path: str, timeout_s: float
+    ) -> tuple[int, bytes]:
+        try:
+            if isinstance(connection.sock, socket.socket):
+                connection.sock.settimeout(timeout_s)
+            connection.request("GET", access.prefix + path, headers=access.headers)
+            response = connection.getresponse()
+            body = response.read()
+        except BaseException:
+            connection.close()
+            raise
+        if response.will_close or len(self._idle) >= _KEPT:
+            connection.close()
+        else:
+            self._idle.append((access, connection))
+        return response.status, body
+
+    def _kept(self, access: Access) -> http.client.HTTPConnection | None:
+        """One that is idle; those of earlier credentials are closed."""
+        while self._idle:
+            try:
+                of, connection = self._idle.pop()
+            except IndexError:  # another thread took the last
+                return None
+            if of is access:
+                return connection
+            connection.close()
+        return None
+
+
+def _connection(access: Access, timeout_s: float) -> http.client.HTTPConnection:
+    if access.context is None:
+        return http.client.HTTPConnection(access.host, access.port, timeout=timeout_s)
+    return http.client.HTTPSConnection(access.host, access.port, timeout=timeout_s, context=access.context)
+
+
+def _decode(path: str, body: bytes, kind: type[ObjectT]) -> ObjectT:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise PolicySourceFailed(f"{path}: {error}") from error

@@ -1,0 +1,100 @@
+"""The API's objects in memory, kept up to date by a thread a kind.
+
+Level-triggered: a thread lists, then follows the watch, and lists again whenever the watch cannot go on. While the API
+is away the last state stays: nothing is taken for gone because nobody answers.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from calico_core.errors import CalicoError
+from calico_core.log import get_logger
+from calico_core.model.kubernetes import Metadata
+from calico_kubernetes.api import KINDS, Api, HistoryGone, Kind
+from calico_kubernetes.objects import Name, Snapshot
+
+FIRST_WAIT_S = 0.2
+LONGEST_WAIT_S = 3.0
+
+log = get_logger(__name__)
+
+
+class ApiCache:
+    """``changed`` is called, in any of the threads, after each change and when everything has been listed once."""
+
+    def __init__(self, kubeconfig: str, changed: Callable[[], None]) -> None:
+        self._kubeconfig = kubeconfig
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._objects: dict[str, dict[Name, Any]] = {}
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        for kind in KINDS:
+            threading.Thread(target=self._follow, args=(kind,), name=f"kube-{kind.name}", daemon=True).start()
+
+    def stop(self) -> None:
+        """The threads end with their next message, within a minute; nothing they do is seen any more."""
+        self._stop.set()
+
+    def snapshot(self) -> Snapshot | None:
+        """None while a kind has never been listed."""
+        with self._lock:
+            if len(self._objects) < len(KINDS):
+                return None
+            return Snapshot(**{kind.name: dict(self._objects[kind.name]) for kind in KINDS})
+
+    def _follow(self, kind: Kind[Any]) -> None:
+        wait_s = FIRST_WAIT_S
+        version = ""
+        while not self._stop.is_set():
+            try:
+                api = Api(self._kubeconfig)
+                try:
+                    if not version:
+                        version = self._list(api, kind)
+                    wait_s = FIRST_WAIT_S
+                    for event in api.watch(kind, version):
+                        if self._stop.is_set():
+                            return
+                        version = event.item.metadata.resource_version or version
+                        self._take(kind, event.type, event.item)
+                finally:
+                    api.close()
+            except HistoryGone:
+                version = ""
+            except CalicoError as error:
+                log.warning("kubernetes.away", kind=kind.name, reason=str(error))
+            except Exception:  # a thread that died would leave its kind stale for ever
+                log.exception("kubernetes.watch_failed", kind=kind.name)
+                version = ""
+            # all nodes lose the server at once; let them not come back at once
+            self._stop.wait(wait_s * random.uniform(0.5, 1.0))
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    def _list(self, api: Api, kind: Kind[Any]) -> str:
+        items, version = api.list(kind)
+        with self._lock:
+            self._objects[kind.name] = {_name(item.metadata): item for item in items}
+        log.info("kubernetes.listed", kind=kind.name, count=len(items))
+        self._changed()
+        return version
+
+    def _take(self, kind: Kind[Any], what: str, item: Any) -> None:
+        if what == "bookmark":
+            return
+        name = _name(item.metadata)
+        with self._lock:
+            if what == "deleted":
+                self._objects[kind.name].pop(name, None)
+            else:
+                self._objects[kind.name][name] = item
+        self._changed()
+
+
+def _name(metadata: Metadata) -> Name:
+    return metadata.namespace, metadata.name

@@ -1,0 +1,101 @@
+"""The policy controller: brings the datastore's records to what the Kubernetes API says, again and again.
+
+A pass computes all that is wanted from one snapshot of the API and writes what differs. What caused the pass does not
+matter, so nothing is lost with an event, and a record that somebody else changed is put right.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterable, Iterator
+
+from calico_core.errors import CalicoError, Conflict
+from calico_core.interfaces.datastore import Datastore
+from calico_core.log import get_logger
+from calico_kubernetes.cache import ApiCache
+from calico_kubernetes.desired import Change, changes
+from calico_kubernetes.election import KEY, TTL_S, Leadership, try_win
+from calico_kubernetes.mirror import Mirror
+
+BATCH = 30
+"""Writes in one transaction; each takes a compare and an operation, and the leader's compare comes on top."""
+GATHER_S = 0.02
+"""So much later than the first change a pass begins: what belongs together often comes together."""
+CANDIDATE_S = 2.0
+
+log = get_logger(__name__)
+
+
+class PolicyController:
+    """One a node; all but one of a cluster wait."""
+
+    def __init__(self, store: Datastore, host: str, kubeconfig: str) -> None:
+        self._store = store
+        self._host = host
+        self._kubeconfig = kubeconfig
+
+    def run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            try:
+                leadership = try_win(self._store, self._host)
+                if leadership is not None:
+                    log.info("controller.elected", host=self._host)
+                    self._lead(leadership, stop)
+            except CalicoError as error:
+                log.warning("controller.interrupted", reason=str(error))
+            stop.wait(CANDIDATE_S)
+
+    def _lead(self, leadership: Leadership, stop: threading.Event) -> None:
+        """Until the lease is lost or the node stops."""
+        changed = threading.Event()
+        cache = ApiCache(self._kubeconfig, changed.set)
+        mirror = Mirror(self._store, changed.set)
+        cache.start()
+        mirror.start()
+        try:
+            while not stop.is_set() and leadership.renew():
+                if not changed.wait(TTL_S / 8):
+                    continue
+                stop.wait(GATHER_S)
+                changed.clear()
+                self._reconcile(leadership, cache, mirror)
+            log.info("controller.resigned", is_stopping=stop.is_set())
+        finally:
+            cache.stop()
+            mirror.stop()
+            leadership.resign()
+
+    def _reconcile(self, leadership: Leadership, cache: ApiCache, mirror: Mirror) -> None:
+        """:raises Conflict: the leadership is lost."""
+        snapshot, observed = cache.snapshot(), mirror.records()
+        if snapshot is None or observed is None:
+            return
+        done = 0
+        for batch in _batches(changes(snapshot, observed)):
+            done += self._write(batch, leadership, mirror)
+            if not leadership.renew():
+                raise Conflict(KEY, None)
+        if done:
+            log.info("controller.written", records=done)
+
+    def _write(self, batch: list[Change], leadership: Leadership, mirror: Mirror) -> int:
+        """How many are done. One that another writer was faster with comes again with the mirror's next change."""
+        preconditions = [leadership.precondition, *(change.precondition for change in batch)]
+        result = self._store.transact(preconditions, [change.operation for change in batch], [KEY])
+        if result.committed:
+            mirror.note(batch, result.revision)
+            return len(batch)
+        leader = result.current[0]
+        if leader is None or leader.mod_revision != leadership.precondition.mod_revision:
+            raise Conflict(KEY, leader)
+        if len(batch) == 1:
+            log.info("controller.outrun", key=batch[0].key)
+            return 0
+        return sum(self._write([change], leadership, mirror) for change in batch)
+
+
+def _batches(each: Iterable[Change]) -> Iterator[list[Change]]:
+    rest = iter(each)
+    while batch := list(itertools.islice(rest, BATCH)):
+        yield batch

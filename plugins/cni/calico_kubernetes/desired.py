@@ -1,0 +1,151 @@
+"""The whole of what the datastore should hold for a snapshot of the API, and how it differs from what it holds. Pure.
+
+Only records under our own naming are ever touched: profiles ``kns.…`` and ``ksa.…``, policies ``knp.default.…`` of the
+tier ``default``, endpoints of the orchestrator ``k8s``. The latter are made and removed by the CNI plugin of their
+node; here only their labels and profiles follow the pod.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from calico_core.errors import CalicoError, InvalidRecord
+from calico_core.interfaces.datastore import Compare, Delete, Operation, Put
+from calico_core.log import get_logger
+from calico_core.model import codec
+from calico_core.model.keys import (
+    Key,
+    PolicyKey,
+    ProfileLabelsKey,
+    ProfileRulesKey,
+    ProfileTagsKey,
+    WorkloadEndpointKey,
+    parse_key,
+)
+from calico_core.model.kubernetes import (
+    NAME_LABEL,
+    NAMESPACE_LABEL_PREFIX,
+    ORCHESTRATOR,
+    SERVICE_ACCOUNT_LABEL_PREFIX,
+    Metadata,
+    Pod,
+    endpoint_labels,
+    endpoint_profiles,
+    namespace_profile,
+    prefixed,
+    service_account_profile,
+    split_workload_id,
+)
+from calico_core.model.policies import DEFAULT_TIER, Policy
+from calico_core.model.rules import Rule, RuleLists
+from calico_kubernetes.conversion import PortNames, closed_policy, policy_record
+from calico_kubernetes.objects import Name, NetworkPolicy, Snapshot
+
+POLICY_PREFIX = "knp.default."
+_OPEN = RuleLists(inbound_rules=(Rule(action="allow"),), outbound_rules=(Rule(action="allow"),))
+"""A pod that no policy selects is not isolated."""
+_NOTHING = RuleLists()
+
+log = get_logger(__name__)
+
+
+class Stored(NamedTuple):
+    """A value in the datastore, and the revision to swap it against."""
+
+    value: bytes
+    mod_revision: int
+
+
+class Change(NamedTuple):
+    """One write, under the condition that nobody was faster."""
+
+    key: str
+    precondition: Compare
+    operation: Operation
+
+
+def is_ours(key: Key | None) -> bool:
+    """Whether the controller looks after the record of a key."""
+    if isinstance(key, PolicyKey):
+        return key.tier == DEFAULT_TIER and key.name.startswith(POLICY_PREFIX)
+    if isinstance(key, ProfileRulesKey | ProfileLabelsKey | ProfileTagsKey):
+        return key.profile.startswith(("kns.", "ksa."))
+    return isinstance(key, WorkloadEndpointKey) and key.orchestrator == ORCHESTRATOR
+
+
+def changes(snapshot: Snapshot, observed: Mapping[str, Stored]) -> Iterator[Change]:
+    """What leads from ``observed`` (records of ours by path) to what is wanted. Applied, nothing is left to change."""
+    wanted = {key.path: codec.encode(record) for key, record in desired_records(snapshot).items()}
+    for path, value in wanted.items():
+        stored = observed.get(path)
+        if stored is None:
+            yield Change(path, Compare(path, 0), Put(path, value))
+        elif stored.value != value:
+            yield Change(path, Compare(path, stored.mod_revision), Put(path, value))
+    for path, stored in observed.items():
+        key = parse_key(path)
+        if isinstance(key, WorkloadEndpointKey):
+            yield from _endpoint_change(key, stored, snapshot.pods)
+        elif path not in wanted:
+            yield Change(path, Compare(path, stored.mod_revision), Delete(path))
+
+
+def desired_records(snapshot: Snapshot) -> dict[Key, object]:
+    """Profiles and policies."""
+    records: dict[Key, object] = {}
+    for namespace in snapshot.namespaces.values():
+        name = namespace.metadata.name
+        labels = _profile_labels(NAMESPACE_LABEL_PREFIX, namespace.metadata)
+        records |= _profile(namespace_profile(name), _OPEN, labels)
+    for account in snapshot.service_accounts.values():
+        name = service_account_profile(account.metadata.namespace, account.metadata.name)
+        labels = _profile_labels(SERVICE_ACCOUNT_LABEL_PREFIX, account.metadata)
+        records |= _profile(name, _NOTHING, labels)
+    names = PortNames(snapshot.pods.values())
+    for policy in snapshot.policies.values():
+        name = f"{POLICY_PREFIX}{policy.metadata.namespace}.{policy.metadata.name}"
+        records[PolicyKey(DEFAULT_TIER, name)] = _policy(policy, names)
+    return records
+
+
+def _profile(name: str, rules: RuleLists, labels: dict[str, str]) -> dict[Key, object]:
+    return {ProfileRulesKey(name): rules, ProfileLabelsKey(name): labels}
+
+
+def _profile_labels(prefix: str, metadata: Metadata) -> dict[str, str]:
+    """Sorted, so that equal labels are equal bytes."""
+    given = sorted((metadata.labels or {}).items())
+    return prefixed(prefix, [*given, (NAME_LABEL, metadata.name)])
+
+
+def _policy(policy: NetworkPolicy, names: PortNames) -> Policy:
+    try:
+        return policy_record(policy, names)
+    except CalicoError as error:
+        log.error(
+            "policy.unconvertible",
+            namespace=policy.metadata.namespace,
+            policy=policy.metadata.name,
+            reason=str(error),
+            action="its pods are closed",
+        )
+        return closed_policy(policy)
+
+
+def _endpoint_change(key: WorkloadEndpointKey, stored: Stored, pods: Mapping[Name, Pod]) -> Iterator[Change]:
+    pod = pods.get(split_workload_id(key.workload))
+    if pod is None:
+        return  # on its way out, or newer than the snapshot
+    try:
+        endpoint = codec.decode(key, stored.value)
+    except InvalidRecord as error:
+        log.warning("endpoint.invalid", key=key.path, reason=str(error))
+        return
+    labels, profiles = endpoint_labels(pod), endpoint_profiles(pod)
+    if (endpoint.labels, endpoint.profile_ids) == (labels, profiles):
+        return
+    value = codec.encode(msgspec.structs.replace(endpoint, labels=labels, profile_ids=profiles))
+    yield Change(key.path, Compare(key.path, stored.mod_revision), Put(key.path, value))

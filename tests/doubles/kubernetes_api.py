@@ -1,0 +1,220 @@
+"""A small Kubernetes API over HTTP: objects in memory, list, watch and get, as far as our programs use them.
+
+It keeps what the real one promises: one version for all objects, watches from a version on, 410 for one that is too
+old. :meth:`close_connections` and :meth:`stop` are what a server that goes away looks like.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+TOKEN = "secret-token"
+KINDS = {
+    "namespaces": "/api/v1/namespaces",
+    "pods": "/api/v1/pods",
+    "service_accounts": "/api/v1/serviceaccounts",
+    "policies": "/apis/networking.k8s.io/v1/networkpolicies",
+}
+_BY_PATH = {path: kind for kind, path in KINDS.items()}
+
+
+class KubernetesApi:
+    """``port`` is chosen at the first start and kept. ``refuse``: the status every request gets, 0: none.
+    ``page``: objects in one answer to a list; ``delay_s`` before any answer."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._condition = threading.Condition()
+        self._objects: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self._events: list[tuple[int, str, str, dict[str, Any]]] = []
+        self._version = 1
+        self._oldest = 0
+        self._server: ThreadingHTTPServer | None = None
+        self._generation = 0
+        self.port = 0
+        self.token = TOKEN
+        self.refuse = 0
+        self.delay_s = 0.0
+        self.page = 2
+        self.requests: list[str] = []
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def kubeconfig(self, token: str = TOKEN) -> str:
+        """Written to the folder; its path."""
+        path = self._folder / "kubeconfig"
+        user = {"token": token}
+        path.write_text(
+            json.dumps(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "current-context": "here",
+                    "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],
+                    "clusters": [{"name": "c", "cluster": {"server": self.url}}],
+                    "users": [{"name": "u", "user": user}],
+                }
+            )
+        )
+        return str(path)
+
+    def put(self, kind: str, name: str, namespace: str = "", **body: Any) -> dict[str, Any]:
+        """``labels``, ``annotations`` and ``uid`` go to the metadata, the rest beside it."""
+        with self._condition:
+            key = (kind, namespace, name)
+            what = "MODIFIED" if key in self._objects else "ADDED"
+            self._version += 1
+            metadata = {"name": name, "resourceVersion": str(self._version), "uid": body.pop("uid", f"uid-{name}")}
+            if namespace:
+                metadata["namespace"] = namespace
+            for field in ("labels", "annotations"):
+                if field in body:
+                    metadata[field] = body.pop(field)
+            self._objects[key] = {"metadata": metadata, **body}
+            self._tell(what, kind, self._objects[key])
+            return self._objects[key]
+
+    def delete(self, kind: str, name: str, namespace: str = "") -> None:
+        with self._condition:
+            gone = self._objects.pop((kind, namespace, name))
+            self._version += 1
+            gone = {**gone, "metadata": {**gone["metadata"], "resourceVersion": str(self._version)}}
+            self._tell("DELETED", kind, gone)
+
+    def forget_history(self) -> None:
+        """As after a compaction: watches end, and no earlier version can be watched from."""
+        with self._condition:
+            self._version += 1
+            self._oldest = self._version
+            self._events.clear()
+            self._generation += 1
+            self._condition.notify_all()
+
+    def start(self) -> None:
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                with contextlib.suppress(OSError):  # who asked has hung up
+                    api._answer(self)
+
+            def log_message(self, *_arguments: object) -> None:
+                pass
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            allow_reuse_address = True
+
+        assert self._server is None
+        self._server = Server(("127.0.0.1", self.port), Handler)
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Stopped already is fine."""
+        with self._condition:
+            server, self._server = self._server, None
+            self._generation += 1
+            self._condition.notify_all()
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+
+    # --- answers ------------------------------------------------------------------------------------
+
+    def _tell(self, what: str, kind: str, item: dict[str, Any]) -> None:
+        self._events.append((self._version, what, kind, item))
+        self._condition.notify_all()
+
+    def _answer(self, request: BaseHTTPRequestHandler) -> None:
+        parts = urlsplit(request.path)
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        self.requests.append(request.path)
+        time.sleep(self.delay_s)
+        if self._server is None:
+            request.close_connection = True
+            return
+        if self.refuse:
+            _reply(request, self.refuse, {"kind": "Status", "code": self.refuse, "message": "refused"})
+        elif request.headers.get("Authorization") != f"Bearer {self.token}":
+            _reply(request, 401, {"kind": "Status", "code": 401, "message": "Unauthorized"})
+        elif parts.path in _BY_PATH and "watch" in query:
+            self._watch(request, _BY_PATH[parts.path], int(query["resourceVersion"]))
+        elif parts.path in _BY_PATH:
+            self._list(request, _BY_PATH[parts.path], int(query.get("continue", "0")))
+        else:
+            self._get(request, parts.path)
+
+    def _get(self, request: BaseHTTPRequestHandler, path: str) -> None:
+        match path.strip("/").split("/"):
+            case ["api", "v1", "namespaces", name]:
+                found = self._objects.get(("namespaces", "", name))
+            case ["api", "v1", "namespaces", namespace, "pods", name]:
+                found = self._objects.get(("pods", namespace, name))
+            case _:
+                found = None
+        if found is None:
+            _reply(request, 404, {"kind": "Status", "code": 404, "message": f"{path} not found"})
+        else:
+            _reply(request, 200, found)
+
+    def _list(self, request: BaseHTTPRequestHandler, kind: str, start: int) -> None:
+        with self._condition:
+            items = [item for (of, _, _), item in sorted(self._objects.items()) if of == kind]
+            version = self._version
+        metadata = {"resourceVersion": str(version)}
+        if start + self.page < len(items):
+            metadata["continue"] = str(start + self.page)
+        _reply(request, 200, {"metadata": metadata, "items": items[start : start + self.page]})
+
+    def _watch(self, request: BaseHTTPRequestHandler, kind: str, after: int) -> None:
+        with self._condition:
+            generation = self._generation
+            if after < self._oldest:
+                _reply(request, 410, {"kind": "Status", "code": 410, "message": "too old"})
+                return
+        request.send_response(200)
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        try:
+            while True:
+                with self._condition:
+                    self._condition.wait_for(
+                        lambda seen=after: self._generation != generation or self._version > seen, timeout=0.5
+                    )
+                    if self._generation != generation:
+                        break
+                    events = [
+                        (what, item) for version, what, of, item in self._events if version > after and of == kind
+                    ]
+                    after = self._version
+                for what, item in events:
+                    _chunk(request, json.dumps({"type": what, "object": item}).encode() + b"\n")
+            request.close_connection = True
+        except OSError:
+            request.close_connection = True
+
+
+def _reply(request: BaseHTTPRequestHandler, status: int, body: dict[str, Any]) -> None:
+    text = json.dumps(body).encode()
+    request.send_response(status)
+    request.send_header("Content-Length", str(len(text)))
+    request.end_headers()
+    request.wfile.write(text)
+
+
+def _chunk(request: BaseHTTPRequestHandler, data: bytes) -> None:
+    request.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+    request.wfile.flush()

@@ -1,0 +1,120 @@
+"""Health and metrics of a real node: readiness comes with the first state in the kernel, and the figures are served."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from calico_core.lab.host import LabHost
+from tests.e2e.observing import MakeLab
+
+pytestmark = pytest.mark.needs_root
+METRICS = {"FELIX_PROMETHEUSMETRICSENABLED": "true", "FELIX_PROMETHEUSMETRICSHOST": "127.0.0.1"}
+_ASK = """
+import sys, urllib.error, urllib.request
+try:
+    with urllib.request.urlopen(sys.argv[1], timeout=5) as answer:
+        print(answer.status, answer.read().decode(), end="")
+except urllib.error.HTTPError as error:
+    print(error.code, error.read().decode(), end="")
+except OSError:
+    print(0, end="")
+"""
+
+
+def ask(host: LabHost, page: str, port: int = 9099) -> tuple[int, str]:
+    """Status (0: nobody listens) and body, asked inside the host."""
+    argv = [sys.executable, "-I", "-S", "-c", _ASK, f"http://127.0.0.1:{port}{page}"]
+    done: subprocess.CompletedProcess[str] = host.run(argv)
+    status, _, body = done.stdout.partition(" ")
+    return int(status), body
+
+
+def figures(host: LabHost) -> dict[str, float]:
+    status, body = ask(host, "/metrics", 9091)
+    assert status == 200
+    lines = [line for line in body.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def components(host: LabHost) -> dict[str, Any]:
+    found = json.loads(ask(host, "/health")[1])
+    return {each["name"]: each for each in found["components"]}
+
+
+def test_readiness_turns_on_and_metrics_are_served(make_lab: MakeLab) -> None:
+    lab = make_lab(1, nodes=False)
+    host = lab.hosts[0]
+    host.start_node(environment=METRICS)
+    host.install_cni()
+    assert ask(host, "/liveness")[0] == 200
+    assert ask(host, "/readiness")[0] == 200
+    assert ask(host, "/nowhere")[0] == 404
+    found = components(host)
+    assert {name: found[name]["state"] for name in ("engine", "datastore", "socket", "routing")} == {
+        "engine": "ready",
+        "datastore": "ready",
+        "socket": "ready",
+        "routing": "ready",
+    }
+    assert found["integration cni"]["state"] == "ready"
+    assert figures(host)["felix_active_local_endpoints"] == 0
+
+    workload = lab.add_workload(host)
+    workload.attach(network="net1")
+    now = figures(host)
+    assert now["felix_active_local_endpoints"] == 1
+    assert now["felix_cluster_num_workload_endpoints"] == 1
+    assert now["felix_cluster_num_profiles"] == 1
+    assert now["felix_cluster_num_hosts"] == 1
+    assert now["felix_resync_state"] == 3
+    assert now["felix_int_dataplane_apply_time_seconds_count"] >= 2
+    assert now["felix_int_dataplane_apply_time_seconds_sum"] > 0
+    assert now["felix_int_dataplane_failures"] == 0
+    assert now[f'felix_host{{host="{host.name}"}}'] == 1
+
+
+def test_a_node_that_waits_for_its_datastore_lives_and_is_not_ready(make_lab: MakeLab) -> None:
+    lab = make_lab(1, nodes=False, datastore="etcd3://127.0.0.1:9")
+    host = lab.hosts[0]
+    with subprocess.Popen(
+        ["nsenter", f"--net={host.namespace}", sys.executable, "-m", "calico_core.node.main", "run"],
+        env=host.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as node:
+        try:
+            deadline = time.monotonic() + 30
+            while ask(host, "/liveness")[0] != 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            status, body = ask(host, "/readiness")
+            assert status == 503
+            assert "engine" in json.loads(body)["because"]
+        finally:
+            node.kill()
+
+
+def test_the_log_level_follows_the_datastore(make_lab: MakeLab) -> None:
+    lab = make_lab(1)
+    host = lab.hosts[0]
+    assert " debug " not in host.node_log.read_text()
+    host.calicoctl("config", "set", "LogSeverityScreen", "Debug")
+    host.calicoctl("profile", "add", "more")
+    deadline = time.monotonic() + 10
+    while not re.search(r"^\S+ debug ", host.node_log.read_text(), re.MULTILINE):
+        assert time.monotonic() < deadline
+        ask(host, "/liveness")
+        time.sleep(0.05)
+    shown = json.loads(host.calicoctl("config", "show", "-o", "json").stdout)
+    level = next(row for row in shown if row["setting"] == "log_level")
+    assert (level["value"], level["origin"]) == ("debug", "datastore global LogSeverityScreen")
+    own = next(row for row in shown if row["setting"] == "ip")
+    assert (own["value"], own["origin"]) == (str(host.addresses[0]), "environment IP")
+    host.calicoctl("config", "remove", "LogSeverityScreen")

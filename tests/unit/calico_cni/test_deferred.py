@@ -1,0 +1,137 @@
+"""Detaches while the datastore is away, on doubles and a real folder."""
+
+from __future__ import annotations
+
+import json
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from calico_cni import deferred
+from calico_cni.deferred import DeferredDetach, DeferredDetaches
+from calico_cni.environment import Invocation
+from calico_core.errors import NotReady, Unavailable
+from calico_core.interfaces.integration import CallReply
+from tests.doubles.cni import CONTAINER, CniSetup, a_network, error_of, stdout_of
+
+AWAY = Unavailable("127.0.0.1:2379", "refused")
+
+
+@pytest.fixture
+def setup(namespace_fd: int, tmp_path: Path) -> CniSetup:
+    return CniSetup(namespace_fd, state=tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "cni" / "deferred"
+
+
+def test_del_succeeds_and_the_rest_is_done_later(setup: CniSetup, folder: Path) -> None:
+    stdout_of(setup.call("ADD"))
+    setup.workloads.failure = AWAY
+    configuration = a_network(policy={"k8s_auth_token": "hunter2"})
+    assert setup.call("DEL", configuration, CNI_ARGS="K8S_POD_NAME=web;SECRET=hunter2") == CallReply()
+    (path,) = folder.iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert "hunter2" not in path.read_text()
+    assert json.loads(path.read_text())["arguments"] == {"K8S_POD_NAME": "web"}
+    assert len(setup.workloads.attached) == 1
+    setup.workloads.failure = AWAY
+    assert setup.integration.replay() == 0
+    assert setup.integration.replay() == 1
+    assert (setup.workloads.attached, setup.ipam.held, list(folder.iterdir())) == ({}, {}, [])
+    assert setup.integration.replay() == 0
+
+
+def test_a_repeated_del_is_put_off_once(setup: CniSetup, folder: Path) -> None:
+    for _ in range(3):
+        setup.workloads.failure = AWAY
+        assert setup.call("DEL") == CallReply()
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_an_add_of_the_same_attachment_cancels_it(setup: CniSetup, folder: Path) -> None:
+    stdout_of(setup.call("ADD"))
+    setup.workloads.failure = AWAY
+    setup.call("DEL")
+    stdout_of(setup.call("ADD", container="another"))
+    assert len(list(folder.iterdir())) == 1
+    stdout_of(setup.call("ADD"))
+    assert list(folder.iterdir()) == []
+    assert setup.integration.replay() == 0
+    assert len(setup.workloads.attached) == 2
+
+
+def test_gc_forgets_those_that_live(setup: CniSetup, folder: Path) -> None:
+    setup.workloads.failure = AWAY
+    setup.call("DEL")
+    valid = [{"containerID": CONTAINER, "ifname": "eth0"}]
+    assert setup.call("GC", a_network(cniVersion="1.1.0", **{"cni.dev/valid-attachments": valid})) == CallReply()
+    assert list(folder.iterdir()) == []
+
+
+def test_too_many_are_no_success(setup: CniSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deferred, "LIMIT", 2)
+    for container in ("a", "b"):
+        setup.workloads.failure = AWAY
+        assert setup.call("DEL", container=container) == CallReply()
+    setup.workloads.failure = AWAY
+    assert error_of(setup.call("DEL", container="c"))["code"] == 11
+
+
+def test_a_folder_that_cannot_be_written(namespace_fd: int) -> None:
+    setup = CniSetup(namespace_fd)
+    setup.workloads.failure = AWAY
+    assert error_of(setup.call("DEL"))["code"] == 11
+
+
+def test_rubbish_in_the_folder_is_left_alone(setup: CniSetup, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "x.json").write_text("rubbish")
+    (folder / "note").write_text("by hand")
+    setup.workloads.failure = AWAY
+    setup.call("DEL")
+    assert setup.integration.replay() == 1
+    assert sorted(path.name for path in folder.iterdir()) == ["note", "x.json"]
+
+
+def test_one_that_can_never_be_done_holds_up_nobody(folder: Path) -> None:
+    detaches = DeferredDetaches(folder)
+    for container in ("a", "b"):
+        detaches.put(DeferredDetach.of("calico", "net1", Invocation("DEL", container, "", "eth0")))
+
+    def run(detach: DeferredDetach) -> None:
+        if detach.container_id == "a":
+            raise NotReady("for ever")
+
+    assert detaches.replay(run) == 2
+    assert detaches.all() == ()
+
+
+def test_the_node_does_it_by_itself(setup: CniSetup, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calico_cni.integration.REPLAY_INTERVAL_S", 0.01)
+    setup.workloads.failure = AWAY
+    setup.call("DEL")
+    assert setup.integration.is_server
+    stop = threading.Event()
+    thread = threading.Thread(target=setup.integration.serve, args=(stop,))
+    thread.start()
+    for _ in range(1000):
+        if not list(folder.iterdir()):
+            break
+        stop.wait(0.01)
+    stop.set()
+    thread.join(10)
+    assert list(folder.iterdir()) == []
+
+
+def test_calico_ipam_too(setup: CniSetup, folder: Path) -> None:
+    stdout_of(setup.call("ADD", program="calico-ipam"))
+    setup.ipam.failure = AWAY
+    assert setup.call("DEL", program="calico-ipam") == CallReply()
+    assert len(list(folder.iterdir())) == 1
+    assert setup.integration.replay() == 1
+    assert setup.ipam.held == {}

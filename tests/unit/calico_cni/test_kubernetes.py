@@ -1,0 +1,301 @@
+"""ADD and DEL of pods, with an API double over HTTP. Scenarios: cni specification 9, 27 to 34."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from netaddr import IPNetwork
+
+from calico_cni import kubernetes_api
+from calico_cni.kubeconfig import AccessReader, Source
+from calico_core.errors import InvalidRequest, Unavailable
+from calico_core.model.kubernetes import endpoint_id
+from tests.doubles.cni import HOST, CniSetup, a_network, error_of, stdout_of
+from tests.doubles.kubernetes_api import TOKEN, KubernetesApi
+
+CONTEXT = "current-context: a, contexts: [{name: a, context: {cluster: c, user: u}}]"
+CLUSTER = "clusters: [{name: c, cluster: {server: 'http://h:1/base'}}]"
+ARGUMENTS = "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=x"
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Any:
+    server = KubernetesApi(tmp_path)
+    server.put("namespaces", "shop")
+    server.put("pods", "web-0", "shop", labels={"app": "web"}, spec={"serviceAccountName": "robot"})
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes_api, "BUDGET_S", 0.4)
+    monkeypatch.setattr(kubernetes_api, "ATTEMPT_S", 0.15)
+
+
+def a_pod_network(api: KubernetesApi, **changes: Any) -> dict[str, Any]:
+    return a_network(**{"policy": {"type": "k8s"}, "kubernetes": {"kubeconfig": api.kubeconfig()}, **changes})
+
+
+def annotate(api: KubernetesApi, **annotations: str) -> None:
+    named = {f"cni.projectcalico.org/{key}": text for key, text in annotations.items()}
+    api.put("pods", "web-0", "shop", annotations=named, spec={})
+
+
+# --- identity, labels, profiles -------------------------------------------------------------------------------
+
+
+def test_a_pod_is_attached_under_its_own_name_with_its_labels(setup: CniSetup, api: KubernetesApi) -> None:
+    stdout_of(setup.call("ADD", a_pod_network(api), CNI_ARGS=ARGUMENTS))
+    (request,) = setup.workloads.attach_requests
+    key = request.key
+    assert (key.host, key.orchestrator, key.workload) == (HOST, "k8s", "shop.web-0")
+    assert key.endpoint == endpoint_id("shop", "web-0", "eth0")
+    assert request.interface == f"cali{key.endpoint[:11]}"
+    assert request.labels == {
+        "app": "web",
+        "projectcalico.org/namespace": "shop",
+        "projectcalico.org/orchestrator": "k8s",
+        "projectcalico.org/serviceaccount": "robot",
+    }
+    assert (request.profiles, request.new_profiles) == (("kns.shop", "ksa.shop.robot"), ())
+    assert request.replaces
+
+
+def test_a_second_interface_is_an_endpoint_of_its_own(setup: CniSetup, api: KubernetesApi) -> None:
+    for interface in ("eth0", "net1"):
+        stdout_of(setup.call("ADD", a_pod_network(api), interface=interface, CNI_ARGS=ARGUMENTS))
+    assert len({request.key for request in setup.workloads.attach_requests}) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "orchestrator"),
+    [
+        ({}, ARGUMENTS, "k8s"),
+        ({}, "K8S_POD_NAME=web-0", "cni"),
+        ({"orchestrator": "cni"}, ARGUMENTS, "cni"),
+        ({"policy": {}}, ARGUMENTS, "cni"),
+        ({"policy": {}, "orchestrator": "k8s"}, ARGUMENTS, "k8s"),
+    ],
+)
+def test_who_is_a_pod_of_kubernetes(
+    setup: CniSetup, api: KubernetesApi, changes: dict[str, Any], arguments: str, orchestrator: str
+) -> None:
+    network = a_pod_network(api, **changes)
+    stdout_of(setup.call("ADD", network, CNI_ARGS=arguments))
+    stdout_of(setup.call("ADD", network, CNI_ARGS=arguments))
+    assert [request.key.orchestrator for request in setup.workloads.attach_requests] == [orchestrator] * 2
+    assert setup.call("DEL", network, CNI_ARGS=arguments).status == 0
+    assert not setup.workloads.attached
+
+
+def test_without_policy_a_pod_is_open_and_nobody_is_asked(setup: CniSetup, api: KubernetesApi) -> None:
+    stdout_of(setup.call("ADD", a_network(orchestrator="k8s"), CNI_ARGS=ARGUMENTS))
+    (request,) = setup.workloads.attach_requests
+    (profile,) = request.new_profiles
+    assert [rule.src_tag for rule in profile.rules.inbound_rules] == [None]
+    assert api.requests == []
+
+
+def test_a_new_sandbox_replaces_and_a_late_delete_of_the_old_one_is_harmless(
+    setup: CniSetup, api: KubernetesApi
+) -> None:
+    network = a_pod_network(api)
+    stdout_of(setup.call("ADD", network, container="old", CNI_ARGS=ARGUMENTS))
+    stdout_of(setup.call("ADD", network, container="new", CNI_ARGS=ARGUMENTS))
+    assert setup.call("DEL", network, container="old", CNI_ARGS=ARGUMENTS).status == 0
+    (standing,) = setup.workloads.attached.values()
+    assert standing.endpoint.container_id == "new"
+
+
+# --- the API ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("impatient")
+def test_add_tries_again_later_while_the_api_is_away_and_delete_does_not_care(
+    setup: CniSetup, api: KubernetesApi
+) -> None:
+    network = a_pod_network(api)
+    stdout_of(setup.call("ADD", network, CNI_ARGS=ARGUMENTS))
+    api.stop()
+    asked = len(api.requests)
+    assert error_of(setup.call("ADD", network, container="c2", CNI_ARGS=ARGUMENTS))["code"] == 11
+    assert setup.call("DEL", network, CNI_ARGS=ARGUMENTS).status == 0
+    assert not setup.workloads.attached
+    api.start()
+    stdout_of(setup.call("ADD", network, container="c2", CNI_ARGS=ARGUMENTS))
+    assert len(api.requests) > asked
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_deaf_or_overloaded_api_is_away_too(setup: CniSetup, api: KubernetesApi) -> None:
+    network = a_pod_network(api)
+    for fault in ({"delay_s": 0.5}, {"refuse": 503}, {"refuse": 429}):
+        for name, value in fault.items():
+            setattr(api, name, value)
+        started = time.monotonic()
+        assert error_of(setup.call("ADD", network, CNI_ARGS=ARGUMENTS))["code"] == 11
+        assert time.monotonic() - started < 2
+        api.delay_s, api.refuse = 0.0, 0
+    assert setup.workloads.attach_requests == []
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refusal_of_the_api_is_an_error_of_its_own(setup: CniSetup, api: KubernetesApi, status: int) -> None:
+    api.refuse = status
+    shape = error_of(setup.call("ADD", a_pod_network(api), CNI_ARGS=ARGUMENTS))
+    assert shape["code"] == 103
+    assert str(status) in shape["msg"]
+    assert TOKEN not in json.dumps(shape)
+
+
+def test_a_pod_that_was_made_anew_is_not_taken_for_the_old_one(setup: CniSetup, api: KubernetesApi) -> None:
+    network = a_pod_network(api)
+    assert error_of(setup.call("ADD", network, CNI_ARGS=f"{ARGUMENTS};K8S_POD_UID=gone"))["code"] == 103
+    stdout_of(setup.call("ADD", network, CNI_ARGS=f"{ARGUMENTS};K8S_POD_UID=uid-web-0"))
+    api.put("pods", "web-0", "shop", annotations={"kubernetes.io/config.hash": "file"}, spec={})
+    stdout_of(setup.call("ADD", network, container="c2", CNI_ARGS=f"{ARGUMENTS};K8S_POD_UID=file"))
+
+
+def test_a_renewed_token_is_used_at_once(setup: CniSetup, api: KubernetesApi) -> None:
+    network = a_pod_network(api)
+    stdout_of(setup.call("ADD", network, CNI_ARGS=ARGUMENTS))
+    api.token = "another"
+    assert error_of(setup.call("ADD", network, container="c2", CNI_ARGS=ARGUMENTS))["code"] == 103
+    api.kubeconfig(token="another")
+    stdout_of(setup.call("ADD", network, container="c2", CNI_ARGS=ARGUMENTS))
+
+
+def test_one_connection_serves_many_calls(setup: CniSetup, api: KubernetesApi) -> None:
+    network = a_pod_network(api)
+    for number in range(5):
+        stdout_of(setup.call("ADD", network, container=f"c{number}", CNI_ARGS=ARGUMENTS))
+    (source_api,) = setup.integration._programs["calico"]._pods._apis.values()  # type: ignore[attr-defined]
+    assert len(source_api._idle) == 1
+
+
+def test_a_configuration_that_names_no_api_is_refused(setup: CniSetup) -> None:
+    shape = error_of(setup.call("ADD", a_network(policy={"type": "k8s"}), CNI_ARGS=ARGUMENTS))
+    assert shape["code"] == 7
+    assert "kubernetes.kubeconfig" in shape["msg"]
+
+
+def test_keys_of_old_configurations_name_the_api_too(setup: CniSetup, api: KubernetesApi) -> None:
+    policy = {"type": "k8s", "k8s_api_root": f"{api.url}/api/v1/", "k8s_auth_token": TOKEN}
+    stdout_of(setup.call("ADD", a_network(policy=policy), CNI_ARGS=ARGUMENTS))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{", "YAML"),
+        ("[]", "kubeconfig"),
+        ("current-context: nowhere", "nowhere"),
+        ("{current-context: a, contexts: [{name: a, context: {cluster: c}}]}", "cluster 'c'"),
+        (
+            f"{{{CONTEXT}, clusters: [{{name: c, cluster: {{server: h, certificate-authority-data: '!'}}}}]}}",
+            "authority-data",
+        ),
+        (f"{{{CONTEXT}, {CLUSTER}, users: [{{name: u, user: {{tokenFile: none}}}}]}}", "none: No such file"),
+    ],
+)
+def test_a_bad_kubeconfig_is_refused_by_name(tmp_path: Path, text: str, named: str) -> None:
+    path = tmp_path / "bad"
+    path.write_text(text)
+    with pytest.raises(InvalidRequest, match=named):
+        AccessReader(Source(kubeconfig=str(path))).read()
+
+
+def test_a_token_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(f"{{{CONTEXT}, {CLUSTER}, users: [{{name: u, user: {{tokenFile: t}}}}]}}")
+    (tmp_path / "t").write_text("one\n")
+    reader = AccessReader(Source(kubeconfig=str(tmp_path / "config")))
+    first = reader.read()
+    assert (first.host, first.port, first.prefix, first.token) == ("h", 1, "/base", "one")
+    assert reader.read() is first
+    (tmp_path / "new").write_text("two\n")
+    (tmp_path / "new").replace(tmp_path / "t")
+    assert reader.read().token == "two"
+
+
+# --- annotations ----------------------------------------------------------------------------------------------------
+
+
+def test_annotations_ask_for_addresses_pools_and_a_mac(setup: CniSetup, api: KubernetesApi) -> None:
+    annotate(api, ipAddrs='["10.65.0.7"]', hwAddr="02:00:5e:10:00:99", ipv4pools='["10.65.0.0/24"]')
+    stdout_of(setup.call("ADD", a_pod_network(api), CNI_ARGS=f"{ARGUMENTS};IP=10.65.0.9"))
+    (request,), (wanted,) = setup.workloads.attach_requests, setup.ipam.requests
+    assert str(request.mac) == "02:00:5e:10:00:99"
+    assert [str(address) for address in wanted.requested] == ["10.65.0.7"]
+    assert wanted.pools_v4 == (IPNetwork("10.65.0.0/24"),)
+
+
+def test_the_pod_goes_before_its_namespace_and_that_before_the_configuration(
+    setup: CniSetup, api: KubernetesApi
+) -> None:
+    api.put("namespaces", "shop", annotations={"cni.projectcalico.org/ipv4pools": '["10.66.0.0/24"]'})
+    network = a_pod_network(api, ipam={"type": "calico-ipam", "ipv4_pools": ["10.67.0.0/24"]})
+    refused = error_of(setup.call("ADD", network, CNI_ARGS=ARGUMENTS))  # the double has no such pool
+    assert "10.66.0.0/24" in refused["msg"]
+    annotate(api, ipv4pools='["10.65.0.0/24"]')
+    stdout_of(setup.call("ADD", network, CNI_ARGS=ARGUMENTS))
+    assert setup.ipam.requests[-1].pools_v4 == (IPNetwork("10.65.0.0/24"),)
+
+
+def test_the_runtime_goes_before_annotations(setup: CniSetup, api: KubernetesApi) -> None:
+    annotate(api, ipAddrs='["10.65.0.7"]', hwAddr="02:00:5e:10:00:99")
+    network = a_pod_network(api, runtimeConfig={"ips": ["10.65.0.8"], "mac": "02:00:5e:10:00:98"})
+    stdout_of(setup.call("ADD", network, CNI_ARGS=ARGUMENTS))
+    assert [str(address) for address in setup.ipam.requests[0].requested] == ["10.65.0.8"]
+    assert str(setup.workloads.attach_requests[0].mac) == "02:00:5e:10:00:98"
+
+
+@pytest.mark.parametrize(
+    ("annotations", "code"),
+    [
+        ({"ipAddrs": "10.65.0.7"}, 7),
+        ({"ipAddrs": "[]"}, 7),
+        ({"ipAddrs": '["ten"]'}, 7),
+        ({"ipAddrs": '["10.65.0.7", "10.65.0.8"]'}, 7),
+        ({"ipv4pools": '["fd00::/64"]'}, 7),
+        ({"ipv6pools": '["pool"]'}, 7),
+        ({"ipFamilies": '["IPv5"]'}, 7),
+        ({"hwAddr": "nothing"}, 7),
+        ({"floatingIPs": '["1.2.3.4"]'}, 2),
+        ({"ipAddrsNoIpam": '["1.2.3.4"]'}, 2),
+        ({"allowedSourcePrefixes": '["1.2.3.0/24"]'}, 2),
+    ],
+)
+def test_annotations_that_cannot_be_followed(
+    setup: CniSetup, api: KubernetesApi, annotations: dict[str, str], code: int
+) -> None:
+    annotate(api, **annotations)
+    shape = error_of(setup.call("ADD", a_pod_network(api), CNI_ARGS=ARGUMENTS))
+    assert shape["code"] == code
+    assert f"cni.projectcalico.org/{next(iter(annotations))}" in json.dumps(shape)
+    assert setup.workloads.attach_requests == []
+
+
+def test_requested_addresses_need_our_ipam(setup: CniSetup, api: KubernetesApi) -> None:
+    annotate(api, ipAddrs='["10.65.0.7"]')
+    shape = error_of(setup.call("ADD", a_pod_network(api, ipam={"type": "host-local"}), CNI_ARGS=ARGUMENTS))
+    assert shape["code"] == 7
+
+
+# --- delete ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_delete_that_was_put_off_knows_the_pod(namespace_fd: int, api: KubernetesApi, tmp_path: Path) -> None:
+    setup = CniSetup(namespace_fd, state=tmp_path)
+    network = a_pod_network(api)
+    stdout_of(setup.call("ADD", network, CNI_ARGS=ARGUMENTS))
+    setup.workloads.failure = Unavailable("store", "away")
+    assert setup.call("DEL", network, CNI_ARGS=ARGUMENTS).status == 0
+    assert setup.workloads.attached
+    assert setup.integration.replay() == 1
+    assert not setup.workloads.attached
+    setup.integration.close()

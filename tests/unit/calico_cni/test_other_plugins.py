@@ -1,0 +1,191 @@
+"""Plugins around ours, on doubles: IPAM delegated to a program, and our policy behind another plugin's interface."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from netaddr import IPAddress
+
+from calico_cni import delegate
+from calico_core.errors import KernelRefused, NotReady
+from calico_core.interfaces.integration import CallReply
+from calico_core.model.keys import ReadyKey
+from tests.doubles.cni import CniSetup, a_network, error_of, stdout_of
+
+ANSWER = """echo '{"cniVersion": "1.0.0", "ips": [{"address": "10.77.0.9/24", "gateway": "10.77.0.1"}]}'"""
+
+
+class Program:
+    """An IPAM plugin of a few lines of shell. ``heard``: commands in order."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / "odd-ipam"
+
+    def write(self, add: str = ANSWER, rest: str = "", versions: str = "1.0.0") -> None:
+        self.path.write_text(
+            f"#!/bin/sh\necho $CNI_COMMAND $CNI_ARGS >> {self.folder}/heard\ncat > {self.folder}/stdin\n"
+            f"if [ $CNI_COMMAND = ADD ]; then {add}; exit; fi\n"
+            f"""if [ $CNI_COMMAND = VERSION ]; then echo '{{"supportedVersions": ["{versions}"]}}'; exit; fi\n"""
+            f"{rest}\n"
+        )
+        self.path.chmod(0o755)
+
+    @property
+    def heard(self) -> list[str]:
+        """Since the last time."""
+        path = self.folder / "heard"
+        found = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return [line.partition(" ")[0] for line in found]
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    made = Program(tmp_path)
+    made.write()
+    return made
+
+
+def call(setup: CniSetup, program: Program, command: str, **changes: Any) -> CallReply:
+    return setup.call(command, a_network(**{"ipam": {"type": "odd-ipam"}, **changes}), CNI_PATH=str(program.folder))
+
+
+def test_its_address_is_ours_without_length_and_gateway(setup: CniSetup, program: Program) -> None:
+    result = stdout_of(call(setup, program, "ADD", shade={"of": 1}))
+    assert result["ips"] == [{"address": "10.77.0.9/32", "interface": 1}]
+    (request,) = setup.workloads.attach_requests
+    assert request.addresses == (IPAddress("10.77.0.9"),)
+    assert setup.ipam.held == {}
+    assert json.loads((program.folder / "stdin").read_text())["shade"] == {"of": 1}
+    assert program.heard == ["ADD"]
+    assert stdout_of(call(setup, program, "ADD")) == result
+    assert program.heard == []  # what stands is not asked for twice
+    assert call(setup, program, "CHECK", prevResult=result) == CallReply()
+    assert call(setup, program, "DEL") == CallReply()
+    assert program.heard == ["CHECK", "DEL"]
+
+
+def test_arguments_that_are_not_for_it_must_not_hurt(setup: CniSetup, program: Program) -> None:
+    setup.call("ADD", a_network(ipam={"type": "odd-ipam"}), CNI_PATH=str(program.folder), CNI_ARGS="K8S_POD_UID=1")
+    assert "ADD IgnoreUnknown=1;K8S_POD_UID=1" in (program.folder / "heard").read_text()
+
+
+@pytest.mark.parametrize("failure", [KernelRefused("add veth", 1), NotReady("draining"), RuntimeError("a defect")])
+def test_what_fails_after_it_gives_the_address_back(setup: CniSetup, program: Program, failure: BaseException) -> None:
+    setup.workloads.failure = failure
+    error_of(call(setup, program, "ADD"))
+    assert program.heard == ["ADD", "DEL"]
+
+
+def test_its_own_failure_is_passed_on(setup: CniSetup, program: Program) -> None:
+    program.write("""echo '{"code": 120, "msg": "no luck", "details": "at all"}'; exit 1""")
+    error = error_of(call(setup, program, "ADD"))
+    assert (error["code"], error["details"], "no luck" in error["msg"]) == (120, "at all", True)
+    assert program.heard == ["ADD", "DEL"]
+    assert setup.workloads.attach_requests == []
+
+
+def test_one_that_hangs_is_ended(setup: CniSetup, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(delegate.TIMEOUTS_S, "ADD", 0.2)
+    program.write("exec sleep 60")
+    started = time.monotonic()
+    assert error_of(call(setup, program, "ADD"))["code"] == 104
+    assert time.monotonic() - started < 30
+    assert program.heard == ["ADD", "DEL"]
+
+
+@pytest.mark.parametrize("path", ["", "/nowhere", "relative"])
+def test_one_that_is_not_there(setup: CniSetup, path: str) -> None:
+    error = error_of(setup.call("ADD", a_network(ipam={"type": "odd-ipam"}), CNI_PATH=path))
+    assert (error["code"], "odd-ipam" in error["msg"]) == (104, True)
+    assert error_of(setup.call("DEL", a_network(ipam={"type": "odd-ipam"}), CNI_PATH=path))["code"] == 104
+    assert len(setup.workloads.detach_requests) == 1
+
+
+def test_directories_and_plain_files_are_passed_over(setup: CniSetup, program: Program, tmp_path: Path) -> None:
+    (tmp_path / "a" / "odd-ipam").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "odd-ipam").write_text("not executable")
+    search = f"{tmp_path}/a:{tmp_path}/b:{program.folder}"
+    stdout_of(setup.call("ADD", a_network(ipam={"type": "odd-ipam"}), CNI_PATH=search))
+
+
+def test_releasing_needs_no_pod_range(setup: CniSetup, program: Program) -> None:
+    ipam = {"type": "odd-ipam", "subnet": "usePodCidr", "ranges": [[{"subnet": "usePodCidrIPv6"}]]}
+    assert error_of(call(setup, program, "ADD", ipam=ipam))["code"] == 2
+    assert call(setup, program, "DEL", ipam=ipam) == CallReply()
+    told = json.loads((program.folder / "stdin").read_text())["ipam"]
+    assert (told["subnet"], told["ranges"]) == ("0.0.0.0/0", [[{"subnet": "::/0"}]])
+
+
+def test_gc_and_status_go_on_to_those_that_know_them(setup: CniSetup, program: Program) -> None:
+    setup.records.put(ReadyKey(), "true")
+    changes = {"cniVersion": "1.1.0", "cni.dev/valid-attachments": []}
+    for command in ("GC", "STATUS"):
+        assert call(setup, program, command, **changes) == CallReply()
+    assert program.heard == ["VERSION", "VERSION"]
+    program.write(versions="1.1.0", rest="""echo '{"code": 50, "msg": "full"}'; exit 1""")
+    for command in ("GC", "STATUS"):
+        error = error_of(call(setup, program, command, **changes))
+        assert (error["code"], "full" in error["msg"]) == (50, True)
+    assert program.heard == ["VERSION", "GC", "VERSION", "STATUS"]
+
+
+# --- behind another plugin -------------------------------------------------------------------------------------
+
+
+def previous(host_end: str = "cali77", **changes: Any) -> dict[str, Any]:
+    return {
+        "cniVersion": "1.0.0",
+        "interfaces": [{"name": host_end}, {"name": "eth0", "mac": "02:00:5e:00:00:07", "sandbox": "/run/netns/c1"}],
+        "ips": [{"address": "10.78.0.2/24", "interface": 1}],
+        "shade": "kept",
+        **changes,
+    }
+
+
+def test_policy_only(setup: CniSetup) -> None:
+    setup.workloads.host_ends["eth0"] = "cali77"
+    result = previous()
+    assert stdout_of(setup.call("ADD", a_network(prevResult=result, ipam=None))) == result
+    (request,) = setup.workloads.attach_requests
+    assert (request.interface, request.namespace_fd, str(request.mac)) == ("cali77", None, "02:00:5e:00:00:07")
+    assert request.addresses == (IPAddress("10.78.0.2"),)
+    assert setup.ipam.requests == []
+    assert setup.call("CHECK", a_network(prevResult=result, ipam=None)) == CallReply()
+    assert setup.call("DEL", a_network(prevResult=result, ipam=None)) == CallReply()
+    assert setup.workloads.attached == {}
+
+
+def test_a_result_of_another_version_is_converted(setup: CniSetup) -> None:
+    setup.workloads.host_ends["eth0"] = "cali77"
+    result = stdout_of(setup.call("ADD", a_network(cniVersion="0.4.0", prevResult=previous(), ipam=None)))
+    assert (result["cniVersion"], result["ips"][0]["version"]) == ("0.4.0", "4")
+
+
+@pytest.mark.parametrize(
+    ("host_ends", "changes", "says"),
+    [
+        ({}, {}, "no pair"),
+        ({"eth0": "cali78"}, {}, "cali78"),
+        ({"eth0": "veth1"}, {"prevResult": previous("veth1")}, "prefix"),
+    ],
+)
+def test_what_cannot_be_policed_is_refused(
+    setup: CniSetup, host_ends: dict[str, str], changes: dict[str, Any], says: str
+) -> None:
+    setup.workloads.host_ends.update(host_ends)
+    error = error_of(setup.call("ADD", a_network(**{"prevResult": previous(), **changes})))
+    assert (error["code"], says in error["msg"]) == (7, True), error
+    assert setup.workloads.attach_requests == []
+
+
+def test_an_unlisted_interface_when_it_is_asked_for(setup: CniSetup) -> None:
+    setup.workloads.host_ends["eth0"] = "cali78"
+    stdout_of(setup.call("ADD", a_network(prevResult=previous(), mode="policy-only")))
+    assert setup.workloads.attach_requests[0].interface == "cali78"

@@ -1,0 +1,221 @@
+"""The policy controller between a Kubernetes API (a double over HTTP, the real client) and a datastore in memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calico_core.datastore.memory import MemoryDatastore
+from calico_core.datastore.records import TypedRecords
+from calico_core.interfaces.datastore import Datastore
+from calico_core.model.addresses import parse_mac
+from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.keys import PolicyKey, ProfileLabelsKey, ProfileRulesKey, WorkloadEndpointKey
+from calico_kubernetes import controller, election
+from calico_kubernetes.controller import PolicyController
+from tests.doubles.kubernetes_api import KubernetesApi
+
+pytest.importorskip("kubernetes")
+
+DENY_ALL = {"podSelector": {}, "policyTypes": ["Ingress"]}
+ENDPOINT = WorkloadEndpointKey("n1", "k8s", "shop.web-0", "0123")
+
+
+class Cluster:
+    """An API, a datastore and controllers of several nodes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.api = KubernetesApi(folder)
+        self.store: Datastore = MemoryDatastore()
+        self.records = TypedRecords(self.store)
+        self._stops: dict[str, tuple[threading.Event, threading.Thread]] = {}
+
+    def start(self, host: str = "n1") -> None:
+        stop = threading.Event()
+        runner = PolicyController(self.store, host, self.api.kubeconfig())
+        thread = threading.Thread(target=runner.run, args=(stop,))
+        thread.start()
+        self._stops[host] = (stop, thread)
+
+    def stop(self, host: str) -> None:
+        stop, thread = self._stops.pop(host)
+        stop.set()
+        thread.join(20)
+        assert not thread.is_alive()
+
+    def close(self) -> None:
+        for host in list(self._stops):
+            self.stop(host)
+        self.api.stop()
+
+    @property
+    def leader(self) -> str:
+        entry = self.store.get(election.KEY)
+        return entry.value.decode() if entry else ""
+
+    def record(self, key: Any) -> Any:
+        found = self.records.get(key)
+        return None if found is None else found.record
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    monkeypatch.setattr(controller, "CANDIDATE_S", 0.1)
+    made = Cluster(tmp_path)
+    yield made
+    made.close()
+
+
+def await_(condition: Callable[[], object], timeout_s: float = 15.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+def an_endpoint(**changes: Any) -> WorkloadEndpoint:
+    return WorkloadEndpoint(
+        **{
+            "state": "active",
+            "name": "cali0123",
+            "mac": parse_mac("02:00:5e:10:00:01"),
+            "container_id": "c1",
+            **changes,
+        }
+    )
+
+
+def knp(name: str) -> PolicyKey:
+    return PolicyKey("default", f"knp.default.{name}")
+
+
+def test_namespaces_accounts_and_policies_become_records_and_go_again(cluster: Cluster) -> None:
+    for name in ("shop", "lab", "field", "yard", "tower"):  # more than a page
+        cluster.api.put("namespaces", name, labels={"team": name})
+    cluster.api.put("service_accounts", "robot", "shop", labels={"role": "bot"})
+    cluster.api.put("policies", "closed", "shop", spec=DENY_ALL)
+    cluster.start()
+    await_(lambda: cluster.record(knp("shop.closed")))
+    assert cluster.record(ProfileLabelsKey("kns.shop")) == {"pcns.team": "shop", "pcns.projectcalico.org/name": "shop"}
+    assert len(cluster.record(ProfileRulesKey("kns.tower")).inbound_rules) == 1
+    assert cluster.record(ProfileLabelsKey("ksa.shop.robot"))["pcsa.role"] == "bot"
+    assert cluster.record(ProfileRulesKey("ksa.shop.robot")).inbound_rules == ()
+
+    cluster.api.put("namespaces", "shop", labels={"team": "north"})
+    cluster.api.delete("policies", "closed", "shop")
+    cluster.api.delete("namespaces", "lab")
+    await_(lambda: cluster.record(ProfileLabelsKey("kns.shop"))["pcns.team"] == "north")
+    await_(lambda: cluster.record(knp("shop.closed")) is None and cluster.record(ProfileRulesKey("kns.lab")) is None)
+
+
+def test_labels_of_an_endpoint_follow_its_pod(cluster: Cluster) -> None:
+    cluster.records.put(ENDPOINT, an_endpoint(labels={"stale": "yes"}, profile_ids=("kns.shop",)))
+    cluster.start()
+    cluster.api.put("pods", "web-0", "shop", labels={"app": "web"}, spec={"serviceAccountName": "robot"})
+    await_(lambda: cluster.record(ENDPOINT).labels.get("app") == "web")
+    endpoint = cluster.record(ENDPOINT)
+    assert endpoint.labels == {
+        "app": "web",
+        "projectcalico.org/namespace": "shop",
+        "projectcalico.org/orchestrator": "k8s",
+        "projectcalico.org/serviceaccount": "robot",
+    }
+    assert endpoint.profile_ids == ("kns.shop", "ksa.shop.robot")
+    assert (endpoint.container_id, str(endpoint.mac)) == ("c1", "02:00:5e:10:00:01")
+
+    cluster.api.delete("pods", "web-0", "shop")
+    cluster.api.put("namespaces", "shop")
+    await_(lambda: cluster.record(ProfileRulesKey("kns.shop")))
+    assert cluster.record(ENDPOINT) == endpoint  # its node removes it
+
+
+def test_a_record_that_somebody_changed_or_added_is_put_right(cluster: Cluster) -> None:
+    cluster.api.put("policies", "closed", "shop", spec=DENY_ALL)
+    cluster.start()
+    await_(lambda: cluster.record(knp("shop.closed")))
+    wanted = cluster.record(knp("shop.closed"))
+    cluster.records.delete(knp("shop.closed"))
+    await_(lambda: cluster.record(knp("shop.closed")) == wanted)
+    cluster.records.put(knp("shop.invented"), wanted)
+    await_(lambda: cluster.record(knp("shop.invented")) is None)
+    cluster.store.put(knp("shop.closed").path, b"rubbish")
+    await_(lambda: cluster.store.get(knp("shop.closed").path).value != b"rubbish")  # type: ignore[union-attr]
+
+
+def test_records_that_are_not_ours_are_never_touched(cluster: Cluster) -> None:
+    others = [
+        PolicyKey("default", "mine"),
+        PolicyKey("other", "knp.default.a.b"),
+        WorkloadEndpointKey("n1", "cni", "c", "e"),
+    ]
+    cluster.store.put(others[0].path, b'{"selector": "all()"}')
+    cluster.store.put(others[1].path, b'{"selector": "all()"}')
+    cluster.records.put(others[2], an_endpoint())
+    cluster.store.put("/calico/v1/policy/profile/net1/rules", b"{}")
+    before = cluster.store.list("/calico/v1/").entries
+    cluster.api.put("namespaces", "shop")
+    cluster.start()
+    await_(lambda: cluster.record(ProfileRulesKey("kns.shop")))
+    after = {entry.key: entry for entry in cluster.store.list("/calico/v1/").entries}
+    assert all(after[entry.key] == entry for entry in before)
+
+
+def test_while_the_api_is_away_everything_stays_and_then_follows(cluster: Cluster) -> None:
+    cluster.api.put("namespaces", "shop")
+    cluster.api.put("policies", "closed", "shop", spec=DENY_ALL)
+    cluster.start()
+    await_(lambda: cluster.record(knp("shop.closed")))
+    cluster.api.stop()
+    cluster.records.delete(knp("shop.closed"))
+    await_(lambda: cluster.record(knp("shop.closed")))  # repaired without the API
+    cluster.api.put("namespaces", "lab")
+    cluster.api.start()
+    await_(lambda: cluster.record(ProfileRulesKey("kns.lab")))
+    cluster.api.forget_history()
+    cluster.api.delete("policies", "closed", "shop")
+    await_(lambda: cluster.record(knp("shop.closed")) is None)
+
+
+def test_a_new_token_is_picked_up(cluster: Cluster) -> None:
+    cluster.api.token = "another"
+    cluster.api.put("namespaces", "shop")
+    cluster.start()
+    await_(lambda: any("pods" in path for path in cluster.api.requests))
+    assert cluster.record(ProfileRulesKey("kns.shop")) is None
+    cluster.api.kubeconfig(token="another")
+    await_(lambda: cluster.record(ProfileRulesKey("kns.shop")))
+
+
+def test_one_node_writes_and_another_takes_over(cluster: Cluster) -> None:
+    cluster.start("n1")
+    await_(lambda: cluster.leader == "n1")
+    cluster.start("n2")
+    cluster.api.put("namespaces", "shop")
+    await_(lambda: cluster.record(ProfileRulesKey("kns.shop")))
+    assert cluster.leader == "n1"
+    cluster.stop("n1")
+    await_(lambda: cluster.leader == "n2")
+    cluster.api.put("namespaces", "lab")
+    await_(lambda: cluster.record(ProfileRulesKey("kns.lab")))
+
+
+def test_a_node_that_lost_its_lease_does_not_write(cluster: Cluster) -> None:
+    """Deposed without knowing it: the key was won by another."""
+    cluster.start("n1")
+    cluster.api.put("namespaces", "first")
+    await_(lambda: cluster.record(ProfileRulesKey("kns.first")))
+    cluster.store.put(election.KEY, b"n2")
+    revision = cluster.store.get(election.KEY).mod_revision  # type: ignore[union-attr]
+    cluster.api.put("namespaces", "shop")
+    # it notices with the refusal of its first write and stops working
+    await_(lambda: all(thread.name != "kube-mirror" for thread in threading.enumerate()))
+    assert cluster.record(ProfileRulesKey("kns.shop")) is None
+    assert cluster.store.get(election.KEY).mod_revision == revision  # type: ignore[union-attr]
+
+    cluster.store.delete(election.KEY)
+    await_(lambda: cluster.record(ProfileRulesKey("kns.shop")))

@@ -1,0 +1,86 @@
+"""``calicoctl config``: values with their origins, and the datastore's part of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from calico_core.model.keys import GlobalConfigKey, HostConfigKey
+from calico_core.node.composition import save_settings
+from calico_core.settings import FIELDS, Settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+    from calico_core.datastore.records import TypedRecords
+    from tests.unit.cli.conftest import Calicoctl
+
+
+def row(calicoctl: Calicoctl, setting: str, *more: str) -> dict[str, Any]:
+    found = calicoctl("config", "show", "-o", "json", *more).json
+    return next(each for each in found if each["setting"] == setting)
+
+
+def test_origins(calicoctl: Calicoctl, environment: pytest.MonkeyPatch) -> None:
+    assert len(calicoctl("config", "show", "-o", "json").json) == len(FIELDS)
+    assert row(calicoctl, "node_name")["origin"] == "environment NODENAME"
+    assert (row(calicoctl, "health_port")["value"], row(calicoctl, "health_port")["origin"]) == (9099, "default")
+    assert calicoctl.ok("config", "set", "HealthPort", "9100") == "HealthPort of all hosts set to 9100\n"
+    assert calicoctl.ok("config", "set", "HealthPort", "9101", "--host", "rack-a").endswith("set to 9101\n")
+    found = row(calicoctl, "health_port")
+    assert (found["value"], found["origin"]) == (9101, "datastore host HealthPort")
+    assert row(calicoctl, "health_port", "--host", "rack-b")["origin"] == "datastore global HealthPort"
+    environment.setenv("FELIX_HEALTHPORT", "9102")
+    assert (row(calicoctl, "health_port")["value"]) == 9102
+    assert row(calicoctl, "health_port", "--host", "rack-b")["value"] == 9100
+
+
+def test_set_and_remove(calicoctl: Calicoctl, records: TypedRecords) -> None:
+    done = calicoctl("config", "set", "LogSeverityScreen", "Warn")
+    assert (done.code, "at once" in done.err) == (0, True)
+    assert "started again" in calicoctl("config", "set", "InterfacePrefix", "tap").err
+    found = records.get(GlobalConfigKey("LogSeverityScreen"))
+    assert found is not None
+    assert found.record == "Warn"
+    assert row(calicoctl, "log_level")["value"] == "warning"
+    assert "unchanged" in calicoctl.ok("config", "set", "LogSeverityScreen", "Warn")
+    assert "(was Warn)" in calicoctl.ok("config", "set", "LogSeverityScreen", "debug")
+    assert "removed (was debug)" in calicoctl.ok("config", "remove", "LogSeverityScreen")
+    assert "unchanged" in calicoctl.ok("config", "remove", "LogSeverityScreen")
+    assert row(calicoctl, "log_level")["origin"] == "default"
+
+
+def test_bad_names_and_values(calicoctl: Calicoctl, records: TypedRecords) -> None:
+    for arguments, says in (
+        (("set", "LogSeverityScren", "info"), "did you mean LogSeverityScreen"),
+        (("set", "healthport", "1"), "did you mean HealthPort"),
+        (("remove", "Zzzzzz"), "known: "),
+        (("set", "HealthPort", "99999"), "HealthPort: 99999 is not between"),
+        (("set", "HealthEnabled", "maybe"), "true or false"),
+        (("set", "HealthHost", " "), "config remove"),
+        (("set", "HealthPort", "1", "--host", "a b"), "--host"),
+    ):
+        done = calicoctl("config", *arguments)
+        assert (done.code, says in done.err) == (2, True), (arguments, done.err)
+    assert not records.store.list("/calico/").entries
+
+
+def test_a_stored_value_that_cannot_be_used_is_named(calicoctl: Calicoctl, records: TypedRecords) -> None:
+    records.put(HostConfigKey("rack-a", "HealthPort"), "high")
+    done = calicoctl("config", "show")
+    assert "health_port: datastore host HealthPort: 'high' is not a number" in done.err
+    assert row(calicoctl, "health_port")["value"] == 9099
+
+
+def test_what_the_node_runs_with(calicoctl: Calicoctl, tmp_path: Path) -> None:
+    origins = {"ip": "environment IP", "etcd_password": "environment ETCD_PASSWORD"}
+    saved = Settings(run_directory=str(tmp_path / "run"), ip="192.0.2.7", etcd_password="secret", origins=origins)
+    save_settings(saved, "rack-a")
+    calicoctl.ok("config", "set", "InterfacePrefix", "tap")
+    done = calicoctl("config", "show")
+    assert "interface_prefix: the node runs with cali until it is started again" in done.err
+    assert "secret" not in done.out
+    assert (row(calicoctl, "ip")["value"], row(calicoctl, "ip")["origin"]) == ("192.0.2.7", "environment IP")
+    assert row(calicoctl, "etcd_password")["value"] == "(set)"
+    assert row(calicoctl, "interface_prefix")["running"] == "cali"

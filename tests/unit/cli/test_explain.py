@@ -1,0 +1,109 @@
+"""``calicoctl explain`` as a person runs it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from netaddr import IPNetwork
+
+from calico_core.model.endpoints import EndpointStatus, WorkloadEndpoint
+from calico_core.model.hosts import NodeStatus
+from calico_core.model.keys import (
+    HostEndpointKey,
+    HostIpKey,
+    NodeStatusKey,
+    ProfileRulesKey,
+    WorkloadEndpointKey,
+    WorkloadStatusKey,
+)
+from calico_core.model.rules import Rule, RuleLists
+
+if TYPE_CHECKING:
+    from calico_core.datastore.records import TypedRecords
+    from tests.unit.cli.conftest import Calicoctl
+
+WEB, DB = (WorkloadEndpointKey("rack-a", "cni", name, f"{name}-endpoint") for name in ("web", "db"))
+
+
+@pytest.fixture(autouse=True)
+def cluster(records: TypedRecords) -> None:
+    for number, key in enumerate((WEB, DB), 1):
+        nets = (IPNetwork(f"10.0.0.{number}/32"),)
+        record = WorkloadEndpoint(state="active", name=f"cali{number}", profile_ids=(key.workload,), ipv4_nets=nets)
+        records.put(key, record)
+        status = EndpointStatus(status="up")
+        records.put(WorkloadStatusKey(key.host, key.orchestrator, key.workload, key.endpoint), status)
+    allow = Rule(action="allow")
+    records.put(ProfileRulesKey("web"), RuleLists(inbound_rules=(allow,), outbound_rules=(allow,)))
+    records.put(
+        ProfileRulesKey("db"),
+        RuleLists(inbound_rules=(Rule(protocol="tcp", dst_ports=(5432,)),), outbound_rules=(Rule(action="deny"),)),
+    )
+    records.put(NodeStatusKey("rack-a"), NodeStatus(version="1", started=0.0, state="running"))
+
+
+def test_text(calicoctl: Calicoctl) -> None:
+    out = calicoctl.ok("explain", "--from", "web", "--to", "db-endpoint", "--port", "5432")
+    assert out.splitlines() == [
+        "ALLOWED: tcp from 10.0.0.1 port 49152 to 10.0.0.2 port 5432",
+        "",
+        "source, outbound: endpoint web-endpoint of workload web on host rack-a: allowed",
+        "  profile web → rule 1: allow: allowed",
+        "",
+        "destination, inbound: endpoint db-endpoint of workload db on host rack-a: allowed",
+        "  profile db → rule 1: allow tcp to ports 5432: allowed",
+    ]
+
+
+def test_json_and_exit_code(calicoctl: Calicoctl) -> None:
+    done = calicoctl("explain", "--flow", "10.0.0.2:1000,10.0.0.1:80,tcp", "--exit-code", "-o", "json")
+    assert done.code == 6
+    assert done.json["verdict"] == "denied"
+    assert done.json["packet"]["source_port"] == 1000
+    source, destination = done.json["sides"]
+    assert (source["verdict"], destination["verdict"]) == ("denied", "allowed")
+    assert source["steps"][0]["rule"] == {"action": "deny"}
+    assert calicoctl("explain", "--flow", "10.0.0.2:1000,10.0.0.1:80,tcp").code == 0
+    ping = calicoctl("explain", "--from", "web", "--to", "db", "--icmp", "8/0", "--exit-code", "-o", "json")
+    assert (ping.code, ping.json["packet"]["icmp"]) == (6, "8/0")
+    assert ping.json["sides"][1]["steps"][-1]["reason"] == "no profile decides"
+
+
+def test_an_end_nobody_wrote_shows_what_was_near(calicoctl: Calicoctl) -> None:
+    out = calicoctl.ok("explain", "--from", "web", "--to", "db", "--port", "22").splitlines()
+    assert out[-2:] == [
+        "  no profile decides: denied",
+        "    not profile db → rule 1: allow tcp to ports 5432: differs in: to ports",
+    ]
+
+
+def test_notes(calicoctl: Calicoctl, records: TypedRecords) -> None:
+    records.put(
+        WorkloadStatusKey("rack-a", "cni", "db", "db-endpoint"), EndpointStatus(status="error", reason="set too big")
+    )
+    records.put(NodeStatusKey("rack-a"), NodeStatus(version="1", started=0.0, state="stopped"))
+    records.put(HostIpKey("rack-b"), "192.0.2.9")
+    records.store.put(HostEndpointKey("rack-b", "eth0").path, b'{"name": "eth0"}')
+    out = calicoctl.ok("explain", "--from", "host:rack-b", "--to", "db", "--port", "5432")
+    assert "note: endpoint db-endpoint is error on host rack-a: set too big" in out
+    assert "note: calico-node does not run on host rack-a" in out
+    assert "note: host rack-b has host endpoints" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("--from", "web"), 2, "--to"),
+        (("--from", "web", "--to", "db"), 2, "--port"),
+        (("--from", "web", "--to", "db", "--port", "x"), 2, "not a port"),
+        (("--from", "web", "--to", "fd00::1"), 2, "in common"),
+        (("--from", "nobody", "--to", "db"), 4, "nobody"),
+        (("--flow", "a,b,tcp", "--to", "db"), 2, "--flow"),
+    ],
+)
+def test_refusals(calicoctl: Calicoctl, arguments: tuple[str, ...], code: int, says: str) -> None:
+    done = calicoctl("explain", *arguments)
+    assert done.code == code
+    assert says in done.err
+    assert not done.out

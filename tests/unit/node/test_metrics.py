@@ -1,0 +1,89 @@
+"""Prometheus' text, and the figures in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from netaddr import IPAddress
+
+from calico_core.datastore.syncer import SyncStatus
+from calico_core.interfaces.dataplane import ApplyReport, Failure
+from calico_core.interfaces.routing import PeerStatus, RoutingStatus
+from calico_core.model.hoststate import HostChanges, HostRules, RulesId, SetChange, SetId
+from calico_core.model.keys import PolicyKey, WorkloadEndpointKey
+from calico_core.node.counters import AgentCounters
+from calico_core.node.metrics import AgentFigures, Metric, collect, render
+
+
+def figures(text: bytes) -> dict[str, float]:
+    lines = [line for line in text.decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def test_text_form() -> None:
+    metrics = [
+        Metric("a_total", "counter", "What.", (("", {}, 3.0),)),
+        Metric("b", "summary", "How long.", (("_sum", {}, 0.25), ("_count", {"x": 'q"\\\n'}, 1e9))),
+    ]
+    assert render(metrics).decode().splitlines() == [
+        "# HELP a_total What.",
+        "# TYPE a_total counter",
+        "a_total 3",
+        "# HELP b How long.",
+        "# TYPE b summary",
+        "b_sum 0.25",
+        'b_count{x="q\\"\\\\\\n"} 1000000000',
+    ]
+
+
+def test_before_anything_runs() -> None:
+    found = figures(render(collect("rack-a", 5.0, None, None)))
+    assert found['felix_host{host="rack-a"}'] == 1
+    assert found["process_start_time_seconds"] == 5
+    assert found["process_resident_memory_bytes"] > 1e6
+    assert not any(name.startswith("felix_cluster") for name in found)
+
+
+def test_names_that_dashboards_know() -> None:
+    counters = AgentCounters()
+    policy, profile, selector = RulesId("policy/t/p"), RulesId("profile/q"), SetId("sel-1")
+    counters.note_changes(
+        HostChanges(
+            is_complete=True,
+            rules=(HostRules(id=policy), HostRules(id=profile)),
+            sets=(SetChange(id=selector, is_new=True),),
+        )
+    )
+    counters.note_apply(0.5, is_first=True)
+    counters.note_apply(0.25, is_first=False)
+    counters.note_report(ApplyReport(failures=(Failure("x", "why"),), healed=("chain y",)))
+    counters.updates = 7
+    agent = AgentFigures(
+        counters,
+        SyncStatus.RESYNC,
+        Counter[type]({WorkloadEndpointKey: 9, PolicyKey: 4}),
+        Counter({"up": 2, "error": 1}),
+    )
+    peers = (PeerStatus(ip=IPAddress("192.0.2.1"), origin="mesh", state="Established"),)
+    found = figures(render(collect("h", 0.0, agent, RoutingStatus(driver="bird", is_running=True, peers=peers))))
+    expected = {
+        "felix_active_local_endpoints": 3,
+        'calico_local_endpoints{status="up"}': 2,
+        "felix_active_local_policies": 1,
+        "felix_active_local_selectors": 1,
+        "felix_calc_graph_updates_processed": 7,
+        "felix_calc_graph_output_events": 3,
+        "felix_resync_state": 2,
+        "felix_cluster_num_workload_endpoints": 9,
+        "felix_cluster_num_policies": 4,
+        "felix_cluster_num_tiers": 0,
+        "felix_int_dataplane_apply_time_seconds_sum": 0.75,
+        "felix_int_dataplane_apply_time_seconds_count": 2,
+        "felix_int_dataplane_failures": 1,
+        "felix_int_dataplane_initial_resync_time_seconds": 0.5,
+        "calico_dataplane_healed": 1,
+        'bgp_peers{status="Established",ip_version="4"}': 1,
+    }
+    assert {name: found[name] for name in expected} == expected
+    counters.note_changes(HostChanges(removed_rules=(policy,), removed_sets=(selector,)))
+    assert (counters.policies, counters.sets) == (0, 0)

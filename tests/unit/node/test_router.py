@@ -1,0 +1,110 @@
+"""Journey C with a routing driver that only remembers: from records to what the daemon is told."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from netaddr import IPAddress
+
+from calico_core.datastore.memory import MemoryDatastore
+from calico_core.datastore.records import TypedRecords
+from calico_core.errors import DaemonDown
+from calico_core.interfaces.routing import Routing, RoutingOptions, RoutingState, RoutingStatus
+from calico_core.model.keys import BgpHostAddressKey
+from calico_core.node import router as module
+from calico_core.node import startup
+from calico_core.node.router import Router
+from calico_core.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+WAIT_S = 10.0
+
+
+class RememberingRouting(Routing):
+    """``error`` is raised by every call until it is None."""
+
+    def __init__(self) -> None:
+        self.states: list[RoutingState] = []
+        self.error: Exception | None = None
+
+    @classmethod
+    def open(cls, options: RoutingOptions) -> RememberingRouting:
+        return cls()
+
+    def configure(self, state: RoutingState) -> None:
+        if self.error is not None:
+            raise self.error
+        self.states.append(state)
+
+    def status(self) -> RoutingStatus:
+        return RoutingStatus(driver="memory", is_running=True)
+
+    def close(self, *, stop_daemon: bool) -> None:
+        pass
+
+
+@pytest.fixture
+def records() -> TypedRecords:
+    return TypedRecords(MemoryDatastore())
+
+
+@pytest.fixture
+def routing() -> RememberingRouting:
+    return RememberingRouting()
+
+
+@pytest.fixture
+def router(records: TypedRecords, routing: RememberingRouting, monkeypatch: pytest.MonkeyPatch) -> Iterator[Router]:
+    monkeypatch.setattr(module, "_MIN_INTERVAL_S", 0.01)
+    monkeypatch.setattr(module, "_RETRY_S", 0.05)
+    _host(records, "rack-a", "192.0.2.1")
+    made = Router(store=records.store, host="rack-a", routing=routing)
+    yield made
+    made.stop()
+
+
+def test_a_new_host_becomes_a_peer_and_goes_again(
+    records: TypedRecords, routing: RememberingRouting, router: Router
+) -> None:
+    router.start()
+    eventually(lambda: routing.states)
+    assert routing.states[0].peers == ()
+    assert routing.states[0].ipv4 == IPAddress("192.0.2.1")
+    _host(records, "rack-b", "192.0.2.2")
+    eventually(lambda: [peer.ip for peer in routing.states[-1].peers] == [IPAddress("192.0.2.2")])
+    records.delete(BgpHostAddressKey("rack-b", 4))
+    eventually(lambda: routing.states[-1].peers == ())
+
+
+@pytest.mark.parametrize("error", [DaemonDown("/run/bird.ctl", "refused"), RuntimeError("a bug of the driver")])
+def test_what_fails_is_said_and_tried_again(routing: RememberingRouting, router: Router, error: Exception) -> None:
+    routing.error = error
+    router.start()
+    eventually(lambda: router.last_error == str(error))
+    routing.error = None
+    eventually(lambda: routing.states)
+    eventually(lambda: router.last_error == "")
+    assert router.is_alive
+
+
+def test_stop_ends_both_threads(router: Router) -> None:
+    router.start()
+    assert router.is_alive
+    router.stop()
+    assert not router.is_alive
+    router.stop()
+
+
+def _host(records: TypedRecords, host: str, ip: str) -> None:
+    startup.claim_host(records, host=host, ipv4=IPAddress(ip), ipv6=None, settings=Settings())
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

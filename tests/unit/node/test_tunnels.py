@@ -1,0 +1,198 @@
+"""The tunnel thread on a real memory store and real IPAM; only the kernel is a recorder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import pytest
+from netaddr import IPAddress, IPNetwork
+
+from calico_core.dataplane.linux.tunnels import TunnelReport, Tunnels, Uplink
+from calico_core.datastore.memory import MemoryDatastore
+from calico_core.datastore.records import TypedRecords
+from calico_core.interfaces.dataplane import Failure
+from calico_core.interfaces.datastore import DatastoreOptions
+from calico_core.ipam.allocator import BlockIpam
+from calico_core.model.keys import BgpHostAddressKey, HostConfigKey, PoolKey
+from calico_core.model.pools import Pool
+from calico_core.model.tunnels import HostTunnels, TunnelId
+from calico_core.node.tunnels import TunnelKeeper
+
+OWN = IPAddress("192.0.2.1")
+FIRST, SECOND = IPNetwork("10.65.0.0/24"), IPNetwork("10.66.0.0/24")
+VXLAN = TunnelId(kind="vxlan", version=4)
+HANDLE, ADDRESS_KEY = VXLAN.handle("own"), HostConfigKey("own", "IPv4VXLANTunnelAddr")
+
+
+class _Kernel(Tunnels):
+    """Remembers what it was told; refuses while ``failure`` is set."""
+
+    def __init__(self) -> None:
+        self.states: list[HostTunnels] = []
+        self.failure: Failure | None = None
+
+    def uplinks(self, addresses: Iterable[IPAddress]) -> dict[IPAddress, Uplink]:
+        subnet = IPNetwork("192.0.2.0/24")
+        return {each: Uplink(index=2, name="eth0", mtu_bytes=1500, subnet=subnet) for each in addresses}
+
+    def sync(self, desired: HostTunnels, known: HostTunnels | None = None) -> TunnelReport:
+        self.states.append(desired)
+        return TunnelReport(failures=(self.failure,) if self.failure else ())
+
+
+class _Node:
+    def __init__(self) -> None:
+        self.records = TypedRecords(MemoryDatastore.open("memory://", DatastoreOptions()))
+        self.ipam = BlockIpam(self.records, "own")
+        self.kernel = _Kernel()
+        self.records.put(BgpHostAddressKey("own", 4), str(OWN))
+        self.keeper = TunnelKeeper(
+            records=self.records,
+            ipam=self.ipam,
+            host="own",
+            addresses=[OWN],
+            refresh_interval_s=0,
+            kernel=self.kernel,
+        )
+
+    def put_pool(self, cidr: IPNetwork, *, is_vxlan: bool = True, is_disabled: bool = False) -> None:
+        pool = Pool(cidr=cidr, vxlan_mode="always" if is_vxlan else "", disabled=is_disabled)
+        self.records.put(PoolKey(cidr), pool)
+
+    @property
+    def published(self) -> str:
+        found = self.records.get(ADDRESS_KEY)
+        return found.record if found else ""
+
+    @property
+    def device_address(self) -> IPAddress | None:
+        state = self.kernel.states[-1] if self.kernel.states else HostTunnels()
+        return state.devices[0].address if state.devices else None
+
+
+@pytest.fixture
+def node() -> Iterator[_Node]:
+    made = _Node()
+    yield made
+    made.keeper.stop()
+    made.ipam.close()
+    made.records.store.close()
+
+
+def _eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.01)
+
+
+def test_an_address_is_taken_published_and_put_on_the_device(node: _Node) -> None:
+    node.put_pool(FIRST)
+    node.keeper.start()
+    _eventually(lambda: node.device_address is not None)
+    assert node.ipam.by_handle(HANDLE) == (node.device_address,)
+    assert node.published == str(node.device_address)
+    mac = node.records.get(HostConfigKey("own", "VXLANTunnelMACAddr"))
+    assert mac is not None
+    assert mac.record == str(VXLAN.mac("own"))
+    held = node.ipam.allocation(IPAddress(node.published))
+    assert held is not None
+    assert held.attributes["node"] == "own"
+    assert node.keeper.workload_mtu_bytes == 1450
+
+
+def test_without_encapsulated_pools_only_pools_are_followed(node: _Node) -> None:
+    node.put_pool(FIRST, is_vxlan=False)
+    node.keeper.start()
+    assert node.keeper.wait_judged(10)
+    _eventually(lambda: bool(node.kernel.states))
+    assert node.kernel.states[-1] == HostTunnels(locals=(OWN,))
+    assert node.keeper.workload_mtu_bytes is None
+    assert node.ipam.by_handle(HANDLE) == ()
+
+
+def test_a_pool_that_comes_and_goes_while_running(node: _Node) -> None:
+    node.keeper.start()
+    assert node.keeper.wait_judged(10)
+    node.put_pool(FIRST)
+    _eventually(lambda: node.device_address is not None)
+    node.put_pool(FIRST, is_vxlan=False)
+    _eventually(lambda: node.kernel.states[-1].devices == ())
+    _eventually(lambda: node.ipam.by_handle(HANDLE) == ())
+    assert node.published == ""
+    assert node.keeper.workload_mtu_bytes is None
+
+
+def test_the_address_moves_when_its_pool_is_no_longer_encapsulated(node: _Node) -> None:
+    node.put_pool(FIRST)
+    node.keeper.start()
+    _eventually(lambda: node.device_address is not None)
+    node.put_pool(SECOND)
+    node.put_pool(FIRST, is_vxlan=False)
+    _eventually(lambda: node.device_address is not None and node.device_address in SECOND)
+    assert node.published == str(node.device_address)
+    assert node.ipam.by_handle(HANDLE) == (node.device_address,)
+
+
+def test_the_address_goes_with_a_pool_that_is_deleted(node: _Node) -> None:
+    node.put_pool(FIRST)
+    node.keeper.start()
+    _eventually(lambda: node.device_address is not None)
+    node.records.delete(PoolKey(FIRST))
+    _eventually(lambda: node.ipam.by_handle(HANDLE) == ())
+    assert node.published == ""
+
+
+def test_a_disabled_pool_keeps_the_address_it_gave(node: _Node) -> None:
+    node.put_pool(FIRST)
+    node.keeper.start()
+    _eventually(lambda: node.device_address is not None)
+    address = node.device_address
+    node.put_pool(FIRST, is_disabled=True)
+    node.put_pool(SECOND)
+    _eventually(lambda: not node.keeper.last_error)
+    assert node.ipam.by_handle(HANDLE) == (address,)
+
+
+def test_an_address_freed_by_somebody_else_is_taken_anew(node: _Node) -> None:
+    node.put_pool(FIRST)
+    node.keeper.start()
+    _eventually(lambda: node.device_address is not None)
+    node.ipam.release_by_handle([HANDLE])
+    _eventually(lambda: node.ipam.by_handle(HANDLE) != ())
+    _eventually(lambda: node.ipam.by_handle(HANDLE) == (node.device_address,))
+    _eventually(lambda: node.published == str(node.device_address))
+
+
+def test_a_crash_between_two_starts_leaks_nothing(node: _Node) -> None:
+    node.put_pool(FIRST)
+    node.keeper.start()
+    _eventually(lambda: node.device_address is not None)
+    before = node.published
+    node.records.delete(ADDRESS_KEY)
+    node.keeper.stop()
+    again = TunnelKeeper(
+        records=node.records, ipam=node.ipam, host="own", addresses=[OWN], refresh_interval_s=0, kernel=node.kernel
+    )
+    again.start()
+    _eventually(lambda: node.published == before)
+    again.stop()
+    assert [str(address) for address in node.ipam.by_handle(HANDLE)] == [before]
+
+
+def test_a_pool_without_addresses_is_told(node: _Node) -> None:
+    node.put_pool(FIRST, is_disabled=True)
+    node.keeper.start()
+    _eventually(lambda: "tunnel address of vxlan.calico" in node.keeper.last_error)
+    assert node.published == ""
+
+
+def test_what_the_kernel_refuses_is_told_and_tried_again(node: _Node) -> None:
+    node.kernel.failure = Failure("device tunl0", "lacks the module 'ipip'")
+    node.put_pool(FIRST)
+    node.keeper.start()
+    _eventually(lambda: "lacks the module 'ipip'" in node.keeper.last_error)
+    node.kernel.failure = None
+    node.put_pool(SECOND, is_vxlan=False)
+    _eventually(lambda: node.keeper.last_error == "")

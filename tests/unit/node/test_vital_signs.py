@@ -1,0 +1,123 @@
+"""Which part makes a node unready, dead or merely degraded; on a real agent over doubles of store and kernel."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from netaddr import IPAddress
+
+from calico_core.dataplane.memory import MemoryDataplane
+from calico_core.datastore.memory import MemoryDatastore
+from calico_core.datastore.records import TypedRecords
+from calico_core.interfaces.dataplane import DataplaneOptions
+from calico_core.interfaces.routing import PeerStatus, RoutingStatus
+from calico_core.model.keys import ReadyKey
+from calico_core.node.agent import Agent
+from calico_core.node.vital_signs import ENGINE_LIMIT_S, VitalSigns
+
+WAIT_S = 10.0
+
+
+class StillRouter:
+    """A router that only says how it is."""
+
+    def __init__(self) -> None:
+        self.is_alive = True
+        self.last_error = ""
+
+
+class Node:
+    def __init__(self) -> None:
+        self.records = TypedRecords(MemoryDatastore())
+        self.states = {"cni": "ready"}
+        self.signs = VitalSigns(lambda: self.states)
+        self.agent = Agent(store=self.records.store, host="h", dataplane=MemoryDataplane(DataplaneOptions(host="h")))
+        self.router = StillRouter()
+        self.routing = RoutingStatus(driver="bird", is_running=True)
+
+    def run(self) -> None:
+        self.agent.start()
+        self.signs.agent, self.signs.router = self.agent, self.router
+        self.signs.routing_status = lambda: self.routing
+        self.signs.has_integrations = self.signs.is_serving = True
+
+    def look(self) -> dict[str, str]:
+        return {each.name: each.state for each in self.signs.look()}
+
+    def reason(self, name: str) -> str:
+        return next(each.reason for each in self.signs.look() if each.name == name)
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    made = Node()
+    yield made
+    made.agent.stop()
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_nothing_is_ready_before_the_first_sync(node: Node) -> None:
+    assert set(node.look().values()) == {"unready"}
+    node.run()
+    assert node.look() == {
+        "engine": "unready",
+        "datastore": "unready",
+        "integration cni": "ready",
+        "socket": "ready",
+        "routing": "ready",
+    }
+    node.records.put(ReadyKey(), "true")
+    eventually(lambda: set(node.look().values()) == {"ready"})
+
+
+def test_a_datastore_lost_later_degrades_only(node: Node) -> None:
+    node.records.put(ReadyKey(), "true")
+    node.run()
+    eventually(lambda: set(node.look().values()) == {"ready"})
+    node.records.put(ReadyKey(), "false")
+    eventually(lambda: node.look()["datastore"] == "degraded")
+    assert node.look()["engine"] == "ready"
+
+
+def test_broken_integrations_and_routing_degrade(node: Node) -> None:
+    node.run()
+    node.states["mesos"] = "broken: not installed"
+    assert node.look()["integration mesos"] == "degraded"
+    assert node.reason("integration mesos") == "broken: not installed"
+    peer = PeerStatus(ip=IPAddress("192.0.2.1"), origin="mesh", state="Active")
+    for routing, reason in (
+        (RoutingStatus(driver="bird", is_running=False), "does not answer"),
+        (RoutingStatus(driver="bird", is_running=True, rejected="line 3"), "line 3"),
+        (RoutingStatus(driver="bird", is_running=True, peers=(peer,)), "none of 1"),
+    ):
+        node.routing = routing
+        assert node.look()["routing"] == "degraded"
+        assert reason in node.reason("routing")
+    node.router.is_alive = False
+    assert node.look()["routing"] == "dead"
+
+
+def test_an_engine_that_hangs_or_ended_is_dead(node: Node) -> None:
+    node.records.put(ReadyKey(), "true")
+    node.run()
+    eventually(lambda: node.look()["engine"] == "ready")
+    node.agent.stop()
+    assert node.look()["engine"] == "dead"
+
+    hanging = Node()
+    hanging.run()
+    try:
+        eventually(lambda: hanging.agent.counters.busy_since is None)
+        hanging.agent.counters.busy_since = time.monotonic() - ENGINE_LIMIT_S - 1
+        assert hanging.look()["engine"] == "dead"
+        assert "one pass takes 91 s" in hanging.reason("engine")
+    finally:
+        hanging.agent.stop()

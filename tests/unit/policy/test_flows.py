@@ -1,0 +1,188 @@
+"""From end to end on records made by hand: both hosts evaluated, every step led back to the rule that people wrote."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from netaddr import IPAddress, IPNetwork
+
+from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.keys import (
+    BgpHostAddressKey,
+    GlobalConfigKey,
+    HostConfigKey,
+    Key,
+    PolicyKey,
+    PoolKey,
+    ProfileRulesKey,
+    ProfileTagsKey,
+    TierKey,
+    WorkloadEndpointKey,
+)
+from calico_core.model.policies import Policy, Tier
+from calico_core.model.pools import Pool
+from calico_core.model.rules import Rule, RuleLists
+from calico_core.policy.explain import Packet
+from calico_core.policy.flows import Cluster, FlowVerdict, RuleStep, Side
+
+A, B, C = (WorkloadEndpointKey(host, "cni", name, "e") for host, name in (("h1", "a"), ("h2", "b"), ("h1", "c")))
+ADDRESSES = {A: "10.0.0.1", B: "10.0.0.2", C: "10.0.0.3"}
+OPEN = (Rule(action="allow"),)
+DEAD = Rule(action="deny", src_net=IPNetwork("10.0.0.0/8"), dst_net=IPNetwork("fd00::/8"))
+"""Between families: it can match no packet, and no host is told of it."""
+
+
+def records() -> dict[Key, Any]:
+    """A and C on one host, B on another; profile ``p`` allows TCP from its tag, and all that leaves."""
+    found: dict[Key, Any] = {
+        key: WorkloadEndpoint(
+            state="active", name=f"cali{key.workload}", profile_ids=("p",), ipv4_nets=(IPNetwork(f"{address}/32"),)
+        )
+        for key, address in ADDRESSES.items()
+    }
+    inbound = (DEAD, Rule(action="allow", protocol="tcp", src_tag="p"))
+    found[ProfileRulesKey("p")] = RuleLists(inbound_rules=inbound, outbound_rules=OPEN)
+    found[ProfileTagsKey("p")] = ("p",)
+    found[PoolKey(IPNetwork("10.0.0.0/24"))] = Pool(cidr=IPNetwork("10.0.0.0/24"))
+    found[BgpHostAddressKey("h1", 4)] = "192.0.2.1"
+    found[BgpHostAddressKey("h2", 4)] = "192.0.2.2"
+    return found
+
+
+def ask(
+    found: dict[Key, Any], src: str = "10.0.0.1", dst: str = "10.0.0.2", protocol: int = 6, port: int | None = 80
+) -> FlowVerdict:
+    packet = Packet(src=IPAddress(src), dst=IPAddress(dst), protocol=protocol, src_port=40000, dst_port=port)
+    return Cluster(found.items()).explain(packet)
+
+
+def last(side: Side) -> RuleStep:
+    return side.steps[-1]
+
+
+def test_both_hosts_are_asked_and_positions_are_those_of_the_record() -> None:
+    verdict = ask(records())
+    assert verdict.outcome == "allow"
+    assert [(side.direction, side.host, side.workload) for side in verdict.sides] == [
+        ("outbound", "h1", A),
+        ("inbound", "h2", B),
+    ]
+    step = last(verdict.sides[1])
+    assert (step.kind, step.name, step.position) == ("profile", "p", 2)
+    assert step.rule == Rule(action="allow", protocol="tcp", src_tag="p")
+
+
+def test_the_receiver_is_asked_even_where_the_sender_is_denied() -> None:
+    found = records()
+    found[TierKey("t")] = Tier(order=1)
+    found[PolicyKey("t", "x/y")] = Policy(
+        selector="all()", types=("egress",), outbound_rules=(DEAD, Rule(action="deny"))
+    )
+    verdict = ask(found)
+    assert verdict.outcome == "deny"
+    assert [side.outcome for side in verdict.sides] == ["deny", "allow"]
+    step = last(verdict.sides[0])
+    assert (step.tier, step.kind, step.name, step.position) == ("t", "policy", "x/y", 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"profile_ids": ()}, "no policy or profile applies"),
+        ({"state": "inactive"}, "the endpoint is inactive"),
+        ({"profile_ids": ("gone",)}, "missing profile"),
+    ],
+)
+def test_implied_drops_are_named(change: dict[str, Any], reason: str) -> None:
+    found = records()
+    fields = {"state": "active", "name": "calib", "profile_ids": ("p",), "ipv4_nets": (IPNetwork("10.0.0.2/32"),)}
+    found[B] = WorkloadEndpoint(**{**fields, **change})
+    verdict = ask(found)
+    assert verdict.outcome == "deny"
+    assert last(verdict.sides[1]).reason.startswith(reason)
+    assert last(verdict.sides[1]).position is None
+
+
+def test_a_tier_that_does_not_decide_and_a_profile_that_does_not_decode() -> None:
+    found = records()
+    found[TierKey("t")] = Tier(order=1)
+    found[PolicyKey("t", "n")] = Policy(selector="all()", types=("ingress",))
+    step = last(ask(found).sides[1])
+    assert (step.tier, step.rule) == ("t", None)
+    assert "end of tier" in step.reason
+    found[TierKey("t")] = Tier(order=1, default_action="pass")
+    assert [each.outcome for each in ask(found).sides[1].steps] == ["pass", "allow"]
+
+    bad = {ProfileRulesKey("p").path: "unknown field"}
+    del found[ProfileRulesKey("p")]
+    packet = Packet(src=IPAddress("10.0.0.1"), dst=IPAddress("10.0.0.2"), protocol=6)
+    assert "invalid profile: unknown field" in last(Cluster(found.items(), bad=bad).explain(packet).sides[0]).reason
+
+
+def test_outside_unknown_and_host() -> None:
+    outside = ask(records(), dst="198.51.100.1")
+    assert (outside.outcome, outside.sides[1].place, outside.sides[1].outcome) == ("allow", "outside", None)
+    unknown = ask(records(), dst="10.0.0.77")
+    assert (unknown.outcome, unknown.sides[1].place) == ("deny", "unknown")
+    assert "10.0.0.0/24" in unknown.sides[1].reason
+    nobody = ask(records(), src="198.51.100.2", dst="198.51.100.1")
+    assert nobody.outcome == "unaffected"
+    # the host's own workload, and that of another host
+    assert ask(records(), src="192.0.2.2", protocol=17).outcome == "allow"
+    far = ask(records(), src="192.0.2.1", protocol=17)
+    assert (far.outcome, far.sides[0].host) == ("deny", "h1")
+
+
+def test_to_the_own_host_as_its_configuration_says() -> None:
+    found = records()
+    assert ask(found, dst="192.0.2.1").outcome == "allow"
+    found[GlobalConfigKey("DefaultEndpointToHostAction")] = "drop"
+    assert ask(found, dst="192.0.2.1").outcome == "deny"
+    assert ask(found, dst="192.0.2.2").outcome == "allow"
+    assert ask(found, dst="192.0.2.1", protocol=17, port=53).outcome == "allow"
+    found[HostConfigKey("h1", "DefaultEndpointToHostAction")] = "RETURN"
+    assert ask(found, dst="192.0.2.1").outcome == "allow"
+
+
+def test_to_itself_and_the_named_one_of_two_with_an_address() -> None:
+    assert ask(records(), dst="10.0.0.1", protocol=17).outcome == "allow"
+    found = records()
+    twin = WorkloadEndpointKey("h2", "cni", "twin", "e")
+    found[twin] = WorkloadEndpoint(state="active", name="calit", ipv4_nets=(IPNetwork("10.0.0.2/32"),))
+    packet = Packet(src=IPAddress("10.0.0.1"), dst=IPAddress("10.0.0.2"), protocol=6)
+    cluster = Cluster(found.items())
+    assert cluster.explain(packet).outcome == "deny"
+    assert cluster.explain(packet, destination=B).outcome == "allow"
+
+
+def test_what_was_passed_over_and_why() -> None:
+    found = records()
+    found[TierKey("t")] = Tier(order=1)
+    found[PolicyKey("t", "n")] = Policy(
+        selector="all()",
+        types=("ingress",),
+        inbound_rules=(
+            Rule(action="log"),
+            Rule(protocol="udp", dst_ports=(53,)),
+            Rule(action="pass", protocol="udp"),
+            Rule(action="deny"),
+        ),
+    )
+    side = ask(found, protocol=17).sides[1]
+    assert side.outcome == "deny"
+    assert [(each.name, each.position, each.field, each.tier) for each in side.passed_over] == [
+        ("n", 2, "to ports", "t"),
+        ("p", 2, "protocol", None),
+    ]
+    side = ask(found, protocol=6).sides[1]
+    assert [(each.position, each.field) for each in side.passed_over] == [(2, "protocol"), (3, "protocol")]
+
+
+def test_whether_policy_asks_for_ports() -> None:
+    found = records()
+    packet = Packet(src=IPAddress("10.0.0.1"), dst=IPAddress("10.0.0.2"), protocol=6)
+    assert not Cluster(found.items()).asks_for_port(packet)
+    found[ProfileRulesKey("p")] = RuleLists(inbound_rules=(Rule(protocol="tcp", dst_ports=(80,)),), outbound_rules=OPEN)
+    assert Cluster(found.items()).asks_for_port(packet)
+    assert not Cluster(found.items()).asks_for_port(Packet(src=packet.src, dst=packet.dst, protocol=17))
