@@ -347,6 +347,14 @@ class AddressClaimKey(Key, frozen=True):
         return f"/calico/node/v1/address/{self.ip}"
 
 
+class PolicyControllerKey(Key, frozen=True):
+    """The name of the node whose policy controller writes what Kubernetes wants, under a lease."""
+
+    @property
+    def path(self) -> str:
+        return "/calico/kubernetes/v1/controller"
+
+
 # --- parsing ---------------------------------------------------------------------------------------------------
 
 _Parts = list[str]
@@ -449,6 +457,10 @@ def _node(p: _Parts) -> Key | None:
     return None
 
 
+def _kubernetes(p: _Parts) -> Key | None:
+    return PolicyControllerKey() if p[4:] == ["controller"] else None
+
+
 def _same_version(key: PoolKey | BlockKey | AffinityKey, segment: str) -> Key | None:
     return key if str(key.cidr.version) == segment[-1] else None
 
@@ -464,4 +476,5 @@ _TREES: dict[tuple[str, str], Callable[[_Parts], Key | None]] = {
     ("ipam", "v2"): _ipam,
     ("felix", "v1"): _felix,
     ("node", "v1"): _node,
+    ("kubernetes", "v1"): _kubernetes,
 }

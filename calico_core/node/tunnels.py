@@ -165,7 +165,7 @@ class TunnelKeeper:
         ]
         self._workload_mtu_bytes = min(room, default=None)
         self._has_judged.set()
-        if pools and "hosts" not in self._syncers:
+        if pools and "hosts" not in self._syncers and not self._stopping.is_set():
             self._syncers["hosts"] = self._follow("hosts", (BLOCKS, BGP_HOSTS))
             self._syncers["hosts"].start()
         reasons = self._judge_addresses(pools)

@@ -38,6 +38,9 @@ HOSTS = ("host1", "host2", "host3", "host4")
 PROCESSES_A_HOST = 2
 POOL, POOL_V6 = "10.20.0.0/25", "fd20::/121"
 
+MOST_FAILURES = 20
+"""Writer processes that end as nobody asked them to, before the campaign gives up on those that do."""
+
 _fork = multiprocessing.get_context("fork")  # a new process in a few milliseconds: the imports are done
 
 
@@ -130,8 +133,9 @@ class Campaign:
                     continue
                 if process is not None and process.exitcode != -signal.SIGKILL:
                     self._failures.append(f"writer process {number} ended with {process.exitcode}")
-                    finished.add(number)
-                    continue
+                    if len(self._failures) >= MOST_FAILURES:
+                        finished.add(number)
+                        continue
                 self.kills += process is not None
                 self._start(number)
             if time.monotonic() >= next_blow:

@@ -6,6 +6,7 @@ datastore. Started anew, it learns from its histories what it holds, and takes b
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
 import signal
@@ -169,6 +170,7 @@ class Writer(threading.Thread):
 
 def run_process(url: str, host: str, numbers: Sequence[int], folder: Path, quota: int, seed: str, one_in: int) -> None:
     """Until every writer has its quota. Ends the process."""
+    faulthandler.enable()
     family_assignment.RECLAIM_AFTER_S = 1.0  # time in a lapse: idle blocks change hands while we look
     dice = random.Random(seed)
     store = open_store(url)

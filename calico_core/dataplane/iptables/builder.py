@@ -1,7 +1,7 @@
 """From :class:`HostState` to the chains and sets the kernel shall hold, kept up batch by batch.
 
-Pure. :meth:`TablesBuilder.update` takes one batch; :meth:`TablesBuilder.take_touched` then says which chains and sets
-are to be compared. Endpoints with equal lists of policies share one chain, named by the list's content.
+Pure. :meth:`TablesBuilder.update` takes one batch; what it touches is noted in :attr:`TablesBuilder.desired`.
+Endpoints with equal lists of policies share one chain, named by the list's content.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import msgspec
 
 from calico_core.dataplane.claims import Claims
 from calico_core.dataplane.iptables import layout
+from calico_core.dataplane.iptables.desired import Desired
 from calico_core.dataplane.iptables.dispatch import tree
 from calico_core.dataplane.iptables.ipsets import MAX_ELEMENTS, elements_for, kind_for, nets_set
 from calico_core.dataplane.iptables.layout import FILTER, NAT, RAW
@@ -48,13 +49,6 @@ _DIRECTIONS = ("in", "out")
 _BOTH = (4, 6)
 
 
-class Touched(msgspec.Struct, frozen=True):
-    """Names to compare: chains by family and table, and sets."""
-
-    chains: Mapping[TableId, frozenset[str]]
-    sets: frozenset[str]
-
-
 class _Placed(msgspec.Struct, frozen=True):
     """The chains of one interface's lists: inbound, outbound."""
 
@@ -88,19 +82,15 @@ class TablesBuilder:
         self._placed: dict[str, _Placed] = {}
         self._named_rules: dict[str, frozenset[RulesId]] = {}
         self._rules_users: defaultdict[RulesId, set[str]] = defaultdict(set)
-        self._owners: dict[str, str] = {}
-        self._dirty: defaultdict[TableId, set[str]] = defaultdict(set)
-        self._dirty_sets: set[str] = set()
         self._is_dispatch_dirty = True
         self._trees: dict[str, frozenset[str]] = {}
-        self.sets = Table()
-        self.tables: dict[TableId, Table] = {}
+        self.desired = Desired()
         #: Addresses (of a family) an interface may send from, by family and chain.
         self.sources: dict[tuple[int, str], frozenset[int]] = {}
         for family in kernel_families:
             fixed = layout.fixed_chains(options.interface_prefix, options.endpoint_to_host, family)
             for table, chains in fixed.items():
-                self.tables[family, table] = Table(chains)
+                self.desired.tables[family, table] = Table(chains)
         self._finish()
 
     @classmethod
@@ -143,18 +133,6 @@ class TablesBuilder:
             self._drop_set(set_id)
         self._finish()
 
-    def take_touched(self) -> Touched:
-        """What was touched since the last time."""
-        chains = {where: frozenset(names) for where, names in self._dirty.items()}
-        touched = Touched(chains, frozenset(self._dirty_sets))
-        self._dirty.clear()
-        self._dirty_sets.clear()
-        return touched
-
-    def subject_of(self, name: str) -> str:
-        """What a chain or a set belongs to; empty for the fixed part."""
-        return self._owners.get(name, "")
-
     # --- sets -------------------------------------------------------------------------------------
 
     def _put_set(self, set_id: SetId, members: AddressSet) -> dict[RulesId, HostRules]:
@@ -168,15 +146,15 @@ class TablesBuilder:
         self._note_size(set_id, is_oversized=is_oversized)
         for family, name in names.items():
             if is_oversized or set_id in self._closed:
-                self._drop_named_set(name)
+                self.desired.drop_set(name)
             else:
-                self._put_named_set(name, NamedSet(kinds[family], elements[family]), set_id)
+                self.desired.put_set(name, NamedSet(kinds[family], elements[family]), set_id)
         if before == names and was_oversized == is_oversized:
             return {}
         self._set_names[set_id] = names
         for family, name in (before or {}).items():
             if names[family] != name:
-                self._drop_named_set(name)
+                self.desired.drop_set(name)
         return {each: self._rules[each] for each in self._set_users[set_id]}
 
     def _note_size(self, set_id: SetId, *, is_oversized: bool) -> None:
@@ -190,7 +168,7 @@ class TablesBuilder:
     def _drop_set(self, set_id: SetId) -> None:
         self._note_size(set_id, is_oversized=False)
         for name in self._set_names.pop(set_id, {}).values():
-            self._drop_named_set(name)
+            self.desired.drop_set(name)
         if not self._set_users.get(set_id):
             self._set_users.pop(set_id, None)
 
@@ -201,16 +179,6 @@ class TablesBuilder:
         if set_id in self._closed or set_id in self._oversized:
             raise InvalidRequest("sets", f"set {set_id} could not be programmed")
         return names[family]
-
-    def _put_named_set(self, name: str, wanted: NamedSet, subject: str) -> None:
-        self.sets.sets[name] = wanted
-        self._owners[name] = subject
-        self._dirty_sets.add(name)
-
-    def _drop_named_set(self, name: str) -> None:
-        self.sets.sets.pop(name, None)
-        self._owners.pop(name, None)
-        self._dirty_sets.add(name)
 
     # --- rules ------------------------------------------------------------------------------------
 
@@ -228,7 +196,7 @@ class TablesBuilder:
         for family in self._families:
             for direction, each in zip(_DIRECTIONS, (rules.inbound, rules.outbound), strict=True):
                 chain = self._render(rules.id, each, family, nets)
-                self._put_chain((family, FILTER), rules_chain_name(rules.id, direction), chain, rules.id)
+                self.desired.put_chain((family, FILTER), rules_chain_name(rules.id, direction), chain, rules.id)
         self._use_nets(rules.id, nets, nets_before)
 
     def _render(self, rules_id: RulesId, rules: tuple[HostRule, ...], family: int, nets: dict[str, NamedSet]) -> Chain:
@@ -250,12 +218,12 @@ class TablesBuilder:
         """Sets that stand for a list of networks inside rules; equal lists share one."""
         for name in nets.keys() - before:
             self._nets_users[name] += 1
-            self._put_named_set(name, nets[name], rules_id)
+            self.desired.put_set(name, nets[name], rules_id)
         for name in before - nets.keys():
             self._nets_users[name] -= 1
             if not self._nets_users[name]:
                 del self._nets_users[name]
-                self._drop_named_set(name)
+                self.desired.drop_set(name)
         if nets:
             self._nets_of[rules_id] = frozenset(nets)
         else:
@@ -276,22 +244,12 @@ class TablesBuilder:
         self._place_users(rules_id)
         for family in self._families:
             for direction in _DIRECTIONS:
-                self._drop_chain((family, FILTER), rules_chain_name(rules_id, direction))
+                self.desired.drop_chain((family, FILTER), rules_chain_name(rules_id, direction))
 
     def _place_users(self, rules_id: RulesId) -> None:
         """The rules came or went: endpoints that name them open or close."""
         for interface in sorted(self._rules_users.get(rules_id, ())):
             self._place(interface)
-
-    def _put_chain(self, where: TableId, name: str, chain: Chain, subject: str = "") -> None:
-        self.tables[where].chains[name] = chain
-        self._owners[name] = subject
-        self._dirty[where].add(name)
-
-    def _drop_chain(self, where: TableId, name: str) -> None:
-        self.tables[where].chains.pop(name, None)
-        self._owners.pop(name, None)
-        self._dirty[where].add(name)
 
     # --- workloads --------------------------------------------------------------------------------
 
@@ -324,7 +282,7 @@ class TablesBuilder:
             if not self._lists[name]:
                 del self._lists[name]
                 for family in self._families:
-                    self._drop_chain((family, FILTER), name)
+                    self.desired.drop_chain((family, FILTER), name)
 
     def _note_rules(self, interface: str, workload: HostWorkload | None) -> None:
         for rules_id in self._named_rules.pop(interface, frozenset()):
@@ -364,7 +322,7 @@ class TablesBuilder:
         if not self._lists[name]:
             chain = layout.list_chain(policies, direction)
             for family in self._families:
-                self._put_chain((family, FILTER), name, chain)
+                self.desired.put_chain((family, FILTER), name, chain)
         self._lists[name] += 1
         return name
 
@@ -380,13 +338,13 @@ class TablesBuilder:
             addresses[net.version].add(net.first)
         for family, each in addresses.items():
             self.sources[family, name] = frozenset(each)
-            self._put_chain((family, RAW), name, layout.source_chain(workload.mac, each, family), subject)
+            self.desired.put_chain((family, RAW), name, layout.source_chain(workload.mac, each, family), subject)
 
     def _drop_sources(self, interface: str) -> None:
         name = source_chain_name(interface)
         for family in self._families:
             self.sources.pop((family, name), None)
-            self._drop_chain((family, RAW), name)
+            self.desired.drop_chain((family, RAW), name)
 
     def _put_dispatch(self) -> None:
         inbound = {interface: placed.inbound for interface, placed in self._placed.items()}
@@ -405,12 +363,12 @@ class TablesBuilder:
             self._trees[root] = frozenset(chains)
 
     def _put_tree(self, where: TableId, root: str, chains: Mapping[str, Chain]) -> None:
-        standing = self.tables[where].chains
+        standing = self.desired.tables[where].chains
         for name, chain in chains.items():
             if standing.get(name) != chain:
-                self._put_chain(where, name, chain)
+                self.desired.put_chain(where, name, chain)
         for name in self._trees.get(root, frozenset()) - chains.keys():
-            self._drop_chain(where, name)
+            self.desired.drop_chain(where, name)
 
     # --- pools ------------------------------------------------------------------------------------
 
@@ -424,14 +382,14 @@ class TablesBuilder:
                 kind = f"nets{family}"
                 names.append(set_name(kind, identity))
                 if is_wanted:
-                    self._put_named_set(names[-1], NamedSet(kind, nets_set(nets, family)[1].elements), POOLS)
+                    self.desired.put_set(names[-1], NamedSet(kind, nets_set(nets, family)[1].elements), POOLS)
                 else:
-                    self._drop_named_set(names[-1])
+                    self.desired.drop_set(names[-1])
             where = (family, NAT)
             if is_wanted:
-                self._put_chain(where, layout.NAT_CHAIN, layout.nat_chain(*names), POOLS)
-            elif layout.NAT_CHAIN in self.tables[where].chains:
-                self._drop_chain(where, layout.NAT_CHAIN)
+                self.desired.put_chain(where, layout.NAT_CHAIN, layout.nat_chain(*names), POOLS)
+            elif layout.NAT_CHAIN in self.desired.tables[where].chains:
+                self.desired.drop_chain(where, layout.NAT_CHAIN)
 
     def _finish(self) -> None:
         if self._is_dispatch_dirty:

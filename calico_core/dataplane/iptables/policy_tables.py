@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from calico_core.dataplane.iptables import layout, saved
-from calico_core.dataplane.iptables.builder import TablesBuilder, Touched
+from calico_core.dataplane.iptables.builder import TablesBuilder
+from calico_core.dataplane.iptables.desired import Touched
 from calico_core.dataplane.iptables.ipsets import parse_saved as parse_sets
 from calico_core.dataplane.iptables.ipsets import write_commands
 from calico_core.dataplane.iptables.saved import Line, SavedTable
@@ -102,7 +103,7 @@ class PolicyTables:
         builder = TablesBuilder(self._options, self._families)
         absent = {
             where: frozenset(each.chains.keys() - observed.tables[where].table.chains.keys())
-            for where, each in builder.tables.items()
+            for where, each in builder.desired.tables.items()
         }
         try:
             changes = self._write_chains(builder, observed, Touched(absent, frozenset()), keeps_jumps=True)
@@ -119,7 +120,7 @@ class PolicyTables:
             self._rebuild({})
         else:
             self._builder.update(changes, state)
-            touched = self._builder.take_touched()
+            touched = self._builder.desired.take_touched()
         if self._observed is None:
             touched = None
             try:
@@ -159,7 +160,7 @@ class PolicyTables:
         """Remove the chains and the jumps to them."""
         observed, self._observed = self._read(), None
         nothing = TablesBuilder(self._options, self._families)
-        for table in nothing.tables.values():
+        for table in nothing.desired.tables.values():
             table.chains.clear()
         try:
             self._write_chains(nothing, observed, None)
@@ -168,8 +169,8 @@ class PolicyTables:
 
     def differences(self) -> list[str]:
         """What the kernel holds of ours that is not as wanted."""
-        desired = _Observed({}, self._builder.sets, set())
-        for where, table in self._builder.tables.items():
+        desired = _Observed({}, self._builder.desired.sets, set())
+        for where, table in self._builder.desired.tables.items():
             each = desired.tables[where] = SavedTable()
             each.table, each.jumps = table, saved.wanted_jumps(where[1], table)
         return list(_describe(desired, self._read()))
@@ -203,23 +204,23 @@ class PolicyTables:
         return self._failed("table iptables", "too much of it is refused")
 
     def _commit(self, observed: _Observed, touched: Touched | None) -> int:
-        plan = reconcile(self._builder.sets, observed.sets, None if touched is None else touched.sets)
-        commands = write_commands(plan, self._builder.sets, observed.sets)
+        plan = reconcile(self._builder.desired.sets, observed.sets, None if touched is None else touched.sets)
+        commands = write_commands(plan, self._builder.desired.sets, observed.sets)
         if commands:
-            subjects = [self._builder.subject_of(each.set_name) for each in commands]
+            subjects = [self._builder.desired.subject_of(each.set_name) for each in commands]
             script = "\n".join(each.text for each in commands) + "\n"
             try:
                 self._tools.restore_sets(script)
             except ToolFailed as error:
                 raise _Refused("table ipset", error, _guilty(error, subjects)) from error
-            observed.sets.follow(self._builder.sets, plan.names - {*plan.removed_sets})
+            observed.sets.follow(self._builder.desired.sets, plan.names - {*plan.removed_sets})
         changes = plan.changes - len(plan.removed_sets) + self._write_chains(self._builder, observed, touched)
-        doomed = {*plan.removed_sets, *observed.leftovers} - self._builder.sets.sets.keys()
+        doomed = {*plan.removed_sets, *observed.leftovers} - self._builder.desired.sets.sets.keys()
         if not doomed:
             return changes
         self._remove_sets(doomed)
         # a set that is still held goes another time
-        observed.sets.follow(self._builder.sets, plan.removed_sets)
+        observed.sets.follow(self._builder.desired.sets, plan.removed_sets)
         return changes + len(plan.removed_sets)
 
     def _write_chains(
@@ -231,14 +232,14 @@ class PolicyTables:
             lines: list[Line] = []
             plans: list[tuple[str, Plan, dict[str, saved.Jumps]]] = []
             for table in layout.TABLES:
-                desired, found = builder.tables[family, table], observed.tables[family, table]
+                desired, found = builder.desired.tables[family, table], observed.tables[family, table]
                 names = None if touched is None else touched.chains.get((family, table), frozenset())
                 plan = reconcile(desired, found.table, names)
                 wanted = (found.jumps if keeps_jumps else {}) | saved.wanted_jumps(table, desired)
                 jumps = saved.jump_commands(wanted, found.jumps)
                 if not plan and not jumps:
                     continue
-                lines += saved.render_table(table, plan, desired, jumps, builder.subject_of)
+                lines += saved.render_table(table, plan, desired, jumps, builder.desired.subject_of)
                 plans.append((table, plan, wanted))
                 changes += plan.changes + len(jumps)
             if not lines:
@@ -250,7 +251,7 @@ class PolicyTables:
                 raise _Refused(f"table ip{'' if family == 4 else '6'}tables", error, guilty) from error
             for table, plan, wanted in plans:
                 found = observed.tables[family, table]
-                found.table.follow(builder.tables[family, table], plan.names)
+                found.table.follow(builder.desired.tables[family, table], plan.names)
                 found.jumps = wanted
                 if table == layout.RAW:
                     found.sources = {name: each for (of, name), each in builder.sources.items() if of == family}
@@ -283,7 +284,7 @@ class PolicyTables:
     def _rebuild(self, closed: dict[str, str]) -> None:
         self._closed = closed
         self._builder = TablesBuilder.of(self._options, self._families, self._state, closed)
-        self._builder.take_touched()
+        self._builder.desired.take_touched()
 
     def _close(self, guilty: dict[str, str]) -> None:
         for subject, reason in guilty.items():

@@ -77,15 +77,20 @@ class Tunnels:
     """Used by one thread, in its network namespace; nothing is kept open between calls."""
 
     def uplinks(self, addresses: Iterable[IPAddress]) -> dict[IPAddress, Uplink]:
-        """Of the host's own addresses, those that an interface holds."""
+        """Of the host's own addresses, those that an interface holds. One on the loopback interface, as routed fabrics
+        have it, goes out by the default route."""
         wanted = {host_prefix(address).address: address for address in addresses}
         found: dict[IPAddress, Uplink] = {}
         with RouteSocket() as socket:
             links = {link.index: link for link in socket.links()}
             for entry in socket.addresses():
                 address = wanted.get(entry.prefix.address)
+                if address is None:
+                    continue
                 link = links.get(entry.index)
-                if address is None or link is None:
+                if link is not None and link.name == "lo":
+                    link = links.get(_default_route_index(socket, entry.prefix.family))
+                if link is None:
                     continue
                 subnet = IPNetwork((int(address), entry.prefix.length), version=address.version).cidr
                 found[address] = Uplink(index=link.index, name=link.name, mtu_bytes=link.mtu_bytes, subnet=subnet)
@@ -312,6 +317,12 @@ class _Places:
             return None
         gateway = host_prefix(route.gateway).address
         return Route(destination=destination, index=index, gateway=gateway, metric=metric, is_onlink=True)
+
+
+def _default_route_index(socket: RouteSocket, family: int) -> int:
+    """0 when there is none."""
+    found = [route for route in socket.routes(family) if route.destination.length == 0 and route.index]
+    return min(found, key=lambda route: route.metric).index if found else 0
 
 
 def _observed(socket: RouteSocket, desired: list[Route], places: _Places) -> list[Route]:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from calico_core.model.hoststate import PolicyList, RulesId
 
+VXLAN_PORT = 4789
+IPIP_PROTOCOL = 4
 RAW_PREROUTING = "filter prerouting -300"
 FORWARD = "filter forward 0"
 INPUT = "filter input 0"
@@ -83,7 +85,10 @@ def fixed_chains(prefix: str, endpoint_to_host: str, families: Sequence[int]) ->
 
 
 def _workload_source(families: Sequence[int]) -> list[str]:
+    # A workload that could send into the hosts' tunnels would come out beyond all policy.
     rules = [
+        f"udp dport {VXLAN_PORT} {DROP} # VXLAN from a workload",
+        f"meta l4proto {IPIP_PROTOCOL} {DROP} # IPIP from a workload",
         "iifname . ether saddr . ip saddr @src_mac4 return",
         "iifname . ip saddr @src_any4 return",
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterable, Iterator
 
 from calico_core.errors import CalicoError, Conflict
@@ -22,6 +23,9 @@ BATCH = 30
 """Writes in one transaction; each takes a compare and an operation, and the leader's compare comes on top."""
 GATHER_S = 0.02
 """So much later than the first change a pass begins: what belongs together often comes together."""
+SHARE = 4
+"""After a pass, so many times its length belongs to the rest of the node: one over 10,000 pods takes a tenth of a
+second."""
 CANDIDATE_S = 2.0
 
 log = get_logger(__name__)
@@ -53,13 +57,16 @@ class PolicyController:
         mirror = Mirror(self._store, changed.set)
         cache.start()
         mirror.start()
+        pause_s = GATHER_S
         try:
             while not stop.is_set() and leadership.renew():
                 if not changed.wait(TTL_S / 8):
                     continue
-                stop.wait(GATHER_S)
+                stop.wait(pause_s)
                 changed.clear()
+                started = time.monotonic()
                 self._reconcile(leadership, cache, mirror)
+                pause_s = min(max(GATHER_S, SHARE * (time.monotonic() - started)), TTL_S / 8)
             log.info("controller.resigned", is_stopping=stop.is_set())
         finally:
             cache.stop()

@@ -11,9 +11,9 @@ import time
 from calico_core.errors import CalicoError, KeyExists
 from calico_core.interfaces.datastore import Compare, Datastore, Lease
 from calico_core.log import get_logger
+from calico_core.model.keys import PolicyControllerKey
 
-KEY = "/calico/kubernetes/v1/controller"
-"""Holds the name of the node whose policy controller writes."""
+KEY = PolicyControllerKey().path
 TTL_S = 10.0
 
 log = get_logger(__name__)

@@ -27,7 +27,7 @@ from calico_core.lab.topology import Laboratory
 TOKEN = "admintoken"
 PAUSE_IMAGE = "registry.k8s.io/pause:3.6"
 IMAGE = "docker.io/library/bb:1"
-_PROGRAMS_OF_BUSYBOX = ("sh", "ip", "ping", "nc", "wget", "httpd", "sleep", "cat", "ls")
+_PROGRAMS_OF_BUSYBOX = ("sh", "ip", "ping", "nc", "httpd", "sleep", "cat", "ls")
 
 
 class Cluster:

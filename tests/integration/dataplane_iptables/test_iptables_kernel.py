@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -255,6 +256,28 @@ def test_large_set_is_rewritten_as_one(lab: Any) -> None:
     one = AddressSet.of([IPNetwork("10.1.2.3/32")])
     assert lab.apply(sets=(SetChange(id=HOSTS, added=one),)).changes == 1
     assert lab.dataplane.differences() == []
+
+
+def test_concurrent_writer_loses_nothing(lab: Any) -> None:
+    a = lab.workload()
+    lab.start(a.endpoint())
+    rounds = 15
+
+    def write() -> None:
+        for number in range(rounds):
+            lab.iptables("-N", f"other-{number}")
+            lab.iptables("-A", f"other-{number}", "-j", "RETURN")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    reports = []
+    for number in range(1, rounds + 1):
+        rule = HostRule(action="allow", protocol=6, dst_ports=((number, number),))
+        reports.append(lab.apply(rules=(HostRules(id=ANY, inbound=(rule,), outbound=(ALLOW,)),)))
+    writer.join()
+    assert [report.failures for report in reports if report.failures] == []
+    assert lab.dataplane.differences() == []
+    assert lab.save("-t", "filter").count("-A other-") == rounds
 
 
 def test_missing_program_is_named(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:

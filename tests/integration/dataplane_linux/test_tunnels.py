@@ -96,6 +96,16 @@ def test_uplinks_are_found_by_the_hosts_addresses(uplinked: Namespace) -> None:
 
 
 @needs_root
+def test_an_address_on_the_loopback_goes_out_by_the_default_route(uplinked: Namespace) -> None:
+    routed = IPAddress("203.0.113.7")
+    _ip(uplinked, "ip", "address", "add", f"{routed}/32", "dev", "lo")
+    assert netns.run_in(uplinked.fd, lambda: Tunnels().uplinks([routed])) == {}
+    _ip(uplinked, "ip", "route", "add", "default", "via", "192.0.2.254")
+    (found,) = netns.run_in(uplinked.fd, lambda: Tunnels().uplinks([routed])).values()
+    assert (found.name, found.mtu_bytes, str(found.subnet)) == ("eth0", 1500, "203.0.113.7/32")
+
+
+@needs_root
 @pytest.mark.parametrize("tunnel", [VXLAN, VXLAN_V6], ids=["v4", "v6"])
 def test_made_as_wanted_and_then_left_alone(uplinked: Namespace, tunnel: TunnelId) -> None:
     state = _state(tunnel)

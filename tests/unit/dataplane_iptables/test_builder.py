@@ -67,8 +67,12 @@ def a_state(*workloads: HostWorkload, rule: HostRule | None = None) -> HostChang
 
 
 def differences(one: TablesBuilder, other: TablesBuilder) -> list[str]:
-    found = [f"{where} {name}" for where in one.tables for name in one.tables[where].differences(other.tables[where])]
-    return found + one.sets.differences(other.sets)
+    found = [
+        f"{where} {name}"
+        for where in one.desired.tables
+        for name in one.desired.tables[where].differences(other.desired.tables[where])
+    ]
+    return found + one.desired.sets.differences(other.desired.sets)
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -78,9 +82,9 @@ def test_batches_arrive_where_the_whole_does(states: list[HostState]) -> None:
     kept.update(whole(states[0]))
     followed = TablesBuilder.of(OPTIONS, BOTH, kept)
     for before, after in itertools.pairwise(states):
-        followed.take_touched()
-        copies = {where: Table(table.chains) for where, table in followed.tables.items()}
-        sets = Table(sets=followed.sets.sets)
+        followed.desired.take_touched()
+        copies = {where: Table(table.chains) for where, table in followed.desired.tables.items()}
+        sets = Table(sets=followed.desired.sets.sets)
         batch = step(before, after)
         kept.update(batch)
         followed.update(batch, kept)
@@ -88,17 +92,17 @@ def test_batches_arrive_where_the_whole_does(states: list[HostState]) -> None:
         assert differences(followed, expected) == []
         assert (followed.sources, followed.problems) == (expected.sources, expected.problems)
         # what it says it touched is all that changed
-        touched = followed.take_touched()
-        for where, table in followed.tables.items():
+        touched = followed.desired.take_touched()
+        for where, table in followed.desired.tables.items():
             assert set(table.differences(copies[where])) <= touched.chains.get(where, frozenset())
-        assert set(followed.sets.differences(sets)) <= touched.sets
+        assert set(followed.desired.sets.differences(sets)) <= touched.sets
 
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(host_states())
 def test_every_chain_and_set_that_is_named_exists(state: HostState) -> None:
     made = TablesBuilder.of(OPTIONS, BOTH, state)
-    for table in made.tables.values():
+    for table in made.desired.tables.values():
         for name, chain in table.chains.items():
             assert len(name) <= CHAIN_LENGTH
             for words in (rule.split() for rule in chain.rules):
@@ -106,14 +110,16 @@ def test_every_chain_and_set_that_is_named_exists(state: HostState) -> None:
                     if option in ("-j", "-g") and value.startswith("calico-"):
                         assert value in table.chains
                     if option == "--match-set":
-                        assert value in made.sets.sets
-    assert all(len(name) <= SET_LENGTH for name in made.sets.sets)
+                        assert value in made.desired.sets.sets
+    assert all(len(name) <= SET_LENGTH for name in made.desired.sets.sets)
 
 
 def test_rule_that_cannot_be_expressed_drops_in_its_place() -> None:
     made = built(a_state(a_workload(), rule=HostRule(action="allow", dst_ports=((80, 80),))))
     assert made.problems == {WEB: "rule 1: ports: ports need a protocol that has them; it drops instead"}
-    (chain,) = (chain for name, chain in made.tables[4, "filter"].chains.items() if name.startswith("calico-pi-web"))
+    (chain,) = (
+        chain for name, chain in made.desired.tables[4, "filter"].chains.items() if name.startswith("calico-pi-web")
+    )
     assert [rule.partition(" -m comment")[0] for rule in chain.rules] == ["-j DROP"]
 
 
@@ -126,12 +132,12 @@ def test_workload_whose_rules_are_missing_is_closed() -> None:
     made = built(a_state(a_workload(profile="profile/none")))
     (problem,) = made.problems.values()
     assert "there are no rules for profile/none" in problem
-    assert not any("cali1" in rule for rule in made.tables[4, "filter"].chains["calico-to"].rules)
+    assert not any("cali1" in rule for rule in made.desired.tables[4, "filter"].chains["calico-to"].rules)
 
 
 def test_senders_are_known_by_mac_and_address() -> None:
     made = built(a_state(a_workload(mac=EUI("02:00:00:00:00:01"))))
-    rules = made.tables[4, "raw"].chains["calico-sp-cali1"].rules
+    rules = made.desired.tables[4, "raw"].chains["calico-sp-cali1"].rules
     assert rules[0].startswith("-s 10.65.0.1/32 -m mac --mac-source 02:00:00:00:00:01 -j RETURN ")
     assert made.sources == {(4, "calico-sp-cali1"): frozenset({0x0A410001}), (6, "calico-sp-cali1"): frozenset()}
 
@@ -143,8 +149,8 @@ def test_a_set_that_gets_a_network_takes_another_name() -> None:
         rules=(HostRules(id=WEB, inbound=(HostRule(action="allow", src_sets=(TAG,)),)),),
     )
     wider = HostChanges(sets=(SetChange(id=TAG, added=AddressSet.of([IPNetwork("10.0.0.0/8")])),))
-    assert sorted(built(first).sets.sets) == [f"calico-{family}h-{TAG}" for family in (4, 6)]
-    assert sorted(built(first, wider).sets.sets) == [f"calico-{family}n-{TAG}" for family in (4, 6)]
+    assert sorted(built(first).desired.sets.sets) == [f"calico-{family}h-{TAG}" for family in (4, 6)]
+    assert sorted(built(first, wider).desired.sets.sets) == [f"calico-{family}n-{TAG}" for family in (4, 6)]
 
 
 def test_a_set_beyond_the_kernels_limit_drops_where_it_is_named() -> None:
@@ -155,17 +161,19 @@ def test_a_set_beyond_the_kernels_limit_drops_where_it_is_named() -> None:
     )
     made = built(first)
     assert set(made.problems) == {TAG, WEB}
-    assert not made.sets.sets
+    assert not made.desired.sets.sets
     smaller = HostChanges(sets=(SetChange(id=TAG, removed=AddressSet(v4=FrozenBitMap([1]))),))
     made = built(first, smaller)
     assert made.problems == {}
-    assert len(made.sets.sets[f"calico-4h-{TAG}"].elements) == MAX_ELEMENTS
+    assert len(made.desired.sets.sets[f"calico-4h-{TAG}"].elements) == MAX_ELEMENTS
 
 
 def test_without_ipv6_only_the_fixed_chains_stand() -> None:
     made = built(a_state(a_workload()), options=DataplaneOptions(is_ipv6_enabled=False))
-    assert {rule.split(" -m comment")[0] for rule in made.tables[6, "filter"].chains["calico-to"].rules} == {"-j DROP"}
-    assert not any("-pi-" in name or "-tl-" in name for name in made.tables[6, "filter"].chains)
+    assert {rule.split(" -m comment")[0] for rule in made.desired.tables[6, "filter"].chains["calico-to"].rules} == {
+        "-j DROP"
+    }
+    assert not any("-pi-" in name or "-tl-" in name for name in made.desired.tables[6, "filter"].chains)
 
 
 def test_masquerade_stands_for_the_families_that_want_it() -> None:
@@ -173,7 +181,7 @@ def test_masquerade_stands_for_the_families_that_want_it() -> None:
     first = a_state()
     more = HostChanges(pools=HostPools(all=(pool,), masquerade=(pool,)))
     made = built(first, more)
-    assert [bool(made.tables[family, "nat"].chains) for family in BOTH] == [True, False]
+    assert [bool(made.desired.tables[family, "nat"].chains) for family in BOTH] == [True, False]
     gone = built(first, more, HostChanges(pools=HostPools(all=(pool,))))
-    assert not gone.tables[4, "nat"].chains
-    assert not gone.sets.sets
+    assert not gone.desired.tables[4, "nat"].chains
+    assert not gone.desired.sets.sets

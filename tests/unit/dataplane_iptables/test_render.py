@@ -14,6 +14,7 @@ from calico_core.model.hoststate import HostRule, SetId
 SET = SetId("tag-00000000000000aa")
 V4, V6 = IPNetwork("10.0.0.0/8"), IPNetwork("fd00::/8")
 DROP = "-j DROP"
+MATCHED = ("nets", "sets", "ports")
 
 
 def render(family: int = 4, **fields: Any) -> list[str]:
@@ -128,3 +129,10 @@ def test_what_cannot_be_expressed_is_refused(fields: dict[str, Any], field: str)
     with pytest.raises(InvalidRequest) as caught:
         render(**fields)
     assert caught.value.field == field
+
+
+def test_no_field_of_a_rule_is_overlooked() -> None:
+    """A match that is not rendered would make the rule wider than it is."""
+    sides = {f"{negation}{side}_{what}" for negation in ("", "not_") for side in ("src", "dst") for what in MATCHED}
+    others = {"action", "ip_version", "protocol", "not_protocol", "icmp", "not_icmp", "log_prefix"}
+    assert set(HostRule.__struct_fields__) == sides | others

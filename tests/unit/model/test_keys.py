@@ -56,6 +56,7 @@ KEYS = [
     ),
     (keys.NodeStatusKey("h1"), "/calico/node/v1/host/h1/status"),
     (keys.AddressClaimKey(parse_address("10.0.0.1")), "/calico/node/v1/address/10.0.0.1"),
+    (keys.PolicyControllerKey(), "/calico/kubernetes/v1/controller"),
 ]
 
 

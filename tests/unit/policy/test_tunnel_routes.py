@@ -6,7 +6,7 @@ import random
 from typing import Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from netaddr import IPAddress, IPNetwork
 
@@ -158,6 +158,7 @@ def test_vxlan_over_ipv6_is_a_device_of_its_own() -> None:
     assert state.peers[0].host_address == IPAddress("2001:db8::2")
 
 
+@settings(deadline=None)
 @given(order=st.randoms(use_true_random=False), repeats=st.integers(0, 3))
 def test_any_order_of_updates_comes_to_the_same(order: random.Random, repeats: int) -> None:
     updates = [*_cluster(_pool()), _host("third", STRANGER)]

@@ -31,6 +31,7 @@ from calico_core.model.keys import (
 )
 from calico_core.model.workloads import AddressRequest, NewProfile, PairRequest
 from calico_core.workload.gate import NoAgent
+from calico_core.workload.service import WorkloadService
 from tests.doubles.ipam_store import check_laws
 
 if TYPE_CHECKING:
@@ -52,6 +53,26 @@ def _warm(bench: Bench) -> None:
 
 
 # --- attach ------------------------------------------------------------------------------------------
+
+
+def test_an_interface_without_a_wanted_mtu_gets_the_nodes(bench: Bench) -> None:
+    node_mtu_bytes = 1450
+    service = WorkloadService(
+        records=bench.records,
+        ipam=bench.ipam,
+        wiring=bench.wiring,
+        gate=bench.gate,
+        host="rack-a",
+        default_mtu_bytes=lambda: node_mtu_bytes,
+    )
+    try:
+        other = WorkloadEndpointKey("rack-a", "cni", "c2", "e1")
+        assert service.attach(bench.attach_request()).mtu_bytes == 1450
+        assert service.attach(bench.attach_request("c2", key=other, mtu_bytes=1300)).mtu_bytes == 1300
+        pair = service.make_pair(KEY, PairRequest(interface="calidocker", peer="tmpdocker"))
+        assert pair.mtu_bytes == 1450
+    finally:
+        service.close()
 
 
 def test_attach_gives_address_record_profile_and_interface(bench: Bench) -> None:
