@@ -127,6 +127,7 @@ class NetworkCommands:
         configuration = parse_configuration(call.stdin, NetworkConfiguration)
         check_command(configuration.version, "STATUS")
         check_supported(configuration, host=self._context.host)
+        self._pods.check(configuration)
         check_datastore(self._context)
         if is_foreign(configuration):
             Delegate(configuration.ipam.type, call).forward("STATUS")

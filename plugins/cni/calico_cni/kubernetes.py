@@ -14,7 +14,7 @@ import msgspec
 
 from calico_cni.environment import Invocation
 from calico_cni.errors import PolicySourceFailed, UnsupportedField
-from calico_cni.kubeconfig import Source
+from calico_cni.kubeconfig import AccessReader, Source
 from calico_cni.kubernetes_api import KubernetesApi
 from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.wire import NetworkConfiguration
@@ -83,6 +83,16 @@ class Pods:
             annotations |= {key: of_namespace[key] for key in _POOLS.values() if key in of_namespace}
         policy = PodPolicy(endpoint_labels(pod), endpoint_profiles(pod))
         return policy, with_annotations(configuration, annotations)
+
+    @staticmethod
+    def check(configuration: NetworkConfiguration) -> None:
+        """Whether it says where the API is, in files that can be used. The API itself is not asked: it may well be away
+        for a moment, and a node that is not ready then helps nobody.
+
+        :raises InvalidRequest: naming the key.
+        """
+        if configuration.policy.type == "k8s":
+            AccessReader(Source.of(configuration)).read()
 
     def close(self) -> None:
         with self._lock:

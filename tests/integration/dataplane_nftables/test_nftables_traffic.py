@@ -210,6 +210,24 @@ def test_spoofed_sources_are_dropped(lab: Any) -> None:
         assert not _heard(b, listener, a.v4, b.v4), "another MAC"
 
 
+def test_a_workload_cannot_send_into_the_hosts_tunnels(lab: Any) -> None:
+    a, b = lab.workload(), lab.workload()
+    lab.start(a.endpoint(), b.endpoint())
+    for port, is_heard in ((4790, True), (4789, False)):
+        with (
+            a.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener,
+            b.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        ):
+            listener.bind((a.v4, port))
+            listener.settimeout(3 if is_heard else 0.4)
+            sender.sendto(b"frame", (a.v4, port))
+            if is_heard:
+                assert listener.recv(64) == b"frame"
+            else:
+                with pytest.raises(TimeoutError):
+                    listener.recv(64)
+
+
 def test_spoofed_ipv6_source_is_dropped(lab: Any) -> None:
     a, b = lab.workload(), lab.workload()
     lab.start(a.endpoint(), b.endpoint())

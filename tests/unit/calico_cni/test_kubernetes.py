@@ -184,6 +184,15 @@ def test_a_configuration_that_names_no_api_is_refused(setup: CniSetup) -> None:
     assert "kubernetes.kubeconfig" in shape["msg"]
 
 
+def test_status_says_that_the_api_cannot_be_reached_by_this_configuration(setup: CniSetup, tmp_path: Path) -> None:
+    network = a_network(
+        cniVersion="1.1.0", policy={"type": "k8s"}, kubernetes={"kubeconfig": str(tmp_path / "missing")}
+    )
+    shape = error_of(setup.call("STATUS", network))
+    assert shape["code"] == 7
+    assert "missing: No such file" in shape["msg"]
+
+
 def test_keys_of_old_configurations_name_the_api_too(setup: CniSetup, api: KubernetesApi) -> None:
     policy = {"type": "k8s", "k8s_api_root": f"{api.url}/api/v1/", "k8s_auth_token": TOKEN}
     stdout_of(setup.call("ADD", a_network(policy=policy), CNI_ARGS=ARGUMENTS))
