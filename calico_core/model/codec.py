@@ -96,7 +96,7 @@ def _split(message: str) -> tuple[str, str]:
     return (match["path"], message[: match.start()]) if match else ("$", message)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _decoder(record_type: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(record_type, dec_hook=_decode_hook)
 
@@ -121,3 +121,26 @@ def _encode_hook(value: Any) -> str:
 
 
 _ENCODER = msgspec.json.Encoder(enc_hook=_encode_hook)
+
+
+def build_types(root: type[Any] = msgspec.Struct) -> None:
+    """Have msgspec look at every record and message class that is loaded now, in this thread.
+
+    It does so when a class is first decoded, without a lock: two threads that meet there crash the interpreter
+    (seen with 0.18 to 0.22). So a process that decodes in several threads calls this once everything is imported.
+    """
+    for kind in root.__subclasses__():
+        build_types(kind)
+        if not kind.__module__.startswith("msgspec"):
+            _build(kind)
+
+
+def _build(kind: type[Any]) -> None:
+    try:
+        _decoder(kind)
+    except (TypeError, NameError):
+        return  # holds what cannot be decoded, so nobody does
+
+
+for _key in Key.__subclasses__():
+    _decoder(_key.record_type)  # see build_types: those of the datastore are decoded wherever this is imported

@@ -279,8 +279,10 @@ class Runtime:
             self._integrations[plugin.name] = integration
             self._states[plugin.name] = "ready"
             self._programs.update(dict.fromkeys(integration.info.programs, integration))
+        codec.build_types()  # everything is imported, and no call is served yet
+        for name, integration in self._integrations.items():
             if integration.is_server:
-                self._serve(plugin.name, integration)
+                self._serve(name, integration)
         self._signs.has_integrations = True
 
     def _start_collector(self, records: Records, ipam: Ipam) -> None:

@@ -31,6 +31,7 @@ class ApiCache:
         self._changed = changed
         self._lock = threading.Lock()
         self._objects: dict[str, dict[Name, Any]] = {}
+        self._versions: dict[str, str] = {}
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -50,31 +51,38 @@ class ApiCache:
 
     def _follow(self, kind: Kind[Any]) -> None:
         wait_s = FIRST_WAIT_S
-        version = ""
         while not self._stop.is_set():
+            was_away = wait_s > FIRST_WAIT_S
             try:
-                api = Api(self._kubeconfig)
-                try:
-                    if not version:
-                        version = self._list(api, kind)
-                    wait_s = FIRST_WAIT_S
-                    for event in api.watch(kind, version):
-                        if self._stop.is_set():
-                            return
-                        version = event.item.metadata.resource_version or version
-                        self._take(kind, event.type, event.item)
-                finally:
-                    api.close()
+                self._watch(kind)
+                wait_s = FIRST_WAIT_S
             except HistoryGone:
-                version = ""
+                self._versions.pop(kind.name, None)
             except CalicoError as error:
-                log.warning("kubernetes.away", kind=kind.name, reason=str(error))
+                if not was_away:  # once is enough until it is back
+                    log.warning("kubernetes.away", kind=kind.name, reason=str(error))
+                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
             except Exception:  # a thread that died would leave its kind stale for ever
                 log.exception("kubernetes.watch_failed", kind=kind.name)
-                version = ""
-            # all nodes lose the server at once; let them not come back at once
+                self._versions.pop(kind.name, None)
+                wait_s = LONGEST_WAIT_S
+            # all kinds lose the server at once; let them not come back at once
             self._stop.wait(wait_s * random.uniform(0.5, 1.0))
-            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    def _watch(self, kind: Kind[Any]) -> None:
+        """On from the last version seen, or from a new list."""
+        api = Api(self._kubeconfig)
+        try:
+            if kind.name not in self._versions:
+                self._versions[kind.name] = self._list(api, kind)
+            for event in api.watch(kind, self._versions[kind.name]):
+                if self._stop.is_set():
+                    break
+                self._take(kind, event.type, event.item)
+                # also when the watch breaks: what was seen once must not come again, older than what is held
+                self._versions[kind.name] = event.item.metadata.resource_version
+        finally:
+            api.close()
 
     def _list(self, api: Api, kind: Kind[Any]) -> str:
         items, version = api.list(kind)

@@ -128,12 +128,15 @@ class Cluster:
         found: list[PlainStation] = []
 
         def is_running() -> bool:
-            status = self.get("pod", "-n", namespace, name)["status"]
+            pod = self.get("pod", "-n", namespace, name)
+            status = pod["status"]
             containers = status.get("containerStatuses") or [{}]
             if not (status.get("podIP") and containers[0].get("ready")):
                 return False
             container = containers[0]["containerID"].removeprefix("containerd://")
-            pid = self._pid_of(self.get("pod", "-n", namespace, name)["spec"]["nodeName"], container)
+            pid = self._find_pid(pod["spec"]["nodeName"], container)
+            if not pid:  # the API has not heard yet that this one is gone
+                return False
             found.append(
                 PlainStation(
                     name=f"{namespace}/{name}",
@@ -322,11 +325,12 @@ state = "{folder}/state"
     def _tasks(self, host: LabHost) -> list[str]:
         return self._ctr(host, "tasks", "list", "-q").split()
 
-    def _pid_of(self, node: str, container: str) -> int:
+    def _find_pid(self, node: str, container: str) -> int:
+        """0: there is no such container (any more)."""
         for line in self._ctr(self.lab.host(node), "tasks", "list").splitlines():
             if line.startswith(container):
                 return int(line.split()[1])
-        raise AssertionError(f"{node} has no task {container}")
+        return 0
 
     def _await_quietly(self, condition: Callable[[], bool], *, within_s: float) -> None:
         deadline = time.monotonic() + within_s
