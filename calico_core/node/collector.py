@@ -126,6 +126,7 @@ class Collector:
     def _try_look(self) -> None:
         try:
             self.look()
+            self._ipam.sweep()
             self._last_error = ""
         except CalicoError as error:
             self._last_error = str(error)
