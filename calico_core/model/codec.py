@@ -137,7 +137,7 @@ def build_types(root: type[Any] = msgspec.Struct) -> None:
 
 def _build(kind: type[Any]) -> None:
     try:
-        _decoder(kind)
+        _decoder(kind)  # type: ignore[arg-type]
     except (TypeError, NameError):
         return  # holds what cannot be decoded, so nobody does
 

@@ -67,9 +67,7 @@ def wait_for_store(records: Records, stop: threading.Event) -> bool:
     return False
 
 
-def with_stored_config(
-    settings: Settings, environment: Mapping[str, str], records: Records, host: str
-) -> Settings:
+def with_stored_config(settings: Settings, environment: Mapping[str, str], records: Records, host: str) -> Settings:
     """Settings with the datastore's configuration beneath environment and file. An unusable stored value is logged
     and all stored ones are left out: one bad key must not stop every host."""
     stored: dict[type[Key], dict[str, str]] = {GlobalConfigKey: {}, HostConfigKey: {}}
@@ -78,9 +76,7 @@ def with_stored_config(
             if isinstance(found.key, GlobalConfigKey | HostConfigKey):
                 stored[type(found.key)][found.key.name] = found.record
     try:
-        merged = load_settings(
-            environment, host_config=stored[HostConfigKey], global_config=stored[GlobalConfigKey]
-        )
+        merged = load_settings(environment, host_config=stored[HostConfigKey], global_config=stored[GlobalConfigKey])
     except InvalidSettings as error:
         log.error("settings.stored_config_ignored", reason=str(error))
         return settings

@@ -101,8 +101,10 @@ def test_malformed_record(key: keys.Key, value: str, field: str, right: str) -> 
 GOOD = [
     (
         WORKLOAD,
-        ('{"state":"active","name":"cali1","mac":"ee:ee:ee:ee:ee:ee","profile_ids":["web"],'
-        '"ipv4_nets":["10.0.0.1/32"],"labels":{"role":"web"}}'),
+        (
+            '{"state":"active","name":"cali1","mac":"ee:ee:ee:ee:ee:ee","profile_ids":["web"],'
+            '"ipv4_nets":["10.0.0.1/32"],"labels":{"role":"web"}}'
+        ),
     ),
     (RULES, '{"inbound_rules":[{"protocol":"tcp","dst_ports":[80,"90:99"]}],"outbound_rules":[],"id":"web"}'),
     (POOL, '{"cidr":"10.0.0.0/16","masquerade":true}'),
