@@ -253,3 +253,18 @@ def test_what_a_user_sees_inside_a_pod(cluster: Cluster, pods: Pods) -> None:
     cluster.apply(a_policy("shop", "closed", **SERVER), a_policy("shop", "web", podSelector=WEB))
     await_flow(pods, no("client", "server"))
     assert not cluster.exec("shop", "client", fetch)
+
+
+@pytest.mark.parametrize(("host", "flow"), [("host1", no("client", "second")), ("host2", no("other", "server"))])
+@pytest.mark.usefixtures("clean")
+def test_when_a_node_dies_the_other_one_looks_after_policies(
+    cluster: Cluster, pods: Pods, host: str, flow: Flow
+) -> None:
+    """One of the two cases hits the node that was elected. The pods of ``flow`` are both on the other one."""
+    assert is_open(pods, flow)
+    cluster.lab.host(host).kill_node()
+    try:
+        cluster.apply(a_policy("shop", "closed", **SERVER))
+        await_flow(pods, flow)
+    finally:
+        cluster.lab.host(host).start_node()
