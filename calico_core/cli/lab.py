@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from calico_core.cli.context import CliContext, pass_context
-from calico_core.cli.output import answer, answer_one, table
+from calico_core.cli.output import answer_one, table
 from calico_core.lab.demonstration import Step, demonstrate
 from calico_core.lab.probes import probe as probe_once
 from calico_core.lab.topology import DEFAULT_NAME, Laboratory
@@ -140,6 +140,3 @@ def _print(step: Step) -> None:
         click.echo("  " + step.text.replace("\n", "\n  "))
     if step.table:
         click.echo(table(step.table[0], step.table[1:]))
-
-
-__all__ = ["answer", "lab"]
