@@ -4,20 +4,35 @@ through :class:`WorkloadWiring`. Neither sees the other's."""
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
 
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
-from calico_core.model.hoststate import HostChanges
+from calico_core.model.hoststate import HostChanges, RulesId
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.record import Value
 from calico_core.model.workloads import InterfaceEvent, PairRequest, WiredInterface, WiringRequest
 
 
+class FailsafePort(NamedTuple):
+    """A port of the host that no policy closes. ``net`` None: whoever is at the other end."""
+
+    protocol: int
+    port: int
+    net: IPNetwork | None = None
+
+
 class DataplaneOptions(Value, frozen=True):
     """``interface_prefix``: host interfaces of workloads start with it. ``endpoint_to_host``: what happens to traffic
-    from a workload to the host itself. ``route_protocol`` marks the routes that are ours."""
+    from a workload to the host itself. ``route_protocol`` marks the routes that are ours.
+
+    ``deny_action``: what every denial does, of a rule that says "deny" and of none that says anything.
+    ``drop_override`` comes before it; the ``ACCEPT`` forms switch policy off. ``failsafe_…``: see
+    :class:`FailsafePort`; they hold on interfaces of host endpoints. ``metadata``: address and port that stand behind
+    169.254.169.254:80. ``log_rate``: log lines a second and rule, 0: no limit, with bursts of ``log_burst``.
+    ``denied_group``: the NFLOG group that denied packets are told to, 0: none. ``mark_mask``: the bits of a packet's
+    mark that are ours, two at least."""
 
     host: str = ""
     interface_prefix: str = "cali"
@@ -25,6 +40,69 @@ class DataplaneOptions(Value, frozen=True):
     is_ipv6_enabled: bool = True
     route_protocol: int = 80
     log_prefix: str = "calico-packet"
+    log_rate: int = 0
+    log_burst: int = 5
+    deny_action: Literal["DROP", "REJECT"] = "DROP"
+    drop_override: Literal["DROP", "ACCEPT", "LOG-and-DROP", "LOG-and-ACCEPT"] = "DROP"
+    failsafe_inbound: tuple[FailsafePort, ...] = ()
+    failsafe_outbound: tuple[FailsafePort, ...] = ()
+    metadata: tuple[IPAddress, int] | None = None
+    denied_group: int = 0
+    mark_mask: int = 0xFF000000
+
+
+class DenialOrigin(Value, frozen=True):
+    """What denied a packet: the rule number ``rule`` (from 0) of ``rules`` as the host knows them; the end of a tier;
+    the end of the profiles; or, with ``rules`` and ``tier`` None, what ``reason`` says (an unknown endpoint, a spoofed
+    source). ``direction`` is as seen from the endpoint."""
+
+    reason: str
+    direction: Literal["inbound", "outbound"] | None = None
+    tier: str | None = None
+    rules: RulesId | None = None
+    rule: int | None = None
+
+
+class DeniedPacket(Value, frozen=True):
+    """One packet that was dropped or refused. ``in_interface`` and ``out_interface``: '' where there is none.
+    Ports, and ICMP type and code, are None where the protocol has none or the packet is cut short."""
+
+    origin: DenialOrigin
+    time: float
+    in_interface: str
+    out_interface: str
+    src: IPAddress
+    dst: IPAddress
+    protocol: int
+    src_port: int | None = None
+    dst_port: int | None = None
+    icmp: tuple[int, int] | None = None
+    length_bytes: int = 0
+
+
+class RuleCount(NamedTuple):
+    """What a rule of the host's (:class:`DenialOrigin` names it so) has matched since it was written."""
+
+    rules: RulesId
+    direction: Literal["inbound", "outbound"]
+    rule: int
+    packets: int
+    bytes: int
+
+
+class Connection(NamedTuple):
+    """A tracked connection as its first packet had it, before any translation: (source, destination, source port,
+    destination port; for ICMP type and code in place of the ports), and as the answers have it."""
+
+    protocol: int
+    src: IPAddress
+    dst: IPAddress
+    src_port: int
+    dst_port: int
+    reply_src: IPAddress
+    reply_dst: IPAddress
+    reply_src_port: int
+    reply_dst_port: int
 
 
 class Failure(NamedTuple):
@@ -90,6 +168,31 @@ class Dataplane(abc.ABC):
 
     @abc.abstractmethod
     def wiring(self) -> WorkloadWiring: ...
+
+    def watch_addresses(self, callback: Callable[[str, frozenset[IPAddress] | None], None]) -> Callable[[], None]:
+        """Call back, in a thread of the driver's, with the name and all addresses of each interface that is no
+        workload's: now, and whenever they change; None: it is gone. Returns what stops it."""
+        del callback
+        return lambda: None
+
+    def watch_denied(self, callback: Callable[[DeniedPacket], None]) -> Callable[[], None]:
+        """Call back, in a thread of the driver's, for each denied packet (a share of them when there are too many).
+        Returns what stops it; nobody listening costs the kernel next to nothing."""
+        del callback
+        return lambda: None
+
+    def rule_counts(self) -> tuple[RuleCount, ...]:
+        """What each rule has matched since it was last written."""
+        return ()
+
+    def connections(self) -> tuple[Connection, ...]:
+        """What the kernel tracks now."""
+        return ()
+
+    def cut(self, connections: Iterable[Connection]) -> int:
+        """Forget these connections: their next packet is judged anew. How many were there."""
+        del connections
+        return 0
 
     @abc.abstractmethod
     def purge(self) -> None:

@@ -93,7 +93,7 @@ def explain_side(state: HostState, workload: HostWorkload, direction: Direction,
             Step(
                 workload=key,
                 direction=direction,
-                outcome="deny" if rule.action == "deny" else "allow",
+                outcome="deny" if rule.action in {"deny", "reject"} else "allow",
                 reason="a rule of a profile decides",
                 rules=rules_id,
                 rule=index,
@@ -112,11 +112,12 @@ def _tier(state: HostState, key: WorkloadEndpointKey, direction: Direction, tier
             continue
         rule, index = found
         assert rule.action != "log"
+        outcome: Outcome = "deny" if rule.action == "reject" else rule.action
         reason = "a rule of a policy decides" if rule.action != "pass" else "a rule passes on to the next tier"
         return Step(
             workload=key,
             direction=direction,
-            outcome=rule.action,
+            outcome=outcome,
             reason=reason,
             tier=tier.tier,
             rules=rules_id,
