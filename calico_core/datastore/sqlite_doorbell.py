@@ -133,13 +133,15 @@ class _DataVersion:
         self._path = path
         self._connection: sqlite3.Connection | None = None
         self._inode = 0
-        self._last = 0
+        self._last: int | None = None
 
     def has_changed(self) -> bool:
+        """True for the first look at a file, too: one that replaced another may well have the other's number."""
         try:
             inode = Path(self._path).stat().st_ino
             if self._connection is None or inode != self._inode:
                 self.close()
+                self._last = None
                 self._connection = sqlite3.connect(f"file:{self._path}?mode=rw", uri=True, timeout=0.1)
                 self._inode = inode
             version = self._connection.execute("PRAGMA data_version").fetchone()[0]

@@ -13,6 +13,7 @@ import pytest
 from calico_core.datastore.etcd3 import Etcd3Datastore
 from calico_core.datastore.memory import MemoryDatastore
 from calico_core.datastore.sqlite import SqliteDatastore
+from calico_core.datastore.sqlite_doorbell import _DataVersion
 from calico_core.datastore.syncer import SyncBatch, Syncer, SyncStatus
 from calico_core.interfaces.datastore import Datastore, DatastoreOptions, Delete, Put
 
@@ -278,6 +279,23 @@ def test_a_rebuilt_store_is_compared_by_value(tmp_path: Path, follow: Any) -> No
         assert sorted(consumer.told[syncer_told:], key=str) == [(f"{CONFIG}B", "2"), (f"{CONFIG}C", None)]
     finally:
         store.close()
+
+
+def test_a_replaced_file_is_noticed_whatever_its_number(tmp_path: Path) -> None:
+    """The number that SQLite counts commits by starts alike in every file."""
+    for name in ("calico.db", "new.db"):
+        store = SqliteDatastore.open(f"sqlite://{tmp_path}/{name}", DatastoreOptions())
+        store.put(f"{CONFIG}A", b"1")
+        store.close()
+    version = _DataVersion(f"{tmp_path}/calico.db")
+    try:
+        assert version.has_changed()
+        assert not version.has_changed()
+        (tmp_path / "new.db").rename(tmp_path / "calico.db")
+        assert version.has_changed()
+        assert not version.has_changed()
+    finally:
+        version.close()
 
 
 def test_a_restart_of_etcd_heals(etcd: EtcdServer, follow: Any) -> None:
