@@ -20,6 +20,7 @@ from calico_core.interfaces.dataplane import WorkloadWiring
 from calico_core.interfaces.datastore import Compare, Delete, Operation, Precondition, Put, Records, Versioned, absent
 from calico_core.interfaces.ipam import Companion, Ipam
 from calico_core.interfaces.workloads import Workloads
+from calico_core.locks import NamedLocks
 from calico_core.log import get_logger
 from calico_core.model import codec
 from calico_core.model.addresses import host_network, mac_from_bytes
@@ -44,7 +45,6 @@ from calico_core.model.workloads import (
     WiringRequest,
 )
 from calico_core.workload.gate import PolicyGate
-from calico_core.workload.locks import NamedLocks
 from calico_core.workload.undo import UndoStack
 
 log = get_logger(__name__)

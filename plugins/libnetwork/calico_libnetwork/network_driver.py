@@ -5,9 +5,9 @@ from __future__ import annotations
 import collections
 
 from calico_core.interfaces.integration import IntegrationContext
+from calico_core.locks import NamedLocks
 from calico_core.log import get_logger
 from calico_libnetwork.endpoints import Endpoints
-from calico_libnetwork.locks import NamedLocks
 from calico_libnetwork.networks import Networks
 from calico_libnetwork.wire import (
     PORT_MAP,

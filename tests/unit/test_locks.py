@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from calico_core.errors import NotReady
-from calico_core.workload.locks import NamedLocks
+from calico_core.locks import NamedLocks
 
 WAIT_S = 10.0
 
