@@ -56,7 +56,6 @@ MISSED = {
     TO_ROOT: f"{DROP} # to an unknown endpoint",
     SOURCE_ROOT: f"-g {NO_SOURCE}",
 }
-ENDPOINT_TO_HOST = ("DROP", "RETURN", "ACCEPT")
 
 COMMENT = "calico:"
 _INVALID = f"-m conntrack --ctstate INVALID {DROP}"

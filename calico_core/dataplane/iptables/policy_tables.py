@@ -18,6 +18,7 @@ from calico_core.dataplane.iptables.desired import Touched
 from calico_core.dataplane.iptables.ipsets import parse_saved as parse_sets
 from calico_core.dataplane.iptables.ipsets import write_commands
 from calico_core.dataplane.iptables.saved import Line, SavedTable
+from calico_core.dataplane.kernel_dataplane import TableReport
 from calico_core.dataplane.linux import sysctl
 from calico_core.dataplane.reconcile import Table, reconcile
 from calico_core.errors import ToolFailed
@@ -42,16 +43,6 @@ _PURGE_TRIES = 100
 _AT_LINE = re.compile(r"\bline:? (\d+)")
 
 log = get_logger(__name__)
-
-
-class TableReport(msgspec.Struct, frozen=True, kw_only=True):
-    """``healed``: differences found that were not ours. ``lost``: addresses (family, value) that an interface had and
-    no longer has."""
-
-    changes: int = 0
-    failures: tuple[Failure, ...] = ()
-    healed: tuple[str, ...] = ()
-    lost: frozenset[tuple[int, int]] = frozenset()
 
 
 class _Refused(Exception):
@@ -91,6 +82,9 @@ class PolicyTables:
         self._builder = TablesBuilder(options, self._families)
         self._observed: _Observed | None = None
         self._closed: dict[str, str] = {}
+
+    def close(self) -> None:
+        """Nothing is held between calls."""
 
     # --- calls of the driver ----------------------------------------------------------------------
 

@@ -41,7 +41,6 @@ POSTROUTING = "nat postrouting 100"
 FROM_MAP, TO_MAP = "wl_from", "wl_to"
 NAT_CHAIN = "nat_postrouting"
 SOURCE_KINDS = {4: ("source4", "source_mac4"), 6: ("source6", "source_mac6")}
-ENDPOINT_TO_HOST = ("DROP", "RETURN", "ACCEPT")
 
 _STATE = "ct state vmap { established : accept, related : accept, invalid : drop }"
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from calico_core.dataplane.kernel_dataplane import TableReport
 from calico_core.dataplane.nftables.builder import TableBuilder
 from calico_core.dataplane.nftables.library import NftLibrary
 from calico_core.dataplane.nftables.names import FAMILY, TABLE
@@ -40,17 +41,6 @@ _UNKNOWN = -1
 _WHOLE_TABLE = f"table {FAMILY} {TABLE}"
 
 log = get_logger(__name__)
-
-
-class TableReport(msgspec.Struct, frozen=True, kw_only=True):
-    """``healed``: differences found that were not ours. ``lost``: addresses (family, value) that an interface had and
-    no longer has. ``path``: how the last transaction went: ``netlink``, ``libnftables`` or ``none``."""
-
-    changes: int = 0
-    failures: tuple[Failure, ...] = ()
-    healed: tuple[str, ...] = ()
-    lost: frozenset[tuple[int, int]] = frozenset()
-    path: str = "none"
 
 
 class PolicyTable:
