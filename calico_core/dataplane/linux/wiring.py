@@ -68,7 +68,8 @@ class VethWiring(WorkloadWiring):
         self._pins_gateway = pins_gateway
 
     def close(self) -> None:
-        """Free the sockets kept open."""
+        """Free the sockets kept open, when the kernel is done with what was deleted."""
+        self._reaper.close()
         self._sockets.close()
 
     def attach(self, request: WiringRequest) -> WiredInterface:
