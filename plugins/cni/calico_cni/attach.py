@@ -30,6 +30,7 @@ from calico_core.errors import InterfaceTaken, InvalidRequest, NotReady
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.model.addresses import parse_mac
 from calico_core.model.workloads import AddressRequest, Attach, Attached
+from calico_core.stopwatch import lap
 
 CONTAINER_SIDE = 1  # index in our own result; 0 is the host side
 DEFAULT_ROUTES = {4: ("0.0.0.0/0", "169.254.1.1"), 6: ("::/0", "fe80::ecee:eeff:feee:eeee")}
@@ -80,7 +81,7 @@ class AttachCall:
         attached = self._context.workloads.attach(request)
         self._refuse_other_network(attached)
         result = _result(attached, self._invocation, self._configuration)
-        return Outcome(encode_result(result, self._configuration.version), steps=attached.steps)
+        return Outcome(encode_result(result, self._configuration.version))
 
     @contextlib.contextmanager
     def _delegated(self) -> Iterator[tuple[IPAddress, ...]]:
@@ -92,6 +93,7 @@ class AttachCall:
             return
         delegate = Delegate(self._configuration.ipam.type, self._call)
         addresses = delegate.add(self._configuration.version)
+        lap("delegate")
         try:
             yield addresses
         except BaseException:
@@ -119,7 +121,7 @@ class AttachCall:
         )
         attached = self._context.workloads.attach(request)
         self._refuse_other_network(attached)
-        return Outcome(previous.encode(self._configuration.version), steps=attached.steps)
+        return Outcome(previous.encode(self._configuration.version))
 
     def _request(self, namespace_fd: int, addresses: AddressRequest | tuple[IPAddress, ...]) -> Attach:
         configuration, invocation = self._configuration, self._invocation

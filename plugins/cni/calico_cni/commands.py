@@ -33,6 +33,7 @@ from calico_core.errors import Unavailable
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.log import get_logger
 from calico_core.model.workloads import Detach
+from calico_core.stopwatch import lap
 
 log = get_logger(__name__)
 
@@ -75,6 +76,7 @@ class NetworkCommands:
         if pod is None:
             return AttachCall(self._context, call, invocation, configuration, identity).run()
         policy, configuration = self._pods.policy_and_wishes(configuration, invocation, pod)
+        lap("kubernetes")
         return AttachCall(self._context, call, invocation, configuration, identity, policy).run()
 
     def _delete(self, call: Call, invocation: Invocation) -> Outcome:
@@ -92,6 +94,7 @@ class NetworkCommands:
         finally:
             if ipam != IPAM_PROGRAM and NAME.fullmatch(ipam):  # with another name no ADD can have succeeded
                 Delegate(ipam, call).delete()
+                lap("delegate")
         return Outcome()
 
     def detach_deferred(self, detach: DeferredDetach) -> None:
