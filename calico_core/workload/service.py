@@ -220,6 +220,7 @@ class WorkloadService(Workloads):
                 mac=endpoint.mac,
                 mtu_bytes=request.mtu_bytes or self._default_mtu_bytes(),
                 is_default_route=request.is_default_route,
+                routes=request.routes,
                 allow_ip_forwarding=request.allow_ip_forwarding,
             )
         )
