@@ -83,14 +83,15 @@ class IpSets:
 
     def update_members(self, updates: Sequence[tuple[Key, Member | None]]) -> None:
         """Each key at most once a batch. None: gone."""
-        ids, table, index, ports = self._ids, self._table, self._index, self._port_sets
+        ids, table, index = self._ids, self._table, self._index
+        port_sets, with_ports = self._port_sets, self._port_sets.ports
         index.expect(len(updates))
         for key, record in updates:
             if record is None:
                 item = ids.release(key)
                 if item is not None:
                     self._set_addresses(item, NO_HOSTS, ())
-                    ports.put(item, ())
+                    port_sets.put(item, ())
                     index.remove(item)
                 continue
             hosts, nets = addresses_of(record)
@@ -104,8 +105,8 @@ class IpSets:
             if isinstance(record, NetworkSet):
                 index.put(item, labels, ())
                 continue
-            if record.ports or ports.knows(item):
-                ports.put(item, record.ports)
+            if record.ports or item in with_ports:
+                port_sets.put(item, record.ports)
                 labels = with_port_labels(labels, record.ports)
             index.put(item, labels, record.profile_ids)
 

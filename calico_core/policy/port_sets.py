@@ -50,8 +50,9 @@ class PortSets:
     """The sets in use, by the query of each."""
 
     def __init__(self, table: MemberTable) -> None:
+        self.ports: dict[int, Ports] = {}
+        """Of the endpoints that have some. To be read; change it by :meth:`put`."""
         self._table = table
-        self._ports: dict[int, Ports] = {}
         self._sets: dict[SetId, _ActivePorts] = {}
         self._of_query: dict[Query, _ActivePorts] = {}
         # Of the batch under way.
@@ -73,20 +74,17 @@ class PortSets:
 
     def put(self, item: int, ports: Ports) -> None:
         """An endpoint that has ports, or had some."""
-        if self._ports.get(item, ()) == ports:
+        if self.ports.get(item, ()) == ports:
             return
         self._touched.add(item)
         if ports:
-            self._ports[item] = ports
+            self.ports[item] = ports
         else:
-            del self._ports[item]
-
-    def knows(self, item: int) -> bool:
-        return item in self._ports
+            del self.ports[item]
 
     def touch(self, item: int) -> None:
         """Its addresses are others now."""
-        if item in self._ports:
+        if item in self.ports:
             self._touched.add(item)
 
     def flush(self, deltas: Mapping[Query, Delta]) -> tuple[PortSetChange, ...]:
@@ -126,7 +124,7 @@ class PortSets:
     def _offer(self, item: int, source: NamedPort) -> frozenset[PortMember]:
         numbers = [
             port.port
-            for port in self._ports[item]
+            for port in self.ports[item]
             if port.name == source.name and protocol_number(port.protocol) == source.protocol
         ]
         return frozenset(
