@@ -195,7 +195,9 @@ class HostInterface(Value, frozen=True):
     none of their rules allows. ``forward_…`` judge what is forwarded through the interface; what all of their tiers
     pass on passes, and so does everything where there is none.
     ``untracked_…`` come before connection tracking: allow passes without being tracked, deny drops, what none of the
-    rules decides goes on as if they were not there. ``pre_dnat`` likewise, before destinations are translated.
+    rules decides goes on as if they were not there. ``pre_dnat`` likewise, before destinations are translated. What one
+    of these allows inbound is not asked again at this interface, neither by ``inbound`` nor by ``forward_inbound`` (in
+    the reference the accept mark outlives the table); a workload it is forwarded to is asked all the same.
     """
 
     key: HostEndpointKey

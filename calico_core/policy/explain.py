@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
 from netaddr import IPAddress
 
 from calico_core.model.addresses import contains
@@ -66,8 +67,10 @@ class Verdict(Value, frozen=True):
 
 
 def explain(state: HostState, packet: Packet) -> Verdict:
-    """The sender's outbound side first, then the receiver's inbound side. Where several local workloads carry an
+    """The sender's outbound side first, then the receiver's inbound side. Floating addresses of this host are
+    translated before either is asked. Where several local workloads carry an
     address, all of them must allow."""
+    packet = translated(state, packet)
     steps: list[Step] = []
     sides: tuple[tuple[Direction, IPAddress], ...] = (("outbound", packet.src), ("inbound", packet.dst))
     for direction, address in sides:
@@ -76,6 +79,15 @@ def explain(state: HostState, packet: Packet) -> Verdict:
             if steps[-1].outcome == "deny":
                 return Verdict(outcome="deny", steps=tuple(steps))
     return Verdict(outcome="allow" if steps else "unaffected", steps=tuple(steps))
+
+
+def translated(state: HostState, packet: Packet) -> Packet:
+    """As policy sees it: a floating address of a workload of this host is translated before."""
+    for workload in state.workloads.values():
+        for nat in workload.nats:
+            if nat.external == packet.dst:
+                return msgspec.structs.replace(packet, dst=nat.internal)
+    return packet
 
 
 def explain_side(state: HostState, workload: HostWorkload, direction: Direction, packet: Packet) -> list[Step]:

@@ -244,11 +244,11 @@ def interfaces_of(records: Records, present: Interfaces) -> dict[str, HostEndpoi
     return {name: min(keys, key=lambda key: key.endpoint) for name, keys in claims.items()}
 
 
-def nats_of(records: Records) -> dict[WorkloadEndpointKey, set[HostNat]]:
+def nats_of(records: Records, host: str = HOST) -> dict[WorkloadEndpointKey, set[HostNat]]:
     """Each floating address belongs to the first workload, and there to the first address."""
     claims: dict[IPAddress, list[tuple[str, IPAddress, WorkloadEndpointKey]]] = {}
     for key, record in records.items():
-        if isinstance(key, WorkloadEndpointKey) and key.host == HOST and record.state == "active":
+        if isinstance(key, WorkloadEndpointKey) and key.host == host and record.state == "active":
             for nat in record.ipv4_nat + record.ipv6_nat:
                 claims.setdefault(nat.ext_ip, []).append((key.path, nat.int_ip, key))
     found: dict[WorkloadEndpointKey, set[HostNat]] = {}
@@ -267,8 +267,14 @@ def peers_of(records: Records) -> HostPeers:
     return HostPeers(addresses=tuple(addresses), is_ipip=is_ipip, is_vxlan=is_vxlan)
 
 
+def translate(records: Records, packet: Packet, host: str = HOST) -> Packet:
+    nats = (nat for found in nats_of(records, host).values() for nat in found)
+    internal = next((nat.internal for nat in nats if nat.external == packet.dst), packet.dst)
+    return msgspec.structs.replace(packet, dst=internal)
+
+
 def oracle(records: Records, packet: Packet) -> str:
-    verdict = "unaffected"
+    verdict, packet = "unaffected", translate(records, packet)
     for direction, address in (("outbound", packet.src), ("inbound", packet.dst)):
         for key, record in records.items():
             if not isinstance(key, WorkloadEndpointKey) or key.host != HOST:
@@ -483,7 +489,8 @@ batches = st.one_of(changes, changes.map(lambda each: [BASE, *each]), changes.ma
 def packets(draw: st.DrawFn) -> Packet:
     v4, v6 = [*V4, IPAddress("192.0.2.1")], [*V6, IPAddress("2001:db8::1")]
     family = draw(st.sampled_from([v4, v4, v6]))
-    src, dst = draw(st.sampled_from(family)), draw(st.sampled_from(family))
+    src = draw(st.sampled_from(family))
+    dst = draw(st.sampled_from([*family, *FLOATING] if family is v4 else family))
     protocol = draw(st.sampled_from([6, 6, 17, 1, 58, 200]))
     if protocol in (6, 17):
         ports = st.sampled_from([80, 90, 443, 5000, 6000])
