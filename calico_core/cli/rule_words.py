@@ -20,7 +20,7 @@ from calico_core.errors import InvalidRequest
 from calico_core.model import codec
 from calico_core.model.rules import PROTOCOLS, Rule
 
-_ACTIONS = ("allow", "deny", "log", "next-tier", "pass")
+_ACTIONS = ("allow", "deny", "reject", "log", "next-tier", "pass")
 _SIDES = {"from": "src", "to": "dst"}
 _SIDE_WORDS = "ports LIST, tag T, cidr C or selector 'EXPR'"
 
