@@ -23,7 +23,14 @@ from calico_core.dataplane.linux.rtnetlink import RouteSocket
 from calico_core.dataplane.linux.wiring import VethWiring
 from calico_core.dataplane.workload_routes import RouteReport, WorkloadRoutes
 from calico_core.errors import InvalidRequest, KernelRefused
-from calico_core.interfaces.dataplane import ApplyReport, Dataplane, DataplaneOptions, Failure, WorkloadWiring
+from calico_core.interfaces.dataplane import (
+    ApplyReport,
+    Connection,
+    Dataplane,
+    DataplaneOptions,
+    Failure,
+    WorkloadWiring,
+)
 from calico_core.log import get_logger
 from calico_core.model.hoststate import HostChanges, HostState
 from calico_core.model.ids import check_interface
@@ -148,6 +155,12 @@ class KernelDataplane(Dataplane, Generic[P]):
 
     def wiring(self) -> WorkloadWiring:
         return self._wiring
+
+    def connections(self) -> tuple[Connection, ...]:
+        return tuple(self._conntrack.list())
+
+    def cut(self, connections: Iterable[Connection]) -> int:
+        return self._conntrack.cut(connections)
 
     def purge(self) -> None:
         self._policy.purge()
