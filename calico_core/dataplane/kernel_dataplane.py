@@ -15,6 +15,8 @@ import msgspec
 from netaddr import IPAddress
 
 from calico_core.dataplane.claims import Claims
+from calico_core.dataplane.denials import Origins
+from calico_core.dataplane.denied_packets import DeniedPackets
 from calico_core.dataplane.linux import sysctl
 from calico_core.dataplane.linux.conntrack import Conntrack
 from calico_core.dataplane.linux.interfaces import LinkMonitor
@@ -23,10 +25,19 @@ from calico_core.dataplane.linux.rtnetlink import RouteSocket
 from calico_core.dataplane.linux.wiring import VethWiring
 from calico_core.dataplane.workload_routes import RouteReport, WorkloadRoutes
 from calico_core.errors import InvalidRequest, KernelRefused
-from calico_core.interfaces.dataplane import ApplyReport, Dataplane, DataplaneOptions, Failure, WorkloadWiring
+from calico_core.interfaces.dataplane import (
+    ApplyReport,
+    Connection,
+    Dataplane,
+    DataplaneOptions,
+    DeniedPacket,
+    Failure,
+    WorkloadWiring,
+)
 from calico_core.log import get_logger
 from calico_core.model.hoststate import HostChanges, HostState
 from calico_core.model.ids import check_interface
+from calico_core.model.rules import PORT_PROTOCOLS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -35,6 +46,8 @@ if TYPE_CHECKING:
     from calico_core.model.workloads import InterfaceEvent
 
 ENDPOINT_TO_HOST = ("DROP", "RETURN", "ACCEPT")
+DENY_ACTIONS = ("DROP", "REJECT")
+DROP_OVERRIDES = ("DROP", "ACCEPT", "LOG-and-DROP", "LOG-and-ACCEPT")
 
 log = get_logger(__name__)
 
@@ -73,13 +86,16 @@ P = TypeVar("P", bound=Policy)
 
 
 class KernelDataplane(Dataplane, Generic[P]):
-    """Programs one network namespace. ``namespace_fd`` None: the process's own. It closes ``policy``.
+    """Programs one network namespace. ``namespace_fd`` None: the process's own. It closes ``policy``, which tells
+    ``origins`` what is behind each denial.
 
     Subjects in reports: a workload by its key's path, rules and sets by their id, ``pools``, ``route <CIDR>``,
     ``conntrack``; ``table …`` when the batch is not in force.
     """
 
-    def __init__(self, options: DataplaneOptions, namespace_fd: int | None, policy: P) -> None:
+    def __init__(
+        self, options: DataplaneOptions, namespace_fd: int | None, policy: P, origins: Origins | None = None
+    ) -> None:
         self._namespace_fd = namespace_fd
         self._policy = policy
         run_in(namespace_fd, lambda: sysctl.apply(_forwarding(options)))
@@ -92,6 +108,7 @@ class KernelDataplane(Dataplane, Generic[P]):
             self._route_socket, prefix=options.interface_prefix, protocol=options.route_protocol
         )
         self._conntrack = Conntrack(namespace_fd)
+        self._denied = DeniedPackets(options.denied_group, Origins() if origins is None else origins, namespace_fd)
         self._wiring = VethWiring(namespace_fd, interface_prefix=options.interface_prefix)
 
     def ensure_closed(self) -> None:
@@ -149,6 +166,15 @@ class KernelDataplane(Dataplane, Generic[P]):
     def wiring(self) -> WorkloadWiring:
         return self._wiring
 
+    def watch_denied(self, callback: Callable[[DeniedPacket], None]) -> Callable[[], None]:
+        return self._denied.watch(callback)
+
+    def connections(self) -> tuple[Connection, ...]:
+        return tuple(self._conntrack.list())
+
+    def cut(self, connections: Iterable[Connection]) -> int:
+        return self._conntrack.cut(connections)
+
     def purge(self) -> None:
         self._policy.purge()
         self._routes.want_nothing()
@@ -160,6 +186,7 @@ class KernelDataplane(Dataplane, Generic[P]):
             raise KernelRefused("remove routes", errno.EBUSY, reasons)
 
     def close(self) -> None:
+        self._denied.close()
         self._policy.close()
         self._route_socket.close()
         self._conntrack.close()
@@ -224,6 +251,21 @@ def check_options(options: DataplaneOptions) -> None:
     if options.endpoint_to_host not in ENDPOINT_TO_HOST:
         wanted = ", ".join(ENDPOINT_TO_HOST)
         raise InvalidRequest("endpoint_to_host", f"{options.endpoint_to_host!r} is not one of {wanted}")
+    if options.deny_action not in DENY_ACTIONS:
+        raise InvalidRequest("deny_action", f"{options.deny_action!r} is not one of {', '.join(DENY_ACTIONS)}")
+    if options.drop_override not in DROP_OVERRIDES:
+        raise InvalidRequest("drop_override", f"{options.drop_override!r} is not one of {', '.join(DROP_OVERRIDES)}")
+    if options.mark_mask.bit_count() < 2 or not 0 < options.mark_mask < 1 << 32:
+        raise InvalidRequest("mark_mask", f"{options.mark_mask:#x} must be 32 bits wide with two bits set at least")
+    if not 0 <= options.denied_group < 1 << 16:
+        raise InvalidRequest("denied_group", f"{options.denied_group} must be from 0 to 65535")
+    if options.log_rate < 0 or options.log_burst < 1:
+        raise InvalidRequest("log_rate", f"{options.log_rate} with bursts of {options.log_burst} cannot be kept")
+    if options.metadata is not None and options.metadata[0].version != 4:
+        raise InvalidRequest("metadata", f"{options.metadata[0]} must be an IPv4 address, as 169.254.169.254 is")
+    for each in (*options.failsafe_inbound, *options.failsafe_outbound):
+        if each.protocol not in PORT_PROTOCOLS or not 0 < each.port < 1 << 16:
+            raise InvalidRequest("failsafe", f"protocol {each.protocol} has no port {each.port}")
 
 
 def _forwarding(options: DataplaneOptions) -> tuple[sysctl.Setting, ...]:
