@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from calico_core.model.keys import WorkloadEndpointKey
     from calico_core.model.workloads import InterfaceEvent
 
+#: Bits of a packet's mark that policy uses.
+_MARKS = 2
 ENDPOINT_TO_HOST = ("DROP", "RETURN", "ACCEPT")
 
 log = get_logger(__name__)
@@ -224,6 +226,10 @@ def check_options(options: DataplaneOptions) -> None:
     if options.endpoint_to_host not in ENDPOINT_TO_HOST:
         wanted = ", ".join(ENDPOINT_TO_HOST)
         raise InvalidRequest("endpoint_to_host", f"{options.endpoint_to_host!r} is not one of {wanted}")
+    if options.mark_mask.bit_count() < _MARKS:
+        raise InvalidRequest("mark_mask", f"{options.mark_mask:#x} has less than {_MARKS} bits")
+    if options.metadata is not None and options.metadata[0].version != 4:
+        raise InvalidRequest("metadata", f"{options.metadata[0]} must be an IPv4 address")
 
 
 def _forwarding(options: DataplaneOptions) -> tuple[sysctl.Setting, ...]:
