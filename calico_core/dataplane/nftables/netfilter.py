@@ -36,6 +36,8 @@ from calico_core.dataplane.nftables.elements import (
     KINDS,
     NFT_SET_ANONYMOUS,
     NFT_SET_INTERVAL,
+    NFT_SET_MAP,
+    element_data,
     element_key,
     find_kind,
     parse_key,
@@ -216,8 +218,10 @@ def _encode(kind: Kind, element: Any, *, is_removal: bool) -> list[bytes]:
     if kind.flags & NFT_SET_INTERVAL:
         return _encode_range(kind, *element)
     key = nested(1, attribute(1, element_key(kind, element)))
-    if kind.name != "verdict" or is_removal:
+    if not kind.flags & NFT_SET_MAP or is_removal:
         return [nested(_LIST_ELEMENT, key)]
+    if kind.name != "verdict":
+        return [nested(_LIST_ELEMENT, key, nested(2, attribute(1, element_data(kind, element))))]
     verdict = nested(2, attribute(1, _U32.pack(_NFT_GOTO)), text(2, element[1]))
     return [nested(_LIST_ELEMENT, key, nested(2, verdict))]
 
@@ -236,8 +240,11 @@ def _parse_elements(data: bytes, kind: Kind) -> Iterator[Any]:
     for element in _walk(data):
         found = parse_attributes(element)
         value = parse_key(kind, parse_attributes(found[1])[1])
-        if kind.name != "verdict":
+        if not kind.flags & NFT_SET_MAP:
             yield value
+            continue
+        if kind.name != "verdict":
+            yield value, int.from_bytes(parse_attributes(found.get(2, b"")).get(1, b""), "big")
             continue
         verdict = parse_attributes(parse_attributes(found.get(2, b"")).get(2, b""))
         is_goto = _number(verdict.get(1)) == _NFT_GOTO

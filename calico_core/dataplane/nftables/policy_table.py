@@ -8,10 +8,11 @@ through libnftables.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.kernel_dataplane import TableReport
 from calico_core.dataplane.nftables.builder import TableBuilder
 from calico_core.dataplane.nftables.library import NftLibrary
@@ -51,7 +52,8 @@ class PolicyTable:
         self._library = NftLibrary(namespace_fd)
         self._socket = NftSocket(namespace_fd)
         self._state = HostState()
-        self._builder = TableBuilder(options)
+        self.origins = Origins()
+        self._builder = TableBuilder(options, self.origins)
         self._observed: Table | None = None
         self._generation: int | None = None
         self._closed: dict[str, str] = {}
@@ -67,7 +69,7 @@ class PolicyTable:
         """The base with nobody in it, unless a table stands."""
         if self._socket.has_table():
             return
-        desired = TableBuilder(self._options)
+        desired = TableBuilder(self._options, self.origins)
         plan = rebuild(desired.table)
         self._transact(plan, desired)
         self._generation = None
@@ -79,7 +81,7 @@ class PolicyTable:
         names: set[str] | None = None
         if changes.is_complete or self._closed:
             self._closed = {}
-            self._builder = TableBuilder.of(self._options, state)
+            self._builder = TableBuilder.of(self._options, state, origins=self.origins)
         else:
             names = self._builder.update(changes, state)
         if self._generation is None:
@@ -93,7 +95,7 @@ class PolicyTable:
         retried = bool(self._closed)
         if retried:
             self._closed = {}
-            self._builder = TableBuilder.of(self._options, self._state)
+            self._builder = TableBuilder.of(self._options, self._state, origins=self.origins)
         believed = self._observed
         if self._is_untouched():
             return self._make_right(None) if retried else TableReport(failures=self._failures())
@@ -180,7 +182,7 @@ class PolicyTable:
         for subject, reason in guilty.items():
             log.error("table.closed", subject=subject, reason=reason)
         self._closed |= guilty
-        self._builder = TableBuilder.of(self._options, self._state, self._closed)
+        self._builder = TableBuilder.of(self._options, self._state, self._closed, self.origins)
 
     def _transact(self, plan: Plan, builder: TableBuilder, guilty: dict[str, str] | None = None) -> str:
         """One transaction. When it is refused nothing has changed, and ``guilty`` receives what could be told."""
@@ -257,18 +259,24 @@ def _describe(found: Table | None, believed: Table | None) -> tuple[str, ...]:
 
 
 def _lost_addresses(plan: Plan, desired: Table, observed: Table | None) -> frozenset[tuple[int, int]]:
-    """Addresses whose interface may no longer send from them: their connections are to be cut."""
-    before: set[tuple[int, str, int]] = set()
-    after: set[tuple[int, str, int]] = set()
+    """Addresses that an interface may no longer send from, or that no longer lead to it: their connections are to be
+    cut."""
+    before: set[tuple[int, Any, int]] = set()
+    after: set[tuple[int, Any, int]] = set()
     for family in (4, 6):
-        for name in (f"src_any{family}", f"src_mac{family}"):
-            if not plan.is_rebuild and name not in plan.removed_elements:
+        for name in (f"src_any{family}", f"src_mac{family}", f"nat{family}"):
+            if not plan.is_rebuild and name not in plan.removed_elements and name not in plan.removed_sets:
                 continue
             if observed is not None and name in observed.sets:
-                before |= {(family, element[0], element[-1]) for element in observed.sets[name].elements}
+                before |= {(family, *_holding(name, element)) for element in observed.sets[name].elements}
     if before:
         for family in (4, 6):
-            for name in (f"src_any{family}", f"src_mac{family}"):
+            for name in (f"src_any{family}", f"src_mac{family}", f"nat{family}"):
                 if name in desired.sets:
-                    after |= {(family, element[0], element[-1]) for element in desired.sets[name].elements}
+                    after |= {(family, *_holding(name, element)) for element in desired.sets[name].elements}
     return frozenset((family, value) for family, _, value in before - after)
+
+
+def _holding(name: str, element: tuple[Any, ...]) -> tuple[Any, int]:
+    """Who has an address, and the address: an interface its own, an internal address a floating one."""
+    return (element[1], element[0]) if name.startswith("nat") else (element[0], element[-1])
