@@ -25,7 +25,6 @@ from calico_core.dataplane.iptables.policy_chains import PolicyChains, rules_in
 from calico_core.dataplane.iptables.trees import Trees
 from calico_core.dataplane.reconcile import NamedSet, Table
 from calico_core.errors import InvalidRequest
-from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.addresses import WIDTH
 from calico_core.model.hoststate import AddressSet, HostPeers
 from calico_core.model.ids import check_interface
@@ -33,6 +32,8 @@ from calico_core.model.tunnels import VXLAN_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from netaddr import IPAddress
 
     from calico_core.interfaces.dataplane import DataplaneOptions
     from calico_core.model.hoststate import HostChanges, HostNat, HostRules, HostState, HostWorkload, RulesId
@@ -74,6 +75,7 @@ class TablesBuilder:
         self._claims = Claims()
         self._placed: dict[str, _Placed] = {}
         self._nats: dict[str, HostWorkload] = {}
+        self._are_nats_dirty = False
         self._named_rules: dict[str, frozenset[RulesId]] = {}
         self._rules_users: defaultdict[RulesId, set[str]] = defaultdict(set)
         self._is_dispatch_dirty = True
@@ -91,6 +93,16 @@ class TablesBuilder:
         self._nat = NatChains(self.desired, self._layout, self._closed)
         self._trees = Trees(self.desired)
         self._finish()
+
+    @property
+    def leading(self) -> dict[tuple[int, str], frozenset[int]]:
+        """Floating addresses by the address they lead to."""
+        return self._nat.leading
+
+    @property
+    def held(self) -> dict[tuple[int, str], frozenset[int]]:
+        """Addresses by who has them: those an interface may send from, and those that lead to another address."""
+        return self.sources | self.leading
 
     @classmethod
     def of(
@@ -222,17 +234,30 @@ class TablesBuilder:
         )
 
     def _note_nats(self, interface: str, workload: HostWorkload | None) -> None:
-        """Floating addresses that several want are the first one's, by its key's path."""
         before = self._nats.pop(interface, None)
         if workload is not None and workload.nats:
             self._nats[interface] = workload
-        if (before.nats if before is not None else ()) == (workload.nats if workload is not None else ()):
-            return
-        wanted: dict[object, HostNat] = {}
-        for each in sorted(self._nats.values(), key=lambda each: each.key.path):
-            own = {net.ip for net in each.nets}
-            for nat in each.nats:
-                if nat.internal in own:
+            self._check_nats(workload)
+        self._are_nats_dirty = self._are_nats_dirty or before is not None or interface in self._nats
+
+    def _check_nats(self, workload: HostWorkload) -> None:
+        own = {net.ip for net in workload.nets}
+        for nat in workload.nats:
+            if nat.external.version != nat.internal.version:
+                self.problems[workload.key.path] = f"{nat.external} is of another family than {nat.internal}"
+            elif nat.internal not in own:
+                self.problems[workload.key.path] = (
+                    f"{nat.internal} is none of its addresses; {nat.external} is left out"
+                )
+
+    def _put_nats(self) -> None:
+        """A floating address goes to one workload only, and to an address that it has."""
+        wanted: dict[IPAddress, HostNat] = {}
+        for workload in self._nats.values():
+            own = {net.ip for net in workload.nets}
+            for nat in sorted(workload.nats, key=lambda each: each.internal):
+                is_ours = all(self._claims.has(workload.key, each) for each in (nat.external, nat.internal))
+                if is_ours and nat.internal in own and nat.external.version == nat.internal.version:
                     wanted.setdefault(nat.external, nat)
         self._nat.put_floating(wanted.values())
 
@@ -286,38 +311,43 @@ class TablesBuilder:
                 elif name in self.desired.sets.sets:
                     self.desired.drop_set(name)
 
-    def _guards(self, family: int) -> list[str]:
-        """What an encapsulated packet looks like, of those that are in use."""
+    def _guards(self, family: int) -> list[tuple[str, str]]:
+        """What an encapsulated packet looks like, of the encapsulations in use, and their names."""
         if family not in self._families:
             return []
-        guards = [f"-p {layout.IPIP_PROTOCOL}"] if self._peers.is_ipip and family == 4 else []
-        return guards + ([f"-p 17 -m udp --dport {VXLAN_PORT}"] if self._peers.is_vxlan else [])
+        guards = [(f"-p {layout.IPIP_PROTOCOL}", "IPIP")] if self._peers.is_ipip and family == 4 else []
+        return guards + ([(f"-p 17 -m udp --dport {VXLAN_PORT}", "VXLAN")] if self._peers.is_vxlan else [])
 
-    def _strangers(self, family: int) -> list[str]:
-        """Encapsulated packets from none of the hosts: their inside would come out beyond all policy."""
-        members = AddressSet.of(self._peers.addresses)
-        name = set_name(kind_for(members, family), PEERS)
-        origin = DenialOrigin(reason="tunnel packet from a stranger")
+    def _from_peers(self, family: int) -> list[str]:
+        """Encapsulated packets come from hosts only: from anybody else their content would be believed."""
         rules: list[str] = []
-        for match in self._guards(family):
+        for match, words in self._guards(family):
             # without the set everybody is a stranger
-            stranger = match if PEERS in self._closed else f"{match} -m set ! --match-set {name} src"
-            rules += self._layout.verdicts(family).drop(stranger, origin, note="tunnel packet from a stranger")
+            rules += [] if PEERS in self._closed else [f"{match} {self._of_peers(family)} src -j ACCEPT"]
+            rules += self._layout.verdicts(family).drop(match, f"{words} from no host of ours")
         return rules
+
+    def _to_peers(self, family: int) -> list[str]:
+        """What the host itself encapsulates is no matter of its endpoints' policy."""
+        known = [] if PEERS in self._closed else self._guards(family)
+        return [f"{match} {self._of_peers(family)} dst -j ACCEPT" for match, _ in known]
+
+    def _of_peers(self, family: int) -> str:
+        return f"-m set --match-set {set_name(kind_for(AddressSet.of(self._peers.addresses), family), PEERS)}"
 
     def _put_bases(self) -> None:
         """The chains the kernel's own lead to."""
         workload = f"{self._options.interface_prefix}+"
         for family in self.kernel_families:
             is_enabled = family in self._families
-            forward = self._hosts.forward_steps() if is_enabled else []
+            forward = self._hosts.forward_steps(family) if is_enabled else []
             verdicts = self._layout.verdicts(family)
             passing = [f"-i {workload} -g calico-wl", f"-o {workload} -g calico-wl"]
             if forward:
-                passing = [verdicts.clear_marks, *forward, *passing, f"{verdicts.if_accepted} -j ACCEPT"]
+                passing = [*forward, *passing, f"{verdicts.if_accepted} -j ACCEPT"]
             bases = {
                 (FILTER, "calico-FORWARD"): passing,
-                (FILTER, "calico-INPUT"): [*self._strangers(family), f"-i {workload} -g calico-wl-host"],
+                (FILTER, "calico-INPUT"): [*self._from_peers(family), f"-i {workload} -g calico-wl-host"],
                 (FILTER, "calico-OUTPUT"): [],
                 (RAW, "calico-PREROUTING"): [f"-i {workload} -g {layout.WORKLOAD_SOURCE}"],
                 (RAW, "calico-OUTPUT"): [],
@@ -325,7 +355,8 @@ class TablesBuilder:
             }
             for (table, name), rules in bases.items():
                 steps = self._hosts.steps(table, name) if is_enabled and name != "calico-FORWARD" else []
-                self._put_base((family, table), name, [*rules, *steps])
+                before = self._to_peers(family) if steps and (table, name) == (FILTER, "calico-OUTPUT") else []
+                self._put_base((family, table), name, [*rules, *before, *steps])
 
     def _put_base(self, where: tuple[int, str], name: str, rules: list[str]) -> None:
         standing = self.desired.tables[where].chains
@@ -340,6 +371,9 @@ class TablesBuilder:
         if self._is_dispatch_dirty:
             self._put_dispatch()
             self._is_dispatch_dirty = False
+        if self._are_nats_dirty:
+            self._put_nats()
+            self._are_nats_dirty = False
         self._hosts.finish()
         self._nat.finish()
         self._put_bases()

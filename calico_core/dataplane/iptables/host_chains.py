@@ -220,11 +220,14 @@ class HostChains:
         skip = [] if is_for_workloads else [f"{hook.option} {self._layout.options.interface_prefix}+ {RETURN}"]
         return [*skip, f"-g {hook.root}"]
 
-    def forward_steps(self) -> list[str]:
+    def forward_steps(self, family: int) -> list[str]:
         """The first rules of what is forwarded; none when no interface has forward policy."""
         prefix = self._layout.options.interface_prefix
         hooks = [hook for hook in (_FORWARD_IN, _FORWARD_OUT) if self.needs({hook.root})]
-        return [f"! {hook.option} {prefix}+ -j {hook.root}" for hook in hooks]
+        steps = [f"! {hook.option} {prefix}+ -j {hook.root}" for hook in hooks]
+        # earlier policy may have left its mark for these trees
+        keeps_marks = self.needs({_EARLY_IN.root, _PRE_DNAT.root})
+        return [self._layout.verdicts(family).clear_marks, *steps] if steps and not keeps_marks else steps
 
 
 def _lists(interface: HostInterface) -> tuple[PolicyList, ...]:
@@ -237,11 +240,14 @@ def _lists(interface: HostInterface) -> tuple[PolicyList, ...]:
 def _wanted(interface: HostInterface) -> list[tuple[_Hook, PolicyList, Purpose]]:
     early_in, early_out = interface.untracked_inbound.tiers, interface.untracked_outbound.tiers
     is_pre_dnat = bool(interface.pre_dnat.tiers)
-    into = layout.host_purpose("inbound", is_untracked=bool(early_in), is_pre_dnat=is_pre_dnat)
-    out = layout.host_purpose("outbound", is_untracked=bool(early_out), is_pre_dnat=False)
+    into, through = (
+        layout.after_early(each, is_untracked=bool(early_in), is_pre_dnat=is_pre_dnat)
+        for each in (layout.HOST_IN, layout.FORWARD_IN)
+    )
+    out = layout.after_early(layout.HOST_OUT, is_untracked=bool(early_out), is_pre_dnat=False)
     wanted = [(_IN, interface.inbound, into), (_OUT, interface.outbound, out)]
     optional = (
-        (_FORWARD_IN, interface.forward_inbound, layout.FORWARD_IN),
+        (_FORWARD_IN, interface.forward_inbound, through),
         (_FORWARD_OUT, interface.forward_outbound, layout.FORWARD_OUT),
         (_EARLY_IN, interface.untracked_inbound, layout.UNTRACKED_IN),
         (_EARLY_OUT, interface.untracked_outbound, layout.UNTRACKED_OUT),

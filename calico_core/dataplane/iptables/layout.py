@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     from calico_core.dataplane.denials import Origins
     from calico_core.interfaces.dataplane import DataplaneOptions, FailsafePort
-    from calico_core.model.hoststate import PolicyList, RulesId
+    from calico_core.model.hoststate import PolicyList
 
     Direction = Literal["inbound", "outbound"]
 
@@ -87,6 +87,7 @@ _DISCOVERY_TYPES = (133, 134, 135, 136)
 _LINK_LOCAL_SOURCES = ("::/128", "fe80::/10")
 _DHCP = {4: "-p 17 -m udp --sport 68 --dport 67", 6: "-p 17 -m udp --sport 546 --dport 547"}
 _PORTS_A_MATCH = 15
+_NO_CONNECTION = "belongs to no connection"
 
 
 class Purpose(msgspec.Struct, frozen=True):
@@ -98,15 +99,15 @@ class Purpose(msgspec.Struct, frozen=True):
 
 
 TO_WORKLOAD, FROM_WORKLOAD = Purpose("tl", "inbound"), Purpose("fl", "outbound")
+HOST_IN, HOST_OUT = Purpose("hi", "inbound"), Purpose("ho", "outbound")
 FORWARD_IN, FORWARD_OUT = Purpose("vi", "inbound"), Purpose("vo", "outbound")
 UNTRACKED_IN, UNTRACKED_OUT = Purpose("ui", "inbound", RAW), Purpose("uo", "outbound", RAW)
 PRE_DNAT = Purpose("di", "inbound", MANGLE)
 
 
-def host_purpose(direction: Direction, *, is_untracked: bool, is_pre_dnat: bool) -> Purpose:
-    """What ends at or comes from the host; whether something before may have accepted it already."""
-    letters = "hi" if direction == "inbound" else "ho"
-    return Purpose(f"{letters}{'u' * is_untracked}{'d' * is_pre_dnat}", direction)
+def after_early(purpose: Purpose, *, is_untracked: bool, is_pre_dnat: bool) -> Purpose:
+    """The same where earlier policy of the interface may have let a packet through already."""
+    return msgspec.structs.replace(purpose, letters=f"{purpose.letters}{'u' * is_untracked}{'d' * is_pre_dnat}")
 
 
 def chain(rules: Iterable[str]) -> Chain:
@@ -123,12 +124,6 @@ def chain(rules: Iterable[str]) -> Chain:
 def jump(target: str) -> str:
     """The rule that leads from the kernel's chain to ours, as the kernel shows it."""
     return f'-m comment --comment "{COMMENT}{tag(target)}" -j {target}'
-
-
-def rule_origin(rules_id: RulesId, direction: Direction, number: int) -> DenialOrigin:
-    kind, _, rest = rules_id.partition("/")
-    tier = rest.partition("/")[0] if kind == "policy" else None
-    return DenialOrigin(reason="rule", direction=direction, tier=tier, rules=rules_id, rule=number)
 
 
 class Layout:
@@ -149,12 +144,11 @@ class Layout:
         """By table: the chains that do not depend on what the host has to do."""
         workload = f"{self.options.interface_prefix}+"
         filtered, early = self.verdicts(family), self.verdicts(family, RAW)
-        tunnelled = DenialOrigin(reason="tunnel packet from a workload", direction="outbound")
         return {
             FILTER: {
                 "calico-wl": chain(
                     [
-                        *filtered.drop(_INVALID, DenialOrigin(reason="packet of no connection")),
+                        *filtered.drop(_INVALID, _NO_CONNECTION),
                         f"{_ESTABLISHED} {ACCEPT}",
                         f"-i {workload} -j {FROM_ROOT}",
                         f"-o {workload} -j {TO_ROOT}",
@@ -167,8 +161,8 @@ class Layout:
                 # a workload that could send into the hosts' tunnels would come out beyond all policy
                 WORKLOAD_SOURCE: chain(
                     [
-                        *early.drop(f"-p 17 -m udp --dport {VXLAN_PORT}", tunnelled, note="VXLAN from a workload"),
-                        *early.drop(f"-p {IPIP_PROTOCOL}", tunnelled, note="IPIP from a workload"),
+                        *early.drop(f"-p 17 -m udp --dport {VXLAN_PORT}", "VXLAN from a workload"),
+                        *early.drop(f"-p {IPIP_PROTOCOL}", "IPIP from a workload"),
                         f"-g {SOURCE_ROOT}",
                     ]
                 ),
@@ -180,7 +174,7 @@ class Layout:
 
     def _workload_to_host(self, family: int) -> list[str]:
         verdicts, action = self.verdicts(family), self.options.endpoint_to_host
-        rules = verdicts.drop(_INVALID, DenialOrigin(reason="packet of no connection", direction="outbound"))
+        rules = verdicts.drop(_INVALID, _NO_CONNECTION)
         rules.append(f"{_ESTABLISHED} {ACCEPT}")
         if family == 6:
             rules += [f"-p 58 -m icmp6 --icmpv6-type {kind} {ACCEPT}" for kind in _NEIGHBOUR_TYPES]
@@ -190,7 +184,7 @@ class Layout:
             rules.append(f"-d {address_text(int(address), family)}/{width} -p 6 -m tcp --dport {port} {ACCEPT}")
         rules += [f"{_DHCP[family]} {ACCEPT}", f"-p 17 -m udp --dport 53 {ACCEPT}"]
         if action == "DROP":
-            origin = DenialOrigin(reason="endpoint to host", direction="outbound")
+            origin = DenialOrigin(reason="from an endpoint to its host", direction="outbound")
             return [*rules, *verdicts.deny("", origin, note="endpoint to host")]
         rules.append(f"-j {FROM_ROOT}")
         return [*rules, ACCEPT] if action == "ACCEPT" else rules
@@ -206,16 +200,13 @@ class Layout:
                 for kind in _NEIGHBOUR_TYPES
             ]
             rules.append(f"-s fe80::/10 {_DHCP[6]} {RETURN}")
-        origin = DenialOrigin(reason="spoofed source", direction="outbound")
-        return [*rules, *self.verdicts(family, RAW).drop("", origin, note="spoofed source")]
+        return [*rules, *self.verdicts(family, RAW).drop("", "spoofed source")]
 
     def missed(self, root: str, family: int) -> list[str]:
         """The rules for a workload interface that nobody told us of."""
         if root == SOURCE_ROOT:
             return [f"-g {NO_SOURCE}"]
-        direction: Direction = "outbound" if root == FROM_ROOT else "inbound"
-        note = f"{'from' if root == FROM_ROOT else 'to'} an unknown endpoint"
-        return self.verdicts(family).deny("", DenialOrigin(reason="unknown endpoint", direction=direction), note=note)
+        return self.verdicts(family).drop("", f"{'from' if root == FROM_ROOT else 'to'} an unknown endpoint")
 
     # --- endpoints --------------------------------------------------------------------------------
 
@@ -241,7 +232,7 @@ class Layout:
             if ends_tiers and tier.default_action == "deny":
                 origin = DenialOrigin(reason="end of tier", direction=purpose.direction, tier=tier.tier)
                 rules += verdicts.deny(verdicts.if_not_passed, origin, note=f"end of tier {readable(tier.tier, 40)}")
-        for rules_id in policies.profiles:
+        for rules_id in policies.profiles if is_last else ():
             rules += [f"-j {rules_chain_name(rules_id, purpose.direction)}", accepted]
         if is_last:
             origin = DenialOrigin(reason="no profile matched", direction=purpose.direction)
@@ -257,18 +248,19 @@ class Layout:
         if kind == "d":
             rules.append(f"-m conntrack --ctstate RELATED,ESTABLISHED,UNTRACKED {RETURN}")
         elif kind in "hv":
+            # let through by an earlier policy of the interface; a mark alone might be anybody's
+            passing = ACCEPT if kind == "h" else RETURN
             if "u" in purpose.letters:
-                rules.append(f"{verdicts.if_accepted} -m conntrack --ctstate UNTRACKED {ACCEPT}")
+                rules.append(f"{verdicts.if_accepted} -m conntrack --ctstate UNTRACKED {passing}")
             rules.append(f"{_ESTABLISHED} {ACCEPT}")
             if "d" in purpose.letters:
-                rules.append(f"{verdicts.if_accepted} {ACCEPT}")
+                rules.append(f"{verdicts.if_accepted} {passing}")
         if family == 6 and kind != "v":
             rules += [f"-p 58 -m icmp6 --icmpv6-type {each} {ACCEPT}" for each in _DISCOVERY_TYPES]
         if kind != "v" and self.failsafe_chain(purpose.direction, family, purpose.table) is not None:
             rules.append(f"-j {FAILSAFE[purpose.direction]}")
         if kind in "hv":
-            origin = DenialOrigin(reason="packet of no connection", direction=purpose.direction)
-            rules += verdicts.drop(_INVALID, origin)
+            rules += verdicts.drop(_INVALID, _NO_CONNECTION)
         return rules
 
     def failsafe_chain(self, direction: Direction, family: int, table: str) -> Chain | None:

@@ -17,6 +17,8 @@ CHAIN_LENGTH, SET_LENGTH = 28, 31
 SCRATCH = "calico-tmp-"
 #: Chains of what an interface may send from.
 SOURCE_CHAIN = "calico-sp-"
+#: From floating addresses to those of workloads.
+FLOATING_CHAIN = "calico-fip-dnat"
 
 _ILLEGAL = re.compile(r"[^A-Za-z0-9]+")
 _LEGAL = re.compile(r"[A-Za-z0-9_-]+")

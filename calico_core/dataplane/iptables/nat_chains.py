@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from calico_core.dataplane.iptables.ipsets import address_text, nets_set
 from calico_core.dataplane.iptables.layout import chain
-from calico_core.dataplane.iptables.names import NAT, set_name
+from calico_core.dataplane.iptables.names import FLOATING_CHAIN, NAT, set_name
 from calico_core.dataplane.reconcile import NamedSet
 from calico_core.model.addresses import WIDTH
 from calico_core.model.hoststate import HostPeers, HostPools
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from calico_core.model.hoststate import HostNat
 
 POOLS, FLOATING = "pools", "floating addresses"
-DNAT_CHAIN, SNAT_CHAIN = "calico-fip-dnat", "calico-fip-snat"
+SNAT_CHAIN = "calico-fip-snat"
 _METADATA = "169.254.169.254/32 -p 6 -m tcp --dport 80"
 # Addresses of the host that the device does not have: the other end could not answer them through the tunnel.
 _NOT_OF_DEVICE = "-m addrtype ! --src-type LOCAL --limit-iface-out -m addrtype --src-type LOCAL"
@@ -54,14 +54,25 @@ class NatChains:
         if nats_now != self._nats:
             self._nats, self._is_dirty = nats_now, True
 
+    @property
+    def leading(self) -> dict[tuple[int, str], frozenset[int]]:
+        """The external addresses of each internal one, as :func:`saved.parse_saved` finds them."""
+        found: dict[tuple[int, str], set[int]] = {}
+        for family, nats in self._nats.items():
+            if family in self._layout.families and FLOATING not in self._closed:
+                for each in nats:
+                    where = (family, address_text(int(each.internal), family))
+                    found.setdefault(where, set()).add(int(each.external))
+        return {where: frozenset(each) for where, each in found.items()}
+
     def finish(self) -> None:
         if not self._is_dirty:
             return
         self._is_dirty = False
         for family in self._layout.families:
             is_floating = bool(self._nats.get(family)) and FLOATING not in self._closed
-            dnat = [f"-j {DNAT_CHAIN}"] if is_floating else []
-            self._put(family, DNAT_CHAIN, self._dnat(family) if is_floating else [], FLOATING)
+            dnat = [f"-j {FLOATING_CHAIN}"] if is_floating else []
+            self._put(family, FLOATING_CHAIN, self._dnat(family) if is_floating else [], FLOATING)
             self._put(family, SNAT_CHAIN, self._snat(family) if is_floating else [], FLOATING)
             self._put(family, "calico-PREROUTING", [*self._metadata(family), *dnat])
             self._put(family, "calico-OUTPUT", dnat)

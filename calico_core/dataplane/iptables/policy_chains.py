@@ -121,17 +121,15 @@ class PolicyChains:
         nets: dict[str, NamedSet],
     ) -> Chain:
         if rules_id in self._closed:
-            origin = DenialOrigin(reason="rules were refused by the kernel", direction=direction, rules=rules_id)
+            origin = DenialOrigin(reason="refused by the kernel", direction=direction, rules=rules_id)
             self._counted.pop((family, rules_id, direction), None)
             return layout.chain(verdicts.deny("", origin, note="refused by the kernel"))
         texts: list[str] = []
         counted: list[int | None] = []
         for number, rule in enumerate(rules):
-            origin = layout.rule_origin(rules_id, direction, number)
+            origin = DenialOrigin(reason="rule", direction=direction, rules=rules_id, rule=number)
             try:
-                rendered = render_rule(
-                    rule, family, self._sets.name, verdicts, origin, log_prefix=self._layout.options.log_prefix
-                )
+                rendered = render_rule(rule, family, self._sets.name, verdicts, origin)
             except InvalidRequest as error:
                 self._problems[rules_id] = f"rule {number + 1}: {error}; it drops instead"
                 denial = verdicts.deny("", origin, note=f"rule {number + 1} cannot be expressed")

@@ -18,7 +18,7 @@ from calico_core.dataplane.iptables.builder import TablesBuilder
 from calico_core.dataplane.iptables.desired import Touched
 from calico_core.dataplane.iptables.ipsets import parse_saved as parse_sets
 from calico_core.dataplane.iptables.ipsets import write_commands
-from calico_core.dataplane.iptables.names import RAW
+from calico_core.dataplane.iptables.names import NAT, RAW
 from calico_core.dataplane.iptables.saved import Line, SavedTable
 from calico_core.dataplane.kernel_dataplane import TableReport
 from calico_core.dataplane.linux import sysctl
@@ -69,7 +69,7 @@ class _Observed:
         return {
             (family, name): addresses
             for (family, table), each in self.tables.items()
-            if table == RAW
+            if table in (RAW, NAT)
             for name, addresses in each.sources.items()
         }
 
@@ -217,7 +217,7 @@ class PolicyTables:
                     return self._failed(refused.where, refused.error)
                 self._close({subject: refused.guilty[subject] for subject in new})
                 continue
-            return TableReport(changes=changes, failures=self._failures(), lost=_lost(sources, self._builder.sources))
+            return TableReport(changes=changes, failures=self._failures(), lost=_lost(sources, self._builder.held))
         return self._failed("table iptables", "too much of it is refused")
 
     def _commit(self, observed: _Observed, touched: Touched | None) -> int:
@@ -272,6 +272,8 @@ class PolicyTables:
                 found.jumps = wanted
                 if table == RAW:
                     found.sources = {name: each for (of, name), each in builder.sources.items() if of == family}
+                elif table == NAT:
+                    found.sources = {name: each for (of, name), each in builder.leading.items() if of == family}
         return changes
 
     def _remove_sets(self, names: set[str], tries: int = _REMOVAL_TRIES) -> ToolFailed | None:

@@ -50,9 +50,7 @@ class _NeverMatches(Exception):
     """No packet of the family can match; control flow inside this module, no error."""
 
 
-def render_rule(
-    rule: HostRule, family: int, set_names: SetNames, verdicts: Verdicts, origin: DenialOrigin, *, log_prefix: str
-) -> Rendered:
+def render_rule(rule: HostRule, family: int, set_names: SetNames, verdicts: Verdicts, origin: DenialOrigin) -> Rendered:
     """``origin``: what a packet is told by that the rule denies.
 
     :raises InvalidRequest: what the rule asks for cannot be expressed; the caller closes in its place.
@@ -69,7 +67,7 @@ def render_rule(
     counted: list[int] = []
     for match in matches:
         if rule.action == "log" or rule.log_prefix is not None:
-            rules.append(verdicts.log(match, rule.log_prefix if rule.log_prefix is not None else log_prefix))
+            rules.append(verdicts.log(match, rule.log_prefix))
         if rule.action in ("deny", "reject"):
             rules += verdicts.deny(match, origin, is_reject=rule.action == "reject")
         elif rule.action != "log":

@@ -1,6 +1,6 @@
 """The ends of rules: marks, denials, log lines; as the options want them and as the table allows them.
 
-A denial may be several rules: one that tells the NFLOG group, one that logs, one that decides. Source: felix
+A denial may be several rules: one that logs, one that tells the NFLOG group, one that decides. Source: felix
 specification 6; iptables-extensions(8). Pure.
 """
 
@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from calico_core.dataplane.denials import DENIED_BURST, DENIED_PACKETS_A_SECOND, SNAPSHOT_BYTES
 from calico_core.dataplane.iptables.names import FILTER
+from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.rules import clean_log_prefix
 
 if TYPE_CHECKING:
     from calico_core.dataplane.denials import Origins
-    from calico_core.interfaces.dataplane import DataplaneOptions, DenialOrigin
+    from calico_core.interfaces.dataplane import DataplaneOptions
 
 DROP, ACCEPT, RETURN = "-j DROP", "-j ACCEPT", "-j RETURN"
 _REJECT = {4: "-j REJECT --reject-with icmp-admin-prohibited", 6: "-j REJECT --reject-with icmp6-adm-prohibited"}
-_NOTICE, _WARNING = 5, 4
-_DROP_PREFIX = "calico-drop"
-#: Denied packets a second and rule that are told to the NFLOG group: a flood is not to cost more than it says.
-_TOLD_A_SECOND = 100
+_NOTICE = 5
 #: xt_limit knows no finer step.
 _MOST_A_SECOND = 10_000
 _DISABLED = "POLICY IS SWITCHED OFF"
@@ -46,31 +45,33 @@ class Verdicts:
     def deny(self, match: str, origin: DenialOrigin, *, note: str = "", is_reject: bool = False) -> list[str]:
         """What policy denies. ``note`` is for people."""
         override = self._options.drop_override
-        rules = self._told(match, origin)
-        if override.startswith("LOG-and-"):
-            rules.append(self.log(match, _DROP_PREFIX, level=_WARNING))
+        rules = [self.log(match)] if override.startswith("LOG-and-") else []
         if override.endswith("ACCEPT"):
             return [*rules, _join(match, ACCEPT, f"{_DISABLED}: {note}" if note else _DISABLED)]
+        rules += self._told(match, origin)
         rejects = self._can_reject and (is_reject or self._options.deny_action == "REJECT")
         return [*rules, _join(match, _REJECT[self._family] if rejects else DROP, note)]
 
-    def drop(self, match: str, origin: DenialOrigin, *, note: str = "") -> list[str]:
-        """What passes under no policy: forged, or of no connection. No option changes it."""
-        return [*self._told(match, origin), _join(match, DROP, note)]
+    def drop(self, match: str, reason: str) -> list[str]:
+        """What no policy can allow: a spoofed source, an unknown endpoint. No option changes it."""
+        return [*self._told(match, DenialOrigin(reason=reason)), _join(match, DROP, reason)]
 
-    def log(self, match: str, prefix: str, *, level: int = _NOTICE) -> str:
+    def log(self, match: str, prefix: str | None = None) -> str:
+        """To the kernel's log. None: with the host's prefix."""
+        words = clean_log_prefix(self._options.log_prefix if prefix is None else prefix)
         limit = ""
         if self._options.log_rate > 0:
             rate, burst = min(self._options.log_rate, _MOST_A_SECOND), max(1, self._options.log_burst)
             limit = f"-m limit --limit {rate}/sec --limit-burst {burst} "
-        return _join(match, f'{limit}-j LOG --log-prefix "{clean_log_prefix(prefix)}: " --log-level {level}')
+        return _join(match, f'{limit}-j LOG --log-prefix "{words}: " --log-level {_NOTICE}')
 
     def _told(self, match: str, origin: DenialOrigin) -> list[str]:
         """Copies of what is denied, for those who listen to the group."""
         if not self._options.denied_group:
             return []
-        limit = f"-m limit --limit {_TOLD_A_SECOND}/sec --limit-burst {_TOLD_A_SECOND}"
-        target = f'-j NFLOG --nflog-prefix "{self._origins.prefix(origin)}" --nflog-group {self._options.denied_group}'
+        limit = f"-m limit --limit {DENIED_PACKETS_A_SECOND}/sec --limit-burst {DENIED_BURST}"
+        group, prefix = self._options.denied_group, self._origins.prefix(origin)
+        target = f'-j NFLOG --nflog-prefix "{prefix}" --nflog-group {group} --nflog-size {SNAPSHOT_BYTES}'
         return [_join(match, f"{limit} {target}")]
 
 

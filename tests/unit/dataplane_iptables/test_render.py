@@ -29,9 +29,7 @@ def render(family: int = 4, **fields: Any) -> list[str]:
 def rendered(family: int = 4, options: dict[str, Any] | None = None, table: str = "filter", **fields: Any) -> Rendered:
     rule = HostRule(**{"action": "deny", **fields})
     verdicts = Verdicts(DataplaneOptions(**(options or {})), Origins(), family, table)
-    return render_rule(
-        rule, family, lambda set_id, of: f"set{of}-{set_id[:3]}", verdicts, ORIGIN, log_prefix="calico-packet"
-    )
+    return render_rule(rule, family, lambda set_id, of: f"set{of}-{set_id[:3]}", verdicts, ORIGIN)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +168,7 @@ def test_ports_that_touch_are_one_range() -> None:
 
 
 TOLD = "-m limit --limit 100/sec --limit-burst 100 -j NFLOG --nflog-prefix"
-LOGGED = '-j LOG --log-prefix "calico-drop: " --log-level 4'
+LOGGED = '-j LOG --log-prefix "calico-packet: " --log-level 5'
 
 
 @pytest.mark.parametrize(
@@ -207,7 +205,7 @@ def test_what_is_denied_is_told_to_the_group() -> None:
     rules = rendered(options={"denied_group": 7}, protocol=6, dst_ports=((80, 80),)).rules
     match = "-p 6 -m multiport --dports 80"
     prefix = Origins().prefix(ORIGIN)
-    assert rules == (f'{match} {TOLD} "{prefix}" --nflog-group 7', f"{match} -j DROP")
+    assert rules == (f'{match} {TOLD} "{prefix}" --nflog-group 7 --nflog-size 128', f"{match} -j DROP")
     assert len(prefix) <= 30
     assert rendered(options={"denied_group": 7}, action="allow").rules == rendered(action="allow").rules
 
