@@ -23,10 +23,18 @@ from calico_core.dataplane.linux.rtnetlink import RouteSocket
 from calico_core.dataplane.linux.wiring import VethWiring
 from calico_core.dataplane.workload_routes import RouteReport, WorkloadRoutes
 from calico_core.errors import InvalidRequest, KernelRefused
-from calico_core.interfaces.dataplane import ApplyReport, Dataplane, DataplaneOptions, Failure, WorkloadWiring
+from calico_core.interfaces.dataplane import (
+    ApplyReport,
+    Connection,
+    Dataplane,
+    DataplaneOptions,
+    Failure,
+    WorkloadWiring,
+)
 from calico_core.log import get_logger
 from calico_core.model.hoststate import HostChanges, HostState
 from calico_core.model.ids import check_interface
+from calico_core.model.rules import PORT_PROTOCOLS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,9 +42,9 @@ if TYPE_CHECKING:
     from calico_core.model.keys import WorkloadEndpointKey
     from calico_core.model.workloads import InterfaceEvent
 
-#: Bits of a packet's mark that policy uses.
-_MARKS = 2
 ENDPOINT_TO_HOST = ("DROP", "RETURN", "ACCEPT")
+DENY_ACTIONS = ("DROP", "REJECT")
+DROP_OVERRIDES = ("DROP", "ACCEPT", "LOG-and-DROP", "LOG-and-ACCEPT")
 
 log = get_logger(__name__)
 
@@ -151,6 +159,12 @@ class KernelDataplane(Dataplane, Generic[P]):
     def wiring(self) -> WorkloadWiring:
         return self._wiring
 
+    def connections(self) -> tuple[Connection, ...]:
+        return tuple(self._conntrack.list())
+
+    def cut(self, connections: Iterable[Connection]) -> int:
+        return self._conntrack.cut(connections)
+
     def purge(self) -> None:
         self._policy.purge()
         self._routes.want_nothing()
@@ -226,10 +240,21 @@ def check_options(options: DataplaneOptions) -> None:
     if options.endpoint_to_host not in ENDPOINT_TO_HOST:
         wanted = ", ".join(ENDPOINT_TO_HOST)
         raise InvalidRequest("endpoint_to_host", f"{options.endpoint_to_host!r} is not one of {wanted}")
-    if options.mark_mask.bit_count() < _MARKS:
-        raise InvalidRequest("mark_mask", f"{options.mark_mask:#x} has less than {_MARKS} bits")
+    if options.deny_action not in DENY_ACTIONS:
+        raise InvalidRequest("deny_action", f"{options.deny_action!r} is not one of {', '.join(DENY_ACTIONS)}")
+    if options.drop_override not in DROP_OVERRIDES:
+        raise InvalidRequest("drop_override", f"{options.drop_override!r} is not one of {', '.join(DROP_OVERRIDES)}")
+    if options.mark_mask.bit_count() < 2 or not 0 < options.mark_mask < 1 << 32:
+        raise InvalidRequest("mark_mask", f"{options.mark_mask:#x} must be 32 bits wide with two bits set at least")
+    if not 0 <= options.denied_group < 1 << 16:
+        raise InvalidRequest("denied_group", f"{options.denied_group} must be from 0 to 65535")
+    if options.log_rate < 0 or options.log_burst < 1:
+        raise InvalidRequest("log_rate", f"{options.log_rate} with bursts of {options.log_burst} cannot be kept")
     if options.metadata is not None and options.metadata[0].version != 4:
-        raise InvalidRequest("metadata", f"{options.metadata[0]} must be an IPv4 address")
+        raise InvalidRequest("metadata", f"{options.metadata[0]} must be an IPv4 address, as 169.254.169.254 is")
+    for each in (*options.failsafe_inbound, *options.failsafe_outbound):
+        if each.protocol not in PORT_PROTOCOLS or not 0 < each.port < 1 << 16:
+            raise InvalidRequest("failsafe", f"protocol {each.protocol} has no port {each.port}")
 
 
 def _forwarding(options: DataplaneOptions) -> tuple[sysctl.Setting, ...]:
