@@ -12,7 +12,7 @@ from calico_core.dataplane.iptables.policy_tables import PolicyTables
 from calico_core.dataplane.iptables.tools import Tools, available_tools
 from calico_core.dataplane.kernel_dataplane import KernelDataplane, check_options
 from calico_core.errors import InvalidRequest
-from calico_core.interfaces.dataplane import DataplaneOptions
+from calico_core.interfaces.dataplane import DataplaneOptions, RuleCount
 
 if TYPE_CHECKING:
     from calico_core.dataplane.iptables.tools import Backend
@@ -49,6 +49,9 @@ class IptablesDataplane(KernelDataplane[PolicyTables]):
         # the backends share the sets
         for each in tables[:1]:
             each.purge()
+
+    def rule_counts(self) -> tuple[RuleCount, ...]:
+        return self._policy.rule_counts()
 
     def differences(self) -> list[str]:
         """Chains, jumps and sets of ours that are not as wanted; for diagnosis and tests."""
