@@ -15,6 +15,8 @@ import msgspec
 from netaddr import IPAddress
 
 from calico_core.dataplane.claims import Claims
+from calico_core.dataplane.denials import Origins
+from calico_core.dataplane.denied_packets import DeniedPackets
 from calico_core.dataplane.linux import sysctl
 from calico_core.dataplane.linux.conntrack import Conntrack
 from calico_core.dataplane.linux.interfaces import LinkMonitor
@@ -28,6 +30,7 @@ from calico_core.interfaces.dataplane import (
     Connection,
     Dataplane,
     DataplaneOptions,
+    DeniedPacket,
     Failure,
     WorkloadWiring,
 )
@@ -83,13 +86,16 @@ P = TypeVar("P", bound=Policy)
 
 
 class KernelDataplane(Dataplane, Generic[P]):
-    """Programs one network namespace. ``namespace_fd`` None: the process's own. It closes ``policy``.
+    """Programs one network namespace. ``namespace_fd`` None: the process's own. It closes ``policy``, which tells
+    ``origins`` what is behind each denial.
 
     Subjects in reports: a workload by its key's path, rules and sets by their id, ``pools``, ``route <CIDR>``,
     ``conntrack``; ``table …`` when the batch is not in force.
     """
 
-    def __init__(self, options: DataplaneOptions, namespace_fd: int | None, policy: P) -> None:
+    def __init__(
+        self, options: DataplaneOptions, namespace_fd: int | None, policy: P, origins: Origins | None = None
+    ) -> None:
         self._namespace_fd = namespace_fd
         self._policy = policy
         run_in(namespace_fd, lambda: sysctl.apply(_forwarding(options)))
@@ -102,6 +108,7 @@ class KernelDataplane(Dataplane, Generic[P]):
             self._route_socket, prefix=options.interface_prefix, protocol=options.route_protocol
         )
         self._conntrack = Conntrack(namespace_fd)
+        self._denied = DeniedPackets(options.denied_group, Origins() if origins is None else origins, namespace_fd)
         self._wiring = VethWiring(namespace_fd, interface_prefix=options.interface_prefix)
 
     def ensure_closed(self) -> None:
@@ -159,6 +166,9 @@ class KernelDataplane(Dataplane, Generic[P]):
     def wiring(self) -> WorkloadWiring:
         return self._wiring
 
+    def watch_denied(self, callback: Callable[[DeniedPacket], None]) -> Callable[[], None]:
+        return self._denied.watch(callback)
+
     def connections(self) -> tuple[Connection, ...]:
         return tuple(self._conntrack.list())
 
@@ -176,6 +186,7 @@ class KernelDataplane(Dataplane, Generic[P]):
             raise KernelRefused("remove routes", errno.EBUSY, reasons)
 
     def close(self) -> None:
+        self._denied.close()
         self._policy.close()
         self._route_socket.close()
         self._conntrack.close()

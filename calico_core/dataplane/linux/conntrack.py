@@ -9,7 +9,6 @@ kernel's IPv6 filter matches the wrong way round and would forget everything but
 from __future__ import annotations
 
 import errno
-import struct
 from typing import TYPE_CHECKING
 
 from netaddr import IPAddress
@@ -118,13 +117,16 @@ class Conntrack:
                 found = parse_attributes(body, 4)
                 original, reply = found.get(CTA_TUPLE_ORIG, b""), found.get(CTA_TUPLE_REPLY, b"")
                 try:
-                    protocol, *ends = _parse_tuple(original, family)
-                    _, *answers = _parse_tuple(reply, family)
-                except (KeyError, struct.error):
-                    continue  # a tuple of no family of ours
+                    protocol, src, dst, src_port, dst_port = _parse_tuple(original, family)
+                    _, reply_src, reply_dst, reply_src_port, reply_dst_port = _parse_tuple(reply, family)
+                except KeyError:
+                    continue  # not a tuple as we know them
                 zone = found.get(CTA_ZONE)
                 identity = nested(CTA_TUPLE_ORIG, original) + (attribute(CTA_ZONE, zone) if zone else b"")
-                yield Connection(protocol, *ends, *answers), family, identity
+                connection = Connection(
+                    protocol, src, dst, src_port, dst_port, reply_src, reply_dst, reply_src_port, reply_dst_port
+                )
+                yield connection, family, identity
 
     def _entries_of(self, family: int, packed: set[bytes]) -> Iterator[bytes]:
         """What identifies each matching entry: its original tuple and its zone, as the kernel wrote them."""
@@ -161,8 +163,10 @@ def _parse_tuple(data: bytes, family: int) -> tuple[int, IPAddress, IPAddress, i
     """Protocol, source, destination, and the ports or what stands in their place: ICMP type and code, or 0."""
     parts = parse_attributes(data)
     addresses = parse_attributes(parts[CTA_TUPLE_IP])
-    version, first = (4, CTA_IP_V4_SRC) if family == AF_INET else (6, _CTA_IP_V6_SRC)
-    src, dst = (IPAddress(int.from_bytes(addresses[each], "big"), version) for each in (first, first + 1))
+    first = CTA_IP_V4_SRC if family == AF_INET else _CTA_IP_V6_SRC
+    src, dst = (
+        IPAddress(int.from_bytes(addresses[each], "big"), 4 if family == AF_INET else 6) for each in (first, first + 1)
+    )
     values = parse_attributes(parts[CTA_TUPLE_PROTO])
     protocol = values[CTA_PROTO_NUM][0]
     for one, two in ((_ICMP_TYPE, _ICMP_CODE), (_ICMP6_TYPE, _ICMP6_CODE)):
