@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.iptables.policy_tables import PolicyTables
 from calico_core.dataplane.iptables.tools import Tools, available_tools
 from calico_core.dataplane.kernel_dataplane import KernelDataplane, check_options
@@ -30,7 +31,8 @@ class IptablesDataplane(KernelDataplane[PolicyTables]):
         check_options(options)
         if len(options.interface_prefix) > _PREFIX_LENGTH:
             raise InvalidRequest("interface_prefix", f"must have at most {_PREFIX_LENGTH} characters")
-        super().__init__(options, namespace_fd, PolicyTables(options, Tools(namespace_fd, backend)))
+        origins = Origins()
+        super().__init__(options, namespace_fd, PolicyTables(options, Tools(namespace_fd, backend), origins), origins)
 
     @classmethod
     def open(cls, options: DataplaneOptions) -> IptablesDataplane:
