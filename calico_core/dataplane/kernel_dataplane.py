@@ -26,7 +26,7 @@ from calico_core.dataplane.linux.rtnetlink import RouteSocket
 from calico_core.dataplane.linux.wiring import VethWiring
 from calico_core.dataplane.workload_links import LinkReport, WorkloadLinks, forwarding
 from calico_core.dataplane.workload_routes import RouteReport, WorkloadRoutes
-from calico_core.errors import InvalidRequest, KernelRefused
+from calico_core.errors import DataplaneError, InvalidRequest, KernelRefused
 from calico_core.interfaces.dataplane import (
     ApplyReport,
     Connection,
@@ -35,6 +35,7 @@ from calico_core.interfaces.dataplane import (
     DeniedPacket,
     Failure,
     WorkloadWiring,
+    is_whole_policy,
 )
 from calico_core.log import get_logger
 from calico_core.model.hoststate import HostChanges, HostState
@@ -103,6 +104,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         run_in(namespace_fd, lambda: sysctl.apply(forwarding(has_ipv6=options.is_ipv6_enabled)))
         self._state = HostState()
         self._is_complete = False
+        self._is_alone = False
         self._families = (4, 6) if options.is_ipv6_enabled else (4,)
         self._claims = Claims()
         self._route_socket = RouteSocket(namespace_fd)
@@ -133,7 +135,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         policy_done = time.perf_counter()
         links = self._links.resync() if changes.is_complete else self._links.sync(touched)
         coming = self._routes.resync() if changes.is_complete else self._routes.sync(touched)
-        failures = self._cut(table)
+        failures = (*self._cut(table), *self._take_over(table))
         done = time.perf_counter()
         report = self._report(table, links, [going, coming], failures)
         tell = log.info if report.changes or report.failures else log.debug
@@ -230,6 +232,24 @@ class KernelDataplane(Dataplane, Generic[P]):
             self._routes.want(interface, tuple(net for net in networks if net.version in self._families))
             self._links.want(interface, self._claims.owner(interface))
         return sorted(touched)
+
+    def _take_over(self, table: TableReport) -> tuple[Failure, ...]:
+        """Once policy of ours is in force, what a dataplane of another kind left is removed."""
+        if self._is_alone or any(is_whole_policy(each.subject) for each in table.failures):
+            return ()
+        try:
+            self._remove_other_kinds()
+        except DataplaneError as error:
+            log.warning("dataplane.other_kind_stays", error=str(error))
+            return (Failure("policy of another kind of dataplane", str(error)),)
+        self._is_alone = True
+        return ()
+
+    def _remove_other_kinds(self) -> None:
+        """Policy of ours that drivers of other kinds left on this host; a driver that knows of some overrides it.
+
+        :raises DataplaneError: some of it stays.
+        """
 
     def _cut(self, table: TableReport) -> tuple[Failure, ...]:
         """Forget the connections of addresses that an interface lost."""

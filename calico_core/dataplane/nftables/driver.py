@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from calico_core.dataplane.denials import Origins
+from calico_core.dataplane.iptables import removal as iptables
 from calico_core.dataplane.kernel_dataplane import KernelDataplane, check_options
 from calico_core.dataplane.nftables.policy_table import PolicyTable
 
@@ -48,6 +49,9 @@ class NftablesDataplane(KernelDataplane[PolicyTable]):
 
     def rule_counts(self) -> tuple[RuleCount, ...]:
         return self._policy.rule_counts()
+
+    def _remove_other_kinds(self) -> None:
+        iptables.remove_ours(self._namespace_fd)
 
     def observe(self) -> Table | None:
         """The policy table as the kernel holds it; for diagnosis and tests."""
