@@ -44,9 +44,9 @@ class Tools:
         self._ipset = _path("ipset")
         log.debug("iptables.chosen", backend=self.backend)
 
-    def save(self, family: int) -> str:
+    def save(self, family: int, *, with_counters: bool = False) -> str:
         """All tables of the family that exist."""
-        return self._run((self._save[family],))
+        return self._run((self._save[family], *(["-c"] if with_counters else [])))
 
     def restore(self, family: int, script: str) -> None:
         """One transaction a table; chains the script does not declare are left alone.

@@ -1,213 +1,41 @@
 """The nftables dataplane: one table of ours for policy, routes to workloads, nothing of anybody else's.
 
-The engine thread calls it. Order of an apply: routes of what goes, then policy in one transaction, then routes of
-what comes, then the connections of addresses that were given up. So a workload is reachable only once its policy
-stands. Source: felix specification 6–8 and 10.
+Policy is one transaction of each apply. Source: felix specification 6–8 and 10.
 """
 
 from __future__ import annotations
 
-import errno
-import time
 from typing import TYPE_CHECKING
 
-import msgspec
-from netaddr import IPAddress
-
-from calico_core.dataplane.claims import Claims
-from calico_core.dataplane.linux import sysctl
-from calico_core.dataplane.linux.conntrack import Conntrack
-from calico_core.dataplane.linux.interfaces import LinkMonitor
-from calico_core.dataplane.linux.netns import run_in
-from calico_core.dataplane.linux.rtnetlink import RouteSocket
-from calico_core.dataplane.linux.wiring import VethWiring
-from calico_core.dataplane.nftables.layout import ENDPOINT_TO_HOST
+from calico_core.dataplane.denials import Origins
+from calico_core.dataplane.kernel_dataplane import KernelDataplane, check_options
 from calico_core.dataplane.nftables.policy_table import PolicyTable
-from calico_core.dataplane.workload_routes import RouteReport, WorkloadRoutes
-from calico_core.errors import InvalidRequest, KernelRefused
-from calico_core.interfaces.dataplane import ApplyReport, Dataplane, DataplaneOptions, Failure, WorkloadWiring
-from calico_core.log import get_logger
-from calico_core.model.hoststate import HostChanges, HostState
-from calico_core.model.ids import check_interface
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from calico_core.dataplane.nftables.policy_table import TableReport
     from calico_core.dataplane.reconcile import Table
-    from calico_core.model.keys import WorkloadEndpointKey
-    from calico_core.model.workloads import InterfaceEvent
-
-log = get_logger(__name__)
+    from calico_core.interfaces.dataplane import DataplaneOptions, RuleCount
 
 
-class NftablesDataplane(Dataplane):
-    """Programs one network namespace. ``namespace_fd`` None: the process's own, as the seam opens it.
-
-    Subjects in reports: a workload by its key's path, rules and sets by their id, ``pools``, ``route <CIDR>``,
-    ``conntrack``; ``table inet calico`` when the kernel took nothing of the batch.
-    """
+class NftablesDataplane(KernelDataplane[PolicyTable]):
+    """A failure of ``table inet calico``: the kernel took nothing of the batch."""
 
     def __init__(self, options: DataplaneOptions, namespace_fd: int | None = None) -> None:
-        _check(options)
-        self._namespace_fd = namespace_fd
-        run_in(namespace_fd, lambda: sysctl.apply(_forwarding(options)))
-        self._state = HostState()
-        self._is_complete = False
-        self._families = (4, 6) if options.is_ipv6_enabled else (4,)
-        self._claims = Claims()
-        self._table = PolicyTable(options, namespace_fd)
-        self._route_socket = RouteSocket(namespace_fd)
-        self._routes = WorkloadRoutes(
-            self._route_socket, prefix=options.interface_prefix, protocol=options.route_protocol
-        )
-        self._conntrack = Conntrack(namespace_fd)
-        self._wiring = VethWiring(namespace_fd, interface_prefix=options.interface_prefix)
+        check_options(options)
+        origins = Origins()
+        super().__init__(options, namespace_fd, PolicyTable(options, namespace_fd, origins), origins)
 
     @classmethod
     def open(cls, options: DataplaneOptions) -> NftablesDataplane:
         return cls(options)
 
-    def ensure_closed(self) -> None:
-        self._table.ensure_closed()
-
-    def apply(self, changes: HostChanges) -> ApplyReport:
-        if not self._is_complete and not changes.is_complete:
-            raise InvalidRequest("is_complete", "the first batch must carry the whole state")
-        started = time.perf_counter()
-        touched = self._take_in(changes)
-        # what goes loses its routes while its rules still stand
-        going = self._routes.sync([name for name in touched if not self._claims.networks(name)])
-        policy_started = time.perf_counter()
-        table = self._table.follow(changes, self._state)
-        policy_done = time.perf_counter()
-        coming = self._routes.resync() if changes.is_complete else self._routes.sync(touched)
-        failures = self._cut(table)
-        done = time.perf_counter()
-        report = self._report(table, [going, coming], failures)
-        tell = log.info if report.changes or report.failures else log.debug
-        tell(
-            "dataplane.applied",
-            changes=report.changes,
-            failures=len(report.failures),
-            path=table.path,
-            policy_ms=round((policy_done - policy_started) * 1000, 3),
-            total_ms=round((done - started) * 1000, 3),
-        )
-        return report
-
-    def resync(self) -> ApplyReport:
-        if not self._is_complete:
-            return ApplyReport()
-        table = self._table.resync()
-        routes = self._routes.resync()
-        report = self._report(table, [routes], self._cut(table))
-        return msgspec.structs.replace(report, healed=(*table.healed, *(f"route {each}" for each in routes.changed)))
-
-    def interface_changed(self, event: InterfaceEvent) -> ApplyReport:
-        if not self._is_complete:
-            return ApplyReport()
-        if event.kind == "resync":
-            return self._report(None, [self._routes.resync()], ())
-        if self._claims.owner(event.name) is None:
-            return ApplyReport()
-        # the kernel removes the routes of a link that goes down; a new link of the name starts without
-        self._routes.forget(event.name)
-        return self._report(None, [self._routes.sync([event.name])], ())
-
-    def watch_interfaces(self, callback: Callable[[InterfaceEvent], None]) -> Callable[[], None]:
-        monitor = LinkMonitor(callback, namespace_fd=self._namespace_fd)
-        monitor.start()
-        return monitor.stop
-
-    def wiring(self) -> WorkloadWiring:
-        return self._wiring
+    def rule_counts(self) -> tuple[RuleCount, ...]:
+        return self._policy.rule_counts()
 
     def observe(self) -> Table | None:
         """The policy table as the kernel holds it; for diagnosis and tests."""
-        return self._table.observe()
+        return self._policy.observe()
 
     @property
     def desired(self) -> Table:
         """The policy table as it is wanted."""
-        return self._table.desired
-
-    def purge(self) -> None:
-        self._table.purge()
-        self._routes.want_nothing()
-        failures = self._routes.resync().failures
-        self._state, self._is_complete = HostState(), False
-        self._claims.clear()
-        if failures:
-            raise KernelRefused(
-                "remove routes", errno.EBUSY, "; ".join(f"{each.subject}: {each.reason}" for each in failures)
-            )
-
-    def close(self) -> None:
-        self._table.close()
-        self._route_socket.close()
-        self._conntrack.close()
-        self._wiring.close()
-
-    # --- state ------------------------------------------------------------------------------------
-
-    def _take_in(self, changes: HostChanges) -> list[str]:
-        """Update the state and the routes wanted; gives the interfaces concerned."""
-        self._state.update(changes)
-        self._is_complete = True
-        touched: set[str] = set()
-        if changes.is_complete:
-            touched |= self._claims.interfaces()
-            self._claims.clear()
-        for workload in changes.workloads:
-            touched |= self._claims.put(workload)
-        for key in changes.removed_workloads:
-            touched |= self._claims.remove(key)
-        for interface in touched:
-            networks = self._claims.networks(interface)
-            self._routes.want(interface, tuple(net for net in networks if net.version in self._families))
-        return sorted(touched)
-
-    def _cut(self, table: TableReport) -> tuple[Failure, ...]:
-        """Forget the connections of addresses that an interface lost."""
-        if not table.lost:
-            return ()
-        addresses = [IPAddress(value, 4 if family == 4 else 6) for family, value in sorted(table.lost)]
-        try:
-            self._conntrack.flush(addresses)
-        except KernelRefused as error:
-            log.warning("conntrack.not_flushed", addresses=[str(each) for each in addresses], error=str(error))
-            return (Failure("conntrack", str(error)),)
-        log.debug("conntrack.flushed", addresses=[str(each) for each in addresses])
-        return ()
-
-    def _report(
-        self, table: TableReport | None, routes: Iterable[RouteReport], failures: tuple[Failure, ...]
-    ) -> ApplyReport:
-        changes = table.changes if table is not None else 0
-        found = list(table.failures) if table is not None else []
-        missing: set[WorkloadEndpointKey] = set()
-        for report in routes:
-            changes += len(report.changed)
-            found += report.failures
-            for interface in report.without_link:
-                missing |= self._claims.keys(interface)
-        return ApplyReport(
-            changes=changes,
-            failures=(*found, *failures),
-            endpoints_without_link=tuple(sorted(missing, key=lambda key: key.path)),
-        )
-
-
-def _check(options: DataplaneOptions) -> None:
-    check_interface(options.interface_prefix, field="interface_prefix")
-    if options.endpoint_to_host not in ENDPOINT_TO_HOST:
-        wanted = ", ".join(ENDPOINT_TO_HOST)
-        raise InvalidRequest("endpoint_to_host", f"{options.endpoint_to_host!r} is not one of {wanted}")
-
-
-def _forwarding(options: DataplaneOptions) -> tuple[sysctl.Setting, ...]:
-    settings = [sysctl.Setting("ipv4/ip_forward", "1")]
-    if options.is_ipv6_enabled and sysctl.has_ipv6():
-        settings.append(sysctl.Setting("ipv6/conf/all/forwarding", "1"))
-    return tuple(settings)
+        return self._policy.desired

@@ -1,0 +1,275 @@
+"""What the dataplanes on a real kernel share: one state, its routes, its connections, and a report of every apply.
+
+A driver brings the :class:`Policy`, which is all that nftables and iptables do differently. The engine thread calls
+it. Order of an apply: routes of what goes, then policy, then routes of what comes, then the connections of addresses
+that were given up. So a workload is reachable only once its policy stands. Source: felix specification 6–8.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+import msgspec
+from netaddr import IPAddress
+
+from calico_core.dataplane.claims import Claims
+from calico_core.dataplane.denials import Origins
+from calico_core.dataplane.denied_packets import DeniedPackets
+from calico_core.dataplane.linux import sysctl
+from calico_core.dataplane.linux.conntrack import Conntrack
+from calico_core.dataplane.linux.interfaces import LinkMonitor
+from calico_core.dataplane.linux.netns import run_in
+from calico_core.dataplane.linux.rtnetlink import RouteSocket
+from calico_core.dataplane.linux.wiring import VethWiring
+from calico_core.dataplane.workload_routes import RouteReport, WorkloadRoutes
+from calico_core.errors import InvalidRequest, KernelRefused
+from calico_core.interfaces.dataplane import (
+    ApplyReport,
+    Connection,
+    Dataplane,
+    DataplaneOptions,
+    DeniedPacket,
+    Failure,
+    WorkloadWiring,
+)
+from calico_core.log import get_logger
+from calico_core.model.hoststate import HostChanges, HostState
+from calico_core.model.ids import check_interface
+from calico_core.model.rules import PORT_PROTOCOLS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from calico_core.model.keys import WorkloadEndpointKey
+    from calico_core.model.workloads import InterfaceEvent
+
+ENDPOINT_TO_HOST = ("DROP", "RETURN", "ACCEPT")
+DENY_ACTIONS = ("DROP", "REJECT")
+DROP_OVERRIDES = ("DROP", "ACCEPT", "LOG-and-DROP", "LOG-and-ACCEPT")
+
+log = get_logger(__name__)
+
+
+class TableReport(msgspec.Struct, frozen=True, kw_only=True):
+    """``healed``: differences found that were not ours. ``lost``: addresses (family, value) that an interface had and
+    no longer has. ``path``: how it went to the kernel, in the driver's words."""
+
+    changes: int = 0
+    failures: tuple[Failure, ...] = ()
+    healed: tuple[str, ...] = ()
+    lost: frozenset[tuple[int, int]] = frozenset()
+    path: str = "none"
+
+
+class Policy(Protocol):
+    """The policy of one network namespace in the kernel. One thread."""
+
+    def ensure_closed(self) -> None:
+        """The base with nobody in it, unless it stands."""
+
+    def follow(self, changes: HostChanges, state: HostState) -> TableReport:
+        """``state`` has taken in the batch."""
+
+    def resync(self) -> TableReport:
+        """Compare with the kernel, and repair."""
+
+    def purge(self) -> None:
+        """Remove all of it."""
+
+    def close(self) -> None:
+        """Free what it holds in this process."""
+
+
+P = TypeVar("P", bound=Policy)
+
+
+class KernelDataplane(Dataplane, Generic[P]):
+    """Programs one network namespace. ``namespace_fd`` None: the process's own. It closes ``policy``, which tells
+    ``origins`` what is behind each denial.
+
+    Subjects in reports: a workload by its key's path, rules and sets by their id, ``pools``, ``route <CIDR>``,
+    ``conntrack``; ``table …`` when the batch is not in force.
+    """
+
+    def __init__(
+        self, options: DataplaneOptions, namespace_fd: int | None, policy: P, origins: Origins | None = None
+    ) -> None:
+        self._namespace_fd = namespace_fd
+        self._policy = policy
+        run_in(namespace_fd, lambda: sysctl.apply(_forwarding(options)))
+        self._state = HostState()
+        self._is_complete = False
+        self._families = (4, 6) if options.is_ipv6_enabled else (4,)
+        self._claims = Claims()
+        self._route_socket = RouteSocket(namespace_fd)
+        self._routes = WorkloadRoutes(
+            self._route_socket, prefix=options.interface_prefix, protocol=options.route_protocol
+        )
+        self._conntrack = Conntrack(namespace_fd)
+        self._denied = DeniedPackets(options.denied_group, Origins() if origins is None else origins, namespace_fd)
+        self._wiring = VethWiring(namespace_fd, interface_prefix=options.interface_prefix)
+
+    def ensure_closed(self) -> None:
+        self._policy.ensure_closed()
+
+    def apply(self, changes: HostChanges) -> ApplyReport:
+        if not self._is_complete and not changes.is_complete:
+            raise InvalidRequest("is_complete", "the first batch must carry the whole state")
+        started = time.perf_counter()
+        touched = self._take_in(changes)
+        # what goes loses its routes while its rules still stand
+        going = self._routes.sync([name for name in touched if not self._claims.networks(name)])
+        policy_started = time.perf_counter()
+        table = self._policy.follow(changes, self._state)
+        policy_done = time.perf_counter()
+        coming = self._routes.resync() if changes.is_complete else self._routes.sync(touched)
+        failures = self._cut(table)
+        done = time.perf_counter()
+        report = self._report(table, [going, coming], failures)
+        tell = log.info if report.changes or report.failures else log.debug
+        tell(
+            "dataplane.applied",
+            changes=report.changes,
+            failures=len(report.failures),
+            path=table.path,
+            policy_ms=round((policy_done - policy_started) * 1000, 3),
+            total_ms=round((done - started) * 1000, 3),
+        )
+        return report
+
+    def resync(self) -> ApplyReport:
+        if not self._is_complete:
+            return ApplyReport()
+        table = self._policy.resync()
+        routes = self._routes.resync()
+        report = self._report(table, [routes], self._cut(table))
+        return msgspec.structs.replace(report, healed=(*table.healed, *(f"route {each}" for each in routes.changed)))
+
+    def interface_changed(self, event: InterfaceEvent) -> ApplyReport:
+        if not self._is_complete:
+            return ApplyReport()
+        if event.kind == "resync":
+            return self._report(None, [self._routes.resync()], ())
+        if self._claims.owner(event.name) is None:
+            return ApplyReport()
+        # the kernel removes the routes of a link that goes down; a new link of the name starts without
+        self._routes.forget(event.name)
+        return self._report(None, [self._routes.sync([event.name])], ())
+
+    def watch_interfaces(self, callback: Callable[[InterfaceEvent], None]) -> Callable[[], None]:
+        monitor = LinkMonitor(callback, namespace_fd=self._namespace_fd)
+        monitor.start()
+        return monitor.stop
+
+    def wiring(self) -> WorkloadWiring:
+        return self._wiring
+
+    def watch_denied(self, callback: Callable[[DeniedPacket], None]) -> Callable[[], None]:
+        return self._denied.watch(callback)
+
+    def connections(self) -> tuple[Connection, ...]:
+        return tuple(self._conntrack.list())
+
+    def cut(self, connections: Iterable[Connection]) -> int:
+        return self._conntrack.cut(connections)
+
+    def purge(self) -> None:
+        self._policy.purge()
+        self._routes.want_nothing()
+        failures = self._routes.resync().failures
+        self._state, self._is_complete = HostState(), False
+        self._claims.clear()
+        if failures:
+            reasons = "; ".join(f"{each.subject}: {each.reason}" for each in failures)
+            raise KernelRefused("remove routes", errno.EBUSY, reasons)
+
+    def close(self) -> None:
+        self._denied.close()
+        self._policy.close()
+        self._route_socket.close()
+        self._conntrack.close()
+        self._wiring.close()
+
+    # --- state ------------------------------------------------------------------------------------
+
+    def _take_in(self, changes: HostChanges) -> list[str]:
+        """Update the state and the routes wanted; gives the interfaces concerned."""
+        self._state.update(changes)
+        self._is_complete = True
+        touched: set[str] = set()
+        if changes.is_complete:
+            touched |= self._claims.interfaces()
+            self._claims.clear()
+        for workload in changes.workloads:
+            touched |= self._claims.put(workload)
+        for key in changes.removed_workloads:
+            touched |= self._claims.remove(key)
+        for interface in touched:
+            networks = self._claims.networks(interface)
+            self._routes.want(interface, tuple(net for net in networks if net.version in self._families))
+        return sorted(touched)
+
+    def _cut(self, table: TableReport) -> tuple[Failure, ...]:
+        """Forget the connections of addresses that an interface lost."""
+        if not table.lost:
+            return ()
+        addresses = [IPAddress(value, 4 if family == 4 else 6) for family, value in sorted(table.lost)]
+        try:
+            self._conntrack.flush(addresses)
+        except KernelRefused as error:
+            log.warning("conntrack.not_flushed", addresses=[str(each) for each in addresses], error=str(error))
+            return (Failure("conntrack", str(error)),)
+        log.debug("conntrack.flushed", addresses=[str(each) for each in addresses])
+        return ()
+
+    def _report(
+        self, table: TableReport | None, routes: Iterable[RouteReport], failures: tuple[Failure, ...]
+    ) -> ApplyReport:
+        changes = table.changes if table is not None else 0
+        found = list(table.failures) if table is not None else []
+        missing: set[WorkloadEndpointKey] = set()
+        for report in routes:
+            changes += len(report.changed)
+            found += report.failures
+            for interface in report.without_link:
+                missing |= self._claims.keys(interface)
+        return ApplyReport(
+            changes=changes,
+            failures=(*found, *failures),
+            endpoints_without_link=tuple(sorted(missing, key=lambda key: key.path)),
+        )
+
+
+def check_options(options: DataplaneOptions) -> None:
+    """What no driver can work with.
+
+    :raises InvalidRequest: names the option.
+    """
+    check_interface(options.interface_prefix, field="interface_prefix")
+    if options.endpoint_to_host not in ENDPOINT_TO_HOST:
+        wanted = ", ".join(ENDPOINT_TO_HOST)
+        raise InvalidRequest("endpoint_to_host", f"{options.endpoint_to_host!r} is not one of {wanted}")
+    if options.deny_action not in DENY_ACTIONS:
+        raise InvalidRequest("deny_action", f"{options.deny_action!r} is not one of {', '.join(DENY_ACTIONS)}")
+    if options.drop_override not in DROP_OVERRIDES:
+        raise InvalidRequest("drop_override", f"{options.drop_override!r} is not one of {', '.join(DROP_OVERRIDES)}")
+    if options.mark_mask.bit_count() < 2 or not 0 < options.mark_mask < 1 << 32:
+        raise InvalidRequest("mark_mask", f"{options.mark_mask:#x} must be 32 bits wide with two bits set at least")
+    if not 0 <= options.denied_group < 1 << 16:
+        raise InvalidRequest("denied_group", f"{options.denied_group} must be from 0 to 65535")
+    if options.log_rate < 0 or options.log_burst < 1:
+        raise InvalidRequest("log_rate", f"{options.log_rate} with bursts of {options.log_burst} cannot be kept")
+    if options.metadata is not None and options.metadata[0].version != 4:
+        raise InvalidRequest("metadata", f"{options.metadata[0]} must be an IPv4 address, as 169.254.169.254 is")
+    for each in (*options.failsafe_inbound, *options.failsafe_outbound):
+        if each.protocol not in PORT_PROTOCOLS or not 0 < each.port < 1 << 16:
+            raise InvalidRequest("failsafe", f"protocol {each.protocol} has no port {each.port}")
+
+
+def _forwarding(options: DataplaneOptions) -> tuple[sysctl.Setting, ...]:
+    settings = [sysctl.Setting("ipv4/ip_forward", "1")]
+    if options.is_ipv6_enabled and sysctl.has_ipv6():
+        settings.append(sysctl.Setting("ipv6/conf/all/forwarding", "1"))
+    return tuple(settings)
