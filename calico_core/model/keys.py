@@ -123,7 +123,7 @@ class ProfileRulesKey(Key, frozen=True):
 
 
 class ProfileTagsKey(Key, frozen=True):
-    record_type: ClassVar[Any] = tuple[str, ...]
+    record_type: ClassVar[Any] = tuple[ids.Tag, ...]
     profile: str
 
     @property
@@ -132,7 +132,7 @@ class ProfileTagsKey(Key, frozen=True):
 
 
 class ProfileLabelsKey(Key, frozen=True):
-    record_type: ClassVar[Any] = dict[str, str]
+    record_type: ClassVar[Any] = dict[ids.Label, str]
     profile: str
 
     @property

@@ -12,6 +12,7 @@ import msgspec
 from netaddr import IPNetwork
 
 from calico_core.errors import InvalidRequest, InvalidSelector
+from calico_core.model.ids import Label
 from calico_core.model.record import Record
 from calico_core.model.rules import Rule
 from calico_core.model.selectors import parse_selector
@@ -85,4 +86,4 @@ class NetworkSet(Record, frozen=True):
     """Labelled CIDRs that selectors match as if they were endpoints."""
 
     nets: tuple[IPNetwork, ...] = ()
-    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    labels: dict[Label, str] = msgspec.field(default_factory=dict)
