@@ -70,6 +70,7 @@ class Runtime:
         self._routing: Routing | None = None
         self._reporter: StatusReporter | None = None
         self._collector: Collector | None = None
+        self._workloads: WorkloadService | None = None
         self._signs = VitalSigns(lambda: self._states)
         self._health: HttpServer | None = None
 
@@ -122,7 +123,7 @@ class Runtime:
         ipam = composition.open_ipam(records, self.host)
         self._stack.callback(ipam.close)
         tunnels = self._start_tunnels(records, ipam, [each for each in (ipv4, ipv6) if each is not None])
-        workloads = WorkloadService(
+        workloads = self._workloads = WorkloadService(
             records=records,
             ipam=ipam,
             wiring=dataplane.wiring(),
@@ -341,12 +342,20 @@ class Runtime:
                 name: {str(address): whose for address, whose in found.items()} for name, found in self._lists().items()
             },
             "confirm-removals": lambda: {"frozen_because": self._agent.confirm_removals() if self._agent else ""},
+            "slow": self._slow,
             "unfreeze": lambda: {"frozen_because": self._collector.unfreeze() if self._collector else ""},
         }
         command = call.stdin.decode(errors="replace").strip() or "status"
         if command not in answers:
             return CallReply(status=2, stderr=f"unknown command {command!r}; known: {', '.join(answers)}\n".encode())
         return CallReply(stdout=msgspec.json.encode(answers[command]()))
+
+    def _slow(self) -> dict[str, object]:
+        """The slowest attaches since the start."""
+        if self._workloads is None:
+            return {"attaches": 0, "slowest": []}
+        slowest = self._workloads.slowest
+        return {"attaches": slowest.count, "slowest": slowest.list()}
 
     def status(self) -> dict[str, object]:
         """For people and programs: JSON-ready."""

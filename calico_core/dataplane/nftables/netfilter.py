@@ -156,11 +156,11 @@ class NftSocket(NetlinkSocket):
             wanted = flags | NLM_F_REQUEST | (NLM_F_ACK if sequence == last else 0)
             parts += (HEADER.pack(16 + len(body), kind, wanted, sequence, 0), body)
         parts += (HEADER.pack(20, BATCH_END, NLM_F_REQUEST, last + 1, 0), _HEADER_BATCH)
-        self._send(b"".join(parts), operation)
+        self.send(b"".join(parts), operation)
 
         # the kernel worked during the send: what it has to say is queued, errors before the acknowledgement
         while True:
-            for kind, flags, sequence, body in parse_messages(self._receive(operation)):
+            for kind, flags, sequence, body in parse_messages(self.receive(operation)):
                 if not first <= sequence <= last + 1 or kind != NLMSG_ERROR:
                     continue
                 number, message = parse_error(body, flags)
