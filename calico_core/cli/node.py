@@ -93,6 +93,16 @@ def status(context: CliContext) -> None:
     print_status(context)
 
 
+@node.command("confirm-removals")
+@pass_context
+def confirm_removals(context: CliContext) -> None:  # noqa: ARG001 - every command takes it
+    """Tell this host's node that a sudden loss of records was meant: what is gone goes from the kernel too."""
+    found = ask_node("confirm-removals")
+    assert found is not None
+    reason = found["frozen_because"]
+    click.echo(f"Confirmed: {reason}. It is removed now." if reason else "Nothing was held back.")
+
+
 @node.command()
 @click.option("--count", type=click.IntRange(1), default=10, show_default=True, help="How many to show.")
 @pass_context

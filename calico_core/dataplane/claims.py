@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, TypeVar
 
+from netaddr import IPNetwork
+
 if TYPE_CHECKING:
-    from netaddr import IPNetwork
+    from netaddr import IPAddress
 
     from calico_core.model.hoststate import HostWorkload
     from calico_core.model.keys import WorkloadEndpointKey
@@ -33,7 +35,7 @@ class Claims:
         self._by_interface[workload.interface].add(workload.key)
         touched.add(workload.interface)
         if workload.is_active:
-            for network in workload.nets:
+            for network in _networks(workload):
                 touched |= self._interfaces(network)
                 self._by_network[network].add(workload.key)
         return touched
@@ -44,7 +46,7 @@ class Claims:
             return set()
         _discard(self._by_interface, workload.interface, key)
         touched = {workload.interface}
-        for network in workload.nets:
+        for network in _networks(workload):
             _discard(self._by_network, network, key)
             touched |= self._interfaces(network)
         return touched
@@ -58,11 +60,21 @@ class Claims:
         return self._workloads[_first(claims)] if claims else None
 
     def networks(self, interface: str) -> tuple[IPNetwork, ...]:
-        """What shall be routed to the interface."""
+        """What shall be routed to the interface: the workload's addresses, and those it is also known by."""
         workload = self.owner(interface)
         if workload is None or not workload.is_active:
             return ()
-        return tuple(net for net in workload.nets if _first(self._by_network[net]) == workload.key)
+        return tuple(net for net in _networks(workload) if _first(self._by_network[net]) == workload.key)
+
+    def has(self, key: WorkloadEndpointKey, address: IPAddress) -> bool:
+        """Whether it is this workload that has the address."""
+        claims = self._by_network.get(IPNetwork(address))
+        return claims is not None and _first(claims) == key
+
+    def claimant(self, address: IPAddress) -> HostWorkload | None:
+        """Who has the address."""
+        claims = self._by_network.get(IPNetwork(address))
+        return self._workloads[_first(claims)] if claims else None
 
     def interfaces(self) -> set[str]:
         return set(self._by_interface)
@@ -73,6 +85,11 @@ class Claims:
 
     def _interfaces(self, network: IPNetwork) -> set[str]:
         return {self._workloads[key].interface for key in self._by_network.get(network, ())}
+
+
+def _networks(workload: HostWorkload) -> dict[IPNetwork, None]:
+    """Each once, in order."""
+    return dict.fromkeys([*workload.nets, *(IPNetwork(nat.external) for nat in workload.nats)])
 
 
 def _first(keys: set[WorkloadEndpointKey]) -> WorkloadEndpointKey:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from calico_core.interfaces.dataplane import DenialOrigin
 
 PREFIX = "calico-denied:"
+#: What a rule tells of at most; more would only be lost on the way.
+DENIED_PACKETS_A_SECOND, DENIED_BURST = 100, 100
+#: So much of a packet is told: the longest IPv4 header, or an IPv6 header with extensions, and the ports.
+SNAPSHOT_BYTES = 128
 _DIGEST_BYTES = 8
 
 

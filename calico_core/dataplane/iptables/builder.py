@@ -6,46 +6,40 @@ Endpoints with equal lists of policies share one chain, named by the list's cont
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from calico_core.dataplane.claims import Claims
+from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.iptables import layout
 from calico_core.dataplane.iptables.desired import Desired
-from calico_core.dataplane.iptables.dispatch import tree
-from calico_core.dataplane.iptables.ipsets import MAX_ELEMENTS, elements_for, kind_for, nets_set
-from calico_core.dataplane.iptables.layout import FILTER, NAT, RAW
-from calico_core.dataplane.iptables.names import list_chain_name, rules_chain_name, set_name, source_chain_name
-from calico_core.dataplane.iptables.render import DROP, render_rule
-from calico_core.dataplane.reconcile import Chain, NamedSet, Table
+from calico_core.dataplane.iptables.host_chains import HostChains
+from calico_core.dataplane.iptables.ipsets import elements_for, kind_for
+from calico_core.dataplane.iptables.known_sets import KnownSets
+from calico_core.dataplane.iptables.layout import Layout
+from calico_core.dataplane.iptables.names import FILTER, MANGLE, RAW, set_name, source_chain_name
+from calico_core.dataplane.iptables.nat_chains import NatChains
+from calico_core.dataplane.iptables.policy_chains import PolicyChains, rules_in
+from calico_core.dataplane.iptables.trees import Trees
+from calico_core.dataplane.reconcile import NamedSet, Table
 from calico_core.errors import InvalidRequest
 from calico_core.model.addresses import WIDTH
+from calico_core.model.hoststate import AddressSet, HostPeers
 from calico_core.model.ids import check_interface
+from calico_core.model.tunnels import VXLAN_PORT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
+
+    from netaddr import IPAddress
 
     from calico_core.interfaces.dataplane import DataplaneOptions
-    from calico_core.model.hoststate import (
-        AddressSet,
-        HostChanges,
-        HostPools,
-        HostRule,
-        HostRules,
-        HostState,
-        HostWorkload,
-        PolicyList,
-        RulesId,
-        SetId,
-    )
+    from calico_core.model.hoststate import HostChanges, HostNat, HostRules, HostState, HostWorkload, RulesId
     from calico_core.model.keys import WorkloadEndpointKey
 
-    TableId = tuple[int, str]
-
-POOLS = "pools"
-_DIRECTIONS = ("in", "out")
+PEERS = "peers"
 _BOTH = (4, 6)
 
 
@@ -59,39 +53,56 @@ class _Placed(msgspec.Struct, frozen=True):
 class TablesBuilder:
     """The desired tables of one host. One thread.
 
-    *Subjects* name what can fail by itself, as reports do: a workload by its key's path, rules and sets by their id,
-    ``pools``. A closed subject stays wanted: its workload has no way in or out, its rules drop. ``kernel_families``:
-    those the kernel speaks; one that is not enabled gets the fixed chains alone, which drop.
+    *Subjects* name what can fail by itself, as reports do: an endpoint by its key's path, rules and sets by their id,
+    ``pools``, ``peers``, ``floating addresses``. A closed subject stays wanted: its endpoint has no way in or out, its
+    rules drop. ``kernel_families``: those the kernel speaks; one that is not enabled gets the fixed chains alone,
+    which drop.
     """
 
-    def __init__(self, options: DataplaneOptions, kernel_families: tuple[int, ...] = _BOTH) -> None:
+    def __init__(
+        self,
+        options: DataplaneOptions,
+        kernel_families: tuple[int, ...] = _BOTH,
+        origins: Origins | None = None,
+        closed: Mapping[str, str] | None = None,
+    ) -> None:
         self._options = options
         self.kernel_families = kernel_families
         enabled = _BOTH if options.is_ipv6_enabled else (4,)
         self._families = tuple(family for family in enabled if family in kernel_families)
         self.problems: dict[str, str] = {}
-        self._closed: dict[str, str] = {}
-        self._rules: dict[RulesId, HostRules] = {}
-        self._set_names: dict[SetId, dict[int, str]] = {}
-        self._oversized: set[SetId] = set()
-        self._set_users: defaultdict[SetId, set[RulesId]] = defaultdict(set)
-        self._nets_of: dict[RulesId, frozenset[str]] = {}
-        self._nets_users: Counter[str] = Counter()
-        self._lists: Counter[str] = Counter()
+        self._closed: dict[str, str] = dict(closed or {})
         self._claims = Claims()
         self._placed: dict[str, _Placed] = {}
+        self._nats: dict[str, HostWorkload] = {}
+        self._are_nats_dirty = False
         self._named_rules: dict[str, frozenset[RulesId]] = {}
         self._rules_users: defaultdict[RulesId, set[str]] = defaultdict(set)
         self._is_dispatch_dirty = True
-        self._trees: dict[str, frozenset[str]] = {}
+        self._peers = HostPeers()
         self.desired = Desired()
         #: Addresses (of a family) an interface may send from, by family and chain.
         self.sources: dict[tuple[int, str], frozenset[int]] = {}
+        self._layout = Layout(options, self._families, Origins() if origins is None else origins)
         for family in kernel_families:
-            fixed = layout.fixed_chains(options.interface_prefix, options.endpoint_to_host, family)
-            for table, chains in fixed.items():
+            for table, chains in self._layout.fixed_chains(family).items():
                 self.desired.tables[family, table] = Table(chains)
+        self._sets = KnownSets(self.desired, self._families, self.problems, self._closed)
+        self.policies = PolicyChains(self.desired, self._sets, self._layout, self.problems, self._closed)
+        self._hosts = HostChains(self.desired, self.policies, self._layout, self.problems, self._closed)
+        self._nat = NatChains(self.desired, self._layout, self._closed)
+        self._trees = Trees(self.desired)
         self._finish()
+
+    @property
+    def leading(self) -> dict[tuple[int, str], frozenset[int]]:
+        """Floating addresses by the address they lead to."""
+        return self._nat.leading
+
+    @property
+    def held(self) -> dict[tuple[int, str], frozenset[int]]:
+        """Addresses by who has them: those an interface may send from, and those that lead to another address."""
+        return self.sources | self.leading
 
     @classmethod
     def of(
@@ -100,16 +111,21 @@ class TablesBuilder:
         kernel_families: tuple[int, ...],
         state: HostState,
         closed: Mapping[str, str] | None = None,
+        origins: Origins | None = None,
     ) -> TablesBuilder:
         """The tables of a whole state, with these subjects closed."""
-        built = cls(options, kernel_families)
-        built._closed.update(closed or {})
-        for set_id in state.sets:
-            built._put_set(set_id, state.sets[set_id])
+        built = cls(options, kernel_families, origins, closed)
+        for set_id, members in state.sets.items():
+            built._sets.put_addresses(set_id, members)
+        for set_id, ports in state.port_sets.items():
+            built._sets.put_ports(set_id, ports)
         for rules in state.rules.values():
-            built._put_rules(rules)
+            built.policies.put(rules)
         built._put_workloads(state.workloads.values(), ())
-        built._put_pools(state.pools)
+        for interface in state.interfaces.values():
+            built._hosts.put(interface)
+        built._nat.put_pools(state.pools)
+        built._put_peers(state.peers)
         built._finish()
         return built
 
@@ -117,139 +133,38 @@ class TablesBuilder:
         """Follow a batch that ``state`` has taken in."""
         affected: dict[RulesId, HostRules] = {}
         for change in changes.sets:
-            if change.id in state.sets:
-                affected |= self._put_set(change.id, state.sets[change.id])
+            if change.id in state.sets and self._sets.put_addresses(change.id, state.sets[change.id]):
+                affected |= {rules.id: rules for rules in self.policies.users_of(change.id)}
+        for ports in changes.port_sets:
+            if ports.id in state.port_sets and self._sets.put_ports(ports.id, state.port_sets[ports.id]):
+                affected |= {rules.id: rules for rules in self.policies.users_of(ports.id)}
         affected |= {rules.id: rules for rules in changes.rules}
         for rules in affected.values():
-            if rules.id in state.rules:
-                self._put_rules(state.rules[rules.id])
+            if rules.id in state.rules and self.policies.put(state.rules[rules.id]):
+                self._place_users(rules.id)
         if changes.workloads or changes.removed_workloads:
             self._put_workloads(changes.workloads, changes.removed_workloads)
+        for interface in changes.interfaces:
+            self._hosts.put(interface)
+        for name in changes.removed_interfaces:
+            self._hosts.drop(name)
         if changes.pools is not None:
-            self._put_pools(state.pools)
+            self._nat.put_pools(state.pools)
+        if changes.peers is not None:
+            self._put_peers(state.peers)
         for rules_id in changes.removed_rules:
-            self._drop_rules(rules_id)
-        for set_id in changes.removed_sets:
-            self._drop_set(set_id)
+            self.policies.drop(rules_id)
+            self._place_users(rules_id)
+        for set_id in (*changes.removed_sets, *changes.removed_port_sets):
+            self._sets.drop(set_id)
+            self.policies.forget_set(set_id)
         self._finish()
-
-    # --- sets -------------------------------------------------------------------------------------
-
-    def _put_set(self, set_id: SetId, members: AddressSet) -> dict[RulesId, HostRules]:
-        """Gives the rules to write again: those that name the set, when its kernel name changed."""
-        kinds = {family: kind_for(members, family) for family in self._families}
-        names = {family: set_name(kind, set_id) for family, kind in kinds.items()}
-        elements = {family: elements_for(members, kind) for family, kind in kinds.items()}
-        before = self._set_names.get(set_id)
-        was_oversized = set_id in self._oversized
-        is_oversized = any(len(each) > MAX_ELEMENTS for each in elements.values())
-        self._note_size(set_id, is_oversized=is_oversized)
-        for family, name in names.items():
-            if is_oversized or set_id in self._closed:
-                self.desired.drop_set(name)
-            else:
-                self.desired.put_set(name, NamedSet(kinds[family], elements[family]), set_id)
-        if before == names and was_oversized == is_oversized:
-            return {}
-        self._set_names[set_id] = names
-        for family, name in (before or {}).items():
-            if names[family] != name:
-                self.desired.drop_set(name)
-        return {each: self._rules[each] for each in self._set_users[set_id]}
-
-    def _note_size(self, set_id: SetId, *, is_oversized: bool) -> None:
-        if is_oversized:
-            self._oversized.add(set_id)
-            self.problems[set_id] = f"more than {MAX_ELEMENTS} members; rules that name it drop"
-        elif set_id in self._oversized:
-            self._oversized.discard(set_id)
-            self.problems.pop(set_id, None)
-
-    def _drop_set(self, set_id: SetId) -> None:
-        self._note_size(set_id, is_oversized=False)
-        for name in self._set_names.pop(set_id, {}).values():
-            self.desired.drop_set(name)
-        if not self._set_users.get(set_id):
-            self._set_users.pop(set_id, None)
-
-    def _set_name(self, set_id: SetId, family: int) -> str:
-        names = self._set_names.get(set_id)
-        if names is None:
-            raise InvalidRequest("sets", f"set {set_id} is not known")
-        if set_id in self._closed or set_id in self._oversized:
-            raise InvalidRequest("sets", f"set {set_id} could not be programmed")
-        return names[family]
-
-    # --- rules ------------------------------------------------------------------------------------
-
-    def _put_rules(self, rules: HostRules) -> None:
-        is_new = rules.id not in self._rules
-        nets_before = self._nets_of.get(rules.id, frozenset())
-        self._forget_rules(rules.id)
-        self._rules[rules.id] = rules
-        if is_new:
-            self._place_users(rules.id)
-        for rule in (*rules.inbound, *rules.outbound):
-            for set_id in rule.sets:
-                self._set_users[set_id].add(rules.id)
-        nets: dict[str, NamedSet] = {}
-        for family in self._families:
-            for direction, each in zip(_DIRECTIONS, (rules.inbound, rules.outbound), strict=True):
-                chain = self._render(rules.id, each, family, nets)
-                self.desired.put_chain((family, FILTER), rules_chain_name(rules.id, direction), chain, rules.id)
-        self._use_nets(rules.id, nets, nets_before)
-
-    def _render(self, rules_id: RulesId, rules: tuple[HostRule, ...], family: int, nets: dict[str, NamedSet]) -> Chain:
-        if rules_id in self._closed:
-            return layout.closed_chain("refused by the kernel")
-        texts: list[str] = []
-        for position, rule in enumerate(rules):
-            try:
-                rendered = render_rule(rule, family, self._set_name, log_prefix=self._options.log_prefix)
-            except InvalidRequest as error:
-                self.problems[rules_id] = f"rule {position + 1}: {error}; it drops instead"
-                texts.append(f"{DROP} # rule {position + 1} cannot be expressed")
-                continue
-            texts += rendered.rules
-            nets |= rendered.nets
-        return layout.chain(texts)
-
-    def _use_nets(self, rules_id: RulesId, nets: Mapping[str, NamedSet], before: frozenset[str]) -> None:
-        """Sets that stand for a list of networks inside rules; equal lists share one."""
-        for name in nets.keys() - before:
-            self._nets_users[name] += 1
-            self.desired.put_set(name, nets[name], rules_id)
-        for name in before - nets.keys():
-            self._nets_users[name] -= 1
-            if not self._nets_users[name]:
-                del self._nets_users[name]
-                self.desired.drop_set(name)
-        if nets:
-            self._nets_of[rules_id] = frozenset(nets)
-        else:
-            self._nets_of.pop(rules_id, None)
-
-    def _forget_rules(self, rules_id: RulesId) -> None:
-        before = self._rules.pop(rules_id, None)
-        self.problems.pop(rules_id, None)
-        if before is None:
-            return
-        for rule in (*before.inbound, *before.outbound):
-            for set_id in rule.sets:
-                self._set_users[set_id].discard(rules_id)
-
-    def _drop_rules(self, rules_id: RulesId) -> None:
-        self._forget_rules(rules_id)
-        self._use_nets(rules_id, {}, self._nets_of.get(rules_id, frozenset()))
-        self._place_users(rules_id)
-        for family in self._families:
-            for direction in _DIRECTIONS:
-                self.desired.drop_chain((family, FILTER), rules_chain_name(rules_id, direction))
 
     def _place_users(self, rules_id: RulesId) -> None:
         """The rules came or went: endpoints that name them open or close."""
         for interface in sorted(self._rules_users.get(rules_id, ())):
             self._place(interface)
+        self._hosts.place_users(rules_id)
 
     # --- workloads --------------------------------------------------------------------------------
 
@@ -277,12 +192,10 @@ class TablesBuilder:
         if before != after:
             self._is_dispatch_dirty = True
         # only now, so that a list both name stays
-        for name in (before.inbound, before.outbound) if before is not None else ():
-            self._lists[name] -= 1
-            if not self._lists[name]:
-                del self._lists[name]
-                for family in self._families:
-                    self.desired.drop_chain((family, FILTER), name)
+        if before is not None:
+            self.policies.free_list(before.inbound, layout.TO_WORKLOAD)
+            self.policies.free_list(before.outbound, layout.FROM_WORKLOAD)
+        self._note_nats(interface, workload if after is not None else None)
 
     def _note_rules(self, interface: str, workload: HostWorkload | None) -> None:
         for rules_id in self._named_rules.pop(interface, frozenset()):
@@ -291,7 +204,7 @@ class TablesBuilder:
                 del self._rules_users[rules_id]
         if workload is None:
             return
-        named = frozenset({*_rules_in(workload.inbound), *_rules_in(workload.outbound)})
+        named = frozenset({*rules_in(workload.inbound), *rules_in(workload.outbound)})
         self._named_rules[interface] = named
         for rules_id in named:
             self._rules_users[rules_id].add(interface)
@@ -306,7 +219,7 @@ class TablesBuilder:
             check_interface(workload.interface, field="interface")
             if not workload.interface.startswith(self._options.interface_prefix):
                 raise InvalidRequest("interface", f"must start with {self._options.interface_prefix!r}")
-            missing = sorted(each for each in self._named_rules[workload.interface] if each not in self._rules)
+            missing = sorted(each for each in self._named_rules[workload.interface] if each not in self.policies)
             if missing:
                 raise InvalidRequest("policies", f"there are no rules for {', '.join(missing)}")
         except InvalidRequest as error:
@@ -315,16 +228,38 @@ class TablesBuilder:
         return True
 
     def _lists_of(self, workload: HostWorkload) -> _Placed:
-        return _Placed(self._use_list(workload.inbound, "in"), self._use_list(workload.outbound, "out"))
+        return _Placed(
+            self.policies.use_list(workload.inbound, layout.TO_WORKLOAD),
+            self.policies.use_list(workload.outbound, layout.FROM_WORKLOAD),
+        )
 
-    def _use_list(self, policies: PolicyList, direction: str) -> str:
-        name = list_chain_name(msgspec.json.encode(policies), direction)
-        if not self._lists[name]:
-            chain = layout.list_chain(policies, direction)
-            for family in self._families:
-                self.desired.put_chain((family, FILTER), name, chain)
-        self._lists[name] += 1
-        return name
+    def _note_nats(self, interface: str, workload: HostWorkload | None) -> None:
+        before = self._nats.pop(interface, None)
+        if workload is not None and workload.nats:
+            self._nats[interface] = workload
+            self._check_nats(workload)
+        self._are_nats_dirty = self._are_nats_dirty or before is not None or interface in self._nats
+
+    def _check_nats(self, workload: HostWorkload) -> None:
+        own = {net.ip for net in workload.nets}
+        for nat in workload.nats:
+            if nat.external.version != nat.internal.version:
+                self.problems[workload.key.path] = f"{nat.external} is of another family than {nat.internal}"
+            elif nat.internal not in own:
+                self.problems[workload.key.path] = (
+                    f"{nat.internal} is none of its addresses; {nat.external} is left out"
+                )
+
+    def _put_nats(self) -> None:
+        """A floating address goes to one workload only, and to an address that it has."""
+        wanted: dict[IPAddress, HostNat] = {}
+        for workload in self._nats.values():
+            own = {net.ip for net in workload.nets}
+            for nat in sorted(workload.nats, key=lambda each: each.internal):
+                is_ours = all(self._claims.has(workload.key, each) for each in (nat.external, nat.internal))
+                if is_ours and nat.internal in own and nat.external.version == nat.internal.version:
+                    wanted.setdefault(nat.external, nat)
+        self._nat.put_floating(wanted.values())
 
     def _put_sources(self, workload: HostWorkload) -> None:
         subject, name = workload.key.path, source_chain_name(workload.interface)
@@ -338,7 +273,7 @@ class TablesBuilder:
             addresses[net.version].add(net.first)
         for family, each in addresses.items():
             self.sources[family, name] = frozenset(each)
-            self.desired.put_chain((family, RAW), name, layout.source_chain(workload.mac, each, family), subject)
+            self.desired.put_chain((family, RAW), name, self._layout.source_chain(workload.mac, each, family), subject)
 
     def _drop_sources(self, interface: str) -> None:
         name = source_chain_name(interface)
@@ -347,57 +282,98 @@ class TablesBuilder:
             self.desired.drop_chain((family, RAW), name)
 
     def _put_dispatch(self) -> None:
-        inbound = {interface: placed.inbound for interface, placed in self._placed.items()}
-        outbound = {interface: placed.outbound for interface, placed in self._placed.items()}
-        senders = {interface: source_chain_name(interface) for interface in self._placed}
+        inbound = {interface: f"-g {placed.inbound}" for interface, placed in self._placed.items()}
+        outbound = {interface: f"-g {placed.outbound}" for interface, placed in self._placed.items()}
+        senders = {interface: f"-g {source_chain_name(interface)}" for interface in self._placed}
         for table, root, option, targets in (
             (FILTER, layout.TO_ROOT, "-o", inbound),
             (FILTER, layout.FROM_ROOT, "-i", outbound),
             (RAW, layout.SOURCE_ROOT, "-i", senders),
         ):
-            miss = layout.MISSED[root]
-            chains = {name: layout.chain(rules) for name, rules in tree(root, option, targets, miss).items()}
-            closed = {root: layout.chain([miss])}
             for family in self.kernel_families:
-                self._put_tree((family, table), root, chains if family in self._families else closed)
-            self._trees[root] = frozenset(chains)
+                known = targets if family in self._families else {}
+                self._trees.put((family, table), root, option, known, self._layout.missed(root, family))
 
-    def _put_tree(self, where: TableId, root: str, chains: Mapping[str, Chain]) -> None:
-        standing = self.desired.tables[where].chains
-        for name, chain in chains.items():
-            if standing.get(name) != chain:
-                self.desired.put_chain(where, name, chain)
-        for name in self._trees.get(root, frozenset()) - chains.keys():
-            self.desired.drop_chain(where, name)
+    # --- the host itself --------------------------------------------------------------------------
 
-    # --- pools ------------------------------------------------------------------------------------
-
-    def _put_pools(self, pools: HostPools) -> None:
-        """The chain and its jump stand only while a pool masquerades: they make the kernel look up NAT for every
-        connection."""
+    def _put_peers(self, peers: HostPeers) -> None:
+        """The set of those who may send encapsulated packets stands while somebody may."""
+        self._peers = peers
+        self._nat.put_peers(peers)
+        members = AddressSet.of(peers.addresses)
         for family in self._families:
-            is_wanted = POOLS not in self._closed and any(net.version == family for net in pools.masquerade)
-            names: list[str] = []
-            for identity, nets in (("masq", pools.masquerade), ("pools", pools.all)):
-                kind = f"nets{family}"
-                names.append(set_name(kind, identity))
-                if is_wanted:
-                    self.desired.put_set(names[-1], NamedSet(kind, nets_set(nets, family)[1].elements), POOLS)
-                else:
-                    self.desired.drop_set(names[-1])
-            where = (family, NAT)
-            if is_wanted:
-                self.desired.put_chain(where, layout.NAT_CHAIN, layout.nat_chain(*names), POOLS)
-            elif layout.NAT_CHAIN in self.desired.tables[where].chains:
-                self.desired.drop_chain(where, layout.NAT_CHAIN)
+            kind = kind_for(members, family)
+            names = {each: set_name(f"{each}{family}", PEERS) for each in ("hosts", "nets")}
+            wanted = names[kind[:-1]] if self._guards(family) and PEERS not in self._closed else ""
+            for name in names.values():
+                if name == wanted:
+                    self.desired.put_set(name, NamedSet(kind, elements_for(members, kind)), PEERS)
+                elif name in self.desired.sets.sets:
+                    self.desired.drop_set(name)
+
+    def _guards(self, family: int) -> list[tuple[str, str]]:
+        """What an encapsulated packet looks like, of the encapsulations in use, and their names."""
+        if family not in self._families:
+            return []
+        guards = [(f"-p {layout.IPIP_PROTOCOL}", "IPIP")] if self._peers.is_ipip and family == 4 else []
+        return guards + ([(f"-p 17 -m udp --dport {VXLAN_PORT}", "VXLAN")] if self._peers.is_vxlan else [])
+
+    def _from_peers(self, family: int) -> list[str]:
+        """Encapsulated packets come from hosts only: from anybody else their content would be believed."""
+        rules: list[str] = []
+        for match, words in self._guards(family):
+            # without the set everybody is a stranger
+            rules += [] if PEERS in self._closed else [f"{match} {self._of_peers(family)} src -j ACCEPT"]
+            rules += self._layout.verdicts(family).drop(match, f"{words} from no host of ours")
+        return rules
+
+    def _to_peers(self, family: int) -> list[str]:
+        """What the host itself encapsulates is no matter of its endpoints' policy."""
+        known = [] if PEERS in self._closed else self._guards(family)
+        return [f"{match} {self._of_peers(family)} dst -j ACCEPT" for match, _ in known]
+
+    def _of_peers(self, family: int) -> str:
+        return f"-m set --match-set {set_name(kind_for(AddressSet.of(self._peers.addresses), family), PEERS)}"
+
+    def _put_bases(self) -> None:
+        """The chains the kernel's own lead to."""
+        workload = f"{self._options.interface_prefix}+"
+        for family in self.kernel_families:
+            is_enabled = family in self._families
+            forward = self._hosts.forward_steps(family) if is_enabled else []
+            verdicts = self._layout.verdicts(family)
+            passing = [f"-i {workload} -g calico-wl", f"-o {workload} -g calico-wl"]
+            if forward:
+                passing = [*forward, *passing, f"{verdicts.if_accepted} -j ACCEPT"]
+            bases = {
+                (FILTER, "calico-FORWARD"): passing,
+                (FILTER, "calico-INPUT"): [*self._from_peers(family), f"-i {workload} -g calico-wl-host"],
+                (FILTER, "calico-OUTPUT"): [],
+                (RAW, "calico-PREROUTING"): [f"-i {workload} -g {layout.WORKLOAD_SOURCE}"],
+                (RAW, "calico-OUTPUT"): [],
+                (MANGLE, "calico-PREROUTING"): [],
+            }
+            for (table, name), rules in bases.items():
+                steps = self._hosts.steps(table, name) if is_enabled and name != "calico-FORWARD" else []
+                before = self._to_peers(family) if steps and (table, name) == (FILTER, "calico-OUTPUT") else []
+                self._put_base((family, table), name, [*rules, *before, *steps])
+
+    def _put_base(self, where: tuple[int, str], name: str, rules: list[str]) -> None:
+        standing = self.desired.tables[where].chains
+        wanted = layout.chain(rules)
+        if not rules:
+            if name in standing:
+                self.desired.drop_chain(where, name)
+        elif standing.get(name) != wanted:
+            self.desired.put_chain(where, name, wanted)
 
     def _finish(self) -> None:
         if self._is_dispatch_dirty:
             self._put_dispatch()
             self._is_dispatch_dirty = False
-
-
-def _rules_in(policies: PolicyList) -> Iterator[RulesId]:
-    for tier in policies.tiers:
-        yield from tier.policies
-    yield from policies.profiles
+        if self._are_nats_dirty:
+            self._put_nats()
+            self._are_nats_dirty = False
+        self._hosts.finish()
+        self._nat.finish()
+        self._put_bases()

@@ -10,15 +10,15 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 #: So many names are asked for one after the other.
 _FEW = 8
 
 
-def tree(root: str, option: str, targets: Mapping[str, str], miss: str) -> dict[str, list[str]]:
-    """Rules by chain. ``option`` is ``-i`` or ``-o``; ``targets``: the chain of each interface; ``miss`` ends every
-    chain: the rule for an interface that has no chain."""
+def tree(root: str, option: str, targets: Mapping[str, str], miss: Sequence[str]) -> dict[str, list[str]]:
+    """Rules by chain. ``option`` is ``-i`` or ``-o``; ``targets``: what is done for each interface, as ``-g CHAIN``;
+    ``miss`` ends every chain: the rules for an interface that has no target."""
     chains: dict[str, list[str]] = {}
     _grow(chains, root, root, option, sorted(targets), targets, miss)
     return chains
@@ -31,12 +31,12 @@ def _grow(
     option: str,
     names: list[str],
     targets: Mapping[str, str],
-    miss: str,
+    miss: Sequence[str],
 ) -> None:
     rules = chains[node] = []
     if len(names) <= _FEW:
         rules += [_leaf(option, name, targets) for name in names]
-        rules.append(miss)
+        rules += miss
         return
     length = _common(names[0], names[-1])
     branches: list[str] = []
@@ -48,11 +48,11 @@ def _grow(
             continue
         branches.append(f"{option} {key}+ -g {root}-{key}")
         _grow(chains, root, f"{root}-{key}", option, group, targets, miss)
-    rules += [*branches, miss]
+    rules += [*branches, *miss]
 
 
 def _leaf(option: str, name: str, targets: Mapping[str, str]) -> str:
-    return f"{option} {name} -g {targets[name]}"
+    return f"{option} {name} {targets[name]}"
 
 
 def _common(first: str, last: str) -> int:

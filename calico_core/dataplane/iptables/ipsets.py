@@ -1,8 +1,9 @@
 """The kinds of address sets, their elements as values and as text, and what ``ipset`` reads and writes.
 
 ``hosts`` are single addresses (hash:ip), elements are integers; ``nets`` may hold networks (hash:net), elements are
-(first address, prefix length). Neither takes everything: a hash:ip refuses the address zero, a hash:net refuses /0,
-which is written as its two halves. Source: ipset(8). Pure.
+(first address, prefix length); ``ports`` are named ports (hash:ip,port), elements are (address, protocol, port).
+Neither takes everything: a hash:ip and a hash:ip,port refuse the address zero, a hash:net refuses /0, which is written
+as its two halves. Source: ipset(8). Pure.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from netaddr import IPNetwork
 
     from calico_core.dataplane.reconcile import Plan, Table
-    from calico_core.model.hoststate import AddressSet
+    from calico_core.model.hoststate import AddressSet, PortMember
 
 #: The default of the setting MaxIpsetSize (felix specification 2.2); the kernel takes no memory for it in advance.
 MAX_ELEMENTS = 1 << 20
@@ -31,7 +32,11 @@ MAX_ELEMENTS = 1 << 20
 _REWRITE_FROM = 256
 
 _TYPES = {"hosts4": "hash:ip family inet", "hosts6": "hash:ip family inet6",
-          "nets4": "hash:net family inet", "nets6": "hash:net family inet6"}  # fmt: skip
+          "nets4": "hash:net family inet", "nets6": "hash:net family inet6",
+          "ports4": "hash:ip,port family inet", "ports6": "hash:ip,port family inet6"}  # fmt: skip
+#: Protocols whose ports such a set can hold, by the name ``ipset save`` gives them.
+_PORT_PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 136: "udplite"}
+_PROTOCOL_NUMBERS = {name: number for number, name in _PORT_PROTOCOLS.items()}
 _KINDS = {tuple(text.split()): kind for kind, text in _TYPES.items()}
 
 
@@ -59,6 +64,15 @@ def elements_for(members: AddressSet, kind: str) -> Any:
         return hosts
     width = WIDTH[family]
     return frozenset({(value, width) for value in hosts} | net_elements(members.nets, family))
+
+
+def port_elements(members: Iterable[PortMember], family: int) -> frozenset[tuple[int, int, int]]:
+    """Without those no packet can match: address zero, protocols whose ports the kernel does not look at there."""
+    return frozenset(
+        (each.address, each.protocol, each.port)
+        for each in members
+        if each.version == family and each.address and each.protocol in _PORT_PROTOCOLS
+    )
 
 
 def net_elements(nets: Iterable[IPNetwork], family: int) -> set[tuple[int, int]]:
@@ -95,6 +109,9 @@ def _element_text(kind: str, element: Any) -> str:
     family = family_of(kind)
     if kind.startswith("hosts"):
         return address_text(element, family)
+    if kind.startswith("ports"):
+        address, protocol, port = element
+        return f"{address_text(address, family)},{_PORT_PROTOCOLS[protocol]}:{port}"
     first, length = element
     return f"{address_text(first, family)}/{length}"
 
@@ -143,8 +160,8 @@ def _each(verb: str, name: str, of: NamedSet, elements: Any, subject: str = "") 
 
 
 def parse_saved(text: str) -> dict[str, NamedSet]:
-    """Our sets in the output of ``ipset save``. A leftover of a rewrite, or a set of a kind we do not make, has an
-    empty kind and no elements."""
+    """Our sets in the output of ``ipset save``. A leftover of a rewrite, or a set of a kind or with an element that we
+    do not make, has an empty kind and no elements."""
     kinds: dict[str, str] = {}
     found: dict[str, list[Any]] = {}
     parsers: dict[str, Callable[[str], Any]] = {}
@@ -160,7 +177,11 @@ def parse_saved(text: str) -> dict[str, NamedSet]:
             kinds[name], found[name] = kind, []
             parsers[name] = _PARSERS.get(kind, str)
         elif verb == "add" and kinds.get(name):
-            found[name].append(parsers[name](value))
+            try:
+                found[name].append(parsers[name](value))
+            except ValueError:
+                # somebody's element of a shape we never write: the set is filled anew
+                kinds[name], found[name] = "", []
     return {name: NamedSet(kind, _frozen(kind, found[name])) for name, kind in kinds.items()}
 
 
@@ -187,6 +208,24 @@ def _parse_net6(text: str) -> tuple[int, int]:
     return _parse_v6(base), int(length) if slash else 128
 
 
+def _parse_port4(text: str) -> tuple[int, int, int]:
+    address, _, port = text.partition(",")
+    return (_parse_v4(address), *_parse_port(port))
+
+
+def _parse_port6(text: str) -> tuple[int, int, int]:
+    address, _, port = text.partition(",")
+    return (_parse_v6(address), *_parse_port(port))
+
+
+def _parse_port(text: str) -> tuple[int, int]:
+    protocol, _, port = text.partition(":")
+    if protocol not in _PROTOCOL_NUMBERS:
+        raise ValueError(text)
+    return _PROTOCOL_NUMBERS[protocol], int(port)
+
+
 _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "hosts4": _parse_v4, "hosts6": _parse_v6, "nets4": _parse_net4, "nets6": _parse_net6,
+    "ports4": _parse_port4, "ports6": _parse_port6,
 }  # fmt: skip

@@ -2,68 +2,112 @@
 
 ::
 
-    raw PREROUTING     calico-PREROUTING ─ workload? ─▶ calico-src… (tree) ─▶ calico-sp-<interface>: its addresses
-                                                                          └▶ calico-nosource: DHCP, ND, else drop
-    filter FORWARD     calico-FORWARD ─ from or to a workload ─▶ calico-wl ─ established: accept
-                         ├─▶ calico-from… (tree) ─▶ calico-fl-…  (a list of policies) ─▶ calico-po-… (rules)
-                         └─▶ calico-to… (tree) ───▶ calico-tl-…                       └▶ calico-pi-…
-    filter INPUT       calico-INPUT ─ workload? ─▶ calico-wl-host ─ DHCP, DNS, neighbours; then as endpoint_to_host says
-    nat POSTROUTING    calico-POSTROUTING ─ pool to elsewhere: masquerade (only while a pool wants it)
+    raw PREROUTING     calico-PREROUTING ─ workload? ─▶ calico-wl-src ─ tunnels: drop ─▶ calico-src… (tree)
+                         │                                ├─▶ calico-sp-<interface>: its addresses
+                         │                                └─▶ calico-nosource: DHCP, ND, else drop
+                         └ calico-ufrom… (tree) ─▶ calico-ui-… (untracked policy of a host endpoint)
+    mangle PREROUTING  calico-PREROUTING ─ calico-dfrom… (tree) ─▶ calico-di-… (policy before translation)
+    nat PREROUTING     calico-PREROUTING ─ metadata; calico-fip-dnat: floating addresses
+    filter INPUT       calico-INPUT ─ tunnels of strangers: drop
+                         ├ workload? ─▶ calico-wl-host ─ DHCP, DNS, neighbours; then as endpoint_to_host says
+                         └ calico-hfrom… (tree) ─▶ calico-hi…-… (a host endpoint's list of policies)
+    filter FORWARD     calico-FORWARD ─ calico-vfrom…, calico-vto… (trees) ─▶ calico-vi-…, calico-vo-… (forward policy)
+                         └ from or to a workload ─▶ calico-wl ─ established: accept
+                             ├─▶ calico-from… (tree) ─▶ calico-fl-… (a list of policies) ─▶ calico-po-… (rules)
+                             └─▶ calico-to… (tree) ───▶ calico-tl-…                      └▶ calico-pi-…
+    raw OUTPUT         calico-OUTPUT ─ calico-uto… (tree) ─▶ calico-uo-…
+    nat OUTPUT         calico-OUTPUT ─ calico-fip-dnat
+    filter OUTPUT      calico-OUTPUT ─ calico-hto… (tree) ─▶ calico-ho…-…
+    nat POSTROUTING    calico-POSTROUTING ─ calico-fip-snat; tunnels; pool to elsewhere: masquerade
 
-One jump to each of the four stands first in the kernel's chain. Traffic of the host itself to its workloads has no
-chain: it passes. A tree that knows no interface of the name drops, so an interface nobody told us of is closed. What
-survives both directions is accepted at once: whoever comes after us may have a policy of dropping (Docker).
-Source: felix specification 6.
+One jump to each stands first in the kernel's chain, and only while something needs it: a host without host endpoints
+has those of FORWARD, INPUT and raw PREROUTING. Traffic of the host itself to its workloads passes. A tree over
+workloads that knows no interface of the name drops, so an interface nobody told us of is closed; a tree over host
+interfaces returns. What survives both directions is accepted at once: whoever comes after us may have a policy of
+dropping (Docker). Source: felix specification 6.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from calico_core.dataplane.iptables.ipsets import address_text
-from calico_core.dataplane.iptables.names import readable, rules_chain_name, tag
-from calico_core.dataplane.iptables.render import (
-    CLEAR_MARKS,
-    CLEAR_PASS,
-    DROP,
-    IF_ACCEPTED_RETURN,
-    IF_NOT_PASSED,
+import msgspec
+
+from calico_core.dataplane.iptables.ipsets import address_text, net_text
+from calico_core.dataplane.iptables.names import (
+    FILTER,
+    MANGLE,
+    NAT,
+    RAW,
+    readable,
+    rules_chain_name,
+    tag,
 )
+from calico_core.dataplane.iptables.verdicts import ACCEPT, RETURN, Verdicts
 from calico_core.dataplane.reconcile import Chain
+from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.addresses import WIDTH
+from calico_core.model.tunnels import VXLAN_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from netaddr import EUI
+    from netaddr import EUI, IPNetwork
 
+    from calico_core.dataplane.denials import Origins
+    from calico_core.interfaces.dataplane import DataplaneOptions, FailsafePort
     from calico_core.model.hoststate import PolicyList
 
-FILTER, RAW, NAT = "filter", "raw", "nat"
+    Direction = Literal["inbound", "outbound"]
+
 #: In this order: who may send is opened last.
-TABLES = (FILTER, RAW, NAT)
+TABLES = (FILTER, MANGLE, RAW, NAT)
+#: Chains of rules stand there only while a host endpoint needs them.
+EARLY_TABLES = (RAW, MANGLE)
 #: By table: the kernel's chain, and ours that it leads to.
 HOOKS = {
-    FILTER: {"FORWARD": "calico-FORWARD", "INPUT": "calico-INPUT"},
-    RAW: {"PREROUTING": "calico-PREROUTING"},
-    NAT: {"POSTROUTING": "calico-POSTROUTING"},
+    FILTER: {"FORWARD": "calico-FORWARD", "INPUT": "calico-INPUT", "OUTPUT": "calico-OUTPUT"},
+    MANGLE: {"PREROUTING": "calico-PREROUTING"},
+    RAW: {"PREROUTING": "calico-PREROUTING", "OUTPUT": "calico-OUTPUT"},
+    NAT: {"PREROUTING": "calico-PREROUTING", "OUTPUT": "calico-OUTPUT", "POSTROUTING": "calico-POSTROUTING"},
 }
 FROM_ROOT, TO_ROOT, SOURCE_ROOT = "calico-from", "calico-to", "calico-src"
-NAT_CHAIN = "calico-POSTROUTING"
-NO_SOURCE = "calico-nosource"
-MISSED = {
-    FROM_ROOT: f"{DROP} # from an unknown endpoint",
-    TO_ROOT: f"{DROP} # to an unknown endpoint",
-    SOURCE_ROOT: f"-g {NO_SOURCE}",
-}
+NO_SOURCE, WORKLOAD_SOURCE = "calico-nosource", "calico-wl-src"
+FAILSAFE = {"inbound": "calico-fs-in", "outbound": "calico-fs-out"}
+NO_TRACK = "calico-notrack"
 
 COMMENT = "calico:"
-_INVALID = f"-m conntrack --ctstate INVALID {DROP}"
-_ESTABLISHED = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+IPIP_PROTOCOL = 4
+_ESTABLISHED = "-m conntrack --ctstate RELATED,ESTABLISHED"
+_INVALID = "-m conntrack --ctstate INVALID"
 # Multicast listener messages (130–132, 143), router solicitation, neighbour solicitation and advertisement.
 _NEIGHBOUR_TYPES = (130, 131, 132, 133, 135, 136, 143)
+# What a host cannot do without on a link: solicitation and advertisement of routers and neighbours.
+_DISCOVERY_TYPES = (133, 134, 135, 136)
 _LINK_LOCAL_SOURCES = ("::/128", "fe80::/10")
 _DHCP = {4: "-p 17 -m udp --sport 68 --dport 67", 6: "-p 17 -m udp --sport 546 --dport 547"}
+_PORTS_A_MATCH = 15
+_NO_CONNECTION = "belongs to no connection"
+
+
+class Purpose(msgspec.Struct, frozen=True):
+    """What a list of policies is for. ``letters`` stand in the names of its chains."""
+
+    letters: str
+    direction: Direction
+    table: str = FILTER
+
+
+TO_WORKLOAD, FROM_WORKLOAD = Purpose("tl", "inbound"), Purpose("fl", "outbound")
+HOST_IN, HOST_OUT = Purpose("hi", "inbound"), Purpose("ho", "outbound")
+FORWARD_IN, FORWARD_OUT = Purpose("vi", "inbound"), Purpose("vo", "outbound")
+UNTRACKED_IN, UNTRACKED_OUT = Purpose("ui", "inbound", RAW), Purpose("uo", "outbound", RAW)
+PRE_DNAT = Purpose("di", "inbound", MANGLE)
+
+
+def after_early(purpose: Purpose, *, is_untracked: bool, is_pre_dnat: bool) -> Purpose:
+    """The same where earlier policy of the interface may have let a packet through already."""
+    return msgspec.structs.replace(purpose, letters=f"{purpose.letters}{'u' * is_untracked}{'d' * is_pre_dnat}")
 
 
 def chain(rules: Iterable[str]) -> Chain:
@@ -82,92 +126,179 @@ def jump(target: str) -> str:
     return f'-m comment --comment "{COMMENT}{tag(target)}" -j {target}'
 
 
-def fixed_chains(prefix: str, endpoint_to_host: str, family: int) -> dict[str, dict[str, Chain]]:
-    """By table: the chains that do not depend on what the host has to do."""
-    return {
-        FILTER: {
-            "calico-FORWARD": chain([f"-i {prefix}+ -g calico-wl", f"-o {prefix}+ -g calico-wl"]),
-            "calico-wl": chain(
-                [
-                    _INVALID,
-                    _ESTABLISHED,
-                    f"-i {prefix}+ -j {FROM_ROOT}",
-                    f"-o {prefix}+ -j {TO_ROOT}",
-                    "-j ACCEPT",
-                ]
-            ),
-            "calico-INPUT": chain([f"-i {prefix}+ -g calico-wl-host"]),
-            "calico-wl-host": chain(_workload_to_host(endpoint_to_host, family)),
-        },
-        RAW: {
-            "calico-PREROUTING": chain([f"-i {prefix}+ -g {SOURCE_ROOT}"]),
-            NO_SOURCE: chain(_no_source(family)),
-        },
-        NAT: {},
-    }
+class Layout:
+    """Chains as the options want them. Pure. ``families``: those that policy is for."""
+
+    def __init__(self, options: DataplaneOptions, families: tuple[int, ...], origins: Origins) -> None:
+        self.options, self.families = options, families
+        self._verdicts = {
+            (family, table): Verdicts(options, origins, family, table) for family in (4, 6) for table in TABLES
+        }
+
+    def verdicts(self, family: int, table: str = FILTER) -> Verdicts:
+        return self._verdicts[family, table]
+
+    # --- what every host has ----------------------------------------------------------------------
+
+    def fixed_chains(self, family: int) -> dict[str, dict[str, Chain]]:
+        """By table: the chains that do not depend on what the host has to do."""
+        workload = f"{self.options.interface_prefix}+"
+        filtered, early = self.verdicts(family), self.verdicts(family, RAW)
+        return {
+            FILTER: {
+                "calico-wl": chain(
+                    [
+                        *filtered.drop(_INVALID, _NO_CONNECTION),
+                        f"{_ESTABLISHED} {ACCEPT}",
+                        f"-i {workload} -j {FROM_ROOT}",
+                        f"-o {workload} -j {TO_ROOT}",
+                        ACCEPT,
+                    ]
+                ),
+                "calico-wl-host": chain(self._workload_to_host(family)),
+            },
+            RAW: {
+                # a workload that could send into the hosts' tunnels would come out beyond all policy
+                WORKLOAD_SOURCE: chain(
+                    [
+                        *early.drop(f"-p 17 -m udp --dport {VXLAN_PORT}", "VXLAN from a workload"),
+                        *early.drop(f"-p {IPIP_PROTOCOL}", "IPIP from a workload"),
+                        f"-g {SOURCE_ROOT}",
+                    ]
+                ),
+                NO_SOURCE: chain(self._no_source(family)),
+            },
+            MANGLE: {},
+            NAT: {},
+        }
+
+    def _workload_to_host(self, family: int) -> list[str]:
+        verdicts, action = self.verdicts(family), self.options.endpoint_to_host
+        rules = verdicts.drop(_INVALID, _NO_CONNECTION)
+        rules.append(f"{_ESTABLISHED} {ACCEPT}")
+        if family == 6:
+            rules += [f"-p 58 -m icmp6 --icmpv6-type {kind} {ACCEPT}" for kind in _NEIGHBOUR_TYPES]
+        if self.options.metadata is not None and self.options.metadata[0].version == family:
+            address, port = self.options.metadata
+            width = WIDTH[family]
+            rules.append(f"-d {address_text(int(address), family)}/{width} -p 6 -m tcp --dport {port} {ACCEPT}")
+        rules += [f"{_DHCP[family]} {ACCEPT}", f"-p 17 -m udp --dport 53 {ACCEPT}"]
+        if action == "DROP":
+            origin = DenialOrigin(reason="from an endpoint to its host", direction="outbound")
+            return [*rules, *verdicts.deny("", origin, note="endpoint to host")]
+        rules.append(f"-j {FROM_ROOT}")
+        return [*rules, ACCEPT] if action == "ACCEPT" else rules
+
+    def _no_source(self, family: int) -> list[str]:
+        """What a workload may send without an address of its own."""
+        if family == 4:
+            rules = [f"-s 0.0.0.0/32 {_DHCP[4]} {RETURN}"]
+        else:
+            rules = [
+                f"-s {source} -p 58 -m icmp6 --icmpv6-type {kind} {RETURN}"
+                for source in _LINK_LOCAL_SOURCES
+                for kind in _NEIGHBOUR_TYPES
+            ]
+            rules.append(f"-s fe80::/10 {_DHCP[6]} {RETURN}")
+        return [*rules, *self.verdicts(family, RAW).drop("", "spoofed source")]
+
+    def missed(self, root: str, family: int) -> list[str]:
+        """The rules for a workload interface that nobody told us of."""
+        if root == SOURCE_ROOT:
+            return [f"-g {NO_SOURCE}"]
+        return self.verdicts(family).drop("", f"{'from' if root == FROM_ROOT else 'to'} an unknown endpoint")
+
+    # --- endpoints --------------------------------------------------------------------------------
+
+    def list_chain(self, policies: PolicyList, purpose: Purpose, family: int) -> Chain:
+        """Tiers in order, profiles in order, drop. "Accept" is to return with the accept mark set where the caller
+        may have another list to ask; lists of host endpoints decide themselves."""
+        verdicts = self.verdicts(family, purpose.table)
+        accepted = f"{verdicts.if_accepted} {_ACCEPTED.get(purpose.letters[0], RETURN)}"
+        # what comes early, or is only forwarded, leaves to others what it does not decide
+        is_last, ends_tiers = purpose.letters[0] in "tfh", purpose.table == FILTER
+        rules = [*self._before_policy(purpose, family), verdicts.clear_marks]
+        passed_before = False
+        for tier in policies.tiers:
+            if not tier.policies:
+                continue
+            if passed_before:
+                rules.append(verdicts.clear_pass)
+            passed_before = True
+            for position, rules_id in enumerate(tier.policies):
+                step = f"-j {rules_chain_name(rules_id, purpose.direction)}"
+                # only after a policy may the pass mark be set
+                rules += [f"{verdicts.if_not_passed} {step}" if position else step, accepted]
+            if ends_tiers and tier.default_action == "deny":
+                origin = DenialOrigin(reason="end of tier", direction=purpose.direction, tier=tier.tier)
+                rules += verdicts.deny(verdicts.if_not_passed, origin, note=f"end of tier {readable(tier.tier, 40)}")
+        for rules_id in policies.profiles if is_last else ():
+            rules += [f"-j {rules_chain_name(rules_id, purpose.direction)}", accepted]
+        if is_last:
+            origin = DenialOrigin(reason="no profile matched", direction=purpose.direction)
+            rules += verdicts.deny("", origin, note="no profile matched")
+        return chain(rules)
+
+    def _before_policy(self, purpose: Purpose, family: int) -> list[str]:
+        """What no policy of a host endpoint decides."""
+        kind, verdicts = purpose.letters[0], self.verdicts(family, purpose.table)
+        if kind in "tf":
+            return []
+        rules: list[str] = []
+        if kind == "d":
+            rules.append(f"-m conntrack --ctstate RELATED,ESTABLISHED,UNTRACKED {RETURN}")
+        elif kind in "hv":
+            # let through by an earlier policy of the interface; a mark alone might be anybody's
+            passing = ACCEPT if kind == "h" else RETURN
+            if "u" in purpose.letters:
+                rules.append(f"{verdicts.if_accepted} -m conntrack --ctstate UNTRACKED {passing}")
+            rules.append(f"{_ESTABLISHED} {ACCEPT}")
+            if "d" in purpose.letters:
+                rules.append(f"{verdicts.if_accepted} {passing}")
+        if family == 6 and kind != "v":
+            rules += [f"-p 58 -m icmp6 --icmpv6-type {each} {ACCEPT}" for each in _DISCOVERY_TYPES]
+        if kind != "v" and self.failsafe_chain(purpose.direction, family, purpose.table) is not None:
+            rules.append(f"-j {FAILSAFE[purpose.direction]}")
+        if kind in "hv":
+            rules += verdicts.drop(_INVALID, _NO_CONNECTION)
+        return rules
+
+    def failsafe_chain(self, direction: Direction, family: int, table: str) -> Chain | None:
+        """The ports that no policy closes; None: there are none. In the raw table, which knows no connections, their
+        answers too."""
+        inbound, outbound = self.options.failsafe_inbound, self.options.failsafe_outbound
+        mine, others = (inbound, outbound) if direction == "inbound" else (outbound, inbound)
+        remote = "-s" if direction == "inbound" else "-d"
+        rules = _open_ports(mine, family, remote, "--dports")
+        if table == RAW:
+            rules += _open_ports(others, family, remote, "--sports")
+        return chain(rules) if rules else None
+
+    def no_track_chain(self) -> Chain:
+        return chain(["-j CT --notrack", ACCEPT])
+
+    def source_chain(self, mac: EUI | None, addresses: Iterable[int], family: int) -> Chain:
+        """``mac`` None: any."""
+        sender = "" if mac is None else f"-m mac --mac-source {int(mac).to_bytes(6, 'big').hex(':')} "
+        width = WIDTH[family]
+        rules = [f"-s {address_text(each, family)}/{width} {sender}{RETURN}" for each in sorted(addresses)]
+        return chain([*rules, f"-g {NO_SOURCE}"])
 
 
-def _workload_to_host(action: str, family: int) -> list[str]:
-    rules = [_INVALID, _ESTABLISHED]
-    if family == 6:
-        rules += [f"-p 58 -m icmp6 --icmpv6-type {kind} -j ACCEPT" for kind in _NEIGHBOUR_TYPES]
-    rules += [f"{_DHCP[family]} -j ACCEPT", "-p 17 -m udp --dport 53 -j ACCEPT"]
-    if action == "DROP":
-        return [*rules, f"{DROP} # endpoint to host"]
-    rules.append(f"-j {FROM_ROOT}")
-    return [*rules, "-j ACCEPT"] if action == "ACCEPT" else rules
+#: What a list does with a packet it accepts, by the first letter of its purpose; otherwise it returns.
+_ACCEPTED = {"h": ACCEPT, "u": f"-g {NO_TRACK}", "d": ACCEPT}
 
 
-def _no_source(family: int) -> list[str]:
-    """What a workload may send without an address of its own."""
-    if family == 4:
-        rules = [f"-s 0.0.0.0/32 {_DHCP[4]} -j RETURN"]
-    else:
-        rules = [
-            f"-s {source} -p 58 -m icmp6 --icmpv6-type {kind} -j RETURN"
-            for source in _LINK_LOCAL_SOURCES
-            for kind in _NEIGHBOUR_TYPES
-        ]
-        rules.append(f"-s fe80::/10 {_DHCP[6]} -j RETURN")
-    return [*rules, f"{DROP} # spoofed source"]
-
-
-def source_chain(mac: EUI | None, addresses: Iterable[int], family: int) -> Chain:
-    """``mac`` None: any."""
-    sender = "" if mac is None else f"-m mac --mac-source {int(mac).to_bytes(6, 'big').hex(':')} "
-    width = WIDTH[family]
-    rules = [f"-s {address_text(each, family)}/{width} {sender}-j RETURN" for each in sorted(addresses)]
-    return chain([*rules, f"-g {NO_SOURCE}"])
-
-
-def nat_chain(masquerade_set: str, pools_set: str) -> Chain:
-    from_pool = f"-m set --match-set {masquerade_set} src"
-    return chain([f"{from_pool} -m set ! --match-set {pools_set} dst -j MASQUERADE --random-fully"])
-
-
-def closed_chain(reason: str) -> Chain:
-    """In the place of what was refused."""
-    return chain([f"{DROP} # {reason}"])
-
-
-def list_chain(policies: PolicyList, direction: str) -> Chain:
-    """Tiers in order, profiles in order, drop. "Accept" is to return with the accept mark set: the caller may have
-    the other end's policy to ask."""
-    rules = [CLEAR_MARKS]
-    passed_before = False
-    for tier in policies.tiers:
-        if not tier.policies:
-            continue
-        if passed_before:
-            rules.append(CLEAR_PASS)
-        passed_before = True
-        for position, rules_id in enumerate(tier.policies):
-            step = f"-j {rules_chain_name(rules_id, direction)}"
-            # only after a policy may the pass mark be set
-            rules += [f"{IF_NOT_PASSED} {step}" if position else step, IF_ACCEPTED_RETURN]
-        if tier.default_action == "deny":
-            rules.append(f"{IF_NOT_PASSED} {DROP} # end of tier {readable(tier.tier, 40)}")
-    for rules_id in policies.profiles:
-        rules += [f"-j {rules_chain_name(rules_id, direction)}", IF_ACCEPTED_RETURN]
-    rules.append(f"{DROP} # no profile matched")
-    return chain(rules)
+def _open_ports(ports: Iterable[FailsafePort], family: int, remote: str, option: str) -> list[str]:
+    groups: dict[tuple[int, IPNetwork | None], set[int]] = {}
+    for each in ports:
+        if each.net is None or each.net.version == family:
+            groups.setdefault((each.protocol, each.net), set()).add(each.port)
+    rules: list[str] = []
+    for (protocol, net), numbers in groups.items():
+        match = f"-p {protocol} " if net is None else f"{remote} {net_text(net)} -p {protocol} "
+        ordered = sorted(numbers)
+        for start in range(0, len(ordered), _PORTS_A_MATCH):
+            chunk = ",".join(map(str, ordered[start : start + _PORTS_A_MATCH]))
+            rules.append(f"{match}-m multiport {option} {chunk} {ACCEPT}")
+    return rules

@@ -11,11 +11,14 @@ from functools import lru_cache
 from hashlib import blake2b
 
 PREFIX = "calico-"
+FILTER, RAW, MANGLE, NAT = "filter", "raw", "mangle", "nat"
 CHAIN_LENGTH, SET_LENGTH = 28, 31
 #: In place of a set while it is written anew.
 SCRATCH = "calico-tmp-"
 #: Chains of what an interface may send from.
 SOURCE_CHAIN = "calico-sp-"
+#: From floating addresses to those of workloads.
+FLOATING_CHAIN = "calico-fip-dnat"
 
 _ILLEGAL = re.compile(r"[^A-Za-z0-9]+")
 _LEGAL = re.compile(r"[A-Za-z0-9_-]+")
@@ -29,12 +32,13 @@ def digest(text: str | bytes, digits: int = _DIGITS) -> str:
 
 @lru_cache(maxsize=65536)
 def rules_chain_name(rules_id: str, direction: str) -> str:
-    """``direction`` is ``in`` (towards the workload) or ``out``."""
-    return _hashed("calico-pi-" if direction == "in" else "calico-po-", rules_id, CHAIN_LENGTH)
+    """``direction`` is ``inbound`` (towards the endpoint) or ``outbound``."""
+    return _hashed("calico-pi-" if direction == "inbound" else "calico-po-", rules_id, CHAIN_LENGTH)
 
 
-def list_chain_name(content: bytes, direction: str) -> str:
-    return f"calico-{'tl' if direction == 'in' else 'fl'}-{digest(content, 16)}"
+def list_chain_name(content: bytes, letters: str) -> str:
+    """``letters`` tell what the list is for; equal lists for the same are one chain."""
+    return f"{PREFIX}{letters}-{digest(content, 16)}"
 
 
 def source_chain_name(interface: str) -> str:

@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.iptables import layout, saved
 from calico_core.dataplane.iptables.builder import TablesBuilder
 from calico_core.dataplane.iptables.desired import Touched
 from calico_core.dataplane.iptables.ipsets import parse_saved as parse_sets
 from calico_core.dataplane.iptables.ipsets import write_commands
+from calico_core.dataplane.iptables.names import NAT, RAW
 from calico_core.dataplane.iptables.saved import Line, SavedTable
 from calico_core.dataplane.kernel_dataplane import TableReport
 from calico_core.dataplane.linux import sysctl
 from calico_core.dataplane.reconcile import Table, reconcile
 from calico_core.errors import ToolFailed
-from calico_core.interfaces.dataplane import Failure
+from calico_core.interfaces.dataplane import Failure, RuleCount
 from calico_core.log import get_logger
 from calico_core.model.hoststate import HostState
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from calico_core.dataplane.iptables.tools import Tools
     from calico_core.dataplane.reconcile import Plan
     from calico_core.interfaces.dataplane import DataplaneOptions
-    from calico_core.model.hoststate import HostChanges
+    from calico_core.model.hoststate import HostChanges, RulesId
 
     TableId = tuple[int, str]
 
@@ -67,7 +69,7 @@ class _Observed:
         return {
             (family, name): addresses
             for (family, table), each in self.tables.items()
-            if table == layout.RAW
+            if table in (RAW, NAT)
             for name, addresses in each.sources.items()
         }
 
@@ -75,11 +77,12 @@ class _Observed:
 class PolicyTables:
     """The tables of one network namespace. One thread."""
 
-    def __init__(self, options: DataplaneOptions, tools: Tools) -> None:
+    def __init__(self, options: DataplaneOptions, tools: Tools, origins: Origins | None = None) -> None:
         self._options, self._tools = options, tools
         self._families: tuple[int, ...] = (4, 6) if sysctl.has_ipv6() else (4,)
         self._state = HostState()
-        self._builder = TablesBuilder(options, self._families)
+        self._origins = Origins() if origins is None else origins
+        self._builder = TablesBuilder(options, self._families, self._origins)
         self._observed: _Observed | None = None
         self._closed: dict[str, str] = {}
 
@@ -94,7 +97,7 @@ class PolicyTables:
         :raises ToolFailed: a program is missing, or refused.
         """
         observed = self._read()
-        builder = TablesBuilder(self._options, self._families)
+        builder = TablesBuilder(self._options, self._families, self._origins)
         absent = {
             where: frozenset(each.chains.keys() - observed.tables[where].table.chains.keys())
             for where, each in builder.desired.tables.items()
@@ -169,6 +172,26 @@ class PolicyTables:
             each.table, each.jumps = table, saved.wanted_jumps(where[1], table)
         return list(_describe(desired, self._read()))
 
+    def rule_counts(self) -> tuple[RuleCount, ...]:
+        """Sums over the families, and over the tables that a rule stands in.
+
+        :raises ToolFailed: the counters could not be read.
+        """
+        found: dict[tuple[RulesId, layout.Direction, int], list[int]] = {}
+        for family in self._families:
+            counted = self._builder.policies.counted_chains(family)
+            for name, lines in saved.parse_counters(self._tools.save(family, with_counters=True), counted):
+                rules_id, direction, numbers = counted[name]
+                # a chain that somebody changed is for the next resync
+                if len(lines) != len(numbers):
+                    continue
+                for number, (packets, size) in zip(numbers, lines, strict=True):
+                    if number is not None:
+                        total = found.setdefault((rules_id, direction, number), [0, 0])
+                        total[0] += packets
+                        total[1] += size
+        return tuple(RuleCount(*which, *total) for which, total in sorted(found.items()))
+
     # --- commit -----------------------------------------------------------------------------------
 
     def _make_right(self, observed: _Observed, touched: Touched | None) -> TableReport:
@@ -194,7 +217,7 @@ class PolicyTables:
                     return self._failed(refused.where, refused.error)
                 self._close({subject: refused.guilty[subject] for subject in new})
                 continue
-            return TableReport(changes=changes, failures=self._failures(), lost=_lost(sources, self._builder.sources))
+            return TableReport(changes=changes, failures=self._failures(), lost=_lost(sources, self._builder.held))
         return self._failed("table iptables", "too much of it is refused")
 
     def _commit(self, observed: _Observed, touched: Touched | None) -> int:
@@ -247,8 +270,10 @@ class PolicyTables:
                 found = observed.tables[family, table]
                 found.table.follow(builder.desired.tables[family, table], plan.names)
                 found.jumps = wanted
-                if table == layout.RAW:
+                if table == RAW:
                     found.sources = {name: each for (of, name), each in builder.sources.items() if of == family}
+                elif table == NAT:
+                    found.sources = {name: each for (of, name), each in builder.leading.items() if of == family}
         return changes
 
     def _remove_sets(self, names: set[str], tries: int = _REMOVAL_TRIES) -> ToolFailed | None:
@@ -277,7 +302,7 @@ class PolicyTables:
 
     def _rebuild(self, closed: dict[str, str]) -> None:
         self._closed = closed
-        self._builder = TablesBuilder.of(self._options, self._families, self._state, closed)
+        self._builder = TablesBuilder.of(self._options, self._families, self._state, closed, self._origins)
         self._builder.desired.take_touched()
 
     def _close(self, guilty: dict[str, str]) -> None:

@@ -2,7 +2,8 @@
 
 Allow sets the accept mark and returns, pass the pass mark; deny drops. The text is what follows ``-A <chain>``. A list
 of networks becomes a set named by its content, so that it is one match, negated or not. A multiport match takes 15
-ports, a range counts as two: a longer positive list becomes several rules, a longer negated one several matches.
+ports, a range counts as two: a longer positive list becomes several rules, a longer negated one several matches. A
+packet matches at most one of the rules that a rule becomes.
 """
 
 from __future__ import annotations
@@ -12,56 +13,48 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from calico_core.dataplane.iptables.ipsets import net_elements, net_text, nets_set
+from calico_core.dataplane.iptables.verdicts import RETURN
 from calico_core.errors import InvalidRequest
 from calico_core.model.addresses import WIDTH
-from calico_core.model.rules import PORT_PROTOCOLS, PROTOCOLS, clean_log_prefix
+from calico_core.model.rules import PORT_PROTOCOLS, PROTOCOLS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from netaddr import IPNetwork
 
+    from calico_core.dataplane.iptables.verdicts import Verdicts
     from calico_core.dataplane.reconcile import NamedSet
+    from calico_core.interfaces.dataplane import DenialOrigin
     from calico_core.model.hoststate import HostRule, SetId
     from calico_core.model.rules import PortRange
 
     #: The kernel's name of a set for a family; raises ``InvalidRequest`` for one that was never brought.
     SetNames = Callable[[SetId, int], str]
 
-ACCEPT_MARK, PASS_MARK = 0x01000000, 0x02000000
-DROP = "-j DROP"
-SET_ACCEPT = f"-j MARK --set-xmark {ACCEPT_MARK:#x}/{ACCEPT_MARK:#x}"
-SET_PASS = f"-j MARK --set-xmark {PASS_MARK:#x}/{PASS_MARK:#x}"
-IF_ACCEPTED_RETURN = f"-m mark --mark {ACCEPT_MARK:#x}/{ACCEPT_MARK:#x} -j RETURN"
-IF_PASSED_RETURN = f"-m mark --mark {PASS_MARK:#x}/{PASS_MARK:#x} -j RETURN"
-IF_NOT_PASSED = f"-m mark --mark 0x0/{PASS_MARK:#x}"
-CLEAR_PASS = f"-j MARK --set-xmark 0x0/{PASS_MARK:#x}"
-CLEAR_MARKS = f"-j MARK --set-xmark 0x0/{ACCEPT_MARK | PASS_MARK:#x}"
-
 _PORTS_A_MATCH = 15
-_LOG_NOTICE = 5
 _ICMP_ANY = 255  # iptables takes this type for "every type"
-_ACTIONS = {
-    "allow": (SET_ACCEPT, IF_ACCEPTED_RETURN),
-    "pass": (SET_PASS, IF_PASSED_RETURN),
-    "deny": (DROP, ""),
-    "log": ("", ""),
-}
+_ACTIONS = ("allow", "deny", "reject", "pass", "log")
 
 
 class Rendered(msgspec.Struct, frozen=True):
-    """The rules, and the sets of networks they name. No rules: no packet of the family can match."""
+    """The rules, and the sets of networks they name. No rules: no packet of the family can match. ``counted``: the
+    positions of those whose counters add up to what the rule matched."""
 
     rules: tuple[str, ...] = ()
     nets: tuple[tuple[str, NamedSet], ...] = ()
+    counted: tuple[int, ...] = ()
 
 
 class _NeverMatches(Exception):
     """No packet of the family can match; control flow inside this module, no error."""
 
 
-def render_rule(rule: HostRule, family: int, set_names: SetNames, *, log_prefix: str) -> Rendered:
-    """:raises InvalidRequest: what the rule asks for cannot be expressed; the caller closes in its place."""
+def render_rule(rule: HostRule, family: int, set_names: SetNames, verdicts: Verdicts, origin: DenialOrigin) -> Rendered:
+    """``origin``: what a packet is told by that the rule denies.
+
+    :raises InvalidRequest: what the rule asks for cannot be expressed; the caller closes in its place.
+    """
     _check(rule)
     if not _is_for(rule, family):
         return Rendered()
@@ -71,21 +64,26 @@ def render_rule(rule: HostRule, family: int, set_names: SetNames, *, log_prefix:
     except _NeverMatches:
         return Rendered()
     rules: list[str] = []
-    if rule.action == "log" or rule.log_prefix is not None:
-        prefix = clean_log_prefix(rule.log_prefix if rule.log_prefix is not None else log_prefix)
-        log = f'-j LOG --log-prefix "{prefix}: " --log-level {_LOG_NOTICE}'
-        rules += [f"{match} {log}".lstrip() for match in matches]
-    verdict, finish = _ACTIONS[rule.action]
-    if verdict:
-        rules += [f"{match} {verdict}".lstrip() for match in matches]
-    if finish:
-        rules.append(finish)
-    return Rendered(tuple(rules), tuple(nets))
+    counted: list[int] = []
+    for match in matches:
+        if rule.action == "log" or rule.log_prefix is not None:
+            rules.append(verdicts.log(match, rule.log_prefix))
+        if rule.action in ("deny", "reject"):
+            rules += verdicts.deny(match, origin, is_reject=rule.action == "reject")
+        elif rule.action != "log":
+            mark = verdicts.set_accept if rule.action == "allow" else verdicts.set_pass
+            rules.append(f"{match} {mark}".lstrip())
+        counted.append(len(rules) - 1)
+    if rule.action == "allow":
+        rules.append(f"{verdicts.if_accepted} {RETURN}")
+    elif rule.action == "pass":
+        rules.append(f"{verdicts.if_passed} {RETURN}")
+    return Rendered(tuple(rules), tuple(nets), tuple(counted))
 
 
 def _check(rule: HostRule) -> None:
     if rule.action not in _ACTIONS:
-        raise InvalidRequest("action", f"{rule.action!r} is not allow, deny, pass or log")
+        raise InvalidRequest("action", f"{rule.action!r} is not allow, deny, reject, pass or log")
     ports = (rule.src_ports, rule.not_src_ports, rule.dst_ports, rule.not_dst_ports)
     if any(ports) and rule.protocol not in PORT_PROTOCOLS:
         raise InvalidRequest("ports", "ports need a protocol that has them")
@@ -127,15 +125,32 @@ def _matches(rule: HostRule, family: int, set_names: SetNames, nets: list[tuple[
         parts += [_in_set(set_names(each, family), side) for each in sets]
         parts += [_not_in_set(set_names(each, family), side) for each in not_sets]
     parts += _icmp(rule)
-    for option, ports in (("--sports", rule.not_src_ports), ("--dports", rule.not_dst_ports)):
+    for option, side, ports, sets in (
+        ("--sports", "src,src", rule.not_src_ports, rule.not_src_port_sets),
+        ("--dports", "dst,dst", rule.not_dst_ports, rule.not_dst_port_sets),
+    ):
         parts += [f"-m multiport ! {option} {chunk}" for chunk in _chunks(ports)]
+        parts += [_not_in_set(set_names(each, family), side) for each in sets]
     alternatives = [" ".join(parts)]
-    for option, ports in (("--sports", rule.src_ports), ("--dports", rule.dst_ports)):
-        if ports:
-            alternatives = [
-                f"{each} -m multiport {option} {chunk}" for each in alternatives for chunk in _chunks(ports)
-            ]
+    for option, side, ports, sets in (
+        ("--sports", "src,src", rule.src_ports, rule.src_port_sets),
+        ("--dports", "dst,dst", rule.dst_ports, rule.dst_port_sets),
+    ):
+        if ports or sets:
+            ways = _port_ways(option, side, ports, [set_names(each, family) for each in sets])
+            alternatives = [f"{each} {way}".lstrip() for each in alternatives for way in ways]
     return alternatives
+
+
+def _port_ways(option: str, side: str, ports: tuple[PortRange, ...], sets: list[str]) -> list[str]:
+    """The port is in one of the ranges or sets: so many ways, of which a packet goes one."""
+    chunks = _chunks(ports)
+    ways = [f"-m multiport {option} {chunk}" for chunk in chunks]
+    not_before = [f"-m multiport ! {option} {chunk}" for chunk in chunks]
+    for name in sets:
+        ways.append(" ".join([*not_before, _in_set(name, side)]))
+        not_before.append(_not_in_set(name, side))
+    return ways
 
 
 def _networks(
@@ -191,7 +206,7 @@ def _chunks(ports: tuple[PortRange, ...]) -> list[str]:
     """Lists that fit into one multiport match each."""
     chunks: list[list[str]] = []
     room = 0
-    for low, high in sorted(set(ports)):
+    for low, high in _merged(ports):
         size = 1 if low == high else 2
         if size > room:
             chunks.append([])
@@ -199,6 +214,17 @@ def _chunks(ports: tuple[PortRange, ...]) -> list[str]:
         chunks[-1].append(str(low) if low == high else f"{low}:{high}")
         room -= size
     return [",".join(chunk) for chunk in chunks]
+
+
+def _merged(ports: tuple[PortRange, ...]) -> list[PortRange]:
+    """The same ports in ranges that neither overlap nor touch."""
+    merged: list[PortRange] = []
+    for low, high in sorted(set(ports)):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    return merged
 
 
 def _icmp(rule: HostRule) -> list[str]:

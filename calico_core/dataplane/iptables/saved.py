@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from calico_core.dataplane.iptables.layout import HOOKS, TABLES, jump
-from calico_core.dataplane.iptables.names import PREFIX, SOURCE_CHAIN
+from calico_core.dataplane.iptables.names import FLOATING_CHAIN, PREFIX, SOURCE_CHAIN
 from calico_core.dataplane.reconcile import Chain, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Container, Iterable
 
     from calico_core.dataplane.reconcile import Plan
 
 _TAG = re.compile(r'--comment "?calico:([0-9a-f]{12})\b')
 _TO_OURS = re.compile(rf" -[jg] ({PREFIX}\S+)")
+_COUNTED = re.compile(r"\[(\d+):(\d+)\] -A (\S+)")
+_LEADS = re.compile(r" -d ([0-9a-fA-F.:]+)/\d+ .*--to-destination ([0-9a-fA-F.:]+)")
 _SOURCE = re.compile(r" -s ([0-9a-fA-F.:]+)/\d+ ")
 
 
@@ -34,7 +36,8 @@ class Jumps(msgspec.Struct, frozen=True):
 
 
 class SavedTable:
-    """One table of one family: our chains, who leads to them, and the source addresses that are let in, by chain."""
+    """One table of one family: our chains, who leads to them, and addresses by who has them: the source addresses that
+    are let in, by chain; the floating ones by the address they lead to."""
 
     __slots__ = ("jumps", "sources", "table")
 
@@ -86,8 +89,23 @@ def _take_rule(saved: SavedTable, tags: dict[str, list[str]], line: str) -> None
         return
     match = _TAG.search(rule)
     tags[name].append(match[1] if match else "foreign")
+    if name == FLOATING_CHAIN and (leads := _LEADS.search(f" {rule}")):
+        to = str(ip_address(leads[2]))
+        saved.sources[to] = saved.sources.get(to, frozenset()) | {int(ip_address(leads[1]))}
     if name.startswith(SOURCE_CHAIN) and (source := _SOURCE.search(f" {rule}")):
         saved.sources[name] = saved.sources.get(name, frozenset()) | {int(ip_address(source[1]))}
+
+
+def parse_counters(text: str, chains: Container[str]) -> list[tuple[str, list[tuple[int, int]]]]:
+    """From ``iptables-save -c``: packets and bytes of each rule of these chains, once for each table they stand in."""
+    found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    table = ""
+    for line in text.splitlines():
+        if line.startswith("*"):
+            table = line[1:]
+        elif (match := _COUNTED.match(line)) and match[3] in chains:
+            found.setdefault((table, match[3]), []).append((int(match[1]), int(match[2])))
+    return [(name, lines) for (_, name), lines in found.items()]
 
 
 def wanted_jumps(table: str, desired: Table) -> dict[str, Jumps]:

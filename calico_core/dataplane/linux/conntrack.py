@@ -1,4 +1,5 @@
-"""Forgetting the connections of an address that a workload gave up, so that its next owner does not inherit them.
+"""The kernel's table of connections: reading it, and forgetting entries. Those of an address that a workload gave up go
+so that its next owner does not inherit them; others so that their next packet is judged anew.
 
 Raw ctnetlink (linux/netfilter/nfnetlink_conntrack.h), no program. For IPv4, kernels from 6.8 delete by filter. For
 older ones the table is read and the matching entries are deleted one by one; so it is for IPv6 always, because the
@@ -10,6 +11,8 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+from netaddr import IPAddress
+
 from calico_core.dataplane.linux.netlink import (
     DEFAULT_TIMEOUT_S,
     NETLINK_NETFILTER,
@@ -20,17 +23,18 @@ from calico_core.dataplane.linux.netlink import (
     parse_attributes,
     u32,
 )
-from calico_core.dataplane.linux.prefix import AF_INET, Prefix, host_prefix
+from calico_core.dataplane.linux.prefix import AF_INET, AF_INET6, Prefix, host_prefix
+from calico_core.interfaces.dataplane import Connection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from netaddr import IPAddress
-
 _SUBSYSTEM = 1 << 8
 CT_NEW, CT_GET, CT_DELETE = _SUBSYSTEM, _SUBSYSTEM | 1, _SUBSYSTEM | 2
 CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE, CTA_FILTER = 1, 2, 18, 25
-CTA_TUPLE_IP, CTA_IP_V4_SRC, CTA_IP_V4_DST = 1, 1, 2
+CTA_TUPLE_IP, CTA_IP_V4_SRC, CTA_IP_V4_DST, _CTA_IP_V6_SRC = 1, 1, 2, 3
+CTA_TUPLE_PROTO, CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 2, 1, 2, 3
+_ICMP_TYPE, _ICMP_CODE, _ICMP6_TYPE, _ICMP6_CODE = 5, 6, 8, 9
 CTA_FILTER_ORIG_FLAGS, CTA_FILTER_REPLY_FLAGS = 1, 2
 _FILTER_IP_SRC, _FILTER_IP_DST = 1, 2
 
@@ -85,6 +89,45 @@ class Conntrack:
         prefix = host_prefix(address)
         return sum(1 for _ in self._entries_of(prefix.family, {prefix.address}))
 
+    def list(self) -> list[Connection]:
+        """Every connection of both families, whatever its zone."""
+        return [connection for connection, _, _ in self._connections()]
+
+    def cut(self, connections: Iterable[Connection]) -> int:
+        """Delete the entries of these connections. How many there were; those already gone do not count."""
+        wanted = set(connections)
+        if not wanted:
+            return 0
+        # the kernel wants the tuple as it wrote it (an ICMP entry's identifier is no part of ours)
+        doomed = [
+            Request("delete conntrack entry", CT_DELETE, 0, _header(family) + identity)
+            for connection, family, identity in self._connections()
+            if connection in wanted
+        ]
+        outcomes = self._socket.attempt(doomed)
+        for outcome in outcomes:
+            if outcome.error is not None and outcome.error.errno != errno.ENOENT:
+                raise outcome.error
+        return sum(outcome.error is None for outcome in outcomes)
+
+    def _connections(self) -> Iterator[tuple[Connection, int, bytes]]:
+        """Each with its family and what identifies it to the kernel."""
+        for family in (AF_INET, AF_INET6):
+            for body in self._socket.dump(Request("list conntrack entries", CT_GET, 0, _header(family))):
+                found = parse_attributes(body, 4)
+                original, reply = found.get(CTA_TUPLE_ORIG, b""), found.get(CTA_TUPLE_REPLY, b"")
+                try:
+                    protocol, src, dst, src_port, dst_port = _parse_tuple(original, family)
+                    _, reply_src, reply_dst, reply_src_port, reply_dst_port = _parse_tuple(reply, family)
+                except KeyError:
+                    continue  # not a tuple as we know them
+                zone = found.get(CTA_ZONE)
+                identity = nested(CTA_TUPLE_ORIG, original) + (attribute(CTA_ZONE, zone) if zone else b"")
+                connection = Connection(
+                    protocol, src, dst, src_port, dst_port, reply_src, reply_dst, reply_src_port, reply_dst_port
+                )
+                yield connection, family, identity
+
     def _entries_of(self, family: int, packed: set[bytes]) -> Iterator[bytes]:
         """What identifies each matching entry: its original tuple and its zone, as the kernel wrote them."""
         for body in self._socket.dump(Request("list conntrack entries", CT_GET, 0, _header(family))):
@@ -114,3 +157,24 @@ def _header(family: int) -> bytes:
 
 def _addresses(conntrack_tuple: bytes) -> Iterator[bytes]:
     yield from parse_attributes(parse_attributes(conntrack_tuple).get(CTA_TUPLE_IP, b"")).values()
+
+
+def _parse_tuple(data: bytes, family: int) -> tuple[int, IPAddress, IPAddress, int, int]:
+    """Protocol, source, destination, and the ports or what stands in their place: ICMP type and code, or 0."""
+    parts = parse_attributes(data)
+    addresses = parse_attributes(parts[CTA_TUPLE_IP])
+    first = CTA_IP_V4_SRC if family == AF_INET else _CTA_IP_V6_SRC
+    src, dst = (
+        IPAddress(int.from_bytes(addresses[each], "big"), 4 if family == AF_INET else 6) for each in (first, first + 1)
+    )
+    values = parse_attributes(parts[CTA_TUPLE_PROTO])
+    protocol = values[CTA_PROTO_NUM][0]
+    for one, two in ((_ICMP_TYPE, _ICMP_CODE), (_ICMP6_TYPE, _ICMP6_CODE)):
+        if one in values and two in values:
+            return protocol, src, dst, values[one][0], values[two][0]
+    source, destination = (_port(values.get(each)) for each in (CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT))
+    return protocol, src, dst, source, destination
+
+
+def _port(value: bytes | None) -> int:
+    return int.from_bytes(value[:2], "big") if value else 0

@@ -51,7 +51,7 @@ class VethWiring(WorkloadWiring):
 
     ``namespace_fd`` None: the process's own namespace is the host's. ``pins_gateway`` gives the container a permanent
     neighbour entry for its next hop: no ARP before the first packet, and no need for a default route on the host,
-    without which proxy ARP is silent.
+    without which proxy ARP is silent. ``has_metadata``: workloads may be led to the host's loopback.
     """
 
     def __init__(
@@ -60,12 +60,14 @@ class VethWiring(WorkloadWiring):
         *,
         interface_prefix: str = "cali",
         pins_gateway: bool = True,
+        has_metadata: bool = False,
     ) -> None:
         self._namespace_fd = namespace_fd
         self._sockets = RouteSockets(namespace_fd)
         self._reaper = LinkReaper(self._sockets)
         self._interface_prefix = interface_prefix
         self._pins_gateway = pins_gateway
+        self._has_metadata = has_metadata
 
     def close(self) -> None:
         """Free the sockets kept open, when the kernel is done with what was deleted."""
@@ -249,9 +251,14 @@ class VethWiring(WorkloadWiring):
         )
         self._raise_host_end(host, link, wanted)
 
+    def _host_settings(self, interface: str, wanted: WantedAddresses) -> tuple[Setting, ...]:
+        return workload_sysctls.host_end(
+            interface, has_v4=bool(wanted.v4), has_v6=bool(wanted.v6), has_metadata=self._has_metadata
+        )
+
     def _raise_host_end(self, host: RouteSocket, link: Link, wanted: WantedAddresses) -> None:
         """Sysctls while it is down, then up with its link-local address and the routes."""
-        settings = _host_settings(link.name, wanted)
+        settings = self._host_settings(link.name, wanted)
         netns.run_in(self._namespace_fd, lambda: sysctl.apply(settings))
         raise_and_route(
             host,
@@ -291,7 +298,7 @@ class VethWiring(WorkloadWiring):
         )
         routed = {route.destination for route in host.routes(index=link.index)}
         found += [f"host route {each} through {link.name} is missing" for each in wanted.all if each not in routed]
-        settings = _host_settings(link.name, wanted)
+        settings = self._host_settings(link.name, wanted)
         wrong = netns.run_in(self._namespace_fd, lambda: sysctl.first_difference(settings))
         if wrong is not None:
             found.append(f"sysctl net/{wrong.path} is not {wrong.value}")
@@ -337,10 +344,6 @@ def _are_peers(host: RouteSocket, link: Link, inner: Link, namespace_fd: int) ->
     if link.kind != "veth" or (link.peer_index, inner.peer_index) != (inner.index, link.index):
         return False
     return link.peer_namespace_id is not None and link.peer_namespace_id == host.namespace_id(namespace_fd)
-
-
-def _host_settings(interface: str, wanted: WantedAddresses) -> tuple[Setting, ...]:
-    return workload_sysctls.host_end(interface, has_v4=bool(wanted.v4), has_v6=bool(wanted.v6))
 
 
 def _restore(namespace_fd: int, settings: tuple[Setting, ...]) -> None:

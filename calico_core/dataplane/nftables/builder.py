@@ -11,37 +11,57 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from netaddr import IPAddress
 
 from calico_core.dataplane.claims import Claims
+from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.nftables import layout
 from calico_core.dataplane.nftables.elements import merge_ranges, no_elements
+from calico_core.dataplane.nftables.host_endpoints import rules_of
+from calico_core.dataplane.nftables.host_part import HostInputs, HostPart
 from calico_core.dataplane.nftables.names import digest, kernel_name
-from calico_core.dataplane.nftables.rules import DROP, render_rule
+from calico_core.dataplane.nftables.rules import render_rule
+from calico_core.dataplane.nftables.verdicts import Verdicts
 from calico_core.dataplane.reconcile import Chain, NamedSet, Table
 from calico_core.errors import InvalidRequest
+from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.addresses import WIDTH
 from calico_core.model.ids import check_interface
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from typing import Literal
 
     from calico_core.interfaces.dataplane import DataplaneOptions
     from calico_core.model.hoststate import (
         AddressSet,
         HostChanges,
-        HostPools,
+        HostInterface,
+        HostNat,
         HostRule,
         HostRules,
         HostState,
         HostWorkload,
         PolicyList,
+        PortMember,
         RulesId,
         SetId,
     )
     from calico_core.model.keys import WorkloadEndpointKey
 
-POOLS = "pools"
-_DIRECTIONS = ("in", "out")
+_DIRECTIONS: tuple[tuple[layout.Direction, Literal["inbound", "outbound"]], ...] = (
+    ("in", "inbound"),
+    ("out", "outbound"),
+)
+_NAT_SETS = frozenset(name for kinds in layout.NAT_KINDS.values() for name in kinds)
+
+
+class CountedChain(msgspec.Struct, frozen=True):
+    """Whose rules a chain renders: the number of the rule behind each of its lines."""
+
+    rules: RulesId
+    direction: Literal["inbound", "outbound"]
+    numbers: tuple[int, ...]
 
 
 class _Placed(msgspec.Struct, frozen=True):
@@ -55,14 +75,17 @@ class _Placed(msgspec.Struct, frozen=True):
 class TableBuilder:
     """The desired table of one host. One thread.
 
-    *Subjects* name what can fail by itself, as reports do: a workload by its key's path, rules and sets by their id,
-    ``pools``. A closed subject stays wanted: its workload has no way in or out, its rules drop.
+    *Subjects* name what can fail by itself, as reports do: a workload or a host endpoint by its key's path, rules and
+    sets by their id, ``pools``, ``peers``. A closed subject stays wanted: its workload has no way in or out, its rules
+    deny. ``origins`` learns what is behind each denial.
     """
 
-    def __init__(self, options: DataplaneOptions) -> None:
+    def __init__(self, options: DataplaneOptions, origins: Origins | None = None) -> None:
         self._options = options
+        self._verdicts = Verdicts(options, Origins() if origins is None else origins)
         self.families: tuple[int, ...] = (4, 6) if options.is_ipv6_enabled else (4,)
-        self.problems: dict[str, str] = {}
+        self.counted: dict[str, CountedChain] = {}
+        self._problems: dict[str, str] = {}
         self._closed: dict[str, str] = {}
         self._rules: dict[RulesId, HostRules] = {}
         self._set_names: dict[SetId, dict[int, str]] = {}
@@ -80,24 +103,43 @@ class TableBuilder:
             for kind in layout.SOURCE_KINDS[family]:
                 self._shared[layout.source_set(kind)] = set()
                 self._kinds[layout.source_set(kind)] = kind
+            for kind in layout.NAT_KINDS[family]:
+                self._shared[kind] = set()
+        self._host = HostInputs(options, self.families, self._verdicts)
+        self._is_host_dirty = True
         self.table = Table(
-            layout.fixed_chains(options.interface_prefix, options.endpoint_to_host, self.families),
+            layout.fixed_chains(options, self.families, self._verdicts),
             {name: NamedSet(kind) for name, kind in self._kinds.items()},
         )
+        self._host_part = self._render_host()
+        self._put_host()
 
     @classmethod
-    def of(cls, options: DataplaneOptions, state: HostState, closed: Mapping[str, str] | None = None) -> TableBuilder:
+    def of(
+        cls,
+        options: DataplaneOptions,
+        state: HostState,
+        closed: Mapping[str, str] | None = None,
+        origins: Origins | None = None,
+    ) -> TableBuilder:
         """The table of a whole state, with these subjects closed."""
-        built = cls(options)
+        built = cls(options, origins)
         built._closed.update(closed or {})
         for set_id in state.sets:
             built._put_set(set_id, state.sets[set_id])
+        for set_id in state.port_sets:
+            built._put_port_set(set_id, state.port_sets[set_id])
         for rules in state.rules.values():
             built._put_rules(rules)
         built._put_workloads(state.workloads.values(), ())
-        built._put_pools(state.pools)
+        built._take_host(state)
         built._finish()
         return built
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """What could not be rendered as wanted, by subject."""
+        return {**self._problems, **self._host_part.problems}
 
     def update(self, changes: HostChanges, state: HostState) -> set[str]:
         """Follow a batch that ``state`` has taken in. Gives the names of chains and sets to compare."""
@@ -105,26 +147,35 @@ class TableBuilder:
         for change in changes.sets:
             if change.id in state.sets:
                 affected |= self._put_set(change.id, state.sets[change.id])
+        for ports in changes.port_sets:
+            if ports.id in state.port_sets:
+                affected |= self._put_port_set(ports.id, state.port_sets[ports.id])
         affected |= {rules.id: rules for rules in changes.rules}
         for rules in affected.values():
             if rules.id in state.rules:
                 self._put_rules(state.rules[rules.id])
         if changes.workloads or changes.removed_workloads:
             self._put_workloads(changes.workloads, changes.removed_workloads)
-        if changes.pools is not None:
-            self._put_pools(state.pools)
         for rules_id in changes.removed_rules:
             self._drop_rules(rules_id)
-        for set_id in changes.removed_sets:
+        for set_id in (*changes.removed_sets, *changes.removed_port_sets):
             self._drop_set(set_id)
+        if changes.interfaces or changes.removed_interfaces or changes.pools is not None or changes.peers is not None:
+            self._take_host(state)
         return self._finish()
 
     def subject_of(self, name: str, element: Any = None) -> str:
         """What a chain, a set, or an element of a shared set belongs to; empty for the fixed part."""
-        if name in self._shared and element is not None:
+        if element is None or name in self._owners:
+            return self._owners.get(name, "")
+        if name in _NAT_SETS:
+            claimant = self._claims.claimant(IPAddress(element[0], 4 if name.endswith("4") else 6))
+            return claimant.key.path if claimant else ""
+        if name in self._shared:
             placed = self._placed.get(element[0])
             return placed.subject if placed else ""
-        return self._owners.get(name, "")
+        interface = self._host.interfaces.get(element[0])
+        return interface.key.path if interface else ""
 
     # --- sets -------------------------------------------------------------------------------------
 
@@ -140,6 +191,17 @@ class TableBuilder:
         self._set_names[set_id] = names
         for name in (before or {}).values():
             self._drop_named_set(name)
+        return {each: self._rules[each] for each in self._set_users[set_id]}
+
+    def _put_port_set(self, set_id: SetId, members: frozenset[PortMember]) -> dict[RulesId, HostRules]:
+        """As :meth:`_put_set`."""
+        names = {family: kernel_name(f"p{family}", set_id) for family in self.families}
+        for family, name in names.items():
+            elements = frozenset(tuple(member)[1:] for member in members if member.version == family)
+            self._put_named_set(name, f"ports{family}", elements, set_id)
+        if self._set_names.get(set_id) == names:
+            return {}
+        self._set_names[set_id] = names
         return {each: self._rules[each] for each in self._set_users[set_id]}
 
     def _drop_set(self, set_id: SetId) -> None:
@@ -175,42 +237,58 @@ class TableBuilder:
         if is_new:
             self._place_users(rules.id)
         for rule in (*rules.inbound, *rules.outbound):
-            for set_id in rule.sets:
+            for set_id in (*rule.sets, *rule.port_sets):
                 self._set_users[set_id].add(rules.id)
-        for direction, each in zip(_DIRECTIONS, (rules.inbound, rules.outbound), strict=True):
-            self._put_chain(layout.rules_chain_name(rules.id, direction), self._render(rules.id, each), rules.id)
+        for direction, side in _DIRECTIONS:
+            name = layout.rules_chain_name(rules.id, direction)
+            chain, numbers = self._render(rules.id, side, rules.inbound if direction == "in" else rules.outbound)
+            self.counted[name] = CountedChain(rules.id, side, numbers)
+            self._put_chain(name, chain, rules.id)
 
-    def _render(self, rules_id: RulesId, rules: tuple[HostRule, ...]) -> Chain:
+    def _render(
+        self, rules_id: RulesId, side: Literal["inbound", "outbound"], rules: tuple[HostRule, ...]
+    ) -> tuple[Chain, tuple[int, ...]]:
+        """The chain, and the number of the rule behind each line."""
         if rules_id in self._closed:
-            return layout.closed_chain("refused by the kernel")
+            origin = DenialOrigin(reason="refused by the kernel", direction=side, rules=rules_id)
+            return layout.closed_chain("refused by the kernel", origin, self._verdicts), ()
         texts: list[str] = []
-        for position, rule in enumerate(rules):
+        numbers: list[int] = []
+        for number, rule in enumerate(rules):
+            origin = DenialOrigin(reason="rule", direction=side, rules=rules_id, rule=number)
             try:
-                texts += render_rule(rule, self._set_name, families=self.families, log_prefix=self._options.log_prefix)
+                lines = render_rule(
+                    rule, self._set_name, families=self.families, verdicts=self._verdicts, origin=origin
+                )
             except InvalidRequest as error:
-                self.problems[rules_id] = f"rule {position + 1}: {error}; it drops instead"
-                texts.append(f"{DROP} # rule {position + 1} cannot be expressed")
-        return layout.chain(texts)
+                self._problems[rules_id] = f"rule {number + 1}: {error}; it drops instead"
+                lines = self._verdicts.deny("", origin, f"rule {number + 1} cannot be expressed")
+            texts += lines
+            numbers += [number] * len(lines)
+        return layout.chain(texts), tuple(numbers)
 
     def _forget_rules(self, rules_id: RulesId) -> None:
         before = self._rules.pop(rules_id, None)
-        self.problems.pop(rules_id, None)
+        self._problems.pop(rules_id, None)
         if before is None:
             return
         for rule in (*before.inbound, *before.outbound):
-            for set_id in rule.sets:
+            for set_id in (*rule.sets, *rule.port_sets):
                 self._set_users[set_id].discard(rules_id)
 
     def _drop_rules(self, rules_id: RulesId) -> None:
         self._forget_rules(rules_id)
         self._place_users(rules_id)
-        for direction in _DIRECTIONS:
-            self._drop_chain(layout.rules_chain_name(rules_id, direction))
+        for direction, _ in _DIRECTIONS:
+            name = layout.rules_chain_name(rules_id, direction)
+            self.counted.pop(name, None)
+            self._drop_chain(name)
 
     def _place_users(self, rules_id: RulesId) -> None:
         """The rules came or went: endpoints that name them open or close."""
         for interface in sorted(self._rules_users.get(rules_id, ())):
             self._place(interface)
+        self._is_host_dirty |= rules_id in self._host_part.named
 
     def _put_chain(self, name: str, chain: Chain, subject: str = "") -> None:
         self.table.chains[name] = chain
@@ -229,7 +307,7 @@ class TableBuilder:
         for workload in workloads:
             touched |= self._claims.put(workload)
         for key in removed:
-            self.problems.pop(key.path, None)
+            self._problems.pop(key.path, None)
             touched |= self._claims.remove(key)
         for interface in sorted(touched):
             self._place(interface)
@@ -272,7 +350,7 @@ class TableBuilder:
         if workload is None:
             return None
         subject = workload.key.path
-        self.problems.pop(subject, None)
+        self._problems.pop(subject, None)
         if not workload.is_active or subject in self._closed:
             return None
         try:
@@ -283,57 +361,119 @@ class TableBuilder:
             if missing:
                 raise InvalidRequest("policies", f"there are no rules for {', '.join(missing)}")
         except InvalidRequest as error:
-            self.problems[subject] = f"{error}; it is closed"
+            self._problems[subject] = f"{error}; it is closed"
             return None
         elements: list[tuple[str, Any]] = []
         for net in workload.nets:
             if net.version not in self.families:
                 continue
             if net.prefixlen != WIDTH[net.version]:
-                self.problems[subject] = f"{net} is wider than one address; it is left out"
+                self._problems[subject] = f"{net} is wider than one address; it is left out"
                 continue
             any_kind, mac_kind = layout.SOURCE_KINDS[net.version]
             if workload.mac is None:
                 elements.append((layout.source_set(any_kind), (workload.interface, net.first)))
             else:
                 elements.append((layout.source_set(mac_kind), (workload.interface, int(workload.mac), net.first)))
+        for nat in workload.nats:
+            elements += self._nat_elements(workload, nat)
         inbound = self._use_list(workload.inbound, "in", subject)
         outbound = self._use_list(workload.outbound, "out", subject)
         elements.append((layout.TO_MAP, (workload.interface, inbound)))
         elements.append((layout.FROM_MAP, (workload.interface, outbound)))
         return _Placed(subject, tuple(elements), (inbound, outbound))
 
-    def _use_list(self, policies: PolicyList, direction: str, subject: str) -> str:
+    def _nat_elements(self, workload: HostWorkload, nat: HostNat) -> list[tuple[str, Any]]:
+        """A floating address goes to one workload only, and to an address that it has."""
+        family = nat.internal.version
+        if nat.external.version != family:
+            self._problems[workload.key.path] = f"{nat.external} is of another family than {nat.internal}"
+            return []
+        if nat.internal not in {net.ip for net in workload.nets}:
+            self._problems[workload.key.path] = f"{nat.internal} is none of its addresses; {nat.external} is left out"
+            return []
+        is_ours = self._claims.has(workload.key, nat.external) and self._claims.has(workload.key, nat.internal)
+        first = min(each.internal for each in workload.nats if each.external == nat.external)
+        if family not in self.families or not is_ours or nat.internal != first:
+            return []
+        seen_as = min(
+            each.external for each in workload.nats if each.internal == nat.internal and each.external.version == family
+        )
+        address_map, hairpin_map = layout.NAT_KINDS[family]
+        return [
+            (address_map, (int(nat.external), int(nat.internal))),
+            (hairpin_map, (int(nat.internal), int(seen_as))),
+        ]
+
+    def _use_list(self, policies: PolicyList, direction: layout.Direction, subject: str) -> str:
         name = f"{'to' if direction == 'in' else 'from'}_{digest(msgspec.json.encode(policies), 8)}"
         if not self._lists[name]:
-            self._put_chain(name, layout.list_chain(policies, direction), subject)
+            self._put_chain(name, layout.chain(layout.list_rules(policies, direction, self._verdicts)), subject)
         self._lists[name] += 1
         return name
 
-    # --- pools ------------------------------------------------------------------------------------
+    # --- the host itself --------------------------------------------------------------------------
 
-    def _put_pools(self, pools: HostPools) -> None:
-        """The hook stands only while a pool masquerades: it makes the kernel look up NAT for every connection."""
-        is_wanted = bool(pools.masquerade) and POOLS not in self._closed
-        for family in self.families:
-            for prefix, nets in (("masq", pools.masquerade), ("pools", pools.all)):
-                name = f"{prefix}{family}"
-                ranges = merge_ranges((net.first, net.last) for net in nets if net.version == family)
-                if is_wanted:
-                    self._put_named_set(name, f"ranges{family}", frozenset(ranges), POOLS)
-                elif name in self.table.sets:
-                    self._drop_named_set(name)
-        if is_wanted:
-            self._put_chain(layout.NAT_CHAIN, layout.nat_chain(self.families), POOLS)
-        elif layout.NAT_CHAIN in self.table.chains:
-            self._drop_chain(layout.NAT_CHAIN)
+    def _take_host(self, state: HostState) -> None:
+        self._host.interfaces = state.interfaces
+        self._host.pools, self._host.peers = state.pools, state.peers
+        self._is_host_dirty = True
+
+    def _render_host(self) -> HostPart:
+        self._is_host_dirty = False
+        return self._host.render(
+            floats=any(self._shared.get(name) for name in _NAT_SETS),
+            is_closed=self._closed.__contains__,
+            problem_of=self._problem_of,
+        )
+
+    def _put_host(self) -> None:
+        """Follow what differs from the last time; what nothing needs any more goes."""
+        before, after = self._host_part.names, self._render_host()
+        self._host_part = after
+        for name, chain in after.chains.items():
+            if self.table.chains.get(name) != chain:
+                self._put_chain(name, chain, after.subjects.get(name, ""))
+        for name, named_set in after.sets.items():
+            if self.table.sets.get(name) != named_set:
+                self.table.sets[name] = named_set
+                self._dirty.add(name)
+            if name in after.subjects:
+                self._owners[name] = after.subjects[name]
+        for name in before - after.names:
+            (self._drop_named_set if name in self.table.sets else self._drop_chain)(name)
+
+    def _problem_of(self, interface: HostInterface) -> str | None:
+        """Why a host endpoint cannot be programmed as it is wanted."""
+        if interface.key.path in self._closed:
+            return "refused by the kernel"
+        if interface.interface.startswith(self._options.interface_prefix):
+            return f"{interface.interface} is a workload's interface"
+        missing = sorted({each for each in rules_of(interface) if each not in self._rules})
+        return f"there are no rules for {', '.join(missing)}" if missing else None
 
     def _finish(self) -> set[str]:
         """Freeze the shared sets that changed and hand out the names touched since the last time."""
-        for name in self._dirty & self._shared.keys():
+        nat = self._dirty & _NAT_SETS
+        if nat or self._is_host_dirty:
+            self._put_host()
+        for name in self._dirty & self._kinds.keys():
             self.table.sets[name] = NamedSet(self._kinds[name], frozenset(self._shared[name]))
+        if nat:
+            self._freeze_nat()
         dirty, self._dirty = self._dirty, set()
         return dirty
+
+    def _freeze_nat(self) -> None:
+        """All maps stand while one has something, as the rules name them all."""
+        names = [name for family in self.families for name in layout.NAT_KINDS[family]]
+        is_wanted = any(self._shared[name] for name in names)
+        for name in names:
+            self._dirty.add(name)
+            if is_wanted:
+                self.table.sets[name] = NamedSet(name, frozenset(self._shared[name]))
+            else:
+                self.table.sets.pop(name, None)
 
 
 def _elements(members: AddressSet, family: int) -> Any:

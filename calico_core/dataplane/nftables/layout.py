@@ -6,43 +6,51 @@
     forward         forward ─ established: accept ─▶ from_workload ─ wl_from: interface ─▶ from_… (a list of policies)
                                                  └─▶ to_workload ── wl_to: interface ──▶ to_…      └▶ po_…, pi_… (rules)
     input           input ─ workload? ─▶ workload_to_host ─ DHCP, DNS, neighbours; then as endpoint_to_host says
-    postrouting/nat nat_postrouting ─ pool to elsewhere: masquerade (only while a pool wants it)
+    prerouting/nat  nat_prerouting ─ floating address: to the workload's own; metadata (only while there are such)
+    output/nat      nat_output ─ the same for the host itself
+    postrouting/nat nat_postrouting ─ pool to elsewhere: masquerade (only while a pool wants it); a workload that asked
+                    for its own floating address; what leaves by a tunnel with an address of another interface
 
-Traffic of the host itself to its workloads has no chain: it passes. A lookup that misses falls to a drop, so an
-interface nobody told us of is closed. Source: felix specification 6 and 10.
+Host endpoints add to these hooks what :mod:`host_endpoints` draws. Traffic of the host itself to its workloads has no
+chain: it passes. A lookup that misses falls to a drop, so an interface nobody told us of is closed. Source: felix
+specification 6 and 10.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from calico_core.dataplane.nftables.names import kernel_name, readable, tag
-from calico_core.dataplane.nftables.rules import (
-    CLEAR_MARKS,
-    CLEAR_PASS,
-    DROP,
-    IF_ACCEPTED_RETURN,
-    IF_NOT_PASSED,
-)
 from calico_core.dataplane.reconcile import Chain
+from calico_core.interfaces.dataplane import DenialOrigin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from calico_core.model.hoststate import PolicyList, RulesId
+    from calico_core.dataplane.nftables.verdicts import Verdicts
+    from calico_core.interfaces.dataplane import DataplaneOptions
+    from calico_core.model.hoststate import HostPeers, PolicyList, RulesId
+
+Direction = Literal["in", "out"]
 
 VXLAN_PORT = 4789
 IPIP_PROTOCOL = 4
 RAW_PREROUTING = "filter prerouting -300"
 FORWARD = "filter forward 0"
 INPUT = "filter input 0"
-POSTROUTING = "nat postrouting 100"
+OUTPUT = "filter output 0"
+PREROUTING, NAT_OUTPUT, POSTROUTING = "nat prerouting -100", "nat output -100", "nat postrouting 100"
+METADATA = "169.254.169.254"
 
 FROM_MAP, TO_MAP = "wl_from", "wl_to"
-NAT_CHAIN = "nat_postrouting"
+INVALID_CHAIN = "invalid"
 SOURCE_KINDS = {4: ("source4", "source_mac4"), 6: ("source6", "source_mac6")}
+NAT_KINDS = {4: ("nat4", "hairpin4"), 6: ("nat6", "hairpin6")}
+_TUNNEL_DEVICES = {"tunl0": "is_ipip", "vxlan.calico": "is_vxlan"}
 
-_STATE = "ct state vmap { established : accept, related : accept, invalid : drop }"
+_STATE = f"ct state vmap {{ established : accept, related : accept, invalid : goto {INVALID_CHAIN} }}"
 
 
 def chain(rules: Iterable[str], hook: str = "") -> Chain:
@@ -61,33 +69,94 @@ def source_set(kind: str) -> str:
     return {"source4": "src_any4", "source6": "src_any6", "source_mac4": "src_mac4", "source_mac6": "src_mac6"}[kind]
 
 
-def fixed_chains(prefix: str, endpoint_to_host: str, families: Sequence[int]) -> dict[str, Chain]:
+def fixed_chains(options: DataplaneOptions, families: Sequence[int], verdicts: Verdicts) -> dict[str, Chain]:
     """All chains that do not depend on what the host has to do."""
-    is_v6 = 6 in families
     return {
-        "raw_prerouting": chain([f'iifname "{prefix}*" goto workload_source'], RAW_PREROUTING),
-        "workload_source": chain(_workload_source(families)),
-        "forward": chain(
-            [
-                f'iifname != "{prefix}*" oifname != "{prefix}*" return',
-                _STATE,
-                f'iifname "{prefix}*" jump from_workload',
-                f'oifname "{prefix}*" jump to_workload',
-            ],
-            FORWARD,
-        ),
-        "from_workload": chain([f"iifname vmap @{FROM_MAP}", f"{DROP} # from an unknown endpoint"]),
-        "to_workload": chain([f"oifname vmap @{TO_MAP}", f"{DROP} # to an unknown endpoint"]),
-        "input": chain([f'iifname "{prefix}*" goto workload_to_host'], INPUT),
-        "workload_to_host": chain(_workload_to_host(endpoint_to_host, is_v6=is_v6)),
+        INVALID_CHAIN: chain(verdicts.drop("", "belongs to no connection")),
+        "workload_source": chain(_workload_source(families, verdicts)),
+        "from_workload": chain([f"iifname vmap @{FROM_MAP}", *verdicts.drop("", "from an unknown endpoint")]),
+        "to_workload": chain([f"oifname vmap @{TO_MAP}", *verdicts.drop("", "to an unknown endpoint")]),
+        "workload_to_host": chain(_workload_to_host(options, verdicts, is_v6=6 in families)),
     }
 
 
-def _workload_source(families: Sequence[int]) -> list[str]:
+def base_chains(
+    options: DataplaneOptions,
+    families: Sequence[int],
+    verdicts: Verdicts,
+    peers: HostPeers,
+    is_there: Callable[[str], bool],
+) -> dict[str, Chain]:
+    """The hooks of policy. ``is_there``: whether host endpoints have brought a chain of that name to jump to."""
+    prefix = options.interface_prefix
+
+    def host(*names: str) -> list[str]:
+        return [f"jump {name}" for name in names if is_there(name)]
+
+    forwarded = host("host_fwd_in", "host_fwd_out")
+    chains = {
+        "raw_prerouting": chain([f'iifname "{prefix}*" goto workload_source', *host("host_raw_in")], RAW_PREROUTING),
+        "forward": chain(
+            [
+                f'iifname != "{prefix}*" oifname != "{prefix}*" {"goto forward_host" if forwarded else "return"}',
+                _STATE,
+                *host("host_fwd_in"),
+                f'iifname "{prefix}*" jump from_workload',
+                f'oifname "{prefix}*" jump to_workload',
+                *host("host_fwd_out"),
+            ],
+            FORWARD,
+        ),
+        "input": chain(
+            [
+                f'iifname "{prefix}*" goto workload_to_host',
+                *_from_peers(peers, families, verdicts),
+                *host("host_in"),
+            ],
+            INPUT,
+        ),
+    }
+    if forwarded:
+        chains["forward_host"] = chain(forwarded)
+    if host("host_out"):
+        chains["output"] = chain([*_to_peers(peers, families), *host("host_out")], OUTPUT)
+    return chains
+
+
+def _tunnels(peers: HostPeers, families: Sequence[int]) -> list[tuple[str, str]]:
+    """Encapsulations in use, as match and the keyword of the family that carries them."""
+    used = [(f"meta l4proto {IPIP_PROTOCOL}", "ip")] if peers.is_ipip else []
+    if peers.is_vxlan:
+        used += [(f"udp dport {VXLAN_PORT}", "ip6" if family == 6 else "ip") for family in families]
+    return used
+
+
+def _from_peers(peers: HostPeers, families: Sequence[int], verdicts: Verdicts) -> list[str]:
+    """Encapsulated packets come from hosts only: from anybody else their content would be believed."""
+    accepted = [
+        f"{keyword} saddr @peers{'6' if keyword == 'ip6' else '4'} {match} accept"
+        for match, keyword in _tunnels(peers, families)
+    ]
+    refused: list[str] = []
+    if peers.is_ipip:
+        refused += verdicts.drop(f"meta l4proto {IPIP_PROTOCOL}", "IPIP from no host of ours")
+    if peers.is_vxlan:
+        refused += verdicts.drop(f"udp dport {VXLAN_PORT}", "VXLAN from no host of ours")
+    return accepted + refused
+
+
+def _to_peers(peers: HostPeers, families: Sequence[int]) -> list[str]:
+    return [
+        f"{keyword} daddr @peers{'6' if keyword == 'ip6' else '4'} {match} accept"
+        for match, keyword in _tunnels(peers, families)
+    ]
+
+
+def _workload_source(families: Sequence[int], verdicts: Verdicts) -> list[str]:
     # A workload that could send into the hosts' tunnels would come out beyond all policy.
     rules = [
-        f"udp dport {VXLAN_PORT} {DROP} # VXLAN from a workload",
-        f"meta l4proto {IPIP_PROTOCOL} {DROP} # IPIP from a workload",
+        *verdicts.drop(f"udp dport {VXLAN_PORT}", "VXLAN from a workload"),
+        *verdicts.drop(f"meta l4proto {IPIP_PROTOCOL}", "IPIP from a workload"),
         "iifname . ether saddr . ip saddr @src_mac4 return",
         "iifname . ip saddr @src_any4 return",
     ]
@@ -102,34 +171,71 @@ def _workload_source(families: Sequence[int]) -> list[str]:
             "ip6 saddr { ::, fe80::/10 } icmpv6 type { 130, 131, 132, 133, 135, 136, 143 } return",
             "ip6 saddr fe80::/10 udp sport 546 udp dport 547 return",
         ]
-    return [*rules, f"{DROP} # spoofed source"]
+    return [*rules, *verdicts.drop("", "spoofed source")]
 
 
-def _workload_to_host(action: str, *, is_v6: bool) -> list[str]:
+def _workload_to_host(options: DataplaneOptions, verdicts: Verdicts, *, is_v6: bool) -> list[str]:
     rules = [_STATE]
     if is_v6:
         rules.append("icmpv6 type { 130, 131, 132, 133, 135, 136, 143 } accept")
+    if options.metadata is not None:
+        address, port = options.metadata
+        rules.append(f"ip daddr {address} tcp dport {port} accept")
     rules.append("udp sport 68 udp dport 67 accept")
     if is_v6:
         rules.append("udp sport 546 udp dport 547 accept")
     rules.append("udp dport 53 accept")
-    if action == "DROP":
-        return [*rules, f"{DROP} # endpoint to host"]
+    if options.endpoint_to_host == "DROP":
+        origin = DenialOrigin(reason="from an endpoint to its host", direction="outbound")
+        return [*rules, *verdicts.deny("", origin, "endpoint to host")]
     # RETURN and ACCEPT end alike here: an accept of ours does not overrule the tables of others
     rules.append("jump from_workload")
-    return [*rules, "accept"] if action == "ACCEPT" else rules
+    return [*rules, "accept"] if options.endpoint_to_host == "ACCEPT" else rules
 
 
-def nat_chain(families: Sequence[int]) -> Chain:
-    rules = ["ip saddr @masq4 ip daddr != @pools4 masquerade fully-random"]
-    if 6 in families:
-        rules.append("ip6 saddr @masq6 ip6 daddr != @pools6 masquerade fully-random")
-    return chain(rules, POSTROUTING)
+class Nat(msgspec.Struct, frozen=True, kw_only=True):
+    """What of translation is wanted now."""
+
+    masquerades: bool = False
+    floats: bool = False
+    tunnels: tuple[str, ...] = ()
+
+    @classmethod
+    def tunnels_of(cls, peers: HostPeers) -> tuple[str, ...]:
+        return tuple(device for device, field in _TUNNEL_DEVICES.items() if getattr(peers, field))
 
 
-def closed_chain(reason: str) -> Chain:
+def nat_chains(nat: Nat, options: DataplaneOptions, families: Sequence[int]) -> dict[str, Chain]:
+    """The hooks of translation, only those that something needs: each makes the kernel look at every connection."""
+    keywords = [(family, "ip" if family == 4 else "ip6") for family in families]
+    floating = [f"dnat {ip} to {ip} daddr map @nat{family}" for family, ip in keywords] if nat.floats else []
+    before = list(floating)
+    if options.metadata is not None:
+        address, port = options.metadata
+        match = f'iifname "{options.interface_prefix}*" ip daddr {METADATA} tcp dport 80'
+        before.append(f"{match} dnat ip to {address}:{port}")
+    after: list[str] = []
+    if nat.floats:
+        after += [f"snat {ip} to {ip} saddr . {ip} daddr map @hairpin{family}" for family, ip in keywords]
+    if nat.masquerades:
+        after += [
+            f"{ip} saddr @masq{family} {ip} daddr != @pools{family} masquerade fully-random" for family, ip in keywords
+        ]
+    # a connection of the host's own that was bound elsewhere: the other end of the tunnel would answer past it
+    after += [
+        f'oifname "{device}" fib saddr . oif type != local fib saddr type local masquerade' for device in nat.tunnels
+    ]
+    wanted = {
+        "nat_prerouting": (before, PREROUTING),
+        "nat_output": (floating, NAT_OUTPUT),
+        "nat_postrouting": (after, POSTROUTING),
+    }
+    return {name: chain(rules, hook) for name, (rules, hook) in wanted.items() if rules}
+
+
+def closed_chain(reason: str, origin: DenialOrigin, verdicts: Verdicts) -> Chain:
     """In the place of what cannot be rendered or was refused."""
-    return chain([f"{DROP} # {reason}"])
+    return chain(verdicts.deny("", origin, reason))
 
 
 def rules_chain_name(rules_id: RulesId, direction: str) -> str:
@@ -137,24 +243,26 @@ def rules_chain_name(rules_id: RulesId, direction: str) -> str:
     return kernel_name("pi" if direction == "in" else "po", rules_id)
 
 
-def list_chain(policies: PolicyList, direction: str) -> Chain:
-    """Tiers in order, profiles in order, drop. "Accept" is to return with the accept mark set: the caller may have
+def list_rules(policies: PolicyList, direction: Direction, verdicts: Verdicts) -> list[str]:
+    """Tiers in order, profiles in order, denial. "Accept" is to return with the accept mark set: the caller may have
     the other end's policy to ask."""
-    rules = [CLEAR_MARKS]
+    side: Literal["inbound", "outbound"] = "inbound" if direction == "in" else "outbound"
+    rules = [verdicts.clear_marks]
     passed_before = False
     for tier in policies.tiers:
         if not tier.policies:
             continue
         if passed_before:
-            rules.append(CLEAR_PASS)
+            rules.append(verdicts.clear_pass)
         passed_before = True
         for position, rules_id in enumerate(tier.policies):
             jump = f"jump {rules_chain_name(rules_id, direction)}"
             # only after a policy may the pass mark be set
-            rules += [f"{IF_NOT_PASSED} {jump}" if position else jump, IF_ACCEPTED_RETURN]
+            rules += [f"{verdicts.if_not_passed} {jump}" if position else jump, verdicts.if_accepted_return]
         if tier.default_action == "deny":
-            rules.append(f"{IF_NOT_PASSED} {DROP} # end of tier {readable(tier.tier, 40)}")
+            origin = DenialOrigin(reason="end of tier", direction=side, tier=tier.tier)
+            rules += verdicts.deny(verdicts.if_not_passed, origin, f"end of tier {readable(tier.tier, 40)}")
     for rules_id in policies.profiles:
-        rules += [f"jump {rules_chain_name(rules_id, direction)}", IF_ACCEPTED_RETURN]
-    rules.append(f"{DROP} # no profile matched")
-    return chain(rules)
+        rules += [f"jump {rules_chain_name(rules_id, direction)}", verdicts.if_accepted_return]
+    origin = DenialOrigin(reason="no profile matched", direction=side)
+    return rules + verdicts.deny("", origin, "no profile matched")

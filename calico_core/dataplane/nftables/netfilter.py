@@ -36,6 +36,8 @@ from calico_core.dataplane.nftables.elements import (
     KINDS,
     NFT_SET_ANONYMOUS,
     NFT_SET_INTERVAL,
+    NFT_SET_MAP,
+    element_data,
     element_key,
     find_kind,
     parse_key,
@@ -56,6 +58,7 @@ NEWTABLE, GETTABLE, GETCHAIN, GETRULE, GETSET = (_SUBSYSTEM | number for number 
 NEWSETELEM, GETSETELEM, DELSETELEM, NEWGEN, GETGEN = (_SUBSYSTEM | number for number in (12, 13, 14, 15, 16))
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
 NFPROTO_INET = 1
+_NFPROTO = {4: 2, 6: 10}
 _HEADER_INET = bytes((NFPROTO_INET, 0, 0, 0))  # nfgenmsg: family, version, resource id
 _HEADER_ANY = bytes(4)
 _HEADER_BATCH = struct.pack(">BBH", 0, 0, 10)
@@ -66,6 +69,7 @@ _NFT_GOTO = 0xFFFFFFFC
 _INTERVAL_END = 1
 _LIST_ELEMENT = 1
 _UDATA_COMMENT = 0
+_COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
 _TABLE_DORMANT = 1
 
 # An attribute holds 64 KiB at most; an element takes up to 112 bytes.
@@ -103,6 +107,15 @@ class NftSocket(NetlinkSocket):
         flags = next((parse_attributes(body, 4).get(2) for kind, body in outcome.replies if kind == NEWTABLE), None)
         return not (flags and _U32.unpack(flags)[0] & _TABLE_DORMANT)
 
+    def has_iptables_chain(self, family: int, name: str) -> bool:
+        """Whether the filter table that iptables keeps in nf_tables has a chain of this name."""
+        header = bytes((_NFPROTO[family], 0, 0, 0))
+        request = Request("look up chain", GETCHAIN, 0, header + text(1, "filter") + text(3, name))
+        (outcome,) = self.attempt([request])
+        if outcome.error is not None and outcome.error.errno != errno.ENOENT:
+            raise outcome.error
+        return outcome.error is None
+
     def read(self) -> tuple[Table | None, int]:
         """The table as it stands (None: it does not), and the generation that was read."""
         before = self.generation()
@@ -114,6 +127,13 @@ class NftSocket(NetlinkSocket):
                     return table, after
             before = self.generation()
         raise KernelRefused("read table", errno.EAGAIN, "it was changed while being read, every time")
+
+    def counts(self) -> dict[str, list[tuple[int, int]]]:
+        """Packets and bytes of every rule of each chain, in order; zeros where a rule does not count."""
+        counts: dict[str, list[tuple[int, int]]] = {}
+        for found in self._rules():
+            counts.setdefault(_name(found[2]), []).append(_count(found.get(4, b"")))
+        return counts
 
     def change_elements(self, plan: Plan, kinds: dict[str, str]) -> None:
         """Remove and add the plan's elements in one transaction. Nothing is changed when it fails."""
@@ -166,13 +186,22 @@ class NftSocket(NetlinkSocket):
     def _tags(self) -> dict[str, list[str]]:
         """Tags of the rules of each chain, in order; a rule that is not ours has its handle instead."""
         tags: dict[str, list[str]] = {}
-        request = Request("list rules", GETRULE, 0, _HEADER_INET + text(1, TABLE))
-        for body in self.dump(request):
+        for found in self._rules():
+            handle = int.from_bytes(found[3], "big")
+            tags.setdefault(_name(found[2]), []).append(_comment_tag(found.get(7, b"")) or f"foreign {handle}")
+        return tags
+
+    def _rules(self) -> Iterator[dict[int, bytes]]:
+        try:
+            bodies = self.dump(Request("list rules", GETRULE, 0, _HEADER_INET + text(1, TABLE)))
+        except KernelRefused as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return
+        for body in bodies:
             found = parse_attributes(body, 4)
             if _name(found[1]) == TABLE:
-                handle = int.from_bytes(found[3], "big")
-                tags.setdefault(_name(found[2]), []).append(_comment_tag(found.get(7, b"")) or f"foreign {handle}")
-        return tags
+                yield found
 
     def _kinds(self) -> Iterator[tuple[str, str]]:
         request = Request("list sets", GETSET, 0, _HEADER_INET + text(1, TABLE))
@@ -216,8 +245,10 @@ def _encode(kind: Kind, element: Any, *, is_removal: bool) -> list[bytes]:
     if kind.flags & NFT_SET_INTERVAL:
         return _encode_range(kind, *element)
     key = nested(1, attribute(1, element_key(kind, element)))
-    if kind.name != "verdict" or is_removal:
+    if not kind.flags & NFT_SET_MAP or is_removal:
         return [nested(_LIST_ELEMENT, key)]
+    if kind.name != "verdict":
+        return [nested(_LIST_ELEMENT, key, nested(2, attribute(1, element_data(kind, element))))]
     verdict = nested(2, attribute(1, _U32.pack(_NFT_GOTO)), text(2, element[1]))
     return [nested(_LIST_ELEMENT, key, nested(2, verdict))]
 
@@ -236,8 +267,11 @@ def _parse_elements(data: bytes, kind: Kind) -> Iterator[Any]:
     for element in _walk(data):
         found = parse_attributes(element)
         value = parse_key(kind, parse_attributes(found[1])[1])
-        if kind.name != "verdict":
+        if not kind.flags & NFT_SET_MAP:
             yield value
+            continue
+        if kind.name != "verdict":
+            yield value, int.from_bytes(parse_attributes(found.get(2, b"")).get(1, b""), "big")
             continue
         verdict = parse_attributes(parse_attributes(found.get(2, b"")).get(2, b""))
         is_goto = _number(verdict.get(1)) == _NFT_GOTO
@@ -295,6 +329,16 @@ def _hook(found: dict[int, bytes]) -> str:
     number, (priority,) = _number(where.get(1)), struct.unpack(">i", where[2])
     hook = f"{_name(found.get(7, b''))} {_HOOKS[number]} {priority}"
     return hook if _number(found.get(5)) == _NF_ACCEPT else f"{hook} policy drop"
+
+
+def _count(expressions: bytes) -> tuple[int, int]:
+    """What the first counter of a rule says."""
+    for expression in _walk(expressions):
+        found = parse_attributes(expression)
+        if _name(found.get(1, b"")) == "counter":
+            values = parse_attributes(found[2])
+            return int.from_bytes(values[_COUNTER_PACKETS], "big"), int.from_bytes(values[_COUNTER_BYTES], "big")
+    return 0, 0
 
 
 def _comment_tag(data: bytes) -> str:

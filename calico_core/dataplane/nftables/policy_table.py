@@ -8,19 +8,21 @@ through libnftables.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.kernel_dataplane import TableReport
+from calico_core.dataplane.nftables.beside_docker import BesideDocker
 from calico_core.dataplane.nftables.builder import TableBuilder
 from calico_core.dataplane.nftables.library import NftLibrary
 from calico_core.dataplane.nftables.names import FAMILY, TABLE
 from calico_core.dataplane.nftables.netfilter import NftSocket
 from calico_core.dataplane.nftables.script import delete_table, render_plan
 from calico_core.dataplane.reconcile import Plan, Table, rebuild, reconcile
-from calico_core.errors import KernelRefused
-from calico_core.interfaces.dataplane import Failure
+from calico_core.errors import KernelRefused, ToolFailed
+from calico_core.interfaces.dataplane import Failure, RuleCount
 from calico_core.log import get_logger
 from calico_core.model.hoststate import HostState
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from calico_core.interfaces.dataplane import DataplaneOptions
-    from calico_core.model.hoststate import HostChanges
+    from calico_core.model.hoststate import HostChanges, RulesId
 
 #: Beyond this many elements libnftables' fixed cost no longer matters.
 _NETLINK_ELEMENTS = 4096
@@ -46,12 +48,17 @@ log = get_logger(__name__)
 class PolicyTable:
     """The table of one network namespace. One thread."""
 
-    def __init__(self, options: DataplaneOptions, namespace_fd: int | None = None) -> None:
+    def __init__(
+        self, options: DataplaneOptions, namespace_fd: int | None = None, origins: Origins | None = None
+    ) -> None:
         self._options = options
         self._library = NftLibrary(namespace_fd)
         self._socket = NftSocket(namespace_fd)
+        families = (4, 6) if options.is_ipv6_enabled else (4,)
+        self._docker = BesideDocker(self._socket, namespace_fd, prefix=options.interface_prefix, families=families)
         self._state = HostState()
-        self._builder = TableBuilder(options)
+        self._origins = Origins() if origins is None else origins
+        self._builder = TableBuilder(options, self._origins)
         self._observed: Table | None = None
         self._generation: int | None = None
         self._closed: dict[str, str] = {}
@@ -67,7 +74,7 @@ class PolicyTable:
         """The base with nobody in it, unless a table stands."""
         if self._socket.has_table():
             return
-        desired = TableBuilder(self._options)
+        desired = TableBuilder(self._options, self._origins)
         plan = rebuild(desired.table)
         self._transact(plan, desired)
         self._generation = None
@@ -79,7 +86,7 @@ class PolicyTable:
         names: set[str] | None = None
         if changes.is_complete or self._closed:
             self._closed = {}
-            self._builder = TableBuilder.of(self._options, state)
+            self._builder = TableBuilder.of(self._options, state, origins=self._origins)
         else:
             names = self._builder.update(changes, state)
         if self._generation is None:
@@ -93,7 +100,7 @@ class PolicyTable:
         retried = bool(self._closed)
         if retried:
             self._closed = {}
-            self._builder = TableBuilder.of(self._options, self._state)
+            self._builder = TableBuilder.of(self._options, self._state, origins=self._origins)
         believed = self._observed
         if self._is_untouched():
             return self._make_right(None) if retried else TableReport(failures=self._failures())
@@ -106,11 +113,33 @@ class PolicyTable:
         return msgspec.structs.replace(report, healed=foreign)
 
     def purge(self) -> None:
-        """Remove the table."""
+        """Remove the table, and what was added to Docker's."""
         errors = self._library.run("\n".join(delete_table()) + "\n")
         if errors:
             raise KernelRefused(f"delete {_WHOLE_TABLE}", errno.EBUSY, errors[0].reason)
         self._observed, self._generation = None, None
+        self._docker.remove()
+
+    def live_beside_docker(self) -> tuple[tuple[str, ...], tuple[Failure, ...]]:
+        """What was changed for it, and what could not be."""
+        try:
+            return self._docker.ensure(), ()
+        except (ToolFailed, KernelRefused) as error:
+            log.warning("docker.not_let_through", error=str(error))
+            return (), (Failure("docker", str(error)),)
+
+    def rule_counts(self) -> tuple[RuleCount, ...]:
+        """Of the rules as they stand; a chain that somebody else changed has none."""
+        totals: dict[tuple[RulesId, Literal["inbound", "outbound"], int], list[int]] = {}
+        for chain, counts in self._socket.counts().items():
+            counted = self._builder.counted.get(chain)
+            if counted is None or len(counted.numbers) != len(counts):
+                continue
+            for number, (packets, size_bytes) in zip(counted.numbers, counts, strict=True):
+                total = totals.setdefault((counted.rules, counted.direction, number), [0, 0])
+                total[0] += packets
+                total[1] += size_bytes
+        return tuple(RuleCount(*name, *total) for name, total in sorted(totals.items()))
 
     def observe(self) -> Table | None:
         """What the kernel holds now."""
@@ -180,7 +209,7 @@ class PolicyTable:
         for subject, reason in guilty.items():
             log.error("table.closed", subject=subject, reason=reason)
         self._closed |= guilty
-        self._builder = TableBuilder.of(self._options, self._state, self._closed)
+        self._builder = TableBuilder.of(self._options, self._state, self._closed, self._origins)
 
     def _transact(self, plan: Plan, builder: TableBuilder, guilty: dict[str, str] | None = None) -> str:
         """One transaction. When it is refused nothing has changed, and ``guilty`` receives what could be told."""
@@ -257,18 +286,24 @@ def _describe(found: Table | None, believed: Table | None) -> tuple[str, ...]:
 
 
 def _lost_addresses(plan: Plan, desired: Table, observed: Table | None) -> frozenset[tuple[int, int]]:
-    """Addresses whose interface may no longer send from them: their connections are to be cut."""
-    before: set[tuple[int, str, int]] = set()
-    after: set[tuple[int, str, int]] = set()
+    """Addresses that an interface may no longer send from, or that no longer lead to it: their connections are to be
+    cut."""
+    before: set[tuple[int, Any, int]] = set()
+    after: set[tuple[int, Any, int]] = set()
     for family in (4, 6):
-        for name in (f"src_any{family}", f"src_mac{family}"):
-            if not plan.is_rebuild and name not in plan.removed_elements:
+        for name in (f"src_any{family}", f"src_mac{family}", f"nat{family}"):
+            if not plan.is_rebuild and name not in plan.removed_elements and name not in plan.removed_sets:
                 continue
             if observed is not None and name in observed.sets:
-                before |= {(family, element[0], element[-1]) for element in observed.sets[name].elements}
+                before |= {(family, *_holding(name, element)) for element in observed.sets[name].elements}
     if before:
         for family in (4, 6):
-            for name in (f"src_any{family}", f"src_mac{family}"):
+            for name in (f"src_any{family}", f"src_mac{family}", f"nat{family}"):
                 if name in desired.sets:
-                    after |= {(family, element[0], element[-1]) for element in desired.sets[name].elements}
+                    after |= {(family, *_holding(name, element)) for element in desired.sets[name].elements}
     return frozenset((family, value) for family, _, value in before - after)
+
+
+def _holding(name: str, element: tuple[Any, ...]) -> tuple[Any, int]:
+    """Who has an address, and the address: an interface its own, an internal address a floating one."""
+    return (element[1], element[0]) if name.startswith("nat") else (element[0], element[-1])

@@ -1,7 +1,7 @@
 """One policy rule as nft text. Source: felix specification 6.4 and 10.
 
-Allow sets the accept mark and returns, pass the pass mark; deny drops. A rule with addresses is written once for each
-family it can match, never wider.
+What allow, pass and deny do is :mod:`verdicts`'. A rule with addresses is written once for each family it can match,
+never wider; one whose ports are ranges or named is written once for each way to match.
 """
 
 from __future__ import annotations
@@ -11,38 +11,34 @@ from typing import TYPE_CHECKING
 from calico_core.dataplane.nftables.elements import merge_ranges, range_text
 from calico_core.errors import InvalidRequest
 from calico_core.model.addresses import WIDTH
-from calico_core.model.rules import PORT_PROTOCOLS, PROTOCOLS, clean_log_prefix
+from calico_core.model.rules import PORT_PROTOCOLS, PROTOCOLS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from netaddr import IPNetwork
 
+    from calico_core.dataplane.nftables.verdicts import Verdicts
+    from calico_core.interfaces.dataplane import DenialOrigin
     from calico_core.model.hoststate import HostRule, SetId
     from calico_core.model.rules import PortRange
 
     #: The kernel's name of a set for a family; raises ``InvalidRequest`` for one that was never brought.
     SetNames = Callable[[SetId, int], str]
 
-ACCEPT_MARK, PASS_MARK = 0x01000000, 0x02000000
-ACCEPT = f"meta mark set meta mark | {ACCEPT_MARK:#010x} return"
-PASS = f"meta mark set meta mark | {PASS_MARK:#010x} return"
-IF_ACCEPTED_RETURN = f"meta mark & {ACCEPT_MARK:#010x} != 0 return"
-IF_NOT_PASSED = f"meta mark & {PASS_MARK:#010x} == 0"
-CLEAR_PASS = f"meta mark set meta mark & {0xFFFFFFFF ^ PASS_MARK:#010x}"
-CLEAR_MARKS = f"meta mark set meta mark & {0xFFFFFFFF ^ ACCEPT_MARK ^ PASS_MARK:#010x}"
-DROP = "counter drop"
-
-_ACTIONS = {"allow": ACCEPT, "pass": PASS, "deny": DROP}
+_ACTIONS = ("allow", "deny", "reject", "pass", "log")
 _KEYWORD = {4: "ip", 6: "ip6"}
+_SIDES = {"sport": "saddr", "dport": "daddr"}
 
 
 class _NeverMatches(Exception):
     """No packet of the family can match; control flow inside this module, no error."""
 
 
-def render_rule(rule: HostRule, set_names: SetNames, *, families: Sequence[int], log_prefix: str) -> list[str]:
-    """The nft rules; none when no packet can match.
+def render_rule(
+    rule: HostRule, set_names: SetNames, *, families: Sequence[int], verdicts: Verdicts, origin: DenialOrigin
+) -> list[str]:
+    """The nft rules; none when no packet can match. ``origin`` is the rule itself, as those who ask shall see it.
 
     :raises InvalidRequest: what the rule asks for cannot be expressed; the caller closes in its place.
     """
@@ -50,20 +46,32 @@ def render_rule(rule: HostRule, set_names: SetNames, *, families: Sequence[int],
     rendered: list[str] = []
     for family in _families(rule, families):
         try:
-            match = " ".join(_matches(rule, family, set_names))
+            ways = _matches(rule, family, set_names)
         except _NeverMatches:
             continue
-        prefix = rule.log_prefix if rule.log_prefix is not None else log_prefix
-        if rule.action == "log" or rule.log_prefix is not None:
-            rendered.append(f'{match} log prefix "{clean_log_prefix(prefix)}: " level notice'.lstrip())
-        if rule.action != "log":
-            rendered.append(f"{match} {_ACTIONS[rule.action]}".lstrip())
+        for match in ways:
+            rendered += _act(rule, match, verdicts, origin)
     return rendered
 
 
+def _act(rule: HostRule, match: str, verdicts: Verdicts, origin: DenialOrigin) -> list[str]:
+    if rule.action == "log":
+        return [f"{match} counter {verdicts.log(rule.log_prefix)}".lstrip()]
+    lines = [f"{match} {verdicts.log(rule.log_prefix)}".lstrip()] if rule.log_prefix is not None else []
+    match rule.action:
+        case "deny":
+            return lines + verdicts.deny(match, origin)
+        case "reject":
+            return lines + verdicts.refuse(match, origin)
+        case "pass":
+            return [*lines, f"{match} {verdicts.pass_on}".lstrip()]
+        case _:
+            return [*lines, f"{match} {verdicts.allow}".lstrip()]
+
+
 def _check(rule: HostRule) -> None:
-    if rule.action not in _ACTIONS and rule.action != "log":
-        raise InvalidRequest("action", f"{rule.action!r} is not allow, deny, pass or log")
+    if rule.action not in _ACTIONS:
+        raise InvalidRequest("action", f"{rule.action!r} is not {', '.join(_ACTIONS[:-1])} or {_ACTIONS[-1]}")
     ports = (rule.src_ports, rule.not_src_ports, rule.dst_ports, rule.not_dst_ports)
     if any(ports) and rule.protocol not in PORT_PROTOCOLS:
         raise InvalidRequest("ports", "ports need a protocol that has them")
@@ -83,10 +91,11 @@ def _families(rule: HostRule, families: Sequence[int]) -> list[int]:
     if only is not None:
         return [only] if only in families else []
     nets = rule.src_nets + rule.not_src_nets + rule.dst_nets + rule.not_dst_nets
-    return list(families) if nets or rule.sets else [0]
+    return list(families) if nets or rule.sets or rule.port_sets else [0]
 
 
 def _matches(rule: HostRule, family: int, set_names: SetNames) -> list[str]:
+    """Each way to match: one, unless a port may be in a range or have a name."""
     parts: list[str] = []
     if family:
         sides = [
@@ -101,10 +110,16 @@ def _matches(rule: HostRule, family: int, set_names: SetNames) -> list[str]:
         parts.append(f"meta l4proto {rule.protocol}")
     if rule.not_protocol is not None:
         parts.append(f"meta l4proto != {rule.not_protocol}")
-    parts += _ports("sport", rule.src_ports, rule.not_src_ports)
-    parts += _ports("dport", rule.dst_ports, rule.not_dst_ports)
-    parts += _icmp(rule)
-    return parts
+    named = _NamedPorts(family, set_names)
+    not_source = _not_ports("sport", rule.not_src_ports) + named.none_of("sport", rule.not_src_port_sets)
+    not_destination = _not_ports("dport", rule.not_dst_ports) + named.none_of("dport", rule.not_dst_port_sets)
+    sources = _ports("sport", rule.src_ports) + named.any_of("sport", rule.src_port_sets)
+    destinations = _ports("dport", rule.dst_ports) + named.any_of("dport", rule.dst_port_sets)
+    return [
+        " ".join(filter(None, (*parts, source, *not_source, destination, *not_destination, *_icmp(rule))))
+        for source in sources or [""]
+        for destination in destinations or [""]
+    ]
 
 
 def _addresses(side: str, family: int, nets: tuple[IPNetwork, ...], not_nets: tuple[IPNetwork, ...]) -> list[str]:
@@ -144,8 +159,28 @@ def _sets(
     return parts + [f"{keyword} {side} != @{set_names(each, family)}" for each in not_sets]
 
 
-def _ports(side: str, ports: tuple[PortRange, ...], not_ports: tuple[PortRange, ...]) -> list[str]:
-    return [f"th {side} {_port_set(ports)}"] * bool(ports) + [f"th {side} != {_port_set(not_ports)}"] * bool(not_ports)
+class _NamedPorts:
+    """Matches of (address, protocol, port) of one family against sets of them."""
+
+    def __init__(self, family: int, set_names: SetNames) -> None:
+        self._family, self._set_names = family, set_names
+
+    def any_of(self, side: str, sets: tuple[SetId, ...]) -> list[str]:
+        return [f"{self._key(side)} @{self._set_names(each, self._family)}" for each in sets]
+
+    def none_of(self, side: str, sets: tuple[SetId, ...]) -> list[str]:
+        return [f"{self._key(side)} != @{self._set_names(each, self._family)}" for each in sets]
+
+    def _key(self, side: str) -> str:
+        return f"{_KEYWORD[self._family]} {_SIDES[side]} . meta l4proto . th {side}"
+
+
+def _ports(side: str, ports: tuple[PortRange, ...]) -> list[str]:
+    return [f"th {side} {_port_set(ports)}"] if ports else []
+
+
+def _not_ports(side: str, ports: tuple[PortRange, ...]) -> list[str]:
+    return [f"th {side} != {_port_set(ports)}"] if ports else []
 
 
 def _port_set(ports: tuple[PortRange, ...]) -> str:

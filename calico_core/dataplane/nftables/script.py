@@ -48,6 +48,10 @@ def _commands(
     for name, elements in plan.removed_elements.items():
         assert observed is not None
         yield from _element_commands("delete", name, observed.sets[name].kind, elements, subject_of)
+    for name in plan.removed_sets:
+        if observed is not None and observed.sets[name].kind == "verdict":
+            # what it leads to may be deleted before it
+            yield f"flush map {_WHERE} {name}", ""
     for name in (*plan.written_chains, *plan.removed_chains):
         yield f"flush chain {_WHERE} {name}", subject_of(name, None)
     for name in (*plan.new_chains, *plan.written_chains):
@@ -74,7 +78,7 @@ def _element_commands(
 ) -> Iterator[tuple[str, str]]:
     kind = KINDS[kind_name]
     is_removal = verb == "delete"
-    if isinstance(next(iter(elements)), tuple) and not kind_name.startswith("ranges"):
+    if isinstance(next(iter(elements)), tuple) and not kind_name.startswith(("ranges", "ports")):
         # these belong to one workload each: a line of their own says whose is refused
         for element in sorted(elements):
             text = element_text(kind, element, is_removal=is_removal)

@@ -29,7 +29,7 @@ def walk(chains: dict[str, list[str]], interface: str) -> tuple[str, int]:
 
 @given(NAMES, NAMES)
 def test_every_name_arrives(known: set[str], others: set[str]) -> None:
-    chains = tree("root", "-i", {name: f"chain {name}".replace(" ", "_") for name in known}, "-j DROP")
+    chains = tree("root", "-i", {name: f"-g chain_{name}" for name in known}, ["-j DROP"])
     for name in known | others:
         assert walk(chains, name)[0] == (f"chain_{name}" if name in known else "miss")
     assert all(len(name) <= len("root-") + 15 for name in chains)
@@ -37,12 +37,12 @@ def test_every_name_arrives(known: set[str], others: set[str]) -> None:
 
 def test_few_steps_among_many() -> None:
     names = [f"cali{number:011x}" for number in range(0, 1 << 40, (1 << 40) // 1000)]
-    chains = tree("root", "-i", dict.fromkeys(names, "there"), "-j DROP")
+    chains = tree("root", "-i", dict.fromkeys(names, "-g there"), ["-j DROP"])
     assert max(walk(chains, name)[1] for name in names) < 60
 
 
 def test_one_more_name_rewrites_little() -> None:
-    names = {f"cali{number:011x}": "there" for number in range(1000)}
-    before = tree("root", "-i", names, "-j DROP")
-    after = tree("root", "-i", {**names, "cali00000000fff": "there"}, "-j DROP")
+    names = {f"cali{number:011x}": "-g there" for number in range(1000)}
+    before = tree("root", "-i", names, ["-j DROP"])
+    after = tree("root", "-i", {**names, "cali00000000fff": "-g there"}, ["-j DROP"])
     assert len([name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]) <= 3

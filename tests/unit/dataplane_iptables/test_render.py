@@ -7,23 +7,29 @@ from typing import Any
 import pytest
 from netaddr import IPNetwork
 
-from calico_core.dataplane.iptables.render import render_rule
+from calico_core.dataplane.denials import Origins
+from calico_core.dataplane.iptables.render import Rendered, render_rule
+from calico_core.dataplane.iptables.verdicts import Verdicts
 from calico_core.errors import InvalidRequest
-from calico_core.model.hoststate import HostRule, SetId
+from calico_core.interfaces.dataplane import DataplaneOptions, DenialOrigin
+from calico_core.model.hoststate import HostRule, RulesId, SetId
 
 SET = SetId("tag-00000000000000aa")
 V4, V6 = IPNetwork("10.0.0.0/8"), IPNetwork("fd00::/8")
 DROP = "-j DROP"
-MATCHED = ("nets", "sets", "ports")
+MATCHED = ("nets", "sets", "ports", "port_sets")
+ORIGIN = DenialOrigin(reason="rule", direction="inbound", rules=RulesId("profile/p"), rule=0)
+PORTS = SetId("npt-00000000000000bb")
 
 
 def render(family: int = 4, **fields: Any) -> list[str]:
     return list(rendered(family, **fields).rules)
 
 
-def rendered(family: int = 4, **fields: Any) -> Any:
+def rendered(family: int = 4, options: dict[str, Any] | None = None, table: str = "filter", **fields: Any) -> Rendered:
     rule = HostRule(**{"action": "deny", **fields})
-    return render_rule(rule, family, lambda set_id, of: f"set{of}-{set_id[:3]}", log_prefix="calico-packet")
+    verdicts = Verdicts(DataplaneOptions(**(options or {})), Origins(), family, table)
+    return render_rule(rule, family, lambda set_id, of: f"set{of}-{set_id[:3]}", verdicts, ORIGIN)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +108,7 @@ def test_a_positive_and_a_negated_network_on_one_side() -> None:
 
 
 def test_more_ports_than_a_match_takes() -> None:
-    ports = tuple((port, port) for port in range(1, 32))
+    ports = tuple((port, port) for port in range(1, 63, 2))
     rules = render(protocol=6, dst_ports=ports)
     assert [rule.split()[5].count(",") + 1 for rule in rules] == [15, 15, 1]
     assert len(render(protocol=6, dst_ports=ports, src_ports=ports)) == 9
@@ -129,6 +135,90 @@ def test_what_cannot_be_expressed_is_refused(fields: dict[str, Any], field: str)
     with pytest.raises(InvalidRequest) as caught:
         render(**fields)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"dst_port_sets": (PORTS,)}, ["-m set --match-set set4-npt dst,dst -j DROP"]),
+        ({"src_port_sets": (PORTS,)}, ["-m set --match-set set4-npt src,src -j DROP"]),
+        ({"not_dst_port_sets": (PORTS, SET)}, [
+            "-m set ! --match-set set4-npt dst,dst -m set ! --match-set set4-tag dst,dst -j DROP",
+        ]),
+        # one of them is enough, and a packet matches one at most
+        ({"protocol": 6, "dst_ports": ((80, 80),), "dst_port_sets": (PORTS, SET)}, [
+            "-p 6 -m multiport --dports 80 -j DROP",
+            "-p 6 -m multiport ! --dports 80 -m set --match-set set4-npt dst,dst -j DROP",
+            ("-p 6 -m multiport ! --dports 80 -m set ! --match-set set4-npt dst,dst "
+             "-m set --match-set set4-tag dst,dst -j DROP"),
+        ]),
+        ({"protocol": 6, "not_src_ports": ((7, 9),), "not_src_port_sets": (PORTS,)}, [
+            "-p 6 -m multiport ! --sports 7:9 -m set ! --match-set set4-npt src,src -j DROP",
+        ]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_named_ports(fields: dict[str, Any], expected: list[str]) -> None:
+    assert render(**fields) == expected
+
+
+def test_ports_that_touch_are_one_range() -> None:
+    (rule,) = render(protocol=6, dst_ports=((80, 80), (81, 90), (85, 99), (7, 7)))
+    assert rule == "-p 6 -m multiport --dports 7,80:99 -j DROP"
+
+
+TOLD = "-m limit --limit 100/sec --limit-burst 100 -j NFLOG --nflog-prefix"
+LOGGED = '-j LOG --log-prefix "calico-packet: " --log-level 5'
+
+
+@pytest.mark.parametrize(
+    ("options", "action", "family", "expected"),
+    [
+        ({}, "reject", 4, ["-j REJECT --reject-with icmp-admin-prohibited"]),
+        ({}, "reject", 6, ["-j REJECT --reject-with icmp6-adm-prohibited"]),
+        ({"deny_action": "REJECT"}, "deny", 4, ["-j REJECT --reject-with icmp-admin-prohibited"]),
+        ({"drop_override": "ACCEPT"}, "deny", 4, ["-j ACCEPT # POLICY IS SWITCHED OFF"]),
+        ({"drop_override": "ACCEPT", "deny_action": "REJECT"}, "reject", 4, ["-j ACCEPT # POLICY IS SWITCHED OFF"]),
+        ({"drop_override": "LOG-and-DROP"}, "deny", 4, [LOGGED, "-j DROP"]),
+        ({"drop_override": "LOG-and-ACCEPT"}, "deny", 4, [LOGGED, "-j ACCEPT # POLICY IS SWITCHED OFF"]),
+        ({"log_rate": 3, "log_burst": 7}, "log", 4, [
+            '-m limit --limit 3/sec --limit-burst 7 -j LOG --log-prefix "calico-packet: " --log-level 5',
+        ]),
+        ({"log_rate": 99999}, "log", 4, [
+            '-m limit --limit 10000/sec --limit-burst 5 -j LOG --log-prefix "calico-packet: " --log-level 5',
+        ]),
+        ({"mark_mask": 0x30}, "allow", 4, ["-j MARK --set-xmark 0x10/0x10", "-m mark --mark 0x10/0x10 -j RETURN"]),
+        ({"mark_mask": 0x30}, "pass", 4, ["-j MARK --set-xmark 0x20/0x20", "-m mark --mark 0x20/0x20 -j RETURN"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_ends_of_rules(options: dict[str, Any], action: str, family: int, expected: list[str]) -> None:
+    assert list(rendered(family, options, action=action).rules) == expected
+
+
+def test_only_the_filter_table_answers() -> None:
+    for table in ("raw", "mangle"):
+        assert rendered(4, {"deny_action": "REJECT"}, table, action="reject").rules == ("-j DROP",)
+
+
+def test_what_is_denied_is_told_to_the_group() -> None:
+    rules = rendered(options={"denied_group": 7}, protocol=6, dst_ports=((80, 80),)).rules
+    match = "-p 6 -m multiport --dports 80"
+    prefix = Origins().prefix(ORIGIN)
+    assert rules == (f'{match} {TOLD} "{prefix}" --nflog-group 7 --nflog-size 128', f"{match} -j DROP")
+    assert len(prefix) <= 30
+    assert rendered(options={"denied_group": 7}, action="allow").rules == rendered(action="allow").rules
+
+
+def test_the_lines_that_count() -> None:
+    """Of each way a packet may match, the one that decides."""
+    ports: dict[str, Any] = {"protocol": 6, "dst_ports": ((80, 80),), "dst_port_sets": (PORTS,)}
+    one = rendered(options={"denied_group": 7, "drop_override": "LOG-and-DROP"}, log_prefix="x", **ports)
+    assert [one.rules[line].rpartition(" -j ")[2] for line in one.counted] == ["DROP", "DROP"]
+    allowed = rendered(action="allow", **ports)
+    assert [allowed.rules[line].rpartition(" -j ")[2][:4] for line in allowed.counted] == ["MARK", "MARK"]
+    logged = rendered(action="log", **ports)
+    assert len(logged.counted) == len(logged.rules) == 2
 
 
 def test_no_field_of_a_rule_is_overlooked() -> None:

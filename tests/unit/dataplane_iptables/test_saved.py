@@ -47,7 +47,7 @@ COMMIT
 
 def test_chains_are_known_by_the_tags_of_their_rules() -> None:
     found = parse_saved(SAVED)
-    assert set(found) == {"filter", "raw", "nat"}
+    assert set(found) == {"filter", "mangle", "raw", "nat"}
     assert found["filter"].table.chains == {
         "calico-FORWARD": Chain(tags=CHAIN.tags),
         "calico-mine": Chain(tags=("foreign",)),

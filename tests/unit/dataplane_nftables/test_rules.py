@@ -9,14 +9,22 @@ from typing import Any
 import pytest
 from netaddr import IPNetwork
 
+from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.linux import netns
-from calico_core.dataplane.nftables.rules import ACCEPT, DROP, PASS, render_rule
+from calico_core.dataplane.nftables.rules import render_rule
+from calico_core.dataplane.nftables.verdicts import DROP, REJECT, Verdicts
 from calico_core.errors import InvalidRequest
-from calico_core.model.hoststate import HostRule, SetId
+from calico_core.interfaces.dataplane import DataplaneOptions, DenialOrigin
+from calico_core.model.hoststate import HostRule, RulesId, SetId
 
 TAG, OTHER = SetId("tag-1"), SetId("tag-2")
 V4, V4_WIDE, V6 = IPNetwork("10.0.0.1/32"), IPNetwork("10.0.0.0/24"), IPNetwork("fd00::/64")
 ALL_V4 = IPNetwork("0.0.0.0/0")
+WEB = SetId("npt-3")
+ACCEPT = "counter meta mark set meta mark | 0x01000000 return"
+PASS = "counter meta mark set meta mark | 0x02000000 return"
+ORIGIN = DenialOrigin(reason="rule", direction="inbound", rules=RulesId("profile/p"), rule=0)
+TOLD = f'"{Origins().prefix(ORIGIN)}"'
 
 
 def set_name(set_id: SetId, family: int) -> str:
@@ -24,16 +32,22 @@ def set_name(set_id: SetId, family: int) -> str:
 
 
 def render(families: tuple[int, ...] = (4, 6), **match: Any) -> list[str]:
+    return render_with(DataplaneOptions(log_prefix="calico"), families, **match)
+
+
+def render_with(options: DataplaneOptions, families: tuple[int, ...] = (4, 6), **match: Any) -> list[str]:
     rule = HostRule(**{"action": "allow", **match})
-    return render_rule(rule, set_name, families=families, log_prefix="calico")
+    verdicts = Verdicts(options, Origins())
+    return render_rule(rule, set_name, families=families, verdicts=verdicts, origin=ORIGIN)
 
 
 CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({}, [ACCEPT]),
     ({"action": "deny"}, [DROP]),
     ({"action": "pass"}, [PASS]),
-    ({"action": "log"}, ['log prefix "calico: " level notice']),
-    ({"action": "log", "log_prefix": 'a"b c'}, ['log prefix "a_b_c: " level notice']),
+    ({"action": "reject"}, [REJECT]),
+    ({"action": "log"}, ['counter log prefix "calico: " level notice']),
+    ({"action": "log", "log_prefix": 'a"b c'}, ['counter log prefix "a_b_c: " level notice']),
     ({"action": "deny", "log_prefix": "x"}, ['log prefix "x: " level notice', DROP]),
     ({"ip_version": 6}, [f"meta nfproto ipv6 {ACCEPT}"]),
     ({"protocol": 132}, [f"meta l4proto 132 {ACCEPT}"]),
@@ -63,6 +77,22 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
         {"protocol": 17, "src_ports": ((5, 9), (1, 1), (8, 20)), "not_dst_ports": ((7, 7),)},
         [f"meta l4proto 17 th sport {{ 1, 5-20 }} th dport != 7 {ACCEPT}"],
     ),
+    (
+        {"protocol": 6, "dst_ports": ((80, 80),), "dst_port_sets": (WEB,), "ip_version": 4},
+        [
+            f"meta nfproto ipv4 meta l4proto 6 th dport 80 {ACCEPT}",
+            f"meta nfproto ipv4 meta l4proto 6 ip daddr . meta l4proto . th dport @s4_3 {ACCEPT}",
+        ],
+    ),
+    (
+        {"src_port_sets": (WEB,), "not_dst_port_sets": (WEB,), "not_dst_ports": ((1, 9),), "protocol": 17},
+        [
+            f"meta nfproto ipv{family} meta l4proto 17 {ip} saddr . meta l4proto . th sport @s{family}_3 "
+            f"th dport != 1-9 {ip} daddr . meta l4proto . th dport != @s{family}_3 {ACCEPT}"
+            for family, ip in ((4, "ip"), (6, "ip6"))
+        ],
+    ),
+    ({"protocol": 1, "icmp": (255, 255)}, [f"meta nfproto ipv4 meta l4proto 1 icmp type 255 icmp code 255 {ACCEPT}"]),
     ({"protocol": 1, "icmp": (8, None)}, [f"meta nfproto ipv4 meta l4proto 1 icmp type 8 {ACCEPT}"]),
     ({"protocol": 58, "icmp": (1, 4)}, [f"meta nfproto ipv6 meta l4proto 58 icmpv6 type 1 icmpv6 code 4 {ACCEPT}"]),
     ({"protocol": 1, "not_icmp": (3, None)}, [f"meta nfproto ipv4 meta l4proto 1 icmp type != 3 {ACCEPT}"]),
@@ -71,6 +101,43 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
         [f"ip6 saddr @s6_1 meta l4proto 58 icmpv6 type . icmpv6 code != {{ 1 . 4 }} {ACCEPT}"],
     ),
 ]  # fmt: skip
+
+
+DENIALS: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("deny", {"deny_action": "REJECT"}, [f"meta l4proto 6 {REJECT}"]),
+    ("deny", {"drop_override": "ACCEPT"}, ["meta l4proto 6 counter accept"]),
+    ("reject", {"drop_override": "ACCEPT", "denied_group": 9}, ["meta l4proto 6 counter accept"]),
+    (
+        "deny",
+        {"drop_override": "LOG-and-DROP"},
+        ['meta l4proto 6 log prefix "calico-packet: " level notice', f"meta l4proto 6 {DROP}"],
+    ),
+    (
+        "deny",
+        {"drop_override": "LOG-and-ACCEPT"},
+        ['meta l4proto 6 log prefix "calico-packet: " level notice', "meta l4proto 6 counter accept"],
+    ),
+    (
+        "log",
+        {"log_rate": 3, "log_burst": 7},
+        ['meta l4proto 6 counter limit rate 3/second burst 7 packets log prefix "calico-packet: " level notice'],
+    ),
+    ("allow", {"mark_mask": 0x30}, ["meta l4proto 6 counter meta mark set meta mark | 0x00000010 return"]),
+    ("pass", {"mark_mask": 0x0500}, ["meta l4proto 6 counter meta mark set meta mark | 0x00000400 return"]),
+    (
+        "deny",
+        {"denied_group": 9},
+        [
+            f"meta l4proto 6 limit rate 100/second burst 100 packets log prefix {TOLD} group 9 snaplen 128",
+            f"meta l4proto 6 {DROP}",
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("action", "options", "texts"), DENIALS, ids=str)
+def test_what_the_options_make_of_a_rule(action: str, options: dict[str, Any], texts: list[str]) -> None:
+    assert render_with(DataplaneOptions(**options), action=action, protocol=6) == texts
 
 
 @pytest.mark.parametrize(("match", "texts"), CASES, ids=str)
@@ -92,7 +159,7 @@ def test_host_without_ipv6_has_no_rules_for_it() -> None:
         ({"icmp": (8, None)}, "icmp"),
         ({"protocol": 6, "not_icmp": (8, 0)}, "icmp"),
         ({"protocol": 1, "icmp": (8, 0), "ip_version": 6}, "icmp"),
-        ({"action": "reject"}, "action"),
+        ({"action": "next"}, "action"),
     ],
     ids=str,
 )
@@ -107,7 +174,9 @@ def test_nft_takes_every_text() -> None:
     lines = ["add table inet t", "add chain inet t c"]
     for family, keyword in ((4, "ipv4_addr"), (6, "ipv6_addr")):
         lines += [f"add set inet t s{family}_{number} {{ type {keyword}; }}" for number in (1, 2)]
-    lines += [f"add rule inet t c {text}" for _, texts in CASES for text in texts]
+        lines.append(f"add set inet t s{family}_3 {{ type {keyword} . inet_proto . inet_service; }}")
+    told = [text for _, _, texts in DENIALS for text in texts]
+    lines += [f"add rule inet t c {text}" for text in [text for _, texts in CASES for text in texts] + told]
     name = f"nfu-{os.getpid()}"
     netns.create_namespace(name)
     try:

@@ -1,0 +1,86 @@
+"""The ends of rules: marks, denials, log lines; as the options want them and as the table allows them.
+
+A denial may be several rules: one that logs, one that tells the NFLOG group, one that decides. Source: felix
+specification 6; iptables-extensions(8). Pure.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from calico_core.dataplane.denials import DENIED_BURST, DENIED_PACKETS_A_SECOND, SNAPSHOT_BYTES
+from calico_core.dataplane.iptables.names import FILTER
+from calico_core.interfaces.dataplane import DenialOrigin
+from calico_core.model.rules import clean_log_prefix
+
+if TYPE_CHECKING:
+    from calico_core.dataplane.denials import Origins
+    from calico_core.interfaces.dataplane import DataplaneOptions
+
+DROP, ACCEPT, RETURN = "-j DROP", "-j ACCEPT", "-j RETURN"
+_REJECT = {4: "-j REJECT --reject-with icmp-admin-prohibited", 6: "-j REJECT --reject-with icmp6-adm-prohibited"}
+_NOTICE = 5
+#: xt_limit knows no finer step.
+_MOST_A_SECOND = 10_000
+_DISABLED = "POLICY IS SWITCHED OFF"
+
+
+class Verdicts:
+    """Of one table and family."""
+
+    def __init__(self, options: DataplaneOptions, origins: Origins, family: int, table: str = FILTER) -> None:
+        self._options, self._origins, self._family = options, origins, family
+        # only the filter table can answer
+        self._can_reject = table == FILTER
+        accept, rest = _lowest(options.mark_mask)
+        passed, _ = _lowest(rest)
+        self.set_accept = f"-j MARK --set-xmark {accept:#x}/{accept:#x}"
+        self.set_pass = f"-j MARK --set-xmark {passed:#x}/{passed:#x}"
+        self.if_accepted = f"-m mark --mark {accept:#x}/{accept:#x}"
+        self.if_passed = f"-m mark --mark {passed:#x}/{passed:#x}"
+        self.if_not_passed = f"-m mark --mark 0x0/{passed:#x}"
+        self.clear_pass = f"-j MARK --set-xmark 0x0/{passed:#x}"
+        self.clear_marks = f"-j MARK --set-xmark 0x0/{accept | passed:#x}"
+
+    def deny(self, match: str, origin: DenialOrigin, *, note: str = "", is_reject: bool = False) -> list[str]:
+        """What policy denies. ``note`` is for people."""
+        override = self._options.drop_override
+        rules = [self.log(match)] if override.startswith("LOG-and-") else []
+        if override.endswith("ACCEPT"):
+            return [*rules, _join(match, ACCEPT, f"{_DISABLED}: {note}" if note else _DISABLED)]
+        rules += self._told(match, origin)
+        rejects = self._can_reject and (is_reject or self._options.deny_action == "REJECT")
+        return [*rules, _join(match, _REJECT[self._family] if rejects else DROP, note)]
+
+    def drop(self, match: str, reason: str) -> list[str]:
+        """What no policy can allow: a spoofed source, an unknown endpoint. No option changes it."""
+        return [*self._told(match, DenialOrigin(reason=reason)), _join(match, DROP, reason)]
+
+    def log(self, match: str, prefix: str | None = None) -> str:
+        """To the kernel's log. None: with the host's prefix."""
+        words = clean_log_prefix(self._options.log_prefix if prefix is None else prefix)
+        limit = ""
+        if self._options.log_rate > 0:
+            rate, burst = min(self._options.log_rate, _MOST_A_SECOND), max(1, self._options.log_burst)
+            limit = f"-m limit --limit {rate}/sec --limit-burst {burst} "
+        return _join(match, f'{limit}-j LOG --log-prefix "{words}: " --log-level {_NOTICE}')
+
+    def _told(self, match: str, origin: DenialOrigin) -> list[str]:
+        """Copies of what is denied, for those who listen to the group."""
+        if not self._options.denied_group:
+            return []
+        limit = f"-m limit --limit {DENIED_PACKETS_A_SECOND}/sec --limit-burst {DENIED_BURST}"
+        group, prefix = self._options.denied_group, self._origins.prefix(origin)
+        target = f'-j NFLOG --nflog-prefix "{prefix}" --nflog-group {group} --nflog-size {SNAPSHOT_BYTES}'
+        return [_join(match, f"{limit} {target}")]
+
+
+def _lowest(mask: int) -> tuple[int, int]:
+    """The lowest bit of a mask, and the others."""
+    bit = mask & -mask
+    return bit, mask ^ bit
+
+
+def _join(match: str, target: str, note: str = "") -> str:
+    text = f"{match} {target}" if match else target
+    return f"{text} # {note}" if note else text

@@ -1,0 +1,75 @@
+"""What becomes of a packet, as nft text: the words for allow, pass, deny and log under the options of this host.
+
+Allow and pass set a mark and return; both bits come from the host's mask. A denial may be logged, told to an NFLOG
+group, answered, or, with a ``drop_override`` that switches policy off, be none. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from calico_core.dataplane.denials import DENIED_BURST, DENIED_PACKETS_A_SECOND, SNAPSHOT_BYTES
+from calico_core.interfaces.dataplane import DenialOrigin
+from calico_core.model.rules import clean_log_prefix
+
+if TYPE_CHECKING:
+    from calico_core.dataplane.denials import Origins
+    from calico_core.interfaces.dataplane import DataplaneOptions
+
+ACCEPT = "counter accept"
+DROP = "counter drop"
+REJECT = "counter reject with icmpx admin-prohibited"
+
+
+class Verdicts:
+    """One host's. ``origins`` learns of every denial that is told."""
+
+    def __init__(self, options: DataplaneOptions, origins: Origins) -> None:
+        self._options, self._origins = options, origins
+        accepted = options.mark_mask & -options.mark_mask
+        rest = options.mark_mask ^ accepted
+        passed = rest & -rest
+        self.allow = f"counter meta mark set meta mark | {accepted:#010x} return"
+        self.pass_on = f"counter meta mark set meta mark | {passed:#010x} return"
+        self.if_accepted = f"meta mark & {accepted:#010x} != 0"
+        self.if_accepted_return = f"{self.if_accepted} return"
+        self.if_not_passed = f"meta mark & {passed:#010x} == 0"
+        self.clear_pass = f"meta mark set meta mark & {0xFFFFFFFF ^ passed:#010x}"
+        self.clear_marks = f"meta mark set meta mark & {0xFFFFFFFF ^ accepted ^ passed:#010x}"
+        denial = {"DROP": DROP, "REJECT": REJECT}[options.deny_action]
+        self._is_policy_off = options.drop_override.endswith("ACCEPT")
+        self._logs_denials = options.drop_override.startswith("LOG-")
+        self._deny, self._refuse = (ACCEPT, ACCEPT) if self._is_policy_off else (denial, REJECT)
+
+    def log(self, prefix: str | None = None) -> str:
+        """To the kernel's log. None: with the host's prefix."""
+        options = self._options
+        limit = f"limit rate {options.log_rate}/second burst {options.log_burst} packets " if options.log_rate else ""
+        words = clean_log_prefix(options.log_prefix if prefix is None else prefix)
+        return f'{limit}log prefix "{words}: " level notice'
+
+    def deny(self, match: str, origin: DenialOrigin, note: str = "") -> list[str]:
+        """A denial of policy: by a rule, or because nothing allowed."""
+        return self._denial(match, self._deny, origin, note)
+
+    def refuse(self, match: str, origin: DenialOrigin) -> list[str]:
+        """A denial that answers whatever the host does otherwise."""
+        return self._denial(match, self._refuse, origin, "")
+
+    def drop(self, match: str, reason: str) -> list[str]:
+        """What no policy can allow: a spoofed source, an unknown endpoint."""
+        return [*self._tell(match, DenialOrigin(reason=reason)), f"{match} {DROP} # {reason}".lstrip()]
+
+    def _denial(self, match: str, verdict: str, origin: DenialOrigin, note: str) -> list[str]:
+        lines = [f"{match} {self.log()}".lstrip()] if self._logs_denials else []
+        if not self._is_policy_off:
+            lines += self._tell(match, origin)
+        return [*lines, f"{match} {verdict}{f' # {note}' if note else ''}".lstrip()]
+
+    def _tell(self, match: str, origin: DenialOrigin) -> list[str]:
+        group = self._options.denied_group
+        if not group:
+            return []
+        limit = f"limit rate {DENIED_PACKETS_A_SECOND}/second burst {DENIED_BURST} packets"
+        told = f'log prefix "{self._origins.prefix(origin)}" group {group} snaplen {SNAPSHOT_BYTES}'
+        return [f"{match} {limit} {told}".lstrip()]

@@ -1,0 +1,265 @@
+"""Floating addresses, metadata and tunnels as packets see them. Both drivers pass all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from netaddr import IPAddress, IPNetwork
+
+from calico_core.model.hoststate import HostNat, HostPeers, HostPools, HostWorkload, PolicyList
+from tests.integration.dataplane_nftables.test_nftables_traffic import P, _peer, allow, inbound, only
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.needs_root
+
+HOST, NEIGHBOUR, NEIGHBOUR6 = "192.0.2.1", "192.0.2.2", "2001:db8::2"
+FLOATING, SECOND, FLOATING6 = "198.51.100.9", "198.51.100.8", "2001:db8:1::9"
+
+
+def floating(workload: Any, *externals: str, **more: Any) -> HostWorkload:
+    """The workload's endpoint, known by these too."""
+    nats = tuple(
+        HostNat(
+            internal=IPAddress(workload.v4 if IPAddress(each).version == 4 else workload.v6), external=IPAddress(each)
+        )
+        for each in externals
+    )
+    return msgspec.structs.replace(workload.endpoint(**more), nats=nats)
+
+
+@pytest.fixture
+def host(make_lab: Callable[..., Any]) -> Any:
+    return _with_neighbour(make_lab())
+
+
+def _with_neighbour(lab: Any) -> Any:
+    """The neighbour knows the way to floating addresses, not to the workloads' own."""
+    lab.neighbour = lab.outside()
+    lab.neighbour.run("ip", "route", "add", "198.51.100.0/24", "via", HOST)
+    lab.neighbour.run("ip", "route", "add", "2001:db8:1::/64", "via", "2001:db8::1")
+    return lab
+
+
+@contextlib.contextmanager
+def connected(client: Any, server: Any, own: str, address: str, port: int = 8080) -> Any:
+    """A connection to the server's own address by way of ``address``: both ends of it."""
+    family = socket.AF_INET if IPAddress(own).version == 4 else socket.AF_INET6
+    with server.socket(family, socket.SOCK_STREAM) as listening, client.socket(family, socket.SOCK_STREAM) as one:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((own, 8080))
+        listening.listen()
+        listening.settimeout(4)
+        one.settimeout(4)
+        one.connect((address, port))
+        other, peer = listening.accept()
+        with other:
+            other.settimeout(0.4)
+            yield one, other, peer[0]
+
+
+def test_floating_address_leads_to_the_workload(host: Any) -> None:
+    a = host.workload()
+    # policy sees the workload's own address
+    rule = allow(dst_nets=a.nets)
+    report = host.start(floating(a, FLOATING, FLOATING6, inbound=only(P)), **inbound(rule))
+    assert report.is_clean
+    with connected(host.neighbour, a, a.v4, FLOATING) as (_, _, peer):
+        assert peer == NEIGHBOUR
+    with connected(host.neighbour, a, a.v6, FLOATING6) as (_, _, peer):
+        assert peer == NEIGHBOUR6
+    assert {str(each.cidr) for each in host.dataplane.wiring().routes(a.interface)} >= {
+        f"{FLOATING}/32", f"{FLOATING6}/128",
+    }  # fmt: skip
+    with connected(host.host, a, a.v4, FLOATING):
+        pass  # from the host itself, too
+
+
+def test_workloads_own_floating_address(host: Any) -> None:
+    a, b = host.workload(), host.workload()
+    host.start(floating(a, FLOATING, SECOND), b.endpoint())
+    with connected(a, a, a.v4, FLOATING) as (_, _, peer):
+        assert peer == SECOND, "as from the first of them"
+    with connected(b, a, a.v4, FLOATING) as (_, _, peer):
+        assert peer == b.v4
+
+
+def test_removed_floating_address_cuts_its_connections(host: Any) -> None:
+    a = host.workload()
+    host.start(floating(a, FLOATING, SECOND))
+    with connected(host.neighbour, a, a.v4, FLOATING) as (one, other, _):
+        one.send(b"x")
+        assert other.recv(1) == b"x"
+        assert host.apply(workloads=(floating(a, SECOND),)).is_clean
+        one.send(b"y")
+        with pytest.raises(TimeoutError):
+            other.recv(1)
+    assert host.neighbour.reaches(SECOND, 80)
+    assert host.neighbour.is_blocked_from(FLOATING, 80)
+    host.apply(workloads=(a.endpoint(),))
+    assert host.neighbour.is_blocked_from(SECOND, 80)
+    assert not [each for each in host.dataplane.wiring().routes(a.interface) if str(each.ip).startswith("198.51")]
+
+
+def test_spoofing_stays_forbidden(host: Any) -> None:
+    a, b = host.workload(), host.workload()
+    host.start(floating(a, FLOATING), b.endpoint())
+    a.run("ip", "address", "add", f"{FLOATING}/32", "dev", "eth0")
+    assert not a.reaches(b.v4, 80, source=(FLOATING, 0), within_s=0.4), "it sends from its own address only"
+
+
+def test_floating_address_of_two_goes_to_the_first(host: Any) -> None:
+    a, b = host.workload(), host.workload()
+    host.start(floating(b, FLOATING), floating(a, FLOATING))
+    with connected(host.neighbour, a, a.v4, FLOATING):
+        pass
+    assert host.apply(removed_workloads=(a.key,)).is_clean
+    with connected(host.neighbour, b, b.v4, FLOATING):
+        pass
+    assert host.apply(workloads=(floating(a, FLOATING),)).is_clean
+    with connected(host.neighbour, a, a.v4, FLOATING):
+        pass
+
+
+def test_floating_address_for_an_address_it_has_not_is_named(host: Any) -> None:
+    a = host.workload()
+    wrong = HostNat(internal=IPAddress("10.65.0.99"), external=IPAddress(FLOATING))
+    report = host.start(msgspec.structs.replace(a.endpoint(), nats=(wrong,)))
+    assert [failure.subject for failure in report.failures] == [a.key.path]
+    assert host.host.reaches(a.v4, 80), "the rest of it works"
+
+
+def test_repeated_floating_addresses_change_nothing(host: Any) -> None:
+    a = host.workload()
+    state = floating(a, FLOATING, SECOND, FLOATING6)
+    host.start(state)
+    assert host.apply(workloads=(state,)).changes == 0
+    assert host.dataplane.resync().healed == ()
+    host.restart()
+    assert host.start(state).changes == 0
+
+
+def test_metadata(make_lab: Callable[..., Any]) -> None:
+    lab = make_lab(metadata=(IPAddress("127.0.0.1"), 8775), endpoint_to_host="DROP")
+    a = lab.workload()
+    lab.start(a.endpoint(PolicyList(), PolicyList()))
+    with (
+        lab.host.socket(socket.AF_INET, socket.SOCK_STREAM) as server,
+        a.socket(socket.AF_INET, socket.SOCK_STREAM) as client,
+    ):
+        server.bind(("127.0.0.1", 8775))
+        server.listen()
+        server.settimeout(4)
+        client.settimeout(4)
+        client.connect(("169.254.169.254", 80))
+        accepted, peer = server.accept()
+        accepted.close()
+        assert peer[0] == a.v4
+    assert a.is_blocked_from("169.254.169.254", 81)
+
+
+def test_without_metadata_there_is_none(lab: Any) -> None:
+    a = lab.workload()
+    lab.start(a.endpoint())
+    with lab.host.socket(socket.AF_INET, socket.SOCK_STREAM) as server:
+        server.bind(("127.0.0.1", 8775))
+        server.listen()
+        assert a.is_blocked_from("169.254.169.254", 80)
+
+
+def test_encapsulated_packets_come_from_hosts_only(host: Any) -> None:
+    def arrives() -> tuple[bool, bool]:
+        return _receives_ipip(host), _receives_udp(host, 4789)
+
+    host.start()
+    assert arrives() == (True, True), "nobody encapsulates: no business of ours"
+    host.apply(peers=HostPeers(addresses=(IPAddress("192.0.2.77"),), is_ipip=True, is_vxlan=True))
+    assert arrives() == (False, False)
+    assert _receives_udp(host, 4790)
+    host.apply(peers=HostPeers(addresses=(IPAddress("192.0.2.77"), IPAddress(NEIGHBOUR)), is_ipip=True, is_vxlan=True))
+    assert arrives() == (True, True)
+    host.apply(peers=HostPeers(addresses=(IPAddress("192.0.2.77"),), is_ipip=True))
+    assert arrives() == (False, True)
+    host.apply(peers=HostPeers())
+    assert arrives() == (True, True)
+
+
+def _receives_ipip(host: Any) -> bool:
+    inner = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20, 0, 0, 64, 17, 0, bytes(4), bytes(4))
+    with (
+        host.host.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_IPIP) as listener,
+        host.neighbour.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_IPIP) as sender,
+    ):
+        listener.settimeout(0.4)
+        sender.sendto(inner, (HOST, 0))
+        with contextlib.suppress(TimeoutError):
+            return bool(listener.recv(256))
+        return False
+
+
+def _receives_udp(host: Any, port: int) -> bool:
+    with (
+        host.host.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener,
+        host.neighbour.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        listener.bind((HOST, port))
+        listener.settimeout(0.4)
+        sender.sendto(b"frame", (HOST, port))
+        with contextlib.suppress(TimeoutError):
+            return listener.recv(64) == b"frame"
+        return False
+
+
+def test_host_masks_its_other_addresses_in_a_tunnel(host: Any) -> None:
+    _tunnel(host)
+    host.host.run("ip", "address", "add", "203.0.113.1/32", "dev", "lo")
+    host.start(peers=HostPeers(addresses=(IPAddress(NEIGHBOUR),), is_vxlan=True))
+    with connected_from(host.host, host.neighbour, "10.77.0.2", "203.0.113.1") as peer:
+        assert peer == "10.77.0.1"
+    with connected_from(host.host, host.neighbour, "10.77.0.2", "10.77.0.1") as peer:
+        assert peer == "10.77.0.1"
+
+
+def _tunnel(host: Any) -> None:
+    """A VXLAN device under our name at the host, and its other end at the neighbour."""
+    for each, last, (own, other) in (
+        (host.host, 1, (HOST, NEIGHBOUR)),
+        (host.neighbour, 2, (NEIGHBOUR, HOST)),
+    ):
+        kind = ("type", "vxlan", "id", "4096", "dstport", "4789", "local", own, "remote", other)
+        each.run("ip", "link", "add", "vxlan.calico", *kind)
+        each.run("ip", "address", "add", f"10.77.0.{last}/24", "dev", "vxlan.calico")
+        each.run("ip", "link", "set", "vxlan.calico", "up")
+
+
+@contextlib.contextmanager
+def connected_from(client: Any, server: Any, address: str, source: str) -> Any:
+    with (
+        server.socket(socket.AF_INET, socket.SOCK_STREAM) as listening,
+        client.socket(socket.AF_INET, socket.SOCK_STREAM) as one,
+    ):
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((address, 8080))
+        listening.listen()
+        listening.settimeout(4)
+        one.settimeout(4)
+        one.bind((source, 0))
+        one.connect((address, 8080))
+        other, peer = listening.accept()
+        other.close()
+        yield peer[0]
+
+
+def test_masquerade_and_floating_address_together(host: Any) -> None:
+    a = host.workload()
+    pool = IPNetwork("10.65.0.0/16")
+    host.start(floating(a, FLOATING), pools=HostPools(all=(pool,), masquerade=(pool,)))
+    assert _peer(a, host.neighbour, NEIGHBOUR) == HOST
+    with connected(host.neighbour, a, a.v4, FLOATING):
+        pass
