@@ -7,11 +7,11 @@ import os
 from typing import Any
 
 from calico_core.errors import NotReady
-from calico_core.settings import load_settings
+from calico_core.settings_file import load_local_settings
 
 
 def run_directory() -> str:
-    return load_settings(os.environ).run_directory
+    return load_local_settings(os.environ).run_directory
 
 
 def ask_node(command: str = "status", *, required: bool = True) -> dict[str, Any] | None:
@@ -20,7 +20,7 @@ def ask_node(command: str = "status", *, required: bool = True) -> dict[str, Any
     from calico_core.interfaces.integration import Call
     from calico_core.node.socket_api import call_node
 
-    path = load_settings(os.environ).socket
+    path = load_local_settings(os.environ).socket
     try:
         reply = call_node(path, Call(program="node", environment={}, stdin=command.encode()), timeout_s=5)
     except OSError as error:

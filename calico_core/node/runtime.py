@@ -31,12 +31,14 @@ from calico_core.node import composition, metrics, startup
 from calico_core.node.addresses import is_own_address, node_address
 from calico_core.node.agent import Agent
 from calico_core.node.collector import Collector
+from calico_core.node.dataplane_options import refuse_loose_rpf, warn_of_open_policy
 from calico_core.node.health import Answer, Health, HttpServer
 from calico_core.node.live_settings import LiveSettings
 from calico_core.node.local_view import ask_integrations, read_local_view
 from calico_core.node.router import Router
 from calico_core.node.socket_api import SocketServer
 from calico_core.node.status import StatusReporter
+from calico_core.node.stored_config import read_stored_config, tell_settings, with_stored_config
 from calico_core.node.tunnels import TunnelKeeper
 from calico_core.node.vital_signs import VitalSigns
 from calico_core.plugin_host.loader import load_driver
@@ -48,6 +50,8 @@ log = get_logger(__name__)
 
 _READY_WAIT_S = 20.0
 _WATCH_S = 5.0
+_RESTART_PAUSE_S = 2.0
+"""Between a change of a setting and the end: supervisors give up on what ends too often."""
 
 
 class Runtime:
@@ -71,6 +75,10 @@ class Runtime:
         self._collector: Collector | None = None
         self._signs = VitalSigns(lambda: self._states)
         self._health: HttpServer | None = None
+        self._live: LiveSettings | None = None
+        self._restart_timer: threading.Timer | None = None
+        self.wants_restart = False
+        """A setting that this process cannot follow has changed: it ends, and its supervisor starts another."""
 
     def start(self) -> None:
         """Raises ``CalicoError`` with a sentence for people; what was started is stopped by :meth:`stop`."""
@@ -89,10 +97,14 @@ class Runtime:
         self._stack.callback(records.store.close)
         if not startup.wait_for_store(records, self.stopping):
             raise NotReady("stopped while waiting for the datastore")
-        settings = self._settings = startup.with_stored_config(settings, self._environment, records, self.host)
-        live = LiveSettings(settings, self.host)
+        stored = read_stored_config(records, self.host)
+        settings = self._settings = with_stored_config(settings, self._environment, stored)
+        tell_settings(settings, self._environment, stored)
+        live = self._live = LiveSettings(settings, self.host, stored, self._restart_later)
         live.begin()
         self._serve_health(settings)
+        refuse_loose_rpf(settings)
+        warn_of_open_policy(settings)
         dataplane = composition.open_dataplane(settings, self.host)
         self._stack.callback(dataplane.close)
         startup.register_host(records, host=self.host, ipv4=ipv4, ipv6=ipv6, settings=settings)
@@ -147,7 +159,26 @@ class Runtime:
 
     def stop(self) -> None:
         self.stopping.set()
+        if self._restart_timer is not None:
+            self._restart_timer.cancel()
         self._stack.close()
+
+    # --- changed settings ----------------------------------------------------------------------------
+
+    def _restart_later(self) -> None:
+        """Once for all changes of the pause; one that was taken back by then costs nothing. Engine thread."""
+        if self._restart_timer is not None and self._restart_timer.is_alive():
+            return
+        self._restart_timer = threading.Timer(_RESTART_PAUSE_S, self._restart_if_needed)
+        self._restart_timer.daemon = True
+        self._restart_timer.start()
+
+    def _restart_if_needed(self) -> None:
+        if self._live is None or not self._live.differing or self.stopping.is_set():
+            return
+        log.error("node.restart_wanted", settings=sorted(self._live.differing))
+        self.wants_restart = True
+        self.stopping.set()
 
     # --- health --------------------------------------------------------------------------------------
 
