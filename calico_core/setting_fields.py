@@ -99,6 +99,8 @@ FIELDS: tuple[Field, ...] = (
     _field("route_protocol", values.integer(5, 255), (), "DeviceRouteProtocol"),
     _field("ignore_loose_rpf", values.boolean, (), "IgnoreLooseRPF"),
     _field("refresh_interval_s", values.number(0, 86400), (), "IptablesRefreshInterval", "NftablesRefreshInterval"),
+    _field("established_flows", values.choice("cut", "keep"), ("CALICO_ESTABLISHED_FLOWS",), "EstablishedFlows"),
+    _field("confirm_removals_after_s", values.number(0, 86400), ("CALICO_CONFIRM_REMOVALS_AFTER",)),
     # what the agent reports
     _field("reporting_interval_s", values.number(-1, 86400), (), "ReportingIntervalSecs"),
     _field("reporting_ttl_s", values.number(0, 86400), (), "ReportingTTLSecs"),

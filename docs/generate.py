@@ -75,7 +75,8 @@ MEANINGS = {
     "log_rate": "such lines a second and rule (`10` or `10/second`); 0: no limit",
     "log_burst": "and how many at once",
     "denied_group": "the NFLOG group that denied packets are told to; 0: none, and nobody can watch them",
-    "mark_mask": "bits of a packet's mark that are ours, two at least. A value that cannot be used counts as the default",
+    "mark_mask": "bits of a packet's mark that are ours, two at least. A value that cannot be used counts as the "
+    "default",
     "route_protocol": "the number that marks our routes; only such routes are removed",
     "ignore_loose_rpf": "start although `net.ipv4.conf.all.rp_filter` is 2, which weakens the check of workloads' "
     "source addresses",
@@ -83,6 +84,10 @@ MEANINGS = {
     "reporting_interval_s": "seconds between two reports of liveness; 0 or less: none",
     "reporting_ttl_s": "seconds such a report lasts",
     "endpoint_reporting": "write the status of each endpoint to the datastore",
+    "established_flows": "`cut`: connections that a change of policy denies end with it; `keep`: they go on until they "
+    "end by themselves, as in the reference system",
+    "confirm_removals_after_s": "how long the datastore must say the same before a "
+    "[sudden loss of records](../how-to/sudden-loss.md) is believed, seconds; 0: never without `confirm-removals`",
     "collector_interval_s": "seconds between two looks for [leaked addresses](../how-to/leaked-addresses.md); 0: never",
     "collector_grace_s": "seconds an address must have been without any sign of life before it is freed",
     "health_enabled": "serve `/liveness`, `/readiness` and `/health`",

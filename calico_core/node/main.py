@@ -20,6 +20,9 @@ run            run this host's node in the foreground until SIGTERM
 check-config   read the settings, print them with their origin, start nothing
 -c FILE        a settings file other than /etc/calico/felix.cfg
 """
+_SWITCH_INTERVAL_S = 0.001
+"""A call, which asks for the interpreter after each system call, waits no longer than this behind a calculating
+engine; Python's own 5 ms are a whole attach."""
 READY_LINE = "Calico node started successfully"
 """Scripts of the reference system wait for this text."""
 
@@ -53,6 +56,7 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
     wants to be started with changed settings, 3 when a part of it died."""
     from calico_core.node.runtime import Runtime
 
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     log.configure(level=settings.log_level, style=settings.log_format)
     runtime = Runtime(settings, environment)
     is_asked = False
