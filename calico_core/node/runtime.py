@@ -32,6 +32,7 @@ from calico_core.node.addresses import is_own_address, node_address
 from calico_core.node.agent import Agent, AgentState
 from calico_core.node.collector import Collector
 from calico_core.node.dataplane_options import refuse_loose_rpf, warn_of_open_policy
+from calico_core.node.denied import DeniedLog, parse_question
 from calico_core.node.health import Answer, Health, HttpServer
 from calico_core.node.live_settings import LiveSettings
 from calico_core.node.local_view import ask_integrations, read_local_view
@@ -78,6 +79,7 @@ class Runtime:
         self._signs = VitalSigns(lambda: self._states)
         self._health: HttpServer | None = None
         self._live: LiveSettings | None = None
+        self._denied: DeniedLog | None = None
         self._restart_timer: threading.Timer | None = None
         self.wants_restart = False
         """A setting that this process cannot follow has changed: it ends, and its supervisor starts another."""
@@ -131,6 +133,8 @@ class Runtime:
         self._stack.callback(self._agent.stop)
         self._agent.start()
         self._signs.agent = self._agent
+        self._denied = DeniedLog(dataplane)
+        self._stack.callback(self._denied.close)
         self._serve_metrics(settings)
         self._start_routing(records)
         ipam = composition.open_ipam(records, self.host)
@@ -377,10 +381,31 @@ class Runtime:
             "slow": self._slow,
             "unfreeze": lambda: {"frozen_because": self._collector.unfreeze() if self._collector else ""},
         }
-        command = call.stdin.decode(errors="replace").strip() or "status"
+        command, *words = call.stdin.decode(errors="replace").split() or ["status"]
+        answers["counters"] = self._rule_counts
+        answers["denied"] = lambda: self._denied_after(words)
         if command not in answers:
             return CallReply(status=2, stderr=f"unknown command {command!r}; known: {', '.join(answers)}\n".encode())
-        return CallReply(stdout=msgspec.json.encode(answers[command]()))
+        try:
+            return CallReply(stdout=msgspec.json.encode(answers[command]()))
+        except (CalicoError, ValueError) as error:
+            return CallReply(status=1, stderr=f"{error}\n".encode())
+
+    def _rule_counts(self) -> list[dict[str, object]]:
+        if self._agent is None:
+            raise NotReady("the agent has not started yet")
+        return [each._asdict() for each in self._agent.rule_counts()]
+
+    def _denied_after(self, words: list[str]) -> dict[str, object]:
+        if self._settings.denied_group == 0:
+            raise InvalidSettings(
+                "denied_group",
+                self._settings.origins.get("denied_group", "default"),
+                "it is 0: no packet is told of; give a group of NFLOG and start the node again",
+            )
+        if self._denied is None:
+            raise NotReady("the agent has not started yet")
+        return self._denied.after(*parse_question(iter(words)))
 
     def _slow(self) -> dict[str, object]:
         """The slowest attaches since the start."""
