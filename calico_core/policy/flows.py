@@ -18,7 +18,6 @@ from calico_core.model.addresses import contains, parse_address
 from calico_core.model.endpoints import HostEndpoint, WorkloadEndpoint
 from calico_core.model.failsafe import DEFAULT_INBOUND, DEFAULT_OUTBOUND, Failsafe, parse_failsafe_ports
 from calico_core.model.hoststate import HostInterface, HostRules, HostState, PolicyList, RulesId
-from calico_core.model.ids import unescape
 from calico_core.model.keys import (
     BgpHostAddressKey,
     GlobalConfigKey,
@@ -37,6 +36,7 @@ from calico_core.policy.explain_host import HookSteps, explain_interface
 from calico_core.policy.mismatch import first_mismatch
 from calico_core.policy.policy_lists import Hook
 from calico_core.policy.resolver import PolicyResolver
+from calico_core.policy.rule_names import record_key
 from calico_core.policy.rules import stored_position
 from calico_core.policy.tunnel_routes import encapsulation
 from calico_core.policy.verdicts import FlowVerdict, PassedOver, RuleStep, Side, implied_drop, without_steps
@@ -360,7 +360,7 @@ class Cluster:
                 is_rejected=step.is_rejected,
                 **stored,
             )
-        key = _record_key(step.rules)
+        key = record_key(step.rules)
         kind, name = _kind_and_name(key)
         why = self._bad.get(key.path)
         reason = f"invalid {kind}: {why}" if why else f"missing {kind}: nothing is stored under its name"
@@ -368,7 +368,7 @@ class Cluster:
 
     def _stored(self, rules_id: RulesId, direction: Direction, index: int) -> dict[str, Any] | None:
         """What names the rule that a host knows as number ``index``; None: no record stands behind it."""
-        key = _record_key(rules_id)
+        key = record_key(rules_id)
         lists = self._records.get(key)
         if lists is None:
             return None
@@ -380,14 +380,6 @@ class Cluster:
 
 def _kind_and_name(key: PolicyKey | ProfileRulesKey) -> tuple[Literal["policy", "profile"], str]:
     return ("profile", key.profile) if isinstance(key, ProfileRulesKey) else ("policy", key.name)
-
-
-def _record_key(rules_id: RulesId) -> PolicyKey | ProfileRulesKey:
-    kind, _, rest = rules_id.partition("/")
-    if kind == "profile":
-        return ProfileRulesKey(rest)
-    tier, _, name = rest.partition("/")
-    return PolicyKey(unescape(tier), unescape(name))
 
 
 def _looks_at_port(rules: HostRules, protocol: int) -> bool:
