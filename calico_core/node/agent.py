@@ -24,6 +24,7 @@ from calico_core.log import get_logger
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.hoststate import HostChanges
 from calico_core.model.keys import (
+    BGP_HOSTS,
     V1,
     GlobalConfigKey,
     HostConfigKey,
@@ -102,7 +103,8 @@ class Agent:
         self.counters = AgentCounters()
         self._mailbox: Mailbox[SyncBatch | InterfaceEvent | _HostAddresses | _RemovalsConfirmed] = Mailbox()
         self._resolver = PolicyResolver(host)
-        self._syncer = Syncer(store, (V1,), self._mailbox.post, ready_key=ReadyKey().path, name="sync-policy")
+        # the addresses that hosts have of IPv6 stand beside their routing
+        self._syncer = Syncer(store, (V1, BGP_HOSTS), self._mailbox.post, ready_key=ReadyKey().path, name="sync-policy")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stop_monitor: Callable[[], None] = lambda: None
         self._stop_addresses: Callable[[], None] = lambda: None
