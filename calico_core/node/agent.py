@@ -91,6 +91,7 @@ class Agent:
         on_config: Callable[[Key, str | None], None] | None = None,
         confirm_removals_after_s: float = 300.0,
         remembered: RememberedInterfaces | None = None,
+        interface_prefix: str = "",
     ) -> None:
         """``on_config`` hears, in the engine thread, of every configuration key of the datastore.
         ``confirm_removals_after_s``: see ``RemovalGuard``; ``remembered``: what an earlier life of the node had."""
@@ -102,7 +103,7 @@ class Agent:
         self._on_config = on_config
         self.counters = AgentCounters()
         self._mailbox: Mailbox[SyncBatch | InterfaceEvent | _HostAddresses | _RemovalsConfirmed] = Mailbox()
-        self._resolver = PolicyResolver(host)
+        self._resolver = PolicyResolver(host, interface_prefix=interface_prefix)
         # the addresses that hosts have of IPv6 stand beside their routing
         self._syncer = Syncer(store, (V1, BGP_HOSTS), self._mailbox.post, ready_key=ReadyKey().path, name="sync-policy")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)

@@ -111,6 +111,7 @@ class Runtime:
             on_death=self.stopping.set,
             on_config=live.take,
             confirm_removals_after_s=settings.confirm_removals_after_s,
+            interface_prefix=settings.interface_prefix,
             remembered=RememberedInterfaces(
                 Path(settings.state_directory, "interfaces.json"), confirm_after_s=settings.confirm_removals_after_s
             ),
