@@ -550,6 +550,18 @@ def take(state: HostState, changes: HostChanges) -> None:
     assert len({id(each) for each in lists}) == len(set(lists)), "equal lists are one object"
 
 
+def one_by_one(batches: list[list[Update]]) -> HostState:
+    """Every update a batch of its own."""
+    resolver, state = PolicyResolver(HOST), HostState()
+    resolver.in_sync()
+    take(state, resolver.flush())
+    for update in (update for batch in batches for update in batch):
+        give(resolver, [update])
+        take(state, resolver.flush())
+        assert not resolver.flush()
+    return state
+
+
 def lists_of(endpoint: HostWorkload | HostInterface) -> list[PolicyList]:
     values = (getattr(endpoint, field) for field in endpoint.__struct_fields__)
     return [value for value in values if isinstance(value, PolicyList)]
@@ -646,6 +658,7 @@ def check_verdicts_and_states(batches: list[list[Update]], probes: list[Packet],
         check_compiled(state, probes)
     if len(batches) > early:
         assert contents(state) == contents(fresh(records, present))
+        assert contents(state) == contents(one_by_one(batches))
         assert contents(state) == contents(fresh(dict(reversed(records.items())), dict(reversed(present.items()))))
 
 
