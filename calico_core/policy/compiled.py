@@ -9,12 +9,25 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import msgspec
+from netaddr import IPAddress, IPNetwork
 from pyroaring import BitMap
 
+from calico_core.model.addresses import host_network
 from calico_core.model.hoststate import HostRule, HostState, HostWorkload, PolicyList, RulesId
 from calico_core.model.keys import HostEndpointKey, WorkloadEndpointKey
 from calico_core.model.rules import PortRange
-from calico_core.policy.explain import Direction, Packet, Step, decided, explain_side, rule_matches, undecided
+from calico_core.policy.explain import (
+    Direction,
+    Packet,
+    Step,
+    Verdict,
+    both_sides,
+    decided,
+    explain_side,
+    rule_matches,
+    undecided,
+)
 from calico_core.policy.policy_lists import Hook
 
 _Ports = tuple[PortRange, ...]
@@ -118,7 +131,23 @@ class Evaluator:
 
     def __init__(self, state: HostState) -> None:
         self._state = state
+        self._carriers: defaultdict[IPNetwork, list[HostWorkload]] = defaultdict(list)
+        self._floating: dict[IPAddress, IPAddress] = {}
+        for workload in sorted(state.workloads.values(), key=lambda workload: workload.key.path):
+            for net in dict.fromkeys(workload.nets):
+                self._carriers[net].append(workload)
+            self._floating.update((nat.external, nat.internal) for nat in workload.nats)
         self._lists: dict[tuple[PolicyList, Direction], CompiledList] = {}
+
+    def explain(self, packet: Packet) -> Verdict:
+        """As :func:`calico_core.policy.explain.explain`."""
+        internal = self._floating.get(packet.dst)
+        seen = packet if internal is None else msgspec.structs.replace(packet, dst=internal)
+        return both_sides(
+            self._carriers.get(host_network(seen.src), ()),
+            self._carriers.get(host_network(seen.dst), ()),
+            lambda workload, direction: self.explain_side(workload, direction, seen),
+        )
 
     def explain_side(self, workload: HostWorkload, direction: Direction, packet: Packet) -> list[Step]:
         """As :func:`calico_core.policy.explain.explain_side`."""

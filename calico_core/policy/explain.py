@@ -6,6 +6,7 @@ the receiver's. Established connections are not its business. Source: felix spec
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import msgspec
@@ -70,12 +71,25 @@ def explain(state: HostState, packet: Packet) -> Verdict:
     """The sender's outbound side first, then the receiver's inbound side. Floating addresses of this host are
     translated before either is asked. Where several local workloads carry an
     address, all of them must allow."""
-    packet = translated(state, packet)
+    seen = translated(state, packet)
+    return both_sides(
+        _carriers(state, seen.src),
+        _carriers(state, seen.dst),
+        lambda workload, direction: explain_side(state, workload, direction, seen),
+    )
+
+
+def both_sides(
+    senders: Iterable[HostWorkload],
+    receivers: Iterable[HostWorkload],
+    ask: Callable[[HostWorkload, Direction], list[Step]],
+) -> Verdict:
+    """Up to the first that denies."""
     steps: list[Step] = []
-    sides: tuple[tuple[Direction, IPAddress], ...] = (("outbound", packet.src), ("inbound", packet.dst))
-    for direction, address in sides:
-        for workload in _carriers(state, address):
-            steps += explain_side(state, workload, direction, packet)
+    sides: tuple[tuple[Direction, Iterable[HostWorkload]], ...] = (("outbound", senders), ("inbound", receivers))
+    for direction, workloads in sides:
+        for workload in workloads:
+            steps += ask(workload, direction)
             if steps[-1].outcome == "deny":
                 return Verdict(outcome="deny", steps=tuple(steps))
     return Verdict(outcome="allow" if steps else "unaffected", steps=tuple(steps))

@@ -615,6 +615,7 @@ def check_compiled(state: HostState, probes: list[Packet]) -> None:
     """Compiled lists answer as the plain evaluator does, step by step."""
     evaluator = Evaluator(state)
     for packet in probes:
+        assert evaluator.explain(packet) == explain(state, packet)
         for workload in state.workloads.values():
             for direction in ("inbound", "outbound"):
                 found = evaluator.explain_side(workload, direction, packet)
