@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from calico_core.dataplane.memory import MemoryDataplane
 from calico_core.datastore.memory import MemoryDatastore
@@ -14,13 +14,18 @@ from calico_core.datastore.records import TypedRecords
 from calico_core.errors import KernelRefused
 from calico_core.interfaces.dataplane import ApplyReport, DataplaneOptions, Failure
 from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.hoststate import HostPeers
 from calico_core.model.keys import (
+    BgpHostAddressKey,
     GlobalConfigKey,
+    HostIpKey,
+    PoolKey,
     ProfileRulesKey,
     ProfileTagsKey,
     ReadyKey,
     WorkloadEndpointKey,
 )
+from calico_core.model.pools import Pool
 from calico_core.model.rules import Rule, RuleLists
 from calico_core.model.workloads import PairRequest
 from calico_core.node.agent import Agent, AgentState
@@ -399,3 +404,13 @@ def test_a_node_that_starts_on_an_emptied_store_waits_before_it_removes(bench: B
     assert "knows nothing of 5 of 5" in agent.confirm_removals()
     assert agent.wait_in_sync(WAIT_S)
     assert agent.frozen_because == ""
+
+
+def test_the_addresses_of_all_hosts_and_both_families_reach_the_dataplane(bench: Bench) -> None:
+    bench.start()
+    cidr = IPNetwork("fd80::/64")
+    bench.records.put(PoolKey(cidr), Pool(cidr=cidr, vxlan_mode="always"))
+    bench.records.put(HostIpKey(HOST), "192.0.2.1")
+    bench.records.put(BgpHostAddressKey("rack-b", 6), "fd00::2")
+    wanted = HostPeers(addresses=(IPAddress("192.0.2.1"), IPAddress("fd00::2")), is_vxlan=True)
+    eventually(lambda: bench.dataplane.state.peers == wanted)
