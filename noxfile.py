@@ -119,3 +119,11 @@ def torture(session: nox.Session) -> None:
     """``nox -s torture -- --operations 100000 --seed 5``: 32 writers killed at random, then the books."""
     _install(session, "node", "test")
     session.run("python", "-m", "tests.campaigns.torture", *session.posargs)
+
+
+@nox.session
+def oracle(session: nox.Session) -> None:
+    """``nox -s oracle -- --cases 1000 --seed 5 --dataplane iptables``: what a naive reading, the evaluator
+    and the kernel say of random policies and real packets. Needs root."""
+    _install(session, "node", "test")
+    session.run("python", "-m", "tests.campaigns.oracle", *session.posargs)

@@ -23,13 +23,13 @@ from calico_core.cli.output import answer_one
 from calico_core.cli.rule_words import render_rule
 from calico_core.errors import InvalidRequest
 from calico_core.model import codec
+from calico_core.model.endpoints import ALL_INTERFACES
 from calico_core.model.hosts import NODE_STOPPED
 from calico_core.model.keys import (
     BGP_HOSTS,
     FELIX_STATUS,
     NODE_STATUS,
     V1,
-    HostEndpointKey,
     NodeStatusKey,
     WorkloadEndpointKey,
     WorkloadStatusKey,
@@ -122,8 +122,7 @@ def _packet(
 class _Notes:
     """What may keep a packet from passing beside policy, as far as the datastore knows it."""
 
-    def __init__(self, context: CliContext, with_host_endpoints: set[str]) -> None:
-        self._with_host_endpoints = with_host_endpoints
+    def __init__(self, context: CliContext) -> None:
         self._statuses = {
             (key.host, key.orchestrator, key.workload, key.endpoint): found.record
             for found in context.records.list(FELIX_STATUS)
@@ -144,8 +143,11 @@ class _Notes:
                 yield f"endpoint {key.endpoint} is {known.status} on host {key.host}{reason}"
             if key.host not in self._running:
                 yield f"calico-node does not run on host {key.host}: what it enforces may be older"
-        if side.place == "host" and side.host in self._with_host_endpoints:
-            yield f"host {side.host} has host endpoints: their policy is not in this answer"
+        if side.host_endpoint is not None:
+            if side.host not in self._running:
+                yield f"calico-node does not run on host {side.host}: what it enforces may be older"
+            if not side.is_interface_certain:
+                yield f"only host {side.host} knows through which of its interfaces the packet goes"
 
 
 def _load(context: CliContext) -> tuple[Cluster, _Notes]:
@@ -158,8 +160,7 @@ def _load(context: CliContext) -> tuple[Cluster, _Notes]:
         bad=bad,
         endpoint_to_host=Settings().endpoint_to_host,
     )
-    with_host_endpoints = {each.key.host for each in found if isinstance(each.key, HostEndpointKey)}
-    return cluster, _Notes(context, with_host_endpoints)
+    return cluster, _Notes(context)
 
 
 # --- the answer --------------------------------------------------------------------------------------
@@ -192,6 +193,8 @@ def _side(side: Side) -> dict[str, Any]:
         "host": side.host,
         "workload": key.workload if key else None,
         "endpoint": key.endpoint if key else None,
+        "host_endpoint": side.host_endpoint.endpoint if side.host_endpoint else None,
+        "interface": side.interface,
         "verdict": _WORDS[side.outcome],
         "reason": side.reason,
         "steps": [_step(step) for step in side.steps],
@@ -201,6 +204,7 @@ def _side(side: Side) -> dict[str, Any]:
 
 def _passed_over(found: PassedOver) -> dict[str, Any]:
     return {
+        "hook": found.hook,
         "tier": found.tier,
         "kind": found.kind,
         "name": found.name,
@@ -212,7 +216,8 @@ def _passed_over(found: PassedOver) -> dict[str, Any]:
 
 def _step(step: RuleStep) -> dict[str, Any]:
     return {
-        "verdict": _WORDS[step.outcome],
+        "verdict": "rejected" if step.is_rejected else _WORDS[step.outcome],
+        "hook": step.hook,
         "tier": step.tier,
         "kind": step.kind,
         "name": step.name,
@@ -230,7 +235,8 @@ def _text(found: dict[str, Any]) -> str:
     start = f"{found['verdict'].upper()}: {packet['protocol']}{icmp} from {packet['source']}{next(ports)}"
     lines = [f"{start} to {packet['destination']}{next(ports)}"]
     for side in found["sides"]:
-        lines += ["", f"{side['end']}, {side['direction']}: {_whom(side)}: {side['verdict']}"]
+        end = "between" if side["place"] == "interface" else side["end"]
+        lines += ["", f"{end}, {side['direction']}: {_whom(side)}: {side['verdict']}"]
         lines += [f"  {side['reason']}"] if side["reason"] else []
         lines += [f"  {_line(step)}" for step in side["steps"]]
         if side["steps"] and side["steps"][-1]["kind"] is None:  # nobody wrote the drop: what was near it?
@@ -242,11 +248,15 @@ def _text(found: dict[str, Any]) -> str:
 def _whom(side: dict[str, Any]) -> str:
     if side["endpoint"] is not None:
         return f"endpoint {side['endpoint']} of workload {side['workload']} on host {side['host']}"
+    if side["host_endpoint"] is not None:
+        interface = side["interface"]
+        where = "all interfaces" if interface == ALL_INTERFACES else f"interface {interface}"
+        return f"host endpoint {side['host_endpoint']} on {where} of host {side['host']}"
     return f"host {side['host']}" if side["host"] is not None else side["address"]
 
 
 def _line(step: dict[str, Any]) -> str:
-    tier = "" if step["tier"] is None else f"tier {step['tier']} → "
+    tier = _hook(step) + ("" if step["tier"] is None else f"tier {step['tier']} → ")
     if step["kind"] is None:
         return f"{tier}{step['reason']}: {step['verdict']}"
     if step["position"] is None:
@@ -255,5 +265,9 @@ def _line(step: dict[str, Any]) -> str:
 
 
 def _rule(found: dict[str, Any]) -> str:
-    tier = "" if found["tier"] is None else f"tier {found['tier']} → "
+    tier = _hook(found) + ("" if found["tier"] is None else f"tier {found['tier']} → ")
     return f"{tier}{found['kind']} {found['name']} → rule {found['position']}: {found['text']}"
+
+
+def _hook(found: dict[str, Any]) -> str:
+    return "" if found["hook"] == "normal" else f"{found['hook'].replace('_', '-')}: "

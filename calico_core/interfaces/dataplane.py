@@ -172,8 +172,9 @@ class Dataplane(abc.ABC):
     def wiring(self) -> WorkloadWiring: ...
 
     def watch_addresses(self, callback: Callable[[str, frozenset[IPAddress] | None], None]) -> Callable[[], None]:
-        """Call back, in a thread of the driver's, with the name and all addresses of each interface that is no
-        workload's: now, and whenever they change; None: it is gone. Returns what stops it."""
+        """Call back with the name and all addresses of each interface that is no workload's: of those that are there
+        before this returns, then, in a thread of the driver's, whenever they change; None: it is gone. Returns what
+        stops it."""
         del callback
         return lambda: None
 

@@ -11,6 +11,10 @@ from calico_core.errors import CalicoError, InvalidRequest
 from calico_core.model.addresses import WIDTH
 from calico_core.model.ids import check_interface, check_label, check_name
 from calico_core.model.record import Record
+from calico_core.model.rules import PORT_PROTOCOLS, check_port_name, protocol_number
+
+ALL_INTERFACES = "*"
+"""As the name of a host endpoint: every interface of the host that has no host endpoint of its own."""
 
 
 class Nat(Record, frozen=True):
@@ -20,8 +24,27 @@ class Nat(Record, frozen=True):
     ext_ip: IPAddress
 
 
+class EndpointPort(Record, frozen=True):
+    """A port that rules may call by its name, as in ``dst_ports: [http]``. Names are the endpoint's own: several
+    endpoints use one for different numbers."""
+
+    name: str
+    protocol: str | int
+    port: int
+
+    def __post_init__(self) -> None:
+        try:
+            check_port_name(self.name)
+            if protocol_number(self.protocol) not in PORT_PROTOCOLS:
+                raise InvalidRequest("protocol", f"{self.protocol!r} is not tcp, udp, sctp, udplite or dccp")
+        except CalicoError as error:
+            raise ValueError(str(error)) from error
+        if not 1 <= self.port <= 65535:
+            raise ValueError(f"port: {self.port} is not between 1 and 65535")
+
+
 class WorkloadEndpoint(Record, frozen=True):
-    """One interface of a container. ``name`` is the host side. The fields after ``labels`` are ours: readers of the
+    """One interface of a container. ``name`` is the host side. The fields after ``ports`` are ours: readers of the
     reference system ignore them; absence means unknown. ``created`` is seconds since the epoch."""
 
     state: Literal["active", "inactive"]
@@ -35,6 +58,7 @@ class WorkloadEndpoint(Record, frozen=True):
     ipv4_nat: tuple[Nat, ...] = ()
     ipv6_nat: tuple[Nat, ...] = ()
     labels: dict[str, str] = msgspec.field(default_factory=dict)
+    ports: tuple[EndpointPort, ...] = ()
     profile_id: str | None = None
     container_id: str | None = None
     ifname: str | None = None
@@ -58,6 +82,9 @@ class WorkloadEndpoint(Record, frozen=True):
             check_name(profile, field="profile_ids")
         for label in self.labels:
             check_label(label)
+        for version, gateway in ((4, self.ipv4_gateway), (6, self.ipv6_gateway)):
+            if gateway is not None and gateway.version != version:
+                raise InvalidRequest(f"ipv{version}_gateway", f"{gateway} is not an IPv{version} address")
         for version, nets, nats in ((4, self.ipv4_nets, self.ipv4_nat), (6, self.ipv6_nets, self.ipv6_nat)):
             for net in nets:
                 if net.version != version or net.prefixlen != WIDTH[version]:
@@ -76,35 +103,58 @@ class WorkloadEndpoint(Record, frozen=True):
 
 
 class HostEndpoint(Record, frozen=True):
-    """An interface of the host itself, found by ``name`` or by an address it is expected to have."""
+    """An interface of the host itself, found by ``name`` or by an address it is expected to have.
+
+    ``name`` may be :data:`ALL_INTERFACES`. Of rules, only the expected addresses are known as the endpoint's."""
 
     name: str | None = None
     expected_ipv4_addrs: tuple[IPAddress, ...] = ()
     expected_ipv6_addrs: tuple[IPAddress, ...] = ()
     profile_ids: tuple[str, ...] = ()
     labels: dict[str, str] = msgspec.field(default_factory=dict)
+    ports: tuple[EndpointPort, ...] = ()
     profile_id: str | None = None
     state: Any = msgspec.UNSET
     mac: Any = msgspec.UNSET
     ipv4_nets: Any = msgspec.UNSET
     ipv6_nets: Any = msgspec.UNSET
+    ipv4_gateway: Any = msgspec.UNSET
+    ipv6_gateway: Any = msgspec.UNSET
+    ipv4_nat: Any = msgspec.UNSET
+    ipv6_nat: Any = msgspec.UNSET
 
     def __post_init__(self) -> None:
-        for field in ("state", "mac", "ipv4_nets", "ipv6_nets"):
+        for field in _WORKLOADS_ONLY:
             if getattr(self, field) is not msgspec.UNSET:
                 raise ValueError(f"{field}: belongs to workload endpoints, not to host endpoints")
         if self.name is None and not self.expected_ipv4_addrs and not self.expected_ipv6_addrs:
             raise ValueError("name: give an interface name or at least one expected address")
         try:
-            if self.name is not None:
+            if self.name is not None and self.name != ALL_INTERFACES:
                 check_interface(self.name)
             for profile in self.profile_ids:
                 check_name(profile, field="profile_ids")
+            for label in self.labels:
+                check_label(label)
         except CalicoError as error:
             raise ValueError(str(error)) from error
         for version, addresses in ((4, self.expected_ipv4_addrs), (6, self.expected_ipv6_addrs)):
             if any(address.version != version for address in addresses):
                 raise ValueError(f"expected_ipv{version}_addrs: addresses must be IPv{version}")
+        if self.profile_id is not None:
+            if not self.profile_ids:
+                msgspec.structs.force_setattr(self, "profile_ids", (self.profile_id,))
+            msgspec.structs.force_setattr(self, "profile_id", None)
+
+    @property
+    def addresses(self) -> tuple[IPAddress, ...]:
+        """All it is expected to have, IPv4 first."""
+        return self.expected_ipv4_addrs + self.expected_ipv6_addrs
+
+
+_WORKLOADS_ONLY = (
+    "state", "mac", "ipv4_nets", "ipv6_nets", "ipv4_gateway", "ipv6_gateway", "ipv4_nat", "ipv6_nat",
+)  # fmt: skip
 
 
 class EndpointStatus(Record, frozen=True):

@@ -192,9 +192,12 @@ class HostInterface(Value, frozen=True):
     """An interface of the host under policy: a host endpoint, resolved. ``inbound`` is towards the host.
 
     ``inbound`` and ``outbound`` judge what ends at or comes from the host itself, fail-safe ports aside, and deny what
-    none of their rules allows. ``forward_…`` judge what is forwarded through the interface; without tiers it passes.
+    none of their rules allows. ``forward_…`` judge what is forwarded through the interface; what all of their tiers
+    pass on passes, and so does everything where there is none.
     ``untracked_…`` come before connection tracking: allow passes without being tracked, deny drops, what none of the
-    rules decides goes on as if they were not there. ``pre_dnat`` likewise, before destinations are translated.
+    rules decides goes on as if they were not there. ``pre_dnat`` likewise, before destinations are translated. What one
+    of these allows inbound is not asked again at this interface, neither by ``inbound`` nor by ``forward_inbound`` (in
+    the reference the accept mark outlives the table); a workload it is forwarded to is asked all the same.
     """
 
     key: HostEndpointKey

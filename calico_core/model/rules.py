@@ -12,14 +12,16 @@ from typing import Annotated, Literal
 import msgspec
 from netaddr import IPNetwork
 
-from calico_core.errors import CalicoError, InvalidRequest
+from calico_core.errors import CalicoError, InvalidRequest, InvalidSelector
 from calico_core.model.ids import check_name
 from calico_core.model.selectors import parse_selector
 
-Action = Literal["allow", "deny", "next-tier", "pass", "log"]
+Action = Literal["allow", "deny", "reject", "next-tier", "pass", "log"]
+"""``reject`` is a deny that answers: a TCP reset, else an ICMP error. ``pass`` is ``next-tier``."""
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "dccp": 33, "icmpv6": 58, "sctp": 132, "udplite": 136}
 PORT_PROTOCOLS = frozenset({6, 17, 33, 132, 136})
 _PORT_RANGE = re.compile(r"(\d{1,5})(?::(\d{1,5}))?")
+_PORT_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_.-]{1,128}")
 _LOG_PREFIX_OTHER = re.compile(r"[^A-Za-z0-9_:-]")
 LOG_PREFIX_LENGTH = 27
 
@@ -41,7 +43,8 @@ class Rule(
     forbid_unknown_fields=True,
     rename={f"not_{name}": f"!{name}" for name in _NEGATED},
 ):
-    """One rule. Ports are ints or ``"lo:hi"``; protocols names of :data:`PROTOCOLS` or 1–255."""
+    """One rule. Ports are ints, ``"lo:hi"`` or names of endpoints' ports; protocols names of :data:`PROTOCOLS` or
+    1–255."""
 
     action: Action = "allow"
     ip_version: Literal[4, 6] | None = None
@@ -88,15 +91,15 @@ class Rule(
             if protocol not in PORT_PROTOCOLS:
                 raise InvalidRequest(field, "ports need a protocol of tcp, udp, sctp, udplite or dccp")
             for port in ports:
-                parse_port_range(port, field=field)
+                parse_rule_port(port, field=field)
         for field in ("src_tag", "dst_tag"):
             for name, tag in ((field, getattr(self, field)), (f"!{field}", getattr(self, f"not_{field}"))):
                 if tag is not None:
                     check_name(tag, field=name)
         for field in ("src_selector", "dst_selector"):
-            for selector in (getattr(self, field), getattr(self, f"not_{field}")):
+            for name, selector in ((field, getattr(self, field)), (f"!{field}", getattr(self, f"not_{field}"))):
                 if selector is not None:
-                    parse_selector(selector)
+                    _check_selector(selector, name)
         if self.icmp_code is not None and self.icmp_type is None:
             raise InvalidRequest("icmp_code", "needs an icmp_type")
         if self.not_icmp_code is not None and self.not_icmp_type is None:
@@ -113,10 +116,11 @@ class Rule(
             raise InvalidRequest("icmp_type", "needs protocol icmp or icmpv6")
         if self.ip_version is None:
             return
-        for field in ("src_net", "dst_net"):
-            for value in (getattr(self, field), getattr(self, f"not_{field}")):
-                if value is not None and value.version != self.ip_version:
-                    raise InvalidRequest(field, f"{value} is not an IPv{self.ip_version} network")
+        for field in ("src_net", "dst_net", "src_nets", "dst_nets"):
+            for name, value in ((field, getattr(self, field)), (f"!{field}", getattr(self, f"not_{field}"))):
+                for net in value if isinstance(value, tuple) else () if value is None else (value,):
+                    if net.version != self.ip_version:
+                        raise InvalidRequest(name, f"{net} is not an IPv{self.ip_version} network")
 
     def _ports(self) -> tuple[tuple[str, tuple[int | str, ...] | None], ...]:
         return (
@@ -135,9 +139,9 @@ class RuleLists(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     id: str | None = None
 
 
-def protocol_number(protocol: str | int) -> int:
+def protocol_number(protocol: str | int, *, field: str = "protocol") -> int:
     """1–255. Raises ``InvalidRequest`` for anything else."""
-    number = _check_protocol(protocol, "protocol")
+    number = _check_protocol(protocol, field)
     assert number is not None
     return number
 
@@ -159,9 +163,37 @@ def parse_port_range(port: int | str, *, field: str = "ports") -> PortRange:
     return low, high
 
 
+def parse_rule_port(port: int | str, *, field: str = "ports") -> PortRange | str:
+    """A range as :func:`parse_port_range` gives it, or the name of a port that endpoints carry."""
+    if isinstance(port, str) and _PORT_NAME.fullmatch(port):
+        return port
+    try:
+        return parse_port_range(port, field=field)
+    except InvalidRequest as error:
+        if isinstance(port, str) and not _PORT_RANGE.fullmatch(port):
+            reason = f"{port!r} is not a port, a range such as 8000:8080, or the name of a port such as http"
+            raise InvalidRequest(field, reason) from error
+        raise
+
+
+def check_port_name(text: str, *, field: str = "name") -> str:
+    """Anything with a letter in it, so that no name can be taken for a number or a range."""
+    if not _PORT_NAME.fullmatch(text):
+        reason = f"{text!r} is not the name of a port: up to 128 letters, digits, '_', '.' or '-', one of them a letter"
+        raise InvalidRequest(field, reason)
+    return text
+
+
 def clean_log_prefix(prefix: str) -> str:
     """What may stand in a kernel log prefix: other characters become ``_``, cut to 27."""
     return _LOG_PREFIX_OTHER.sub("_", prefix)[:LOG_PREFIX_LENGTH]
+
+
+def _check_selector(selector: str, field: str) -> None:
+    try:
+        parse_selector(selector)
+    except InvalidSelector as error:
+        raise InvalidRequest(field, str(error)) from error
 
 
 def _check_protocol(protocol: str | int | None, field: str) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
 
-from calico_core.model.hoststate import HostWorkload, PolicyList, RulesId
+from calico_core.model.hoststate import HostInterface, HostWorkload, PolicyList, RulesId
 
 ThingT = TypeVar("ThingT", bound=Hashable)
 
@@ -65,16 +65,16 @@ class ActiveLists:
         """The one object for this content. It lives on while an endpoint uses it."""
         return self._shared.setdefault(policies, policies)
 
-    def hold(self, workload: HostWorkload) -> None:
+    def hold(self, endpoint: HostWorkload | HostInterface) -> None:
         """Its lists come from :meth:`share`."""
-        for policies in (workload.inbound, workload.outbound):
+        for policies in _lists(endpoint):
             users = self._users.get(id(policies), 0)
             self._users[id(policies)] = users + 1
             if not users:
                 self.rules.hold(_rules(policies))
 
-    def release(self, workload: HostWorkload) -> None:
-        for policies in (workload.inbound, workload.outbound):
+    def release(self, endpoint: HostWorkload | HostInterface) -> None:
+        for policies in _lists(endpoint):
             self._users[id(policies)] -= 1
             if not self._users[id(policies)]:
                 del self._users[id(policies)]
@@ -84,6 +84,20 @@ class ActiveLists:
         """After a batch: drop the lists nobody uses."""
         if len(self._shared) > len(self._users):
             self._shared = {each: each for each in self._shared.values() if id(each) in self._users}
+
+
+def _lists(endpoint: HostWorkload | HostInterface) -> tuple[PolicyList, ...]:
+    if isinstance(endpoint, HostWorkload):
+        return endpoint.inbound, endpoint.outbound
+    return (
+        endpoint.inbound,
+        endpoint.outbound,
+        endpoint.forward_inbound,
+        endpoint.forward_outbound,
+        endpoint.untracked_inbound,
+        endpoint.untracked_outbound,
+        endpoint.pre_dnat,
+    )
 
 
 def _rules(policies: PolicyList) -> Iterable[RulesId]:

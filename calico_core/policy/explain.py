@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
 from netaddr import IPAddress
 
 from calico_core.model.addresses import contains
@@ -17,12 +18,15 @@ from calico_core.model.hoststate import (
     HostState,
     HostWorkload,
     PolicyList,
+    PortMember,
     RulesId,
     SetId,
     TierPolicies,
 )
-from calico_core.model.keys import WorkloadEndpointKey
+from calico_core.model.keys import HostEndpointKey, WorkloadEndpointKey
 from calico_core.model.record import Value
+from calico_core.model.rules import PortRange
+from calico_core.policy.policy_lists import Hook
 
 Direction = Literal["inbound", "outbound"]
 Outcome = Literal["allow", "deny", "pass"]
@@ -41,15 +45,18 @@ class Packet(Value, frozen=True):
 
 class Step(Value, frozen=True):
     """One decision on the way. ``rules`` and ``rule`` (from 0) name what decided; ``rules`` None: an end was reached,
-    of the tier if one is named, else of the endpoint's list. ``log`` rules make no step."""
+    of the tier if one is named, else of the endpoint's list. ``log`` rules make no step. ``is_rejected``: a denial
+    that is told to the sender."""
 
-    workload: WorkloadEndpointKey
+    endpoint: WorkloadEndpointKey | HostEndpointKey
     direction: Direction
     outcome: Outcome
     reason: str
+    hook: Hook = "normal"
     tier: str | None = None
     rules: RulesId | None = None
     rule: int | None = None
+    is_rejected: bool = False
 
 
 class Verdict(Value, frozen=True):
@@ -60,8 +67,10 @@ class Verdict(Value, frozen=True):
 
 
 def explain(state: HostState, packet: Packet) -> Verdict:
-    """The sender's outbound side first, then the receiver's inbound side. Where several local workloads carry an
+    """The sender's outbound side first, then the receiver's inbound side. Floating addresses of this host are
+    translated before either is asked. Where several local workloads carry an
     address, all of them must allow."""
+    packet = translated(state, packet)
     steps: list[Step] = []
     sides: tuple[tuple[Direction, IPAddress], ...] = (("outbound", packet.src), ("inbound", packet.dst))
     for direction, address in sides:
@@ -72,63 +81,97 @@ def explain(state: HostState, packet: Packet) -> Verdict:
     return Verdict(outcome="allow" if steps else "unaffected", steps=tuple(steps))
 
 
+def translated(state: HostState, packet: Packet) -> Packet:
+    """As policy sees it: a floating address of a workload of this host is translated before."""
+    for workload in state.workloads.values():
+        for nat in workload.nats:
+            if nat.external == packet.dst:
+                return msgspec.structs.replace(packet, dst=nat.internal)
+    return packet
+
+
 def explain_side(state: HostState, workload: HostWorkload, direction: Direction, packet: Packet) -> list[Step]:
     """One direction of one workload. The last step is ``allow`` or ``deny``."""
-    key = workload.key
     if not workload.is_active:
-        return [Step(workload=key, direction=direction, outcome="deny", reason="the endpoint is inactive")]
-    policies: PolicyList = workload.inbound if direction == "inbound" else workload.outbound
+        reason = "the endpoint is inactive"
+        return [Step(endpoint=workload.key, direction=direction, outcome="deny", reason=reason)]
+    policies = workload.inbound if direction == "inbound" else workload.outbound
+    return walk(state, workload.key, "normal", direction, policies, packet)
+
+
+def walk(
+    state: HostState,
+    endpoint: WorkloadEndpointKey | HostEndpointKey,
+    hook: Hook,
+    direction: Direction,
+    policies: PolicyList,
+    packet: Packet,
+) -> list[Step]:
+    """Tiers, then profiles. At the ordinary hook the last step is ``allow`` or ``deny``; at the others it may be
+    ``pass``, and there is none where no policy applies."""
     steps: list[Step] = []
     for tier in policies.tiers:
-        step = _tier(state, key, direction, tier, packet)
+        step = _tier(state, endpoint, hook, direction, tier, packet)
         steps.append(step)
         if step.outcome != "pass":
             return steps
+    if hook != "normal":
+        return steps
     for rules_id in policies.profiles:
         found = _decide(state, rules_id, direction, packet)
-        if found is None:
-            continue
-        rule, index = found
-        steps.append(
-            Step(
-                workload=key,
-                direction=direction,
-                outcome="deny" if rule.action in {"deny", "reject"} else "allow",
-                reason="a rule of a profile decides",
-                rules=rules_id,
-                rule=index,
-            )
-        )
-        return steps
+        if found is not None:
+            return [*steps, _decided(endpoint, hook, direction, None, rules_id, found)]
     reason = "no profile decides" if policies.profiles else "no policy or profile applies"
-    steps.append(Step(workload=key, direction=direction, outcome="deny", reason=reason))
-    return steps
+    return [*steps, Step(endpoint=endpoint, direction=direction, outcome="deny", reason=reason)]
 
 
-def _tier(state: HostState, key: WorkloadEndpointKey, direction: Direction, tier: TierPolicies, packet: Packet) -> Step:
+def _tier(
+    state: HostState,
+    endpoint: WorkloadEndpointKey | HostEndpointKey,
+    hook: Hook,
+    direction: Direction,
+    tier: TierPolicies,
+    packet: Packet,
+) -> Step:
     for rules_id in tier.policies:
         found = _decide(state, rules_id, direction, packet)
-        if found is None:
-            continue
-        rule, index = found
-        assert rule.action != "log"
-        outcome: Outcome = "deny" if rule.action == "reject" else rule.action
-        reason = "a rule of a policy decides" if rule.action != "pass" else "a rule passes on to the next tier"
-        return Step(
-            workload=key,
-            direction=direction,
-            outcome=outcome,
-            reason=reason,
-            tier=tier.tier,
-            rules=rules_id,
-            rule=index,
-        )
+        if found is not None:
+            return _decided(endpoint, hook, direction, tier.tier, rules_id, found)
     return Step(
-        workload=key,
+        endpoint=endpoint,
         direction=direction,
+        hook=hook,
         outcome=tier.default_action,
         reason="no policy of the tier decides",
         tier=tier.tier,
+    )
+
+
+def _decided(
+    endpoint: WorkloadEndpointKey | HostEndpointKey,
+    hook: Hook,
+    direction: Direction,
+    tier: str | None,
+    rules_id: RulesId,
+    found: tuple[HostRule, int],
+) -> Step:
+    rule, index = found
+    outcome: Outcome = "allow"
+    if rule.action in {"deny", "reject"}:
+        outcome = "deny"
+    elif rule.action == "pass" and tier is not None:
+        outcome = "pass"
+    reason = "a rule of a profile decides" if tier is None else "a rule of a policy decides"
+    return Step(
+        endpoint=endpoint,
+        direction=direction,
+        hook=hook,
+        outcome=outcome,
+        reason="a rule passes on to the next tier" if outcome == "pass" else reason,
+        tier=tier,
+        rules=rules_id,
+        rule=index,
+        is_rejected=rule.action == "reject",
     )
 
 
@@ -162,24 +205,45 @@ def rule_matches(state: HostState, rule: HostRule, packet: Packet) -> bool:
         return False
     if any(contains(net, packet.dst) for net in rule.not_dst_nets):
         return False
-    return _ports_match(rule, packet) and _icmp_matches(rule, packet) and _sets_match(state.sets, rule, packet)
+    return _ports_match(state, rule, packet) and _icmp_matches(rule, packet) and _sets_match(state.sets, rule, packet)
 
 
-def _ports_match(rule: HostRule, packet: Packet) -> bool:
-    sides = (
-        (packet.src_port, rule.src_ports, rule.not_src_ports),
-        (packet.dst_port, rule.dst_ports, rule.not_dst_ports),
+def _ports_match(state: HostState, rule: HostRule, packet: Packet) -> bool:
+    return (
+        _port_matches(state, packet, packet.src, packet.src_port, rule.src_ports, rule.src_port_sets, is_wanted=True)
+        and _port_matches(
+            state, packet, packet.src, packet.src_port, rule.not_src_ports, rule.not_src_port_sets, is_wanted=False
+        )
+        and _port_matches(
+            state, packet, packet.dst, packet.dst_port, rule.dst_ports, rule.dst_port_sets, is_wanted=True
+        )
+        and _port_matches(
+            state, packet, packet.dst, packet.dst_port, rule.not_dst_ports, rule.not_dst_port_sets, is_wanted=False
+        )
     )
-    for port, ranges, not_ranges in sides:
-        if not ranges and not not_ranges:
-            continue
-        if port is None:
-            return False
-        if ranges and not any(low <= port <= high for low, high in ranges):
-            return False
-        if any(low <= port <= high for low, high in not_ranges):
-            return False
-    return True
+
+
+def _port_matches(
+    state: HostState,
+    packet: Packet,
+    address: IPAddress,
+    port: int | None,
+    ranges: tuple[PortRange, ...],
+    sets: tuple[SetId, ...],
+    *,
+    is_wanted: bool,
+) -> bool:
+    """In a range or in a set, or with ``is_wanted`` False in none of either."""
+    if not ranges and not sets:
+        return True
+    if port is None:
+        return False
+    if any(low <= port <= high for low, high in ranges):
+        return is_wanted
+    if not sets:
+        return not is_wanted
+    member = PortMember(address.version, int(address), packet.protocol, port)
+    return any(member in state.port_sets[each] for each in sets) is is_wanted
 
 
 def _icmp_matches(rule: HostRule, packet: Packet) -> bool:

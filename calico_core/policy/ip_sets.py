@@ -13,13 +13,15 @@ from netaddr import IPNetwork
 from pyroaring import BitMap, FrozenBitMap
 
 from calico_core.model.endpoints import HostEndpoint, WorkloadEndpoint
-from calico_core.model.hoststate import AddressSet, SetChange, SetId
+from calico_core.model.hoststate import AddressSet, PortSetChange, SetChange, SetId
 from calico_core.model.keys import Key
 from calico_core.model.policies import NetworkSet
-from calico_core.model.selectors import Labels, Node
+from calico_core.model.selectors import Labels
 from calico_core.policy.dense_ids import DenseIds
 from calico_core.policy.label_index import Delta, LabelIndex, Query
 from calico_core.policy.members import NO_HOSTS, V6, Hosts, MemberTable, addresses_of, each_host, outermost
+from calico_core.policy.port_sets import PortSets, node_of, with_port_labels
+from calico_core.policy.rules import NamedPort, Source
 
 Member = WorkloadEndpoint | HostEndpoint | NetworkSet
 _UNCHANGED = Delta(BitMap(), BitMap())
@@ -42,7 +44,7 @@ class _ActiveSet:
 
 
 class IpSets:
-    """Every endpoint and network set × the sets in use."""
+    """Every endpoint and network set × the sets in use, of addresses and of ports."""
 
     def __init__(self) -> None:
         self._index = LabelIndex()
@@ -50,21 +52,30 @@ class IpSets:
         self._table = MemberTable()
         self._sets: dict[SetId, _ActiveSet] = {}
         self._of_query: dict[Query, _ActiveSet] = {}
+        self._port_sets = PortSets(self._table)
         # Of the batch under way: what endpoints had whose addresses are others now.
         self._hosts_before: dict[int, Hosts] = {}
         self._nets_changed = BitMap()
         self._begun: set[SetId] = set()
 
-    def activate(self, set_id: SetId, node: Node) -> None:
-        query = self._index.add_query(node)
+    def activate(self, set_id: SetId, source: Source) -> None:
+        if isinstance(source, NamedPort):
+            self._port_sets.activate(set_id, source, self._index.add_query(node_of(source)))
+            return
+        query = self._index.add_query(source)
         self._sets[set_id] = self._of_query[query] = _ActiveSet(set_id, query)
         self._begun.add(set_id)
 
-    def deactivate(self, set_id: SetId) -> None:
+    def deactivate(self, set_id: SetId) -> bool:
+        """Whether it was a set of ports."""
+        if set_id in self._port_sets:
+            self._index.drop_query(self._port_sets.deactivate(set_id))
+            return True
         query = self._sets.pop(set_id).query
         self._begun.discard(set_id)
         del self._of_query[query]
         self._index.drop_query(query)
+        return False
 
     def set_profile_labels(self, profile: str, labels: Labels | None) -> None:
         """Labels, and tags as :func:`calico_core.policy.rules.tag_label` spells them."""
@@ -73,12 +84,14 @@ class IpSets:
     def update_members(self, updates: Sequence[tuple[Key, Member | None]]) -> None:
         """Each key at most once a batch. None: gone."""
         ids, table, index = self._ids, self._table, self._index
+        port_sets, with_ports = self._port_sets, self._port_sets.ports
         index.expect(len(updates))
         for key, record in updates:
             if record is None:
                 item = ids.release(key)
                 if item is not None:
                     self._set_addresses(item, NO_HOSTS, ())
+                    port_sets.put(item, ())
                     index.remove(item)
                 continue
             hosts, nets = addresses_of(record)
@@ -88,7 +101,14 @@ class IpSets:
                 table.put(item, hosts, nets)
             else:
                 self._set_addresses(item, hosts, nets)
-            index.put(item, record.labels, _parents(record))
+            labels: Labels = record.labels
+            if isinstance(record, NetworkSet):
+                index.put(item, labels, ())
+                continue
+            if record.ports or item in with_ports:
+                port_sets.put(item, record.ports)
+                labels = with_port_labels(labels, record.ports)
+            index.put(item, labels, record.profile_ids)
 
     def _set_addresses(self, item: int, hosts: Hosts, nets: tuple[IPNetwork, ...]) -> None:
         table = self._table
@@ -97,13 +117,18 @@ class IpSets:
             return
         if before != hosts:
             self._hosts_before[item] = before
+            self._port_sets.touch(item)
         if nets_before != nets:
             self._nets_changed.add(item)
         table.replace(item, hosts, nets)
 
-    def flush(self) -> tuple[SetChange, ...]:
+    def flush(self) -> tuple[tuple[SetChange, ...], tuple[PortSetChange, ...]]:
         """How the active sets changed since the last flush; one just activated comes with all its members."""
-        deltas = {self._of_query[query]: delta for query, delta in self._index.flush().items()}
+        answers = self._index.flush()
+        port_changes = self._port_sets.flush(answers)
+        deltas = {
+            active: delta for query, delta in answers.items() if (active := self._of_query.get(query)) is not None
+        }
         touched = BitMap(self._hosts_before) | self._nets_changed
         for active in self._sets_with(touched):
             deltas.setdefault(active, _UNCHANGED)
@@ -114,13 +139,14 @@ class IpSets:
         self._nets_changed.clear()
         self._begun.clear()
         self._ids.end_batch()
-        return changes
+        return changes, port_changes
 
     def _sets_with(self, items: BitMap) -> Iterable[_ActiveSet]:
         """The sets that hold one of the items."""
         if len(items) > _FEW_ITEMS:
             return [active for active in self._sets.values() if not items.isdisjoint(active.query.matched)]
-        return {self._of_query[query] for item in items for query in self._index.matching(item)}
+        queries = {query for item in items for query in self._index.matching(item)}
+        return [active for query in queries if (active := self._of_query.get(query)) is not None]
 
     def _change(self, active: _ActiveSet, delta: Delta, touched: BitMap) -> SetChange | None:
         matched = active.query.matched
@@ -172,14 +198,6 @@ class IpSets:
         holders = active.query.matched & self._table.with_nets
         active.nets = outermost({net for item in holders for net in self._table.nets(item)})
         return active.nets - before, before - active.nets
-
-
-def _parents(record: Member) -> tuple[str, ...]:
-    if isinstance(record, WorkloadEndpoint):
-        return record.profile_ids
-    if isinstance(record, NetworkSet):
-        return ()
-    return record.profile_ids or ((record.profile_id,) if record.profile_id else ())
 
 
 def _address_set(v4: BitMap, v6: set[int], nets: frozenset[IPNetwork]) -> AddressSet:

@@ -37,7 +37,9 @@ def first_mismatch(state: HostState, rule: HostRule, packet: Packet) -> str | No
     if rule_matches(state, rule, packet):
         return None
     for field, words in _MATCHES.items():
-        value: Any = getattr(rule, field)
-        if value and not rule_matches(state, HostRule(action=rule.action, **{field: value}), packet):
+        # ranges and sets of ports are one match
+        fields = (field, field.replace("ports", "port_sets")) if field.endswith("_ports") else (field,)
+        alone: dict[str, Any] = {name: value for name in fields if (value := getattr(rule, name))}
+        if alone and not rule_matches(state, HostRule(action=rule.action, **alone), packet):
             return words
     return "its matches together"

@@ -1,6 +1,9 @@
 """Which policies each local endpoint goes through, in order. Source: felix specification 4.5, datastore 4.4.
 
-Endpoints that match the same selectors have the same list: it is put together once for all of them.
+A policy acts at one of three hooks. At the ordinary one it judges workloads and what ends at the host; with
+``apply_on_forward`` also what is forwarded through an interface of the host. Untracked and pre-DNAT policies have hooks
+of their own, which only interfaces of the host have, and see everything that comes that way: asked or not, they apply
+to forwarded traffic. Endpoints that match the same selectors have the same list: it is put together once for all.
 """
 
 from __future__ import annotations
@@ -9,14 +12,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from itertools import groupby
+from typing import Literal
 
 from pyroaring import BitMap, FrozenBitMap
 
 from calico_core.log import get_logger
-from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.endpoints import HostEndpoint, WorkloadEndpoint
 from calico_core.model.hoststate import RulesId, TierPolicies
 from calico_core.model.ids import escape
-from calico_core.model.keys import PolicyKey, WorkloadEndpointKey
+from calico_core.model.keys import HostEndpointKey, PolicyKey, WorkloadEndpointKey
 from calico_core.model.policies import Policy, Tier, order_value
 from calico_core.model.selectors import Labels, parse_selector
 from calico_core.policy.dense_ids import DenseIds
@@ -26,8 +30,10 @@ log = get_logger(__name__)
 
 Tiers = tuple[tuple[TierPolicies, ...], tuple[TierPolicies, ...]]
 """Inbound and outbound."""
+Hook = Literal["normal", "forward", "untracked", "pre_dnat"]
+EndpointKey = WorkloadEndpointKey | HostEndpointKey
+_DENYING: frozenset[Hook] = frozenset({"normal", "forward"})
 _NO_TIER = Tier()
-_PASSED_OVER = ("staged", "untracked", "pre_dnat", "apply_on_forward")
 
 
 def policy_rules_id(key: PolicyKey) -> RulesId:
@@ -36,9 +42,15 @@ def policy_rules_id(key: PolicyKey) -> RulesId:
 
 
 def reason_ignored(policy: Policy) -> str | None:
-    """Why a policy is not enforced on workloads: a staged one never is; the other kinds are for host endpoints and
-    have hooks of their own in the kernel (issue 6)."""
-    return next((reason for reason in _PASSED_OVER if getattr(policy, reason)), None)
+    """Why a policy is enforced nowhere."""
+    return "staged" if policy.staged else None
+
+
+def acts_at(policy: Policy, hook: Hook) -> bool:
+    """A policy that is said to be both untracked and pre-DNAT is untracked."""
+    if policy.untracked or policy.pre_dnat:
+        return hook == ("untracked" if policy.untracked else "pre_dnat")
+    return hook == "normal" or (hook == "forward" and policy.apply_on_forward)
 
 
 class PolicyLists:
@@ -46,7 +58,7 @@ class PolicyLists:
 
     def __init__(self) -> None:
         self._index = LabelIndex()
-        self._ids: DenseIds[WorkloadEndpointKey] = DenseIds()
+        self._ids: DenseIds[EndpointKey] = DenseIds()
         self._policies: dict[PolicyKey, Policy] = {}
         self._tiers: dict[str, Tier] = {}
         self._tier_policies: dict[str, set[PolicyKey]] = {}
@@ -55,7 +67,7 @@ class PolicyLists:
         self._listed: dict[Query, set[PolicyKey]] = {}
         self._by_number: dict[int, Query] = {}
         self._matches: dict[int, BitMap] = {}
-        self._lists: dict[FrozenBitMap, Tiers] = {}
+        self._lists: dict[tuple[Hook, FrozenBitMap], Tiers] = {}
         self._ignored: dict[PolicyKey, str] = {}
         # Of the batch under way.
         self._relisted: set[Query] = set()
@@ -96,7 +108,7 @@ class PolicyLists:
         if policy is not None:
             self._list(key, policy)
 
-    def update_endpoints(self, updates: Iterable[tuple[WorkloadEndpointKey, WorkloadEndpoint | None]]) -> None:
+    def update_endpoints(self, updates: Iterable[tuple[EndpointKey, WorkloadEndpoint | HostEndpoint | None]]) -> None:
         """The active local endpoints; None: gone, or not active."""
         updates = list(updates)
         self._index.expect(len(updates))
@@ -108,7 +120,7 @@ class PolicyLists:
             if number is not None:
                 self._index.remove(number)
 
-    def flush(self) -> set[WorkloadEndpointKey]:
+    def flush(self) -> set[EndpointKey]:
         """The endpoints whose lists may be others now."""
         for query in [query for query in self._relisted if not self._listed[query]]:
             self._drop(query)
@@ -124,32 +136,35 @@ class PolicyLists:
         if self._relisted:
             self._lists.clear()
         keys = {self._ids.key(item) for item in self._dirty if item not in self._ids.released}
-        if len(self._lists) > 2 * len(self._ids):
+        if len(self._lists) > 4 * len(self._ids):
             self._lists.clear()
         self._relisted.clear()
         self._dirty.clear()
         self._ids.end_batch()
         return keys
 
-    def tiers_of(self, key: WorkloadEndpointKey) -> Tiers:
-        """What the endpoint goes through before its profiles. Call after :meth:`flush`."""
+    def tiers_of(self, key: EndpointKey, hook: Hook = "normal") -> Tiers:
+        """What the endpoint goes through at the hook, at the ordinary one before its profiles. Call after
+        :meth:`flush`."""
         item = self._ids.find(key)
         numbers = self._matches.get(item) if item is not None else None
         if numbers is None:
             return (), ()
-        same = FrozenBitMap(numbers)
+        same = hook, FrozenBitMap(numbers)
         lists = self._lists.get(same)
         if lists is None:
-            keys = [key for number in same for key in self._listed[self._by_number[number]]]
-            lists = self._lists[same] = self._put_in_order(keys)
+            keys = [key for number in numbers for key in self._listed[self._by_number[number]]]
+            keys = [key for key in keys if acts_at(self._policies[key], hook)]
+            lists = self._lists[same] = self._put_in_order(keys, denies=hook in _DENYING)
         return lists
 
-    def _put_in_order(self, keys: list[PolicyKey]) -> Tiers:
+    def _put_in_order(self, keys: list[PolicyKey], *, denies: bool) -> Tiers:
+        """``denies`` False: what a tier does not decide goes on, whatever the tier's own default is."""
         keys.sort(key=self._rank)
         inbound: list[TierPolicies] = []
         outbound: list[TierPolicies] = []
         for name, members in groupby(keys, lambda key: key.tier):
-            action = self._tiers.get(name, _NO_TIER).default_action
+            action = self._tiers.get(name, _NO_TIER).default_action if denies else "pass"
             policies = [(policy_rules_id(key), self._policies[key]) for key in members]
             into = tuple(rules for rules, policy in policies if policy.has_inbound)
             out = tuple(rules for rules, policy in policies if policy.has_outbound)
@@ -213,4 +228,5 @@ class PolicyLists:
 def _listing(policy: Policy) -> tuple[object, ...]:
     """What a policy's place in the lists depends on."""
     selector = parse_selector(policy.selector).canonical
-    return selector, order_value(policy.order), policy.has_inbound, policy.has_outbound
+    hooks = policy.untracked, policy.pre_dnat, policy.apply_on_forward
+    return selector, order_value(policy.order), policy.has_inbound, policy.has_outbound, hooks

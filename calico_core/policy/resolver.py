@@ -10,9 +10,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from calico_core.model.endpoints import WorkloadEndpoint
+from netaddr import IPAddress
+
+from calico_core.model.endpoints import HostEndpoint, WorkloadEndpoint
 from calico_core.model.hoststate import (
     HostChanges,
+    HostInterface,
+    HostPeers,
     HostPools,
     HostRules,
     HostWorkload,
@@ -21,7 +25,9 @@ from calico_core.model.hoststate import (
     SetId,
 )
 from calico_core.model.keys import (
+    BgpHostAddressKey,
     HostEndpointKey,
+    HostIpKey,
     Key,
     NetworkSetKey,
     PolicyKey,
@@ -35,11 +41,14 @@ from calico_core.model.keys import (
 from calico_core.model.policies import Policy
 from calico_core.model.pools import Pool
 from calico_core.model.rules import Rule, RuleLists
-from calico_core.model.selectors import Labels, Node
+from calico_core.model.selectors import Labels
 from calico_core.policy.active import ActiveLists, References
+from calico_core.policy.floating import NO_NATS, FloatingAddresses
+from calico_core.policy.host_endpoints import HostEndpoints
 from calico_core.policy.ip_sets import IpSets
-from calico_core.policy.policy_lists import PolicyLists, policy_rules_id
-from calico_core.policy.rules import compile_rules, tag_label
+from calico_core.policy.peers import Peers
+from calico_core.policy.policy_lists import Hook, PolicyLists, policy_rules_id
+from calico_core.policy.rules import Source, compile_rules, tag_label
 
 _NO_RULES = RuleLists(inbound_rules=(Rule(action="deny"),), outbound_rules=(Rule(action="deny"),))
 """Of a profile that is not there: closed at its place in the list. Source: felix specification 4.5."""
@@ -51,7 +60,7 @@ def profile_rules_id(profile: str) -> RulesId:
 
 
 class PolicyResolver:
-    """``apply`` what the datastore says, then ``flush``: one batch."""
+    """``apply`` what the datastore says and ``set_interface`` what the host has, then ``flush``: one batch."""
 
     def __init__(self, host: str) -> None:
         self._host = host
@@ -64,17 +73,23 @@ class PolicyResolver:
         self._policies: dict[RulesId, Policy] = {}
         self._pools: dict[PoolKey, Pool] = {}
         self._local: dict[WorkloadEndpointKey, WorkloadEndpoint] = {}
+        self._floating = FloatingAddresses()
+        self._host_endpoints = HostEndpoints()
+        self._peers = Peers()
         self._policy_lists = PolicyLists()
         self._ip_sets = IpSets()
         self._lists = ActiveLists()
         self._set_references: References[SetId] = References()
         # As the dataplane was told.
         self._workloads: dict[WorkloadEndpointKey, HostWorkload] = {}
+        self._interfaces: dict[str, HostInterface] = {}
         self._rules: dict[RulesId, HostRules] = {}
         self._rule_sets: dict[RulesId, tuple[SetId, ...]] = {}
         self._host_pools: HostPools | None = None
+        self._host_peers: HostPeers | None = None
         # Of the batch under way.
         self._dirty_rules: set[RulesId] = set()
+        self._is_interface_dirty = False
 
     @property
     def ignored_policies(self) -> Counter[str]:
@@ -89,6 +104,11 @@ class PolicyResolver:
         """The latest value of each key; None: deleted. Keys that are not policy's business are ignored."""
         self._pending.update(updates)
 
+    def set_interface(self, name: str, addresses: frozenset[IPAddress] | None) -> None:
+        """An interface of the host itself and all its addresses; None: it is gone. Those of workloads are not to be
+        given."""
+        self._is_interface_dirty |= self._host_endpoints.set_interface(name, addresses)
+
     def flush(self) -> HostChanges:
         """What changed since the last flush. The first after :meth:`in_sync` is complete; before it, empty."""
         if not self._is_in_sync:
@@ -100,22 +120,33 @@ class PolicyResolver:
         self._take_policies(groups)
         self._take_profiles(groups)
         dirty = self._take_local(groups[WorkloadEndpointKey])
-        workloads, removed_workloads = self._resolve(dirty | self._policy_lists.flush())
+        self._take_host_endpoints(groups[HostEndpointKey])
+        relisted = self._policy_lists.flush()
+        dirty.update(key for key in relisted if isinstance(key, WorkloadEndpointKey))
+        workloads, removed_workloads = self._resolve(dirty)
+        self._is_interface_dirty |= any(isinstance(key, HostEndpointKey) for key in relisted)
+        interfaces, removed_interfaces = self._resolve_interfaces()
         rules, removed_rules, sets = self._compile()
-        removed_sets = self._activate(sets)
+        removed_sets, removed_port_sets = self._activate(sets)
         members = groups[WorkloadEndpointKey]
         members += groups[HostEndpointKey]
         members += groups[NetworkSetKey]
         self._ip_sets.update_members(members)
+        set_changes, port_set_changes = self._ip_sets.flush()
         changes = HostChanges(
             is_complete=self._is_first,
-            sets=self._ip_sets.flush(),
+            sets=set_changes,
+            port_sets=port_set_changes,
             rules=tuple(rules),
             workloads=tuple(workloads),
+            interfaces=tuple(interfaces),
             pools=self._take_pools(groups[PoolKey]),
+            peers=self._take_peers(groups),
             removed_sets=tuple(removed_sets),
+            removed_port_sets=tuple(removed_port_sets),
             removed_rules=tuple(removed_rules),
             removed_workloads=tuple(removed_workloads),
+            removed_interfaces=tuple(removed_interfaces),
         )
         self._is_first = False
         self._lists.forget_unused()
@@ -155,12 +186,21 @@ class PolicyResolver:
     ) -> set[WorkloadEndpointKey]:
         host = self._host
         local = [update for update in updates if update[0].host == host]
+        active = [(key, record if record is not None and record.state == "active" else None) for key, record in local]
+        self._policy_lists.update_endpoints(active)
+        dirty = {key for key, _ in local}
         for key, endpoint in local:
             _put(self._local, key, endpoint)
-        self._policy_lists.update_endpoints(
-            (key, endpoint if endpoint is not None and endpoint.state == "active" else None) for key, endpoint in local
-        )
-        return {key for key, _ in local}
+        for key, endpoint in active:
+            dirty |= self._floating.put(key, endpoint)
+        return dirty
+
+    def _take_host_endpoints(self, updates: list[tuple[HostEndpointKey, HostEndpoint | None]]) -> None:
+        local = [update for update in updates if update[0].host == self._host]
+        self._policy_lists.update_endpoints(local)
+        for key, record in local:
+            self._host_endpoints.set_record(key, record)
+        self._is_interface_dirty |= bool(local)
 
     def _take_pools(self, updates: list[tuple[PoolKey, Pool | None]]) -> HostPools | None:
         for key, pool in updates:
@@ -175,6 +215,18 @@ class PolicyResolver:
             return None
         self._host_pools = pools
         return pools
+
+    def _take_peers(self, groups: defaultdict[type[Key], list[tuple[Any, Any]]]) -> HostPeers | None:
+        for kind in (HostIpKey, BgpHostAddressKey):
+            for address_key, text in groups[kind]:
+                self._peers.set_address(address_key, text)
+        for pool_key, pool in groups[PoolKey]:
+            self._peers.set_pool(pool_key, pool)
+        peers = self._peers.state()
+        if peers == self._host_peers:
+            return None
+        self._host_peers = peers
+        return peers
 
     # --- outputs -------------------------------------------------------------------------------------
 
@@ -203,31 +255,74 @@ class PolicyResolver:
         is_active = endpoint.state == "active"
         inbound = outbound = _CLOSED
         if is_active:
-            tiers_in, tiers_out = self._policy_lists.tiers_of(key)
-            profiles = tuple(profile_rules_id(profile) for profile in endpoint.profile_ids)
-            inbound = PolicyList(tiers=tiers_in, profiles=profiles)
-            outbound = inbound if tiers_in == tiers_out else PolicyList(tiers=tiers_out, profiles=profiles)
+            inbound, outbound = self._lists_of(key, "normal", endpoint.profile_ids)
         return HostWorkload(
             key=key,
             interface=endpoint.name,
             is_active=is_active,
             mac=endpoint.mac,
             nets=endpoint.ipv4_nets + endpoint.ipv6_nets,
+            nats=self._floating.of(key) if is_active else NO_NATS,
             inbound=self._lists.share(inbound),
             outbound=self._lists.share(outbound),
         )
 
-    def _compile(self) -> tuple[list[HostRules], list[RulesId], dict[SetId, Node]]:
+    def _lists_of(
+        self, key: WorkloadEndpointKey | HostEndpointKey, hook: Hook, profile_ids: tuple[str, ...] = ()
+    ) -> tuple[PolicyList, PolicyList]:
+        tiers_in, tiers_out = self._policy_lists.tiers_of(key, hook)
+        profiles = tuple(profile_rules_id(profile) for profile in profile_ids)
+        inbound = PolicyList(tiers=tiers_in, profiles=profiles)
+        return inbound, inbound if tiers_in == tiers_out else PolicyList(tiers=tiers_out, profiles=profiles)
+
+    def _resolve_interfaces(self) -> tuple[list[HostInterface], list[str]]:
+        """The interfaces of the host whose policy changed, and those that have none any more."""
+        if not self._is_interface_dirty:
+            return [], []
+        self._is_interface_dirty = False
+        before = self._interfaces
+        after = {name: self._interface(name, key) for name, key in self._host_endpoints.by_interface().items()}
+        changed = [each for name, each in after.items() if before.get(name) != each]
+        for interface in changed:
+            self._lists.hold(interface)
+        for name, old in before.items():
+            if after.get(name) != old:
+                self._lists.release(old)
+            else:
+                after[name] = old
+        self._interfaces = after
+        return changed, sorted(before.keys() - after.keys())
+
+    def _interface(self, name: str, key: HostEndpointKey) -> HostInterface:
+        profile_ids = self._host_endpoints.records[key].profile_ids
+        share = self._lists.share
+        inbound, outbound = map(share, self._lists_of(key, "normal", profile_ids))
+        forward_inbound, forward_outbound = map(share, self._lists_of(key, "forward"))
+        untracked_inbound, untracked_outbound = map(share, self._lists_of(key, "untracked"))
+        pre_dnat, _ = self._lists_of(key, "pre_dnat")
+        return HostInterface(
+            key=key,
+            interface=name,
+            inbound=inbound,
+            outbound=outbound,
+            forward_inbound=forward_inbound,
+            forward_outbound=forward_outbound,
+            untracked_inbound=untracked_inbound,
+            untracked_outbound=untracked_outbound,
+            pre_dnat=share(pre_dnat),
+        )
+
+    def _compile(self) -> tuple[list[HostRules], list[RulesId], dict[SetId, Source]]:
         """Rules that are new or others, rules no longer used, and what the sets are made of that they name."""
         begun, ended = self._lists.rules.take_changes()
         changed: list[HostRules] = []
-        nodes: dict[SetId, Node] = {}
+        sources: dict[SetId, Source] = {}
         active = self._lists.rules
         for rules_id in dict.fromkeys([*begun, *sorted(each for each in self._dirty_rules if each in active)]):
             rules, sets = self._compile_one(rules_id)
             if self._rules.get(rules_id) == rules:
                 continue
-            nodes.update(sets)
+            sources.update(sets)
             self._rules[rules_id] = rules
             self._set_references.hold(sets)
             self._set_references.release(self._rule_sets.get(rules_id, ()))
@@ -237,9 +332,9 @@ class PolicyResolver:
             del self._rules[rules_id]
             self._set_references.release(self._rule_sets.pop(rules_id))
         self._dirty_rules.clear()
-        return changed, ended, nodes
+        return changed, ended, sources
 
-    def _compile_one(self, rules_id: RulesId) -> tuple[HostRules, dict[SetId, Node]]:
+    def _compile_one(self, rules_id: RulesId) -> tuple[HostRules, dict[SetId, Source]]:
         """Fails closed."""
         kind, _, name = rules_id.partition("/")
         if kind == "profile":
@@ -248,13 +343,15 @@ class PolicyResolver:
         policy = self._policies[rules_id]
         return compile_rules(rules_id, policy.inbound_rules, policy.outbound_rules, of_profile=False)
 
-    def _activate(self, nodes: dict[SetId, Node]) -> list[SetId]:
+    def _activate(self, sources: dict[SetId, Source]) -> tuple[list[SetId], list[SetId]]:
+        """The sets no longer used: of addresses, and of ports."""
         begun, ended = self._set_references.take_changes()
         for set_id in begun:
-            self._ip_sets.activate(set_id, nodes[set_id])
+            self._ip_sets.activate(set_id, sources[set_id])
+        gone: tuple[list[SetId], list[SetId]] = [], []
         for set_id in ended:
-            self._ip_sets.deactivate(set_id)
-        return ended
+            gone[self._ip_sets.deactivate(set_id)].append(set_id)
+        return gone
 
 
 def _put(table: dict[Any, Any], key: Any, value: Any) -> None:

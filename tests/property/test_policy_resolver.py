@@ -7,18 +7,30 @@ calculation but the selector language.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from netaddr import IPAddress, IPNetwork
 
-from calico_core.model.endpoints import HostEndpoint, WorkloadEndpoint
-from calico_core.model.hoststate import HostChanges, HostState
+from calico_core.model.endpoints import EndpointPort, HostEndpoint, Nat, WorkloadEndpoint
+from calico_core.model.hoststate import (
+    HostChanges,
+    HostInterface,
+    HostNat,
+    HostPeers,
+    HostState,
+    HostWorkload,
+    PolicyList,
+)
 from calico_core.model.keys import (
+    BgpHostAddressKey,
     BgpMeshKey,
     HostEndpointKey,
+    HostIpKey,
     Key,
     NetworkSetKey,
     PolicyKey,
@@ -31,14 +43,21 @@ from calico_core.model.keys import (
 )
 from calico_core.model.policies import NetworkSet, Policy, Tier, order_value
 from calico_core.model.pools import Pool
-from calico_core.model.rules import Rule, RuleLists, parse_port_range, protocol_number
+from calico_core.model.rules import Rule, RuleLists, parse_rule_port, protocol_number
 from calico_core.model.selectors import parse_selector
 from calico_core.policy import label_index
-from calico_core.policy.explain import Packet, explain
+from calico_core.policy.explain import Packet, explain, walk
 from calico_core.policy.resolver import PolicyResolver
 
 HOST = "here"
 Records = dict[Key, Any]
+Interfaces = dict[str, frozenset[IPAddress]]
+HOOKS = {
+    "normal": (("inbound", "inbound"), ("outbound", "outbound")),
+    "forward": (("inbound", "forward_inbound"), ("outbound", "forward_outbound")),
+    "untracked": (("inbound", "untracked_inbound"), ("outbound", "untracked_outbound")),
+    "pre_dnat": (("inbound", "pre_dnat"),),
+}
 CLOSED = RuleLists(inbound_rules=(Rule(action="deny"),), outbound_rules=(Rule(action="deny"),))
 
 # --- the oracle ------------------------------------------------------------------------------------------------
@@ -73,7 +92,36 @@ def is_member(records: Records, address: IPAddress, *, tag: str | None = None, s
     return False
 
 
-def side_matches(records: Records, rule: Rule, side: str, address: IPAddress, port: int | None) -> bool:
+def offers(records: Records, rule: Rule, side: str, packet: Packet, name: str) -> bool:
+    """Whether the packet's port is one of this name, of an endpoint that the rule's tag and selector mean."""
+    address, number = (packet.src, packet.src_port) if side == "src" else (packet.dst, packet.dst_port)
+    tag, selector = getattr(rule, f"{side}_tag"), getattr(rule, f"{side}_selector")
+    for record in records.values():
+        if not isinstance(record, WorkloadEndpoint | HostEndpoint) or IPNetwork(address) not in nets_of(record):
+            continue
+        if not any(
+            (port.name, protocol_number(port.protocol), port.port) == (name, packet.protocol, number)
+            for port in record.ports
+        ):
+            continue
+        if selector is not None and not parse_selector(selector).matches(labels_of(records, record)):
+            continue
+        if tag is None or any(tag in records.get(ProfileTagsKey(each), ()) for each in record.profile_ids):
+            return True
+    return False
+
+
+def port_matches(records: Records, rule: Rule, side: str, packet: Packet, wanted: int | str) -> bool:
+    port = packet.src_port if side == "src" else packet.dst_port
+    found = parse_rule_port(wanted)
+    if isinstance(found, str):
+        return offers(records, rule, side, packet, found)
+    return port is not None and found[0] <= port <= found[1]
+
+
+def side_matches(records: Records, rule: Rule, side: str, packet: Packet) -> bool:
+    address, port = (packet.src, packet.src_port) if side == "src" else (packet.dst, packet.dst_port)
+
     def field(name: str) -> Any:
         return getattr(rule, name)
 
@@ -95,10 +143,9 @@ def side_matches(records: Records, rule: Rule, side: str, address: IPAddress, po
             return False
     for ports, is_wanted in ((field(f"{side}_ports"), True), (field(f"not_{side}_ports"), False)):
         if ports:
-            inside = (
-                any(low <= port <= high for low, high in map(parse_port_range, ports)) if port is not None else None
-            )
-            if inside is not is_wanted:
+            if port is None:
+                return False
+            if any(port_matches(records, rule, side, packet, each) for each in ports) is not is_wanted:
                 return False
     return True
 
@@ -123,9 +170,7 @@ def rule_matches(records: Records, rule: Rule, packet: Packet) -> bool:
         same = packet.icmp[0] == kind and code in (None, packet.icmp[1])
         if same is not is_wanted:
             return False
-    return side_matches(records, rule, "src", packet.src, packet.src_port) and side_matches(
-        records, rule, "dst", packet.dst, packet.dst_port
-    )
+    return side_matches(records, rule, "src", packet) and side_matches(records, rule, "dst", packet)
 
 
 def first_action(records: Records, rules: tuple[Rule, ...], packet: Packet) -> str | None:
@@ -135,15 +180,24 @@ def first_action(records: Records, rules: tuple[Rule, ...], packet: Packet) -> s
     return None
 
 
-def side_allows(records: Records, endpoint: WorkloadEndpoint, direction: str, packet: Packet) -> bool:
-    if endpoint.state != "active":
+def is_at(policy: Policy, hook: str) -> bool:
+    if policy.staged:
         return False
+    if policy.untracked:
+        return hook == "untracked"
+    if policy.pre_dnat:
+        return hook == "pre_dnat"
+    return hook == "normal" or (hook == "forward" and policy.apply_on_forward)
+
+
+def outcome_at(records: Records, endpoint: Any, hook: str, direction: str, packet: Packet) -> str:
+    """``allow`` or ``deny``, or at the extra hooks ``pass``."""
     labels = labels_of(records, endpoint)
     tiers: dict[str, list[tuple[float, str, Policy]]] = {}
     for key, policy in records.items():
-        if not isinstance(policy, Policy) or policy.staged or policy.untracked or policy.pre_dnat:
+        if not isinstance(policy, Policy) or not is_at(policy, hook):
             continue
-        if policy.apply_on_forward or not parse_selector(policy.selector).matches(labels):
+        if not parse_selector(policy.selector).matches(labels):
             continue
         if policy.types is None or {"inbound": "ingress", "outbound": "egress"}[direction] in policy.types:
             tiers.setdefault(key.tier, []).append((order_value(policy.order), key.name, policy))
@@ -158,21 +212,69 @@ def side_allows(records: Records, endpoint: WorkloadEndpoint, direction: str, pa
             action = first_action(records, getattr(policy, f"{direction}_rules"), packet)
             if action is not None:
                 break
+        if action is None and hook in {"untracked", "pre_dnat"}:
+            action = "pass"
         if action is None:
             tier = records.get(TierKey(name))
             action = "deny" if tier is None else tier.default_action
         if action != "pass":
-            return action == "allow"
+            return "allow" if action == "allow" else "deny"
+    if hook != "normal":
+        return "pass"
     for profile in endpoint.profile_ids:
         rules = records.get(ProfileRulesKey(profile), CLOSED)
         action = first_action(records, getattr(rules, f"{direction}_rules"), packet)
         if action is not None:
-            return action != "deny"
-    return False
+            return "deny" if action in {"deny", "reject"} else "allow"
+    return "deny"
+
+
+def side_allows(records: Records, endpoint: WorkloadEndpoint, direction: str, packet: Packet) -> bool:
+    return endpoint.state == "active" and outcome_at(records, endpoint, "normal", direction, packet) == "allow"
+
+
+def interfaces_of(records: Records, present: Interfaces) -> dict[str, HostEndpointKey]:
+    """Which record stands for which interface."""
+    claims: dict[str, list[HostEndpointKey]] = {}
+    for key, record in records.items():
+        if isinstance(key, HostEndpointKey) and key.host == HOST:
+            named = [record.name] if record.name is not None else []
+            for name in named or [n for n, held in present.items() if held & {*record.addresses}]:
+                claims.setdefault(name, []).append(key)
+    return {name: min(keys, key=lambda key: key.endpoint) for name, keys in claims.items()}
+
+
+def nats_of(records: Records, host: str = HOST) -> dict[WorkloadEndpointKey, set[HostNat]]:
+    """Each floating address belongs to the first workload, and there to the first address."""
+    claims: dict[IPAddress, list[tuple[str, IPAddress, WorkloadEndpointKey]]] = {}
+    for key, record in records.items():
+        if isinstance(key, WorkloadEndpointKey) and key.host == host and record.state == "active":
+            for nat in record.ipv4_nat + record.ipv6_nat:
+                claims.setdefault(nat.ext_ip, []).append((key.path, nat.int_ip, key))
+    found: dict[WorkloadEndpointKey, set[HostNat]] = {}
+    for external, claimants in claims.items():
+        _, internal, key = min(claimants, key=lambda each: each[:2])
+        found.setdefault(key, set()).add(HostNat(internal=internal, external=external))
+    return found
+
+
+def peers_of(records: Records) -> HostPeers:
+    pools = [record for record in records.values() if isinstance(record, Pool)]
+    is_ipip = any(pool.ipip or pool.ipip_mode for pool in pools)
+    is_vxlan = any(pool.vxlan_mode for pool in pools)
+    texts = {records[key] for key in records if isinstance(key, HostIpKey | BgpHostAddressKey)} - {""}
+    addresses = sorted(IPAddress(text) for text in texts) if is_ipip or is_vxlan else []
+    return HostPeers(addresses=tuple(addresses), is_ipip=is_ipip, is_vxlan=is_vxlan)
+
+
+def translate(records: Records, packet: Packet, host: str = HOST) -> Packet:
+    nats = (nat for found in nats_of(records, host).values() for nat in found)
+    internal = next((nat.internal for nat in nats if nat.external == packet.dst), packet.dst)
+    return msgspec.structs.replace(packet, dst=internal)
 
 
 def oracle(records: Records, packet: Packet) -> str:
-    verdict = "unaffected"
+    verdict, packet = "unaffected", translate(records, packet)
     for direction, address in (("outbound", packet.src), ("inbound", packet.dst)):
         for key, record in records.items():
             if not isinstance(key, WorkloadEndpointKey) or key.host != HOST:
@@ -189,6 +291,7 @@ def oracle(records: Records, packet: Packet) -> str:
 
 V4 = [IPAddress(f"10.0.0.{n}") for n in range(1, 6)]
 V6 = [IPAddress(f"fd00::{n}") for n in range(1, 4)]
+FLOATING = [IPAddress("192.0.2.7"), IPAddress("192.0.2.8")]
 NETS = [IPNetwork(text) for text in (
     "10.0.0.0/30", "10.0.0.4/30", "10.0.0.0/8", "10.0.0.2/32", "0.0.0.0/0", "fd00::/126", "fd00::2/128", "::/0",
 )]  # fmt: skip
@@ -209,7 +312,28 @@ def some(values: list[Any], most: int = 2) -> st.SearchStrategy[tuple[Any, ...]]
     return st.lists(st.sampled_from(values), unique=True, max_size=most).map(tuple)
 
 
-workloads = st.builds(
+port_lists = st.lists(
+    st.builds(
+        EndpointPort,
+        name=st.sampled_from(["http", "web"]),
+        protocol=st.sampled_from(["tcp", 17]),
+        port=st.sampled_from([80, 90, 443]),
+    ),
+    max_size=3,
+).map(tuple)
+
+
+@st.composite
+def with_nats(draw: st.DrawFn, records: st.SearchStrategy[WorkloadEndpoint]) -> WorkloadEndpoint:
+    record = draw(records)
+    held = [IPAddress(net.first) for net in record.ipv4_nets]
+    if not held or draw(st.booleans()):
+        return record
+    pairs = draw(st.lists(st.tuples(st.sampled_from(held), st.sampled_from(FLOATING)), max_size=3))
+    return msgspec.structs.replace(record, ipv4_nat=tuple(Nat(int_ip=one, ext_ip=other) for one, other in pairs))
+
+
+plain_workloads = st.builds(
     WorkloadEndpoint,
     state=st.sampled_from(["active", "active", "active", "inactive"]),
     name=st.sampled_from(["cali0", "cali1"]),
@@ -217,9 +341,24 @@ workloads = st.builds(
     ipv4_nets=some([IPNetwork(each) for each in V4]),
     ipv6_nets=some([IPNetwork(each) for each in V6], 1),
     labels=labels,
+    ports=port_lists,
 )
-host_endpoints = st.builds(
-    HostEndpoint, name=st.just("eth0"), expected_ipv4_addrs=some(V4), profile_ids=profile_ids, labels=labels
+workloads = with_nats(plain_workloads)
+host_endpoints = st.one_of(
+    st.builds(
+        HostEndpoint,
+        name=st.sampled_from(["eth0", "eth1", "*"]),
+        expected_ipv4_addrs=some(V4),
+        profile_ids=profile_ids,
+        labels=labels,
+        ports=port_lists,
+    ),
+    st.builds(
+        HostEndpoint,
+        expected_ipv4_addrs=st.lists(st.sampled_from(V4), min_size=1, max_size=2).map(tuple),
+        profile_ids=profile_ids,
+        labels=labels,
+    ),
 )
 network_sets = st.builds(NetworkSet, nets=some(NETS, 4), labels=labels)
 
@@ -227,13 +366,15 @@ network_sets = st.builds(NetworkSet, nets=some(NETS, 4), labels=labels)
 @st.composite
 def rules(draw: st.DrawFn) -> Rule:
     """Any valid rule: fields are drawn, and given up when they contradict each other."""
-    fields: dict[str, Any] = {"action": draw(st.sampled_from(["allow", "allow", "deny", "next-tier", "pass", "log"]))}
+    fields: dict[str, Any] = {
+        "action": draw(st.sampled_from(["allow", "allow", "deny", "reject", "next-tier", "pass", "log"]))
+    }
     protocol = draw(st.sampled_from([None, None, "tcp", 17, "icmp", "icmpv6", 200]))
     if protocol is not None:
         fields["protocol"] = protocol
     if protocol in ("tcp", 17):
         for name in draw(some(["src_ports", "not_src_ports", "dst_ports", "not_dst_ports"], 1)):
-            fields[name] = draw(some([80, 443, "80:100", 5000]))
+            fields[name] = draw(some([80, 443, "80:100", 5000, "http", "web"]))
     if protocol in ("icmp", "icmpv6"):
         for name in draw(some(["", "not_"], 2)):
             fields[f"{name}icmp_type"] = draw(st.sampled_from([8, 128]))
@@ -264,12 +405,18 @@ policies = st.builds(
     outbound_rules=rule_lists,
     types=st.sampled_from([None, None, ("ingress",), ("egress",), ("ingress", "egress"), ()]),
     staged=st.sampled_from([False] * 9 + [True]),
-    untracked=st.sampled_from([False] * 9 + [True]),
+    untracked=st.sampled_from([False] * 5 + [True]),
+    pre_dnat=st.sampled_from([False] * 5 + [True]),
+    apply_on_forward=st.booleans(),
 )
 tiers = st.builds(Tier, order=orders, default_action=st.sampled_from(["deny", "deny", "pass"]))
 
 
-def put(key: st.SearchStrategy[Any], record: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Key, Any]]:
+Update = tuple[Any, Any]
+"""A key and its record, or the name of an interface and its addresses."""
+
+
+def put(key: st.SearchStrategy[Any], record: st.SearchStrategy[Any]) -> st.SearchStrategy[Update]:
     return st.tuples(key, st.one_of(record, record, record, st.none()))
 
 
@@ -284,7 +431,16 @@ updates = st.one_of(
     put(local_keys, workloads),
     put(local_keys, workloads),
     put(remote_keys, workloads),
-    put(st.sampled_from([HostEndpointKey(HOST, "e"), HostEndpointKey("there", "e")]), host_endpoints),
+    put(
+        st.sampled_from([*(HostEndpointKey(HOST, each) for each in "efg"), HostEndpointKey("there", "e")]),
+        host_endpoints,
+    ),
+    st.tuples(st.sampled_from(["eth0", "eth1", "eth2"]), st.one_of(some(V4).map(frozenset), st.none())),
+    put(named(HostIpKey, (HOST, "there")), st.sampled_from(["192.0.2.1", "192.0.2.2"])),
+    put(
+        st.sampled_from([BgpHostAddressKey("there", 6), BgpHostAddressKey("far", 6)]),
+        st.sampled_from(["", "fd00::1", "fd00::2"]),
+    ),
     put(named(NetworkSetKey, ("s0", "s1")), network_sets),
     put(named(ProfileRulesKey, PROFILES), st.builds(RuleLists, inbound_rules=rule_lists, outbound_rules=rule_lists)),
     put(named(ProfileLabelsKey, PROFILES), labels),
@@ -295,12 +451,17 @@ updates = st.one_of(
     put(named(TierKey, ("default", "t1", "t2")), tiers),
     put(
         st.just(PoolKey(IPNetwork("10.0.0.0/16"))),
-        st.builds(Pool, cidr=st.just(IPNetwork("10.0.0.0/16")), masquerade=st.booleans()),
+        st.builds(
+            Pool,
+            cidr=st.just(IPNetwork("10.0.0.0/16")),
+            masquerade=st.booleans(),
+            ipip_mode=st.sampled_from(["", "", "always"]),
+        ),
     ),
     st.just((BgpMeshKey(), None)),
 )
 # Four workloads that may talk, so that most runs begin with something to allow.
-BASE: list[tuple[Key, Any]] = [
+BASE: list[Update] = [
     *(
         (
             WorkloadEndpointKey(HOST, "k8s", f"w{n}", "eth0"),
@@ -311,6 +472,7 @@ BASE: list[tuple[Key, Any]] = [
                 ipv4_nets=(IPNetwork(V4[n]),),
                 ipv6_nets=(IPNetwork(V6[n % 2]),) if n > 1 else (),
                 labels={"a": VALUES[n % 3]} if n < 3 else {},
+                ports=(EndpointPort(name="http", protocol="tcp", port=80 if n % 2 else 443),),
             ),
         )
         for n in range(4)
@@ -327,7 +489,8 @@ batches = st.one_of(changes, changes.map(lambda each: [BASE, *each]), changes.ma
 def packets(draw: st.DrawFn) -> Packet:
     v4, v6 = [*V4, IPAddress("192.0.2.1")], [*V6, IPAddress("2001:db8::1")]
     family = draw(st.sampled_from([v4, v4, v6]))
-    src, dst = draw(st.sampled_from(family)), draw(st.sampled_from(family))
+    src = draw(st.sampled_from(family))
+    dst = draw(st.sampled_from([*family, *FLOATING] if family is v4 else family))
     protocol = draw(st.sampled_from([6, 6, 17, 1, 58, 200]))
     if protocol in (6, 17):
         ports = st.sampled_from([80, 90, 443, 5000, 6000])
@@ -348,6 +511,17 @@ def take(state: HostState, changes: HostChanges) -> None:
         assert present.issuperset(change.removed.networks())
         assert not set(change.added.networks()).intersection(change.removed.networks())
         assert change.is_new or change.added or change.removed
+    for ports in changes.port_sets:
+        assert ports.is_new == (changes.is_complete or ports.id not in state.port_sets)
+        held = frozenset() if ports.is_new else state.port_sets[ports.id]
+        assert not held & ports.added
+        assert held >= ports.removed
+        assert ports.is_new or ports.added or ports.removed
+    assert set(changes.removed_port_sets) <= set(state.port_sets)
+    assert set(changes.removed_interfaces) <= set(state.interfaces)
+    for interface in changes.interfaces:
+        assert changes.is_complete or state.interfaces.get(interface.interface) != interface
+    assert changes.is_complete or changes.peers is None or changes.peers != state.peers
     assert set(changes.removed_sets) <= set(state.sets)
     assert set(changes.removed_rules) <= set(state.rules)
     assert set(changes.removed_workloads) <= set(state.workloads)
@@ -356,7 +530,9 @@ def take(state: HostState, changes: HostChanges) -> None:
     for workload in changes.workloads:
         assert changes.is_complete or state.workloads.get(workload.key) != workload
     state.update(changes)
-    lists = [each for workload in state.workloads.values() for each in (workload.inbound, workload.outbound)]
+    lists = [
+        each for endpoint in (*state.workloads.values(), *state.interfaces.values()) for each in lists_of(endpoint)
+    ]
     needed = {rules_id for each in lists for tier in each.tiers for rules_id in tier.policies}
     needed |= {rules_id for each in lists for rules_id in each.profiles}
     assert set(state.rules) == needed
@@ -364,22 +540,62 @@ def take(state: HostState, changes: HostChanges) -> None:
         set_id for each in state.rules.values() for rule in each.inbound + each.outbound for set_id in rule.sets
     }
     assert set(state.sets) == named_sets
+    assert set(state.port_sets) == {
+        set_id for each in state.rules.values() for rule in each.inbound + each.outbound for set_id in rule.port_sets
+    }
     for members in state.sets.values():
         nets = sorted(members.nets)
         assert not any(inner != outer and inner in outer for inner in nets for outer in nets)
     assert len({id(each) for each in lists}) == len(set(lists)), "equal lists are one object"
 
 
-def fresh(records: Records) -> HostState:
+def lists_of(endpoint: HostWorkload | HostInterface) -> list[PolicyList]:
+    values = (getattr(endpoint, field) for field in endpoint.__struct_fields__)
+    return [value for value in values if isinstance(value, PolicyList)]
+
+
+def give(resolver: PolicyResolver, batch: Iterable[Update]) -> None:
+    for name, value in batch:
+        if isinstance(name, str):
+            resolver.set_interface(name, value)
+        else:
+            resolver.apply([(name, value)])
+
+
+def fresh(records: Records, present: Interfaces) -> HostState:
     resolver, state = PolicyResolver(HOST), HostState()
-    resolver.apply(records.items())
+    give(resolver, records.items())
+    give(resolver, present.items())
     resolver.in_sync()
     take(state, resolver.flush())
     return state
 
 
 def contents(state: HostState) -> tuple[Any, ...]:
-    return state.sets, state.rules, state.workloads, state.pools
+    return (
+        state.sets,
+        state.port_sets,
+        state.rules,
+        state.workloads,
+        state.interfaces,
+        state.pools,
+        state.peers,
+    )
+
+
+def check_host(state: HostState, records: Records, present: Interfaces, probes: list[Packet]) -> None:
+    """The interfaces of the host, floating addresses and peers."""
+    wanted = interfaces_of(records, present)
+    assert {name: interface.key for name, interface in state.interfaces.items()} == wanted
+    for name, key in wanted.items():
+        for hook, lists in HOOKS.items():
+            for direction, field in lists:
+                for packet in probes:
+                    steps = walk(state, key, hook, direction, getattr(state.interfaces[name], field), packet)
+                    found = steps[-1].outcome if steps else "pass"
+                    assert found == outcome_at(records, records[key], hook, direction, packet), (hook, packet)
+    assert {key: set(each.nats) for key, each in state.workloads.items() if each.nats} == nats_of(records)
+    assert state.peers == peers_of(records)
 
 
 @pytest.mark.parametrize("bulk_items", [1, 256])
@@ -391,14 +607,15 @@ def test_verdicts_and_states(bulk_items: int) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(batches=batches, probes=st.lists(packets(), min_size=8, max_size=16), early=st.integers(0, 3))
-def check_verdicts_and_states(batches: list[list[tuple[Key, Any]]], probes: list[Packet], early: int) -> None:
-    resolver, state, records = PolicyResolver(HOST), HostState(), {}
+def check_verdicts_and_states(batches: list[list[Update]], probes: list[Packet], early: int) -> None:
+    resolver, state, records, present = PolicyResolver(HOST), HostState(), {}, {}
     for number, batch in enumerate(batches):
-        resolver.apply(batch)
+        give(resolver, batch)
         for key, record in batch:
-            records.pop(key, None)
+            table = present if isinstance(key, str) else records
+            table.pop(key, None)
             if record is not None:
-                records[key] = record
+                table[key] = record
         if number < early:
             assert not resolver.flush(), "nothing is said before in-sync"
             continue
@@ -409,22 +626,25 @@ def check_verdicts_and_states(batches: list[list[tuple[Key, Any]]], probes: list
         assert not resolver.flush(), "a second flush has nothing to say"
         for packet in probes:
             assert explain(state, packet).outcome == oracle(records, packet), packet
+        check_host(state, records, present, probes[:4])
     if len(batches) > early:
-        assert contents(state) == contents(fresh(records))
-        assert contents(state) == contents(fresh(dict(reversed(records.items()))))
+        assert contents(state) == contents(fresh(records, present))
+        assert contents(state) == contents(fresh(dict(reversed(records.items())), dict(reversed(present.items()))))
 
 
 @settings(max_examples=60, deadline=None)
 @given(batches=batches)
-def test_everything_deleted_leaves_nothing(batches: list[list[tuple[Key, Any]]]) -> None:
+def test_everything_deleted_leaves_nothing(batches: list[list[Update]]) -> None:
     resolver, state = PolicyResolver(HOST), HostState()
     resolver.in_sync()
     for batch in batches:
-        resolver.apply(batch)
+        give(resolver, batch)
         take(state, resolver.flush())
-    resolver.apply((key, None) for batch in batches for key, _ in batch)
+    give(resolver, [(key, None) for batch in batches for key, _ in batch])
     take(state, resolver.flush())
-    assert contents(state) == contents(fresh({}))
+    assert contents(state) == contents(fresh({}, {}))
     assert not state.sets
+    assert not state.port_sets
+    assert not state.interfaces
     assert not state.rules
     assert not state.workloads

@@ -24,7 +24,7 @@ from calico_core.dataplane.linux.address_messages import SCOPE_LINK, add_address
 from calico_core.dataplane.linux.container_end import GATEWAY_V6, WantedAddresses
 from calico_core.dataplane.linux.host_routes import raise_and_route
 from calico_core.dataplane.linux.link_messages import add_veth, get_link, set_link
-from calico_core.dataplane.linux.prefix import network_of
+from calico_core.dataplane.linux.prefix import network_of, prefix_of
 from calico_core.dataplane.linux.reaper import LinkReaper
 from calico_core.dataplane.linux.route_messages import PROTOCOL, delete_route, workload_route
 from calico_core.dataplane.linux.rtnetlink import RouteSocket, RouteSockets, link_of
@@ -70,7 +70,8 @@ class VethWiring(WorkloadWiring):
         self._has_metadata = has_metadata
 
     def close(self) -> None:
-        """Free the sockets kept open."""
+        """Free the sockets kept open, when the kernel is done with what was deleted."""
+        self._reaper.close()
         self._sockets.close()
 
     def attach(self, request: WiringRequest) -> WiredInterface:
@@ -244,6 +245,7 @@ class VethWiring(WorkloadWiring):
             link.peer_index,
             wanted,
             has_default_route=request.is_default_route,
+            destinations=[prefix_of(each) for each in request.routes],
             # as read back from the kernel: a wrong entry would be a black hole
             gateway_mac=link.mac if self._pins_gateway else b"",
         )
@@ -287,7 +289,13 @@ class VethWiring(WorkloadWiring):
             for each in (link, inner)
             if request.mtu_bytes not in (None, each.mtu_bytes)
         ]
-        found += container_end.differences(container, inner, wanted, has_default_route=request.is_default_route)
+        found += container_end.differences(
+            container,
+            inner,
+            wanted,
+            has_default_route=request.is_default_route,
+            destinations=[prefix_of(each) for each in request.routes],
+        )
         routed = {route.destination for route in host.routes(index=link.index)}
         found += [f"host route {each} through {link.name} is missing" for each in wanted.all if each not in routed]
         settings = self._host_settings(link.name, wanted)

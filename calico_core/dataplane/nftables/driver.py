@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.iptables import removal as iptables
 from calico_core.dataplane.kernel_dataplane import KernelDataplane, check_options
@@ -14,7 +16,8 @@ from calico_core.dataplane.nftables.policy_table import PolicyTable
 
 if TYPE_CHECKING:
     from calico_core.dataplane.reconcile import Table
-    from calico_core.interfaces.dataplane import DataplaneOptions, RuleCount
+    from calico_core.interfaces.dataplane import ApplyReport, DataplaneOptions, Failure, RuleCount
+    from calico_core.model.hoststate import HostChanges
 
 
 class NftablesDataplane(KernelDataplane[PolicyTable]):
@@ -28,6 +31,21 @@ class NftablesDataplane(KernelDataplane[PolicyTable]):
     @classmethod
     def open(cls, options: DataplaneOptions) -> NftablesDataplane:
         return cls(options)
+
+    def apply(self, changes: HostChanges) -> ApplyReport:
+        report = super().apply(changes)
+        if not changes.is_complete:
+            return report
+        changed, failures = self._policy.live_beside_docker()
+        return _more(report, len(changed), failures)
+
+    def resync(self) -> ApplyReport:
+        report = super().resync()
+        if not self._is_complete:
+            return report
+        changed, failures = self._policy.live_beside_docker()
+        report = msgspec.structs.replace(report, healed=(*report.healed, *changed))
+        return _more(report, len(changed), failures)
 
     def rule_counts(self) -> tuple[RuleCount, ...]:
         return self._policy.rule_counts()
@@ -43,3 +61,7 @@ class NftablesDataplane(KernelDataplane[PolicyTable]):
     def desired(self) -> Table:
         """The policy table as it is wanted."""
         return self._policy.desired
+
+
+def _more(report: ApplyReport, changes: int, failures: tuple[Failure, ...]) -> ApplyReport:
+    return msgspec.structs.replace(report, changes=report.changes + changes, failures=(*report.failures, *failures))

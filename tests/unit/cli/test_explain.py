@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 import pytest
 from netaddr import IPNetwork
 
-from calico_core.model.endpoints import EndpointStatus, WorkloadEndpoint
+from calico_core.model.endpoints import EndpointStatus, HostEndpoint, WorkloadEndpoint
 from calico_core.model.hosts import NodeStatus
 from calico_core.model.keys import (
     HostEndpointKey,
     HostIpKey,
     NodeStatusKey,
+    PolicyKey,
     ProfileRulesKey,
     WorkloadEndpointKey,
     WorkloadStatusKey,
 )
+from calico_core.model.policies import Policy
 from calico_core.model.rules import Rule, RuleLists
 
 if TYPE_CHECKING:
@@ -88,7 +90,29 @@ def test_notes(calicoctl: Calicoctl, records: TypedRecords) -> None:
     out = calicoctl.ok("explain", "--from", "host:rack-b", "--to", "db", "--port", "5432")
     assert "note: endpoint db-endpoint is error on host rack-a: set too big" in out
     assert "note: calico-node does not run on host rack-a" in out
-    assert "note: host rack-b has host endpoints" in out
+    assert "note: calico-node does not run on host rack-b" in out
+    assert "note: only host rack-b knows through which of its interfaces the packet goes" in out
+
+
+def test_a_host_endpoint_is_asked(calicoctl: Calicoctl, records: TypedRecords) -> None:
+    records.put(HostIpKey("rack-b"), "192.0.2.9")
+    records.put(HostEndpointKey("rack-b", "uplink"), HostEndpoint(name="eth0"))
+    records.put(
+        PolicyKey("default", "web"),
+        Policy(
+            selector="", inbound_rules=(Rule(action="reject", dst_ports=(80,), protocol="tcp"),), types=("ingress",)
+        ),
+    )
+    out = calicoctl.ok("explain", "--from", "192.0.2.50", "--to", "host:rack-b", "--port", "80").splitlines()
+    assert out[0].startswith("DENIED")
+    assert out[
+        out.index("destination, inbound: host endpoint uplink on interface eth0 of host rack-b: denied") + 1
+    ] == ("  tier default → policy web → rule 1: reject tcp to ports 80: rejected")
+    records.put(PolicyKey("default", "raw"), Policy(selector="", inbound_rules=(Rule(),), untracked=True))
+    done = calicoctl("explain", "--from", "192.0.2.50", "--to", "host:rack-b", "--port", "80", "-o", "json")
+    side = done.json["sides"][-1]
+    assert (side["host_endpoint"], side["interface"], side["verdict"]) == ("uplink", "eth0", "allowed")
+    assert [(step["hook"], step["name"]) for step in side["steps"]] == [("untracked", "raw")]
 
 
 @pytest.mark.parametrize(

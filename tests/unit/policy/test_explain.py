@@ -174,7 +174,7 @@ def two_workloads(*, is_active: bool) -> HostState:
 def test_both_sides_must_allow() -> None:
     state, a, b = two_workloads(is_active=True), IPAddress("10.0.0.1"), IPAddress("10.0.0.2")
     allowed = explain(state, Packet(src=a, dst=b, protocol=6))
-    assert [(step.workload, step.direction) for step in allowed.steps] == [(A, "outbound"), (B, "inbound")]
+    assert [(step.endpoint, step.direction) for step in allowed.steps] == [(A, "outbound"), (B, "inbound")]
     assert allowed.outcome == "allow"
     denied = explain(state, Packet(src=a, dst=b, protocol=17))
     assert denied.outcome == "deny"

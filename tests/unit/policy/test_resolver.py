@@ -253,18 +253,23 @@ def test_policy_types() -> None:
 
 
 def test_policies_that_are_not_enforced_are_counted() -> None:
+    world = World((LOCAL, endpoint()), (PolicyKey("t", "staged"), Policy(selector="", staged=True)))
+    assert world.listed() == []
+    assert world.resolver.ignored_policies == {"staged": 1}
+    world.put((PolicyKey("t", "staged"), Policy(selector="")))
+    assert world.listed() == [("t", ["staged"])]
+    assert world.resolver.ignored_policies == {}
+
+
+def test_of_the_kinds_for_host_endpoints_workloads_know_only_the_ordinary() -> None:
     world = World(
         (LOCAL, endpoint()),
-        (PolicyKey("t", "staged"), Policy(selector="", staged=True)),
-        (PolicyKey("t", "raw"), Policy(selector="", untracked=True)),
-        (PolicyKey("t", "nat"), Policy(selector="", pre_dnat=True)),
+        (PolicyKey("t", "raw"), Policy(selector="", untracked=True, apply_on_forward=True)),
+        (PolicyKey("t", "nat"), Policy(selector="", pre_dnat=True, apply_on_forward=True)),
         (PolicyKey("t", "forward"), Policy(selector="", apply_on_forward=True)),
     )
-    assert world.listed() == []
-    assert world.resolver.ignored_policies == {"staged": 1, "untracked": 1, "pre_dnat": 1, "apply_on_forward": 1}
-    world.put((PolicyKey("t", "staged"), Policy(selector="")), (PolicyKey("t", "raw"), None))
-    assert world.listed() == [("t", ["staged"])]
-    assert world.resolver.ignored_policies == {"pre_dnat": 1, "apply_on_forward": 1}
+    assert world.listed() == [("t", ["forward"])]
+    assert world.resolver.ignored_policies == {}
 
 
 def test_slashes_in_names_do_not_make_two_policies_one() -> None:

@@ -1,0 +1,65 @@
+"""Which host endpoint stands for which interface of this host. Source: felix specification 6.11.
+
+A record with a name is of that interface, whether the interface is there yet or not, so that none opens before its
+policy; one without is of every interface that has an address it expects. Where several records meet on an interface
+the first by name is in force.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from netaddr import IPAddress
+
+from calico_core.log import get_logger
+from calico_core.model.endpoints import HostEndpoint
+from calico_core.model.keys import HostEndpointKey
+
+log = get_logger(__name__)
+
+Addresses = frozenset[IPAddress]
+
+
+class HostEndpoints:
+    """The records of this host × its interfaces."""
+
+    def __init__(self) -> None:
+        self.records: dict[HostEndpointKey, HostEndpoint] = {}
+        self._interfaces: dict[str, Addresses] = {}
+        self._contested: frozenset[tuple[str, HostEndpointKey]] = frozenset()
+
+    def set_record(self, key: HostEndpointKey, record: HostEndpoint | None) -> None:
+        if record is None:
+            self.records.pop(key, None)
+        else:
+            self.records[key] = record
+
+    def set_interface(self, name: str, addresses: Addresses | None) -> bool:
+        """An interface of the host, no workload's; None: it is gone. Whether that is news."""
+        if self._interfaces.get(name) == addresses:
+            return False
+        if addresses is None:
+            del self._interfaces[name]
+        else:
+            self._interfaces[name] = addresses
+        return True
+
+    def by_interface(self) -> dict[str, HostEndpointKey]:
+        """By interface's name, sorted."""
+        claims: defaultdict[str, list[HostEndpointKey]] = defaultdict(list)
+        for key in sorted(self.records, key=lambda key: key.endpoint):
+            record = self.records[key]
+            if record.name is not None:
+                claims[record.name].append(key)
+                continue
+            wanted = frozenset(record.addresses)
+            for name, addresses in self._interfaces.items():
+                if not wanted.isdisjoint(addresses):
+                    claims[name].append(key)
+        self._report({(name, key) for name, keys in claims.items() for key in keys[1:]})
+        return {name: claims[name][0] for name in sorted(claims)}
+
+    def _report(self, contested: set[tuple[str, HostEndpointKey]]) -> None:
+        for name, key in sorted(contested - self._contested, key=lambda each: (each[0], each[1].endpoint)):
+            log.warning("host_endpoint.not_in_force", interface=name, endpoint=key.endpoint, reason="another is first")
+        self._contested = frozenset(contested)
