@@ -7,6 +7,7 @@ that were given up. So a workload is reachable only once its policy stands. Sour
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
@@ -189,11 +190,16 @@ class KernelDataplane(Dataplane, Generic[P]):
     def watch_denied(self, callback: Callable[[DeniedPacket], None]) -> Callable[[], None]:
         return self._denied.watch(callback)
 
+    def wanted(self) -> HostState:
+        return self._state.copy()
+
     def connections(self) -> tuple[Connection, ...]:
-        return tuple(self._conntrack.list())
+        with contextlib.closing(Conntrack(self._namespace_fd)) as table:
+            return tuple(table.list())
 
     def cut(self, connections: Iterable[Connection]) -> int:
-        return self._conntrack.cut(connections)
+        with contextlib.closing(Conntrack(self._namespace_fd)) as table:
+            return table.cut(connections)
 
     def purge(self) -> None:
         self._policy.purge()

@@ -239,6 +239,9 @@ class MemoryDataplane(Dataplane):
         before = self._counts.get((rules, direction, rule), (0, 0))
         self._counts[rules, direction, rule] = (before[0] + packets, before[1] + size_bytes)
 
+    def wanted(self) -> HostState:
+        return self.state.copy()
+
     def connections(self) -> tuple[Connection, ...]:
         return tuple(self._connections)
 

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from netaddr import IPAddress, IPNetwork
 
-from calico_core.model.hoststate import HostChanges, RulesId
+from calico_core.model.hoststate import HostChanges, HostState, RulesId
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.record import Value
 from calico_core.model.workloads import InterfaceEvent, PairRequest, WiredInterface, WiringRequest
@@ -188,12 +188,16 @@ class Dataplane(abc.ABC):
         """What each rule has matched since it was last written."""
         return ()
 
+    def wanted(self) -> HostState:
+        """A copy of what the batches add up to; its values are shared."""
+        return HostState()
+
     def connections(self) -> tuple[Connection, ...]:
-        """What the kernel tracks now."""
+        """What the kernel tracks now. Any thread."""
         return ()
 
     def cut(self, connections: Iterable[Connection]) -> int:
-        """Forget these connections: their next packet is judged anew. How many were there."""
+        """Forget these connections: their next packet is judged anew. How many were there. Any thread."""
         del connections
         return 0
 

@@ -35,6 +35,7 @@ from calico_core.model.keys import (
 from calico_core.model.record import Value
 from calico_core.model.workloads import InterfaceEvent
 from calico_core.node.counters import AgentCounters
+from calico_core.node.flow_cutter import FlowCutter
 from calico_core.node.mailbox import Mailbox
 from calico_core.node.metrics import AgentFigures
 from calico_core.node.progress import EndpointProgress
@@ -90,6 +91,7 @@ class Agent:
         on_config: Callable[[Key, str | None], None] | None = None,
         confirm_removals_after_s: float = 300.0,
         remembered: RememberedInterfaces | None = None,
+        cuts_denied_flows: bool = True,
     ) -> None:
         """``on_config`` hears, in the engine thread, of every configuration key of the datastore.
         ``confirm_removals_after_s``: see ``RemovalGuard``; ``remembered``: what an earlier life of the node had."""
@@ -114,6 +116,8 @@ class Agent:
             confirm_after_s=confirm_removals_after_s,
         )
         self._freeze: RemovalFreeze | None = None
+        self._own_addresses: dict[str, frozenset[IPAddress]] = {}
+        self._cutter = FlowCutter(dataplane) if cuts_denied_flows else None
         # Owned by the engine thread.
         self._is_store_in_sync = False
         self._is_in_sync = False
@@ -135,6 +139,8 @@ class Agent:
         self._stop_monitor = self._dataplane.watch_interfaces(self._mailbox.post)
         # all that is there now is in the box before the engine takes its first look
         self._stop_addresses = self._dataplane.watch_addresses(self._post_addresses)
+        if self._cutter is not None:
+            self._cutter.start()
         self._thread.start()
         self._syncer.start()
 
@@ -147,6 +153,8 @@ class Agent:
         self._progress.close()
         if self._thread.is_alive():
             self._thread.join(10)
+        if self._cutter is not None:
+            self._cutter.stop()
 
     @property
     def is_alive(self) -> bool:
@@ -219,6 +227,8 @@ class Agent:
             times.append(self._refresh_at)
         now = time.monotonic()
         times += [at for at in (self._guard.next_look(now), self._remembered.next_look(now)) if at is not None]
+        cutting = self._cutter.next_look(now) if self._cutter is not None else None
+        times += [cutting] if cutting is not None else []
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _pass(self, items: list[SyncBatch | InterfaceEvent | _HostAddresses | _RemovalsConfirmed]) -> None:
@@ -230,6 +240,7 @@ class Agent:
                     events[item.name] = item
                 case _HostAddresses(name, addresses):
                     self._resolver.set_interface(name, addresses)
+                    self._own_addresses[name] = addresses or frozenset()
                 case _RemovalsConfirmed():
                     self._remembered.forget()
                     self._follow(self._guard.confirm())
@@ -243,6 +254,7 @@ class Agent:
             self.counters.calculation.note(time.perf_counter() - started)
             self._apply(changes)
             self._remembered.save(self._guard.interfaces, time.monotonic())
+            self._cut_flows()
         for event in events.values():
             self._follow_link(event)
         self._refresh()
@@ -323,10 +335,16 @@ class Agent:
         self.counters.note_apply(time.perf_counter() - started, is_first=changes.is_complete)
         log.debug("dataplane.applied", changes=report.changes, ms=round((time.perf_counter() - started) * 1000, 2))
         self._is_behind = False
+        if self._cutter is not None:
+            self._cutter.note(changes, time.monotonic())
         if changes.is_complete:
             gc.freeze()  # the snapshot stays: collections need not walk it
         concerned = {workload.key for workload in changes.workloads}
         self._take_report(report, self._progress.of_interface("") if changes.is_complete else concerned)
+
+    def _cut_flows(self) -> None:
+        if self._cutter is not None and self._cutter.wants(time.monotonic()):
+            self._cutter.look(self._dataplane.wanted(), frozenset().union(*self._own_addresses.values()))
 
     def _take_report(self, report: ApplyReport, looked_at: Iterable[WorkloadEndpointKey]) -> None:
         """What an apply or a resync says of everything we want."""

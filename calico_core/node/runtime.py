@@ -111,6 +111,7 @@ class Runtime:
             on_death=self.stopping.set,
             on_config=live.take,
             confirm_removals_after_s=settings.confirm_removals_after_s,
+            cuts_denied_flows=settings.established_flows == "cut",
             remembered=RememberedInterfaces(
                 Path(settings.state_directory, "interfaces.json"), confirm_after_s=settings.confirm_removals_after_s
             ),

@@ -33,6 +33,7 @@ class AddressMonitor:
         self._callback, self._prefix = callback, prefix
         self._lock = threading.RLock()
         self._told: dict[str, frozenset[IPAddress]] = {}
+        self._indexes: frozenset[int] = frozenset()
         self._sockets = RouteSockets(namespace_fd)
         self._monitor = LinkMonitor(self._link_changed, namespace_fd=namespace_fd, on_address=self._address_changed)
 
@@ -47,12 +48,15 @@ class AddressMonitor:
         self._sockets.close()
 
     def _link_changed(self, event: InterfaceEvent) -> None:
-        del event
-        self._look()
+        is_workload = event.name.startswith(self._prefix) and event.index not in self._indexes
+        if event.kind == "resync" or not is_workload:
+            self._look()
 
     def _address_changed(self, address: InterfaceAddress, is_there: bool) -> None:
-        del address, is_there
-        self._look()
+        del is_there
+        # a link is told before its addresses: an index we do not know is a workload's
+        if address.index in self._indexes:
+            self._look()
 
     def _look(self) -> None:
         """List everything and tell what is not as it was told. A host has few interfaces besides its workloads'."""
@@ -72,6 +76,7 @@ class AddressMonitor:
     def _list(self) -> dict[str, frozenset[IPAddress]]:
         with self._sockets.borrow() as socket:
             names = {link.index: link.name for link in socket.links() if not link.name.startswith(self._prefix)}
+            self._indexes = frozenset(names)
             addresses: dict[str, set[IPAddress]] = {name: set() for name in names.values()}
             for each in socket.addresses():
                 name = names.get(each.index)

@@ -124,8 +124,7 @@ class Docker:
             stderr=self._log,
         )
         deadline = time.monotonic() + 40
-        while not (folder / "s").exists() or "DOCKER-USER" not in lab.host.run("iptables-save"):
-            text = (folder / "log").read_text()
+        while "API listen on" not in (text := (folder / "log").read_text()):
             assert self._process.poll() is None, text[-3000:]
             assert time.monotonic() < deadline, text[-3000:]
             time.sleep(0.1)
@@ -134,6 +133,35 @@ class Docker:
         self._process.terminate()
         self._process.wait(30)
         self._log.close()
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+@pytest.mark.parametrize("ending", [(), ("-j", "RETURN")], ids=["open", "returning"])
+def test_chain_for_others_on_either_backend(lab: Any, backend: str, ending: tuple[str, ...]) -> None:
+    """As Docker leaves it, both families, old and new versions of it, without Docker."""
+    a, b = lab.workload(), lab.workload()
+    for program in (f"iptables-{backend}", f"ip6tables-{backend}"):
+        lab.host.run(program, "-P", "FORWARD", "DROP")
+        lab.host.run(program, "-N", "DOCKER-USER")
+        lab.host.run(program, "-A", "FORWARD", "-j", "DOCKER-USER")
+        if ending:
+            lab.host.run(program, "-A", "DOCKER-USER", *ending)
+    before = foreign(lab)
+    report = lab.start(a.endpoint(), b.endpoint())
+    assert report.is_clean
+    assert b.reaches(a.v4, 80)
+    assert b.reaches(a.v6, 80)
+    assert lab.dataplane.resync().healed == ()
+    lab.restart()
+    assert lab.start(a.endpoint(), b.endpoint()).changes == 0
+    for program in (f"iptables-{backend}", f"ip6tables-{backend}"):
+        lab.host.run(program, "-F", CHAIN)
+    assert b.is_blocked_from(a.v4, 80)
+    assert set(lab.dataplane.resync().healed) == {f"ip{six}tables-{backend} DOCKER-USER" for six in ("", "6")}
+    assert b.reaches(a.v4, 80)
+    assert b.reaches(a.v6, 80)
+    lab.dataplane.purge()
+    assert foreign(lab) == before
 
 
 @pytest.fixture
