@@ -67,6 +67,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     endpoint_to_host: str = "RETURN"
     ipv6_support: str = "auto"
     refresh_interval_s: float = 60.0
+    confirm_removals_after_s: float = 300.0
+    established_flows: str = "cut"
     reporting_interval_s: float = 30.0
     reporting_ttl_s: float = 90.0
     endpoint_reporting: bool = True
@@ -337,6 +339,8 @@ FIELDS: tuple[Field, ...] = (
         ("FELIX_IPTABLESREFRESHINTERVAL",),
         "IptablesRefreshInterval",
     ),
+    Field("established_flows", "", _choice("cut", "keep"), ("CALICO_ESTABLISHED_FLOWS",), "EstablishedFlows"),
+    Field("confirm_removals_after_s", "", _number(0, 86400), ("CALICO_CONFIRM_REMOVALS_AFTER",)),
     Field(
         "reporting_interval_s",
         "",

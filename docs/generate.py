@@ -64,6 +64,10 @@ MEANINGS = {
     "reporting_interval_s": "seconds between two reports of liveness; 0 or less: none",
     "reporting_ttl_s": "seconds such a report lasts",
     "endpoint_reporting": "write the status of each endpoint to the datastore",
+    "established_flows": "`cut`: connections that a change of policy denies end with it; `keep`: they go on until they "
+    "end by themselves, as in the reference system",
+    "confirm_removals_after_s": "how long the datastore must say the same before a "
+    "[sudden loss of records](../how-to/sudden-loss.md) is believed, seconds; 0: never without `confirm-removals`",
     "collector_interval_s": "seconds between two looks for [leaked addresses](../how-to/leaked-addresses.md); 0: never",
     "collector_grace_s": "seconds an address must have been without any sign of life before it is freed",
     "health_enabled": "serve `/liveness`, `/readiness` and `/health`",

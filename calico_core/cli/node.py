@@ -14,6 +14,7 @@ from calico_core.cli.context import CliContext, pass_context
 from calico_core.cli.failure import Refused
 from calico_core.cli.output import answer
 from calico_core.cli.running import ask_node, run_directory
+from calico_core.cli.slowest import print_slowest
 from calico_core.cli.status import print_status
 from calico_core.errors import NotReady
 from calico_core.model.hosts import NODE_STOPPED
@@ -90,6 +91,24 @@ def stop(context: CliContext, force: bool) -> None:
 def status(context: CliContext) -> None:
     """Is it running, in sync, and whom does it peer with?"""
     print_status(context)
+
+
+@node.command("confirm-removals")
+@pass_context
+def confirm_removals(context: CliContext) -> None:  # noqa: ARG001 - every command takes it
+    """Tell this host's node that a sudden loss of records was meant: what is gone goes from the kernel too."""
+    found = ask_node("confirm-removals")
+    assert found is not None
+    reason = found["frozen_because"]
+    click.echo(f"Confirmed: {reason}. It is removed now." if reason else "Nothing was held back.")
+
+
+@node.command()
+@click.option("--count", type=click.IntRange(1), default=10, show_default=True, help="How many to show.")
+@pass_context
+def slow(context: CliContext, count: int) -> None:
+    """Show the slowest attaches since the node started, and where they spent their time."""
+    print_slowest(context, count)
 
 
 @node.command()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -13,8 +13,9 @@ from calico_core.cli.context import CliContext, pass_context
 from calico_core.cli.failure import Missing, Refused
 from calico_core.cli.output import answer, note
 from calico_core.cli.policy_documents import PolicyDocument, parse_documents
-from calico_core.cli.rule_words import render_rule
-from calico_core.errors import Conflict, InvalidRecord, InvalidRequest
+from calico_core.cli.rule_words import parse_rule, render_rule
+from calico_core.cli.writing import commit, decoded, persist, put_record, remove_record
+from calico_core.errors import InvalidRequest, InvalidSelector
 from calico_core.interfaces.datastore import (
     MAX_TRANSACTION_OPERATIONS,
     Compare,
@@ -27,9 +28,9 @@ from calico_core.interfaces.datastore import (
 from calico_core.model import codec
 from calico_core.model.ids import check_name, escape
 from calico_core.model.keys import TIERS, PolicyKey, TierKey
-from calico_core.model.policies import DEFAULT_TIER, Order, Policy, Tier, order_value
-
-_ATTEMPTS = 3
+from calico_core.model.policies import DEFAULT_TIER, Order, Policy, Tier, check_hooks, order_value
+from calico_core.model.rules import Rule
+from calico_core.model.selectors import parse_selector
 
 
 @click.group()
@@ -88,19 +89,62 @@ def apply(context: CliContext, path: str, dry_run: bool) -> None:
 @policy.command()
 @click.argument("tier_name", metavar="TIER")
 @click.argument("name")
+@click.option("--selector", metavar="EXPR", required=True, help="Whom it is for; 'all()' is everyone.")
+@click.option("--order", metavar="N", help="Lower is asked first; without it after all that have one.")
+@click.option("--inbound", metavar="RULE", multiple=True, help="As 'profile NAME rule add' takes it; repeatable.")
+@click.option("--outbound", metavar="RULE", multiple=True, help="The same.")
+@click.option("--types", metavar="LIST", help="ingress, egress or both, with a comma; without it both.")
+@click.option("--apply-on-forward", is_flag=True, help="At host endpoints: for forwarded traffic too.")
+@click.option("--untracked", is_flag=True, help="For host endpoints alone: before connections are tracked.")
+@click.option("--pre-dnat", is_flag=True, help="For host endpoints alone: before destinations are translated.")
+@click.option("--staged", is_flag=True, help="Counted, not enforced.")
+@pass_context
+def add(
+    context: CliContext,
+    tier_name: str,
+    name: str,
+    selector: str,
+    order: str | None,
+    inbound: tuple[str, ...],
+    outbound: tuple[str, ...],
+    types: str | None,
+    apply_on_forward: bool,
+    untracked: bool,
+    pre_dnat: bool,
+    staged: bool,
+) -> None:
+    """Create a policy, or replace it. One before DNAT is of type ingress without being told."""
+    check_name(tier_name, field="TIER")
+    check_name(name, field="NAME")
+    try:
+        parse_selector(selector)
+    except InvalidSelector as error:
+        raise InvalidRequest("--selector", str(error)) from error
+    found = Policy(
+        selector=selector,
+        order=_order(order),
+        inbound_rules=_rules(inbound, "--inbound"),
+        outbound_rules=_rules(outbound, "--outbound"),
+        types=_types("ingress" if types is None and pre_dnat else types),
+        apply_on_forward=apply_on_forward,
+        untracked=untracked,
+        pre_dnat=pre_dnat,
+        staged=staged,
+    )
+    check_hooks(found)
+    context.may_create = True
+    (done,) = _apply(context, [PolicyDocument(PolicyKey(tier_name, name), found)], is_dry=False)
+    click.echo(f"policy {tier_name}/{name} {done}")
+
+
+@policy.command()
+@click.argument("tier_name", metavar="TIER")
+@click.argument("name")
 @click.option("--ignore-missing", is_flag=True, help="It is fine if there is none.")
 @pass_context
 def remove(context: CliContext, tier_name: str, name: str, ignore_missing: bool) -> None:
     """Remove a policy."""
-    key = PolicyKey(tier_name, name)
-
-    def attempt() -> bool | None:
-        entry = context.records.store.get(key.path)
-        if entry is None:
-            return False
-        return _commit(context, [Compare(key.path, entry.mod_revision)], [Delete(key.path)])
-
-    if _persist(attempt, key.path):
+    if remove_record(context, PolicyKey(tier_name, name)):
         click.echo(f"policy {tier_name}/{name} removed")
     elif ignore_missing:
         click.echo(f"policy {tier_name}/{name} does not exist: nothing to remove")
@@ -146,22 +190,7 @@ def tier_add(context: CliContext, name: str, order: str | None, default_action: 
     check_name(name, field="NAME")
     fields: dict[str, Any] = {"order": _order(order), "defaultAction": default_action}
     wanted: Tier = codec.from_builtins(Tier, fields)
-    context.may_create = True
-    key = TierKey(name)
-    done = ""
-
-    def attempt() -> bool | None:
-        nonlocal done
-        entry = context.records.store.get(key.path)
-        if entry is not None and _decoded(key, entry.value) == wanted:
-            done = "unchanged"
-            return True
-        done = "created" if entry is None else "updated"
-        revision = 0 if entry is None else entry.mod_revision
-        return _commit(context, [Compare(key.path, revision)], [Put(key.path, codec.encode(wanted))])
-
-    _persist(attempt, key.path)
-    click.echo(f"tier {name} {done}")
+    click.echo(f"tier {name} {put_record(context, TierKey(name), wanted)}")
 
 
 @tier.command("remove")
@@ -183,10 +212,10 @@ def tier_remove(context: CliContext, name: str, ignore_missing: bool) -> None:
             )
         if entry is None:
             return False
-        preconditions = [Compare(key.path, entry.mod_revision), NoneNewer(prefix, policies.revision)]
-        return _commit(context, preconditions, [Delete(key.path)])
+        unchanged = Compare(key.path, entry.mod_revision)
+        return commit(context, [unchanged, NoneNewer(prefix, policies.revision)], [Delete(key.path)])
 
-    if _persist(attempt, key.path):
+    if persist(attempt, key.path):
         click.echo(f"tier {name} removed")
     elif ignore_missing:
         click.echo(f"tier {name} does not exist: nothing to remove")
@@ -210,37 +239,16 @@ def _apply(context: CliContext, documents: list[PolicyDocument], *, is_dry: bool
         operations: list[Operation] = []
         for key, wanted in documents:
             entry = context.records.store.get(key.path)
-            if entry is not None and _decoded(key, entry.value) == wanted:
+            if entry is not None and decoded(key, entry.value) == wanted:
                 done.append("unchanged")
                 continue
             done.append("created" if entry is None else "updated")
             preconditions.append(Compare(key.path, 0 if entry is None else entry.mod_revision))
             operations.append(Put(key.path, codec.encode(wanted)))
-        return True if is_dry or not operations else _commit(context, preconditions, operations)
+        return True if is_dry or not operations else commit(context, preconditions, operations)
 
-    _persist(attempt, documents[0].key.path)
+    persist(attempt, documents[0].key.path)
     return done
-
-
-def _persist(attempt: Callable[[], bool | None], path: str) -> bool:
-    """Try again, with all checks, while the race is lost (``attempt`` gives None). Raises ``Conflict``."""
-    for _ in range(_ATTEMPTS):
-        result = attempt()
-        if result is not None:
-            return result
-    raise Conflict(path, None)
-
-
-def _commit(context: CliContext, preconditions: list[Any], operations: list[Any]) -> bool | None:
-    return True if context.records.store.transact(preconditions, operations).committed else None
-
-
-def _decoded(key: PolicyKey | TierKey, value: bytes) -> Any:
-    """None for what does not decode: it is to be replaced."""
-    try:
-        return codec.decode(key, value)
-    except InvalidRecord:
-        return None
 
 
 def _order(text: str | None) -> Order:
@@ -253,6 +261,28 @@ def _order(text: str | None) -> Order:
     if not abs(number) < float("inf"):
         raise InvalidRequest("--order", f"{text!r} is not a number")
     return number
+
+
+def _rules(texts: tuple[str, ...], field: str) -> tuple[Rule, ...]:
+    found: list[Rule] = []
+    for text in texts:
+        try:
+            found.append(parse_rule(shlex.split(text)))
+        except ValueError as error:
+            raise InvalidRequest(field, f"{text!r}: {error}") from error
+        except InvalidRequest as error:
+            raise InvalidRequest(field, error.reason) from error
+    return tuple(found)
+
+
+def _types(text: str | None) -> tuple[Literal["ingress", "egress"], ...] | None:
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not set(words) <= {"ingress", "egress"}:
+        raise InvalidRequest("--types", f"{text!r} is not ingress, egress or ingress,egress")
+    types: tuple[Literal["ingress", "egress"], ...] = ("ingress", "egress")
+    return tuple(each for each in types if each in words)
 
 
 def _text_of(path: str) -> str:

@@ -17,7 +17,7 @@ from calico_core.errors import InvalidRequest
 from calico_core.model import codec
 from calico_core.model.ids import check_name
 from calico_core.model.keys import PolicyKey
-from calico_core.model.policies import DEFAULT_TIER, Policy
+from calico_core.model.policies import DEFAULT_TIER, Policy, check_hooks
 
 _FIELDS = ("tier", "name", "policy")
 _POLICY_FIELDS = tuple(field.encode_name for field in msgspec.structs.fields(Policy))
@@ -83,6 +83,7 @@ def _document(value: Any, where: str) -> PolicyDocument:
     _check_fields(record, _POLICY_FIELDS, f"{prefix}policy.")
     try:
         policy: Policy = codec.from_builtins(Policy, dict(record))
+        check_hooks(policy)
     except InvalidRequest as error:
         field = error.field.removeprefix("$").removeprefix(".")
         raise InvalidRequest(f"{prefix}policy.{field}".removesuffix("."), error.reason) from error

@@ -4,7 +4,7 @@
 
     ACTION [log-prefix W] [ip 4|6] [[not] PROTOCOL] [[not] type N [code N]] [from SIDE] [to SIDE]
     SIDE = {[not] ports LIST | [not] tag T | [not] cidr C | [not] selector 'EXPR'}
-    LIST = item {"," item}    item = port | low:high | low-high
+    LIST = item {"," item}    item = port | low:high | low-high | name of a port
 
 ``from`` and ``to`` may come in any order, as may the words inside them; printing is canonical.
 ``parse_rule(render_rule(rule).split…) == rule``. Source: calicoctl specification 3.1 and 5.8.
@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from calico_core.model.rules import PROTOCOLS, Rule
 
 _ACTIONS = ("allow", "deny", "reject", "log", "next-tier", "pass")
 _SIDES = {"from": "src", "to": "dst"}
+_NUMBERS = re.compile(r"^(\d+)-(\d+)$")
 _SIDE_WORDS = "ports LIST, tag T, cidr C or selector 'EXPR'"
 
 
@@ -137,8 +139,8 @@ class _Words:
                 raise self._fault(start, f"expected {_SIDE_WORDS}")
 
     def _ports(self) -> list[int | str]:
-        items = self._next("a list of ports such as 80,8000:8080").split(",")
-        return [int(item) if item.isdigit() else item.replace("-", ":") for item in items]
+        items = self._next("a list of ports such as 80,8000:8080,http").split(",")
+        return [int(item) if item.isdigit() else _NUMBERS.sub(r"\1:\2", item) for item in items]
 
     def _negation(self) -> str:
         if self._words[self._at] in {"not", "!"}:

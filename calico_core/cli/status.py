@@ -47,10 +47,18 @@ def _text(found: dict[str, Any]) -> str:
     ]
     lines += [f"  {path}: {e['status']}: {e['reason']}" for path, e in found["endpoints"].items() if e["reason"]]
     lines += [f"  integration  {name}: {state}" for name, state in sorted(found["integrations"].items())]
+    lines += _removals(found.get("removals", {}))
     lines += _collector(found.get("collector", {}))
     lines += [f"  bad record   {record}" for record in found["bad_records"]]
     lines += [f"  last error   {found['last_error']}"] if found["last_error"] else []
     return "\n".join([*lines, *_routing(found["routing"])])
+
+
+def _removals(found: dict[str, Any]) -> list[str]:
+    if found.get("state") != "frozen":
+        return []
+    way_out = "the kernel keeps what it has until the records are back, or: calicoctl node confirm-removals"
+    return [f"  removals     FROZEN for {_ago(found['since'])}: {found['because']}", f"               {way_out}"]
 
 
 def _collector(found: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ that were given up. So a workload is reachable only once its policy stands. Sour
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
@@ -18,13 +19,15 @@ from calico_core.dataplane.claims import Claims
 from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.denied_packets import DeniedPackets
 from calico_core.dataplane.linux import sysctl
+from calico_core.dataplane.linux.addresses import AddressMonitor
 from calico_core.dataplane.linux.conntrack import Conntrack
 from calico_core.dataplane.linux.interfaces import LinkMonitor
 from calico_core.dataplane.linux.netns import run_in
 from calico_core.dataplane.linux.rtnetlink import RouteSocket
 from calico_core.dataplane.linux.wiring import VethWiring
+from calico_core.dataplane.workload_links import LinkReport, WorkloadLinks, forwarding
 from calico_core.dataplane.workload_routes import RouteReport, WorkloadRoutes
-from calico_core.errors import InvalidRequest, KernelRefused
+from calico_core.errors import DataplaneError, InvalidRequest, KernelRefused
 from calico_core.interfaces.dataplane import (
     ApplyReport,
     Connection,
@@ -33,6 +36,7 @@ from calico_core.interfaces.dataplane import (
     DeniedPacket,
     Failure,
     WorkloadWiring,
+    is_whole_policy,
 )
 from calico_core.log import get_logger
 from calico_core.model.hoststate import HostChanges, HostState
@@ -98,9 +102,10 @@ class KernelDataplane(Dataplane, Generic[P]):
     ) -> None:
         self._namespace_fd = namespace_fd
         self._policy = policy
-        run_in(namespace_fd, lambda: sysctl.apply(_forwarding(options)))
+        run_in(namespace_fd, lambda: sysctl.apply(forwarding(has_ipv6=options.is_ipv6_enabled)))
         self._state = HostState()
         self._is_complete = False
+        self._is_alone = False
         self._families = (4, 6) if options.is_ipv6_enabled else (4,)
         self._claims = Claims()
         self._route_socket = RouteSocket(namespace_fd)
@@ -109,7 +114,12 @@ class KernelDataplane(Dataplane, Generic[P]):
         )
         self._conntrack = Conntrack(namespace_fd)
         self._denied = DeniedPackets(options.denied_group, Origins() if origins is None else origins, namespace_fd)
-        self._wiring = VethWiring(namespace_fd, interface_prefix=options.interface_prefix)
+        self._prefix = options.interface_prefix
+        has_metadata = options.metadata is not None
+        self._links = WorkloadLinks(
+            self._route_socket, namespace_fd, has_metadata=has_metadata, has_ipv6=options.is_ipv6_enabled
+        )
+        self._wiring = VethWiring(namespace_fd, interface_prefix=self._prefix, has_metadata=has_metadata)
 
     def ensure_closed(self) -> None:
         self._policy.ensure_closed()
@@ -124,10 +134,11 @@ class KernelDataplane(Dataplane, Generic[P]):
         policy_started = time.perf_counter()
         table = self._policy.follow(changes, self._state)
         policy_done = time.perf_counter()
+        links = self._links.resync() if changes.is_complete else self._links.sync(touched)
         coming = self._routes.resync() if changes.is_complete else self._routes.sync(touched)
-        failures = self._cut(table)
+        failures = (*self._cut(table), *self._take_over(table))
         done = time.perf_counter()
-        report = self._report(table, [going, coming], failures)
+        report = self._report(table, links, [going, coming], failures)
         tell = log.info if report.changes or report.failures else log.debug
         tell(
             "dataplane.applied",
@@ -143,23 +154,33 @@ class KernelDataplane(Dataplane, Generic[P]):
         if not self._is_complete:
             return ApplyReport()
         table = self._policy.resync()
+        links = self._links.resync()
         routes = self._routes.resync()
-        report = self._report(table, [routes], self._cut(table))
-        return msgspec.structs.replace(report, healed=(*table.healed, *(f"route {each}" for each in routes.changed)))
+        report = self._report(table, links, [routes], self._cut(table))
+        healed = (*table.healed, *links.changed, *(f"route {each}" for each in routes.changed))
+        return msgspec.structs.replace(report, healed=healed)
 
     def interface_changed(self, event: InterfaceEvent) -> ApplyReport:
         if not self._is_complete:
             return ApplyReport()
         if event.kind == "resync":
-            return self._report(None, [self._routes.resync()], ())
+            links = self._links.resync()
+            return self._report(None, links, [self._routes.resync()], ())
         if self._claims.owner(event.name) is None:
             return ApplyReport()
         # the kernel removes the routes of a link that goes down; a new link of the name starts without
         self._routes.forget(event.name)
-        return self._report(None, [self._routes.sync([event.name])], ())
+        self._links.forget(event.name)
+        links = self._links.sync([event.name])
+        return self._report(None, links, [self._routes.sync([event.name])], ())
 
     def watch_interfaces(self, callback: Callable[[InterfaceEvent], None]) -> Callable[[], None]:
         monitor = LinkMonitor(callback, namespace_fd=self._namespace_fd)
+        monitor.start()
+        return monitor.stop
+
+    def watch_addresses(self, callback: Callable[[str, frozenset[IPAddress] | None], None]) -> Callable[[], None]:
+        monitor = AddressMonitor(callback, prefix=self._prefix, namespace_fd=self._namespace_fd)
         monitor.start()
         return monitor.stop
 
@@ -169,15 +190,21 @@ class KernelDataplane(Dataplane, Generic[P]):
     def watch_denied(self, callback: Callable[[DeniedPacket], None]) -> Callable[[], None]:
         return self._denied.watch(callback)
 
+    def wanted(self) -> HostState:
+        return self._state.copy()
+
     def connections(self) -> tuple[Connection, ...]:
-        return tuple(self._conntrack.list())
+        with contextlib.closing(Conntrack(self._namespace_fd)) as table:
+            return tuple(table.list())
 
     def cut(self, connections: Iterable[Connection]) -> int:
-        return self._conntrack.cut(connections)
+        with contextlib.closing(Conntrack(self._namespace_fd)) as table:
+            return table.cut(connections)
 
     def purge(self) -> None:
         self._policy.purge()
         self._routes.want_nothing()
+        self._links.want_nothing()
         failures = self._routes.resync().failures
         self._state, self._is_complete = HostState(), False
         self._claims.clear()
@@ -209,7 +236,26 @@ class KernelDataplane(Dataplane, Generic[P]):
         for interface in touched:
             networks = self._claims.networks(interface)
             self._routes.want(interface, tuple(net for net in networks if net.version in self._families))
+            self._links.want(interface, self._claims.owner(interface))
         return sorted(touched)
+
+    def _take_over(self, table: TableReport) -> tuple[Failure, ...]:
+        """Once policy of ours is in force, what a dataplane of another kind left is removed."""
+        if self._is_alone or any(is_whole_policy(each.subject) for each in table.failures):
+            return ()
+        try:
+            self._remove_other_kinds()
+        except DataplaneError as error:
+            log.warning("dataplane.other_kind_stays", error=str(error))
+            return (Failure("policy of another kind of dataplane", str(error)),)
+        self._is_alone = True
+        return ()
+
+    def _remove_other_kinds(self) -> None:
+        """Policy of ours that drivers of other kinds left on this host; a driver that knows of some overrides it.
+
+        :raises DataplaneError: some of it stays.
+        """
 
     def _cut(self, table: TableReport) -> tuple[Failure, ...]:
         """Forget the connections of addresses that an interface lost."""
@@ -225,10 +271,14 @@ class KernelDataplane(Dataplane, Generic[P]):
         return ()
 
     def _report(
-        self, table: TableReport | None, routes: Iterable[RouteReport], failures: tuple[Failure, ...]
+        self,
+        table: TableReport | None,
+        links: LinkReport,
+        routes: Iterable[RouteReport],
+        failures: tuple[Failure, ...],
     ) -> ApplyReport:
-        changes = table.changes if table is not None else 0
-        found = list(table.failures) if table is not None else []
+        changes = len(links.changed) + (table.changes if table is not None else 0)
+        found = [*(table.failures if table is not None else ()), *links.failures]
         missing: set[WorkloadEndpointKey] = set()
         for report in routes:
             changes += len(report.changed)
@@ -266,10 +316,3 @@ def check_options(options: DataplaneOptions) -> None:
     for each in (*options.failsafe_inbound, *options.failsafe_outbound):
         if each.protocol not in PORT_PROTOCOLS or not 0 < each.port < 1 << 16:
             raise InvalidRequest("failsafe", f"protocol {each.protocol} has no port {each.port}")
-
-
-def _forwarding(options: DataplaneOptions) -> tuple[sysctl.Setting, ...]:
-    settings = [sysctl.Setting("ipv4/ip_forward", "1")]
-    if options.is_ipv6_enabled and sysctl.has_ipv6():
-        settings.append(sysctl.Setting("ipv6/conf/all/forwarding", "1"))
-    return tuple(settings)

@@ -8,23 +8,36 @@ fail.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from netaddr import EUI, IPNetwork
 
 from calico_core.errors import CalicoError, InvalidRequest
-from calico_core.interfaces.dataplane import ApplyReport, Dataplane, DataplaneOptions, Failure, WorkloadWiring
+from calico_core.interfaces.dataplane import (
+    ApplyReport,
+    Connection,
+    Dataplane,
+    DataplaneOptions,
+    DeniedPacket,
+    Failure,
+    RuleCount,
+    WorkloadWiring,
+)
 from calico_core.model.hoststate import HostChanges, HostState
 from calico_core.model.workloads import InterfaceEvent, PairRequest, WiredInterface, WiringRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from netaddr import IPAddress
+
+    from calico_core.model.hoststate import HostRule, HostRules, RulesId
     from calico_core.model.keys import WorkloadEndpointKey
 
 _HOST_MAC = EUI("ee:ee:ee:ee:ee:ee")
 _DEFAULT_MTU_BYTES = 1500
+Direction = Literal["inbound", "outbound"]
 
 
 class MemoryWiring(WorkloadWiring):
@@ -122,7 +135,10 @@ class MemoryWiring(WorkloadWiring):
 
 class MemoryDataplane(Dataplane):
     """``state`` is what is "in the kernel"; ``applied`` are the batches in order; ``is_closed`` after
-    :meth:`ensure_closed`. Subjects put in ``refused`` (with a reason) fail until they are taken out again."""
+    :meth:`ensure_closed`. Subjects put in ``refused`` (with a reason) fail until they are taken out again.
+
+    What a kernel would see of its own is told with :meth:`deny`, :meth:`count`, :meth:`connect` and
+    :meth:`set_addresses`."""
 
     def __init__(self, options: DataplaneOptions) -> None:
         self.options = options
@@ -134,6 +150,11 @@ class MemoryDataplane(Dataplane):
         self._is_complete = False
         self._wiring = MemoryWiring()
         self._programmed: dict[object, object] = {}
+        self._denied: list[Callable[[DeniedPacket], None]] = []
+        self._addresses: dict[str, frozenset[IPAddress]] = {}
+        self._address_callbacks: list[Callable[[str, frozenset[IPAddress] | None], None]] = []
+        self._counts: dict[tuple[RulesId, Direction, int], tuple[int, int]] = {}
+        self._connections: list[Connection] = []
 
     @classmethod
     def open(cls, options: DataplaneOptions) -> MemoryDataplane:
@@ -147,6 +168,10 @@ class MemoryDataplane(Dataplane):
             raise InvalidRequest("is_complete", "the first batch must carry the whole state")
         self._is_complete = self.is_closed = True
         self.applied.append(changes)
+        for rules in changes.rules:
+            if self.state.rules.get(rules.id) != rules:
+                # written anew: what it has matched begins again
+                self._counts = {name: count for name, count in self._counts.items() if name[0] != rules.id}
         self.state.update(changes)
         return self._program()
 
@@ -165,6 +190,71 @@ class MemoryDataplane(Dataplane):
     def wiring(self) -> MemoryWiring:
         return self._wiring
 
+    def watch_addresses(self, callback: Callable[[str, frozenset[IPAddress] | None], None]) -> Callable[[], None]:
+        self._address_callbacks.append(callback)
+        for name, addresses in self._addresses.items():
+            callback(name, addresses)
+        return _once(lambda: self._address_callbacks.remove(callback))
+
+    def set_addresses(self, interface: str, *addresses: IPAddress) -> None:
+        """An interface of the host has these addresses from now on."""
+        self._tell_addresses(interface, frozenset(addresses))
+
+    def remove_interface(self, interface: str) -> None:
+        """An interface of the host is gone."""
+        self._tell_addresses(interface, None)
+
+    def _tell_addresses(self, interface: str, addresses: frozenset[IPAddress] | None) -> None:
+        if interface.startswith(self.options.interface_prefix) or self._addresses.get(interface) == addresses:
+            return
+        if addresses is None:
+            del self._addresses[interface]
+        else:
+            self._addresses[interface] = addresses
+        for callback in tuple(self._address_callbacks):
+            callback(interface, addresses)
+
+    def watch_denied(self, callback: Callable[[DeniedPacket], None]) -> Callable[[], None]:
+        if not self.options.denied_group:
+            return lambda: None
+        self._denied.append(callback)
+        return _once(lambda: self._denied.remove(callback))
+
+    def deny(self, packet: DeniedPacket) -> None:
+        """As if this had been denied now."""
+        for callback in tuple(self._denied):
+            callback(packet)
+
+    def rule_counts(self) -> tuple[RuleCount, ...]:
+        """Zeros for rules that nothing was counted of."""
+        return tuple(
+            RuleCount(rules.id, direction, number, *self._counts.get((rules.id, direction, number), (0, 0)))
+            for rules in self.state.rules.values()
+            for direction, each in _sides(rules)
+            for number in range(len(each))
+        )
+
+    def count(self, rules: RulesId, direction: Direction, rule: int, packets: int, size_bytes: int) -> None:
+        """As if the rule had matched so much."""
+        before = self._counts.get((rules, direction, rule), (0, 0))
+        self._counts[rules, direction, rule] = (before[0] + packets, before[1] + size_bytes)
+
+    def wanted(self) -> HostState:
+        return self.state.copy()
+
+    def connections(self) -> tuple[Connection, ...]:
+        return tuple(self._connections)
+
+    def connect(self, connection: Connection) -> None:
+        """As if it had been made."""
+        self._connections.append(connection)
+
+    def cut(self, connections: Iterable[Connection]) -> int:
+        doomed = set(connections)
+        before = len(self._connections)
+        self._connections = [each for each in self._connections if each not in doomed]
+        return before - len(self._connections)
+
     def purge(self) -> None:
         self.state = HostState()
         self._programmed.clear()
@@ -182,9 +272,11 @@ class MemoryDataplane(Dataplane):
         return self._programmed.get(workload) == self.state.workloads.get(workload, self)
 
     def _program(self) -> ApplyReport:
-        wanted: dict[object, object] = {"pools": self.state.pools}
-        for part in (self.state.sets, self.state.rules, self.state.workloads):
+        wanted: dict[object, object] = {"pools": self.state.pools, "peers": self.state.peers}
+        parts = (self.state.sets, self.state.port_sets, self.state.rules, self.state.workloads)
+        for part in parts:
             wanted.update(part.items())
+        wanted.update((interface.key, interface) for interface in self.state.interfaces.values())
         failures = [
             Failure(subject, reason) for subject, reason in self.refused.items() if subject in map(_subject, wanted)
         ]
@@ -203,6 +295,21 @@ class MemoryDataplane(Dataplane):
             and interface in ("", workload.interface)
             and not self._wiring.exists(workload.interface)
         )
+
+
+def _sides(rules: HostRules) -> tuple[tuple[Direction, tuple[HostRule, ...]], ...]:
+    return ("inbound", rules.inbound), ("outbound", rules.outbound)
+
+
+def _once(action: Callable[[], object]) -> Callable[[], None]:
+    """What stops a watch may be called again."""
+    pending = [action]
+
+    def stop() -> None:
+        if pending:
+            pending.pop()()
+
+    return stop
 
 
 def _subject(name: object) -> str:

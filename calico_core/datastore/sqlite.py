@@ -103,7 +103,8 @@ class SqliteDatastore(Datastore):
             if result.revision % COMPACT_EVERY == 0:
                 _compact_old(connection, result.revision)
         if result.revision != before:
-            self._doorbell.ring()
+            changed = frozenset(operation.key for operation in operations)
+            self._doorbell.ring(changed if swept == before else None)
         return result
 
     def lease(self, ttl_s: float) -> Lease:
@@ -248,7 +249,9 @@ class _SqliteWatch(Watch):
 
     def _wait(self, heard: int, timeout_s: float) -> None:
         with self._doorbell.changed:
-            self._doorbell.changed.wait_for(lambda: self._is_ended or self._doorbell.count != heard, timeout_s)
+            self._doorbell.changed.wait_for(
+                lambda: self._is_ended or self._doorbell.concerns(self._prefix, heard), timeout_s
+            )
 
     @property
     def _is_ended(self) -> bool:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import select
 import socket
 import sqlite3
 import threading
 import uuid
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,16 +28,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SAFETY_NET_S = 1.0
+_REMEMBERED_RINGS = 256
 log = get_logger(__name__)
 
 
 class Doorbell:
-    """``changed`` is notified, and ``count`` grows, after every commit anyone made. ``sweep`` runs about once a
-    second in the listening thread, which starts with the first :meth:`listen`."""
+    """``changed`` is notified, and ``count`` grows, after every commit anyone made; :meth:`concerns` says whether a
+    watch need look. ``sweep`` runs about once a second in the listening thread, which starts with the first
+    :meth:`listen`."""
 
     def __init__(self, path: str, sweep: Callable[[], object]) -> None:
         self.changed = threading.Condition()
         self.count = 0
+        self._rings: deque[frozenset[str] | None] = deque(maxlen=_REMEMBERED_RINGS)
         self._path, self._folder, self._sweep = path, Path(f"{path}.watch"), sweep
         self._name = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -44,9 +49,10 @@ class Doorbell:
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def ring(self) -> None:
-        """Something was committed here: wake everybody. Never blocks, never fails."""
-        self._notify()
+    def ring(self, keys: frozenset[str] | None = None) -> None:
+        """Something was committed here: wake everybody. Never blocks, never fails. ``keys`` are those it changed;
+        None: not known."""
+        self._notify(keys)
         try:
             names = os.listdir(self._folder)  # noqa: PTH208 - in every write
         except OSError:
@@ -85,9 +91,19 @@ class Doorbell:
         self._sender.close()
         self._notify()
 
-    def _notify(self) -> None:
+    def concerns(self, prefix: str, heard: int) -> bool:
+        """Whether a commit after the count ``heard`` may have changed a key below ``prefix``. The caller holds
+        ``changed``."""
+        missed = self.count - heard
+        if missed > len(self._rings):
+            return True
+        latest = itertools.islice(reversed(self._rings), missed)
+        return any(keys is None or any(key.startswith(prefix) for key in keys) for keys in latest)
+
+    def _notify(self, keys: frozenset[str] | None = None) -> None:
         with self.changed:
             self.count += 1
+            self._rings.append(keys)
             self.changed.notify_all()
 
     def _send(self, address: str, path: Path) -> None:

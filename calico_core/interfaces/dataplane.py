@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from netaddr import IPAddress, IPNetwork
 
-from calico_core.model.hoststate import HostChanges, RulesId
+from calico_core.model.hoststate import HostChanges, HostState, RulesId
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.record import Value
 from calico_core.model.workloads import InterfaceEvent, PairRequest, WiredInterface, WiringRequest
@@ -170,8 +170,9 @@ class Dataplane(abc.ABC):
     def wiring(self) -> WorkloadWiring: ...
 
     def watch_addresses(self, callback: Callable[[str, frozenset[IPAddress] | None], None]) -> Callable[[], None]:
-        """Call back, in a thread of the driver's, with the name and all addresses of each interface that is no
-        workload's: now, and whenever they change; None: it is gone. Returns what stops it."""
+        """Call back with the name and all addresses of each interface that is no workload's: of those that are there
+        before this returns, then, in a thread of the driver's, whenever they change; None: it is gone. Returns what
+        stops it."""
         del callback
         return lambda: None
 
@@ -185,12 +186,16 @@ class Dataplane(abc.ABC):
         """What each rule has matched since it was last written."""
         return ()
 
+    def wanted(self) -> HostState:
+        """A copy of what the batches add up to; its values are shared."""
+        return HostState()
+
     def connections(self) -> tuple[Connection, ...]:
-        """What the kernel tracks now."""
+        """What the kernel tracks now. Any thread."""
         return ()
 
     def cut(self, connections: Iterable[Connection]) -> int:
-        """Forget these connections: their next packet is judged anew. How many were there."""
+        """Forget these connections: their next packet is judged anew. How many were there. Any thread."""
         del connections
         return 0
 

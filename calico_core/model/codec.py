@@ -15,10 +15,22 @@ from netaddr import EUI, IPAddress, IPNetwork
 
 from calico_core.errors import CalicoError, InvalidRecord, InvalidRequest
 from calico_core.model.addresses import parse_address, parse_mac, parse_network
-from calico_core.model.keys import AffinityKey, BlockKey, Key, PoolKey
+from calico_core.model.keys import (
+    AffinityKey,
+    BlockKey,
+    HostEndpointKey,
+    Key,
+    NetworkSetKey,
+    PolicyKey,
+    PoolKey,
+    ProfileRulesKey,
+    TierKey,
+    WorkloadEndpointKey,
+)
 
+_OF_POLICY = (HostEndpointKey, NetworkSetKey, PolicyKey, ProfileRulesKey, TierKey, WorkloadEndpointKey)
 _NULL_LIST = re.compile(rb'"(attributes|sequenceNumberForAllocation|deleted|strict_affinity)"\s*:\s*null')
-_AT = re.compile(r" - at `(?P<path>[^`]*)`$")
+_AT = re.compile(r" - at (?:`key` in )?`(?P<path>[^`]*)`$")
 
 
 def decode(key: Key, value: bytes) -> Any:
@@ -32,6 +44,10 @@ def decode(key: Key, value: bytes) -> Any:
         value = b"{}"  # older writers leave the value empty: confirmed
     if isinstance(key, BlockKey):
         value = _without_null_lists(value)
+    if isinstance(key, _OF_POLICY) and b"null" in value:
+        value = _without_nulls(value)
+    if isinstance(key, WorkloadEndpointKey) and b'"expected_ipv' in value:
+        _refuse_expected_addresses(key, value)
     record = _decode(key.path, key.record_type, value)
     if isinstance(key, PoolKey | BlockKey) and record.cidr != key.cidr:
         raise InvalidRecord(key.path, "$.cidr", f"is {record.cidr}, the key says {key.cidr}")
@@ -79,6 +95,30 @@ def _without_null_lists(block: bytes) -> bytes:
     if not isinstance(document, dict):
         return block
     return msgspec.json.encode({name: value for name, value in document.items() if value is not None})
+
+
+def _without_nulls(value: bytes) -> bytes:
+    """A null field equals one that is not there: writers in other languages put it where a list is empty."""
+
+    def without(found: Any) -> Any:
+        if isinstance(found, dict):
+            return {name: without(each) for name, each in found.items() if each is not None}
+        return [without(each) for each in found] if isinstance(found, list) else found
+
+    try:
+        return msgspec.json.encode(without(msgspec.json.decode(value)))
+    except msgspec.DecodeError:
+        return value
+
+
+def _refuse_expected_addresses(key: WorkloadEndpointKey, value: bytes) -> None:
+    try:
+        document = msgspec.json.decode(value)
+    except msgspec.DecodeError:
+        return
+    for field in ("expected_ipv4_addrs", "expected_ipv6_addrs"):
+        if isinstance(document, dict) and document.get(field) is not None:
+            raise InvalidRecord(key.path, f"$.{field}", "belongs to host endpoints, not to workload endpoints")
 
 
 def _decode(path: str, record_type: Any, value: bytes) -> Any:

@@ -82,6 +82,9 @@ class WorkloadEndpoint(Record, frozen=True):
             check_name(profile, field="profile_ids")
         for label in self.labels:
             check_label(label)
+        for version, gateway in ((4, self.ipv4_gateway), (6, self.ipv6_gateway)):
+            if gateway is not None and gateway.version != version:
+                raise InvalidRequest(f"ipv{version}_gateway", f"{gateway} is not an IPv{version} address")
         for version, nets, nats in ((4, self.ipv4_nets, self.ipv4_nat), (6, self.ipv6_nets, self.ipv6_nat)):
             for net in nets:
                 if net.version != version or net.prefixlen != WIDTH[version]:

@@ -276,6 +276,14 @@ class HostState:
         self.pools = HostPools()
         self.peers = HostPeers()
 
+    def copy(self) -> HostState:
+        """Shares the values, which are frozen."""
+        made = HostState()
+        made.sets, made.port_sets, made.rules = dict(self.sets), dict(self.port_sets), dict(self.rules)
+        made.workloads, made.interfaces = dict(self.workloads), dict(self.interfaces)
+        made.pools, made.peers = self.pools, self.peers
+        return made
+
     def update(self, changes: HostChanges) -> None:
         if changes.is_complete:
             for table in (self.sets, self.port_sets, self.rules, self.workloads, self.interfaces):

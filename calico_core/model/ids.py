@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import NewType
+from typing import Annotated, NewType
+
+import msgspec
 
 from calico_core.errors import InvalidRequest
 
@@ -15,6 +17,10 @@ ProfileId = NewType("ProfileId", str)
 TierName = NewType("TierName", str)
 PolicyName = NewType("PolicyName", str)
 HandleId = NewType("HandleId", str)
+
+Label = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_./-]{1,512}\Z")]
+"""The name of a label, held to its spelling wherever it is decoded."""
+Tag = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_.-]+\Z")]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _INTERFACE = re.compile(r"[A-Za-z0-9_-]{1,15}")

@@ -27,6 +27,7 @@ V1 = "/calico/v1/"
 HOSTS = "/calico/v1/host/"
 PROFILES = "/calico/v1/policy/profile/"
 TIERS = "/calico/v1/policy/tier/"
+NETWORK_SETS = "/calico/v1/netset/"
 POOLS = "/calico/v1/ipam/"
 BGP = "/calico/bgp/v1/"
 BGP_HOSTS = "/calico/bgp/v1/host/"
@@ -122,7 +123,7 @@ class ProfileRulesKey(Key, frozen=True):
 
 
 class ProfileTagsKey(Key, frozen=True):
-    record_type: ClassVar[Any] = tuple[str, ...]
+    record_type: ClassVar[Any] = tuple[ids.Tag, ...]
     profile: str
 
     @property
@@ -131,7 +132,7 @@ class ProfileTagsKey(Key, frozen=True):
 
 
 class ProfileLabelsKey(Key, frozen=True):
-    record_type: ClassVar[Any] = dict[str, str]
+    record_type: ClassVar[Any] = dict[ids.Label, str]
     profile: str
 
     @property

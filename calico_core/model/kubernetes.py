@@ -51,6 +51,21 @@ class Namespace(_Object, frozen=True):
     metadata: Metadata = Metadata()
 
 
+class NodeSpec(_Object, frozen=True):
+    pod_cidr: str = msgspec.field(default="", name="podCIDR")
+    pod_cidrs: tuple[str, ...] | None = msgspec.field(default=None, name="podCIDRs")
+
+
+class Node(_Object, frozen=True):
+    metadata: Metadata = Metadata()
+    spec: NodeSpec = NodeSpec()
+
+    @property
+    def pod_cidrs(self) -> tuple[str, ...]:
+        """What its pods' addresses come from, where the cluster gives each node a range; at most one a family."""
+        return self.spec.pod_cidrs or tuple(filter(None, (self.spec.pod_cidr,)))
+
+
 class ServiceAccount(_Object, frozen=True):
     metadata: Metadata = Metadata()
 

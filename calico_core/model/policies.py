@@ -11,7 +11,8 @@ from typing import Literal
 import msgspec
 from netaddr import IPNetwork
 
-from calico_core.errors import InvalidSelector
+from calico_core.errors import InvalidRequest, InvalidSelector
+from calico_core.model.ids import Label
 from calico_core.model.record import Record
 from calico_core.model.rules import Rule
 from calico_core.model.selectors import parse_selector
@@ -35,7 +36,9 @@ class Tier(Record, frozen=True):
 class Policy(Record, frozen=True, omit_defaults=False):
     """A policy of a tier: applies to endpoints its selector matches; sorts by (order, name).
 
-    ``types`` absent: both directions. ``staged``: counted, not enforced.
+    ``types`` absent: both directions. ``staged``: counted, not enforced. The other three are for host endpoints:
+    ``apply_on_forward``: forwarded traffic too; ``untracked``: before connection tracking; ``pre_dnat``: before
+    destinations are translated, inbound only.
     """
 
     selector: str
@@ -64,8 +67,23 @@ class Policy(Record, frozen=True, omit_defaults=False):
         return self.types is None or "egress" in self.types
 
 
+def check_hooks(policy: Policy) -> None:
+    """What a person who writes a policy must not mean; one that is stored all the same is read as
+    :mod:`calico_core.policy.policy_lists` says. Raises ``InvalidRequest``."""
+    if policy.untracked and policy.pre_dnat:
+        raise InvalidRequest("pre_dnat", "a policy is untracked or before DNAT, not both")
+    for field in ("untracked", "pre_dnat"):
+        if getattr(policy, field) and not policy.apply_on_forward:
+            reason = f"goes with {field}: such a policy sees forwarded traffic too, and has to say so"
+            raise InvalidRequest("apply_on_forward", reason)
+    if policy.pre_dnat and policy.outbound_rules:
+        raise InvalidRequest("outbound_rules", "a policy before DNAT has only inbound rules")
+    if policy.pre_dnat and policy.types is not None and "egress" in policy.types:
+        raise InvalidRequest("types", "a policy before DNAT is of type ingress only")
+
+
 class NetworkSet(Record, frozen=True):
     """Labelled CIDRs that selectors match as if they were endpoints."""
 
     nets: tuple[IPNetwork, ...] = ()
-    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    labels: dict[Label, str] = msgspec.field(default_factory=dict)

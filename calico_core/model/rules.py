@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from netaddr import IPNetwork
 
-from calico_core.errors import CalicoError, InvalidRequest
+from calico_core.errors import CalicoError, InvalidRequest, InvalidSelector
 from calico_core.model.ids import check_name
 from calico_core.model.selectors import parse_selector
 
@@ -97,9 +97,9 @@ class Rule(
                 if tag is not None:
                     check_name(tag, field=name)
         for field in ("src_selector", "dst_selector"):
-            for selector in (getattr(self, field), getattr(self, f"not_{field}")):
+            for name, selector in ((field, getattr(self, field)), (f"!{field}", getattr(self, f"not_{field}"))):
                 if selector is not None:
-                    parse_selector(selector)
+                    _check_selector(selector, name)
         if self.icmp_code is not None and self.icmp_type is None:
             raise InvalidRequest("icmp_code", "needs an icmp_type")
         if self.not_icmp_code is not None and self.not_icmp_type is None:
@@ -116,10 +116,11 @@ class Rule(
             raise InvalidRequest("icmp_type", "needs protocol icmp or icmpv6")
         if self.ip_version is None:
             return
-        for field in ("src_net", "dst_net"):
-            for value in (getattr(self, field), getattr(self, f"not_{field}")):
-                if value is not None and value.version != self.ip_version:
-                    raise InvalidRequest(field, f"{value} is not an IPv{self.ip_version} network")
+        for field in ("src_net", "dst_net", "src_nets", "dst_nets"):
+            for name, value in ((field, getattr(self, field)), (f"!{field}", getattr(self, f"not_{field}"))):
+                for net in value if isinstance(value, tuple) else () if value is None else (value,):
+                    if net.version != self.ip_version:
+                        raise InvalidRequest(name, f"{net} is not an IPv{self.ip_version} network")
 
     def _ports(self) -> tuple[tuple[str, tuple[int | str, ...] | None], ...]:
         return (
@@ -186,6 +187,13 @@ def check_port_name(text: str, *, field: str = "name") -> str:
 def clean_log_prefix(prefix: str) -> str:
     """What may stand in a kernel log prefix: other characters become ``_``, cut to 27."""
     return _LOG_PREFIX_OTHER.sub("_", prefix)[:LOG_PREFIX_LENGTH]
+
+
+def _check_selector(selector: str, field: str) -> None:
+    try:
+        parse_selector(selector)
+    except InvalidSelector as error:
+        raise InvalidRequest(field, str(error)) from error
 
 
 def _check_protocol(protocol: str | int | None, field: str) -> int | None:

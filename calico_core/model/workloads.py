@@ -41,8 +41,9 @@ class Attach(Value, frozen=True):
 
     ``addresses``: an :class:`AddressRequest` to be committed together with the endpoint, or addresses the caller
     already holds. ``namespace``: path or description for messages; ``namespace_fd`` None means no interface is made
-    (the caller or a later :meth:`Workloads.make_pair` does it). ``endpoint_labels`` go to the record. An existing
-    record of another ``container_id`` is replaced only with ``replaces``.
+    (the caller or a later :meth:`Workloads.make_pair` does it). ``routes``: destinations beside the default route.
+    ``endpoint_labels`` go to the record. An existing record of another ``container_id`` is replaced only with
+    ``replaces``.
     """
 
     key: WorkloadEndpointKey
@@ -60,6 +61,7 @@ class Attach(Value, frozen=True):
     network: str | None = None
     replaces: bool = False
     is_default_route: bool = True
+    routes: tuple[IPNetwork, ...] = ()
     allow_ip_forwarding: bool = False
     policy_timeout_s: float = 10.0
 
@@ -94,7 +96,8 @@ class Detach(Value, frozen=True):
 
 
 class WiringRequest(Value, frozen=True):
-    """An interface pair to make. ``addresses`` are /32 and /128. ``mac`` None: a random, locally administered one."""
+    """An interface pair to make. ``addresses`` are /32 and /128. ``mac`` None: a random, locally administered one.
+    ``routes``: destinations that the container reaches through the pair beside the default route."""
 
     interface: str
     container_interface: str
@@ -104,6 +107,7 @@ class WiringRequest(Value, frozen=True):
     mac: EUI | None = None
     mtu_bytes: int | None = None
     is_default_route: bool = True
+    routes: tuple[IPNetwork, ...] = ()
     allow_ip_forwarding: bool = False
 
 

@@ -11,9 +11,12 @@ import gc
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
-from calico_core.datastore.syncer import SyncBatch, Syncer, SyncStatus
+from netaddr import IPAddress
+
+from calico_core.datastore.syncer import SyncBatch, Syncer, SyncStatus, Update
 from calico_core.errors import CalicoError
 from calico_core.interfaces.dataplane import ApplyReport, Dataplane, is_whole_policy
 from calico_core.interfaces.datastore import Datastore
@@ -32,9 +35,12 @@ from calico_core.model.keys import (
 from calico_core.model.record import Value
 from calico_core.model.workloads import InterfaceEvent
 from calico_core.node.counters import AgentCounters
+from calico_core.node.flow_cutter import FlowCutter
 from calico_core.node.mailbox import Mailbox
 from calico_core.node.metrics import AgentFigures
 from calico_core.node.progress import EndpointProgress
+from calico_core.node.remembered import RememberedInterfaces
+from calico_core.node.removal_guard import RemovalFreeze, RemovalGuard
 from calico_core.policy.resolver import PolicyResolver
 
 log = get_logger(__name__)
@@ -52,6 +58,19 @@ class AgentState(Value, frozen=True):
     """Status (``up``, ``down``, ``error``) and reason of each local endpoint."""
     bad_records: tuple[str, ...] = ()
     last_error: str = ""
+    freeze: RemovalFreeze | None = None
+    """Deletions wait for confirmation. ``since`` is monotonic."""
+
+
+class _HostAddresses(NamedTuple):
+    """An interface of the host and all its addresses; None: it is gone."""
+
+    name: str
+    addresses: frozenset[IPAddress] | None
+
+
+class _RemovalsConfirmed(NamedTuple):
+    """A person says that what was deleted is meant to be."""
 
 
 Reporter = Callable[[AgentState], None]
@@ -70,8 +89,12 @@ class Agent:
         reporter: Reporter | None = None,
         on_death: Callable[[], None] | None = None,
         on_config: Callable[[Key, str | None], None] | None = None,
+        confirm_removals_after_s: float = 300.0,
+        remembered: RememberedInterfaces | None = None,
+        cuts_denied_flows: bool = True,
     ) -> None:
-        """``on_config`` hears, in the engine thread, of every configuration key of the datastore."""
+        """``on_config`` hears, in the engine thread, of every configuration key of the datastore.
+        ``confirm_removals_after_s``: see ``RemovalGuard``; ``remembered``: what an earlier life of the node had."""
         self._host = host
         self._dataplane = dataplane
         self._refresh_interval_s = refresh_interval_s
@@ -79,11 +102,22 @@ class Agent:
         self._on_death = on_death
         self._on_config = on_config
         self.counters = AgentCounters()
-        self._mailbox: Mailbox[SyncBatch | InterfaceEvent] = Mailbox()
+        self._mailbox: Mailbox[SyncBatch | InterfaceEvent | _HostAddresses | _RemovalsConfirmed] = Mailbox()
         self._resolver = PolicyResolver(host)
         self._syncer = Syncer(store, (V1,), self._mailbox.post, ready_key=ReadyKey().path, name="sync-policy")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stop_monitor: Callable[[], None] = lambda: None
+        self._stop_addresses: Callable[[], None] = lambda: None
+        self._remembered = remembered or RememberedInterfaces(None)
+        self._guard = RemovalGuard(
+            host,
+            exists=lambda name: dataplane.wiring().exists(name),
+            count=self._syncer.count_keys,
+            confirm_after_s=confirm_removals_after_s,
+        )
+        self._freeze: RemovalFreeze | None = None
+        self._own_addresses: dict[str, frozenset[IPAddress]] = {}
+        self._cutter = FlowCutter(dataplane) if cuts_denied_flows else None
         # Owned by the engine thread.
         self._is_store_in_sync = False
         self._is_in_sync = False
@@ -103,6 +137,10 @@ class Agent:
         """Close the host to unknown workloads, then follow the datastore."""
         self._dataplane.ensure_closed()
         self._stop_monitor = self._dataplane.watch_interfaces(self._mailbox.post)
+        # all that is there now is in the box before the engine takes its first look
+        self._stop_addresses = self._dataplane.watch_addresses(self._post_addresses)
+        if self._cutter is not None:
+            self._cutter.start()
         self._thread.start()
         self._syncer.start()
 
@@ -110,10 +148,13 @@ class Agent:
         """The kernel keeps enforcing."""
         self._syncer.stop()
         self._stop_monitor()
+        self._stop_addresses()
         self._mailbox.close()
         self._progress.close()
         if self._thread.is_alive():
             self._thread.join(10)
+        if self._cutter is not None:
+            self._cutter.stop()
 
     @property
     def is_alive(self) -> bool:
@@ -147,6 +188,22 @@ class Agent:
     def knows_profile(self, name: str) -> bool:
         return self.knows_ready() and name in self._profiles
 
+    @property
+    def frozen_because(self) -> str:
+        """Why the kernel keeps what the datastore no longer has, or ''."""
+        freeze = self._freeze
+        return freeze.reason if freeze is not None else ""
+
+    def confirm_removals(self) -> str:
+        """What is deleted in the datastore shall go from the kernel too. Gives what it was held back for; '' when it
+        was not."""
+        reason = self.frozen_because
+        self._mailbox.post(_RemovalsConfirmed())
+        return reason
+
+    def _post_addresses(self, name: str, addresses: frozenset[IPAddress] | None) -> None:
+        self._mailbox.post(_HostAddresses(name, addresses))
+
     # --- engine thread -----------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -168,25 +225,36 @@ class Agent:
         times = [self._retry_at] if self._retry_at is not None else []
         if self._refresh_interval_s > 0 and not self._is_behind:
             times.append(self._refresh_at)
+        now = time.monotonic()
+        times += [at for at in (self._guard.next_look(now), self._remembered.next_look(now)) if at is not None]
+        cutting = self._cutter.next_look(now) if self._cutter is not None else None
+        times += [cutting] if cutting is not None else []
         return max(0.0, min(times) - time.monotonic()) if times else None
 
-    def _pass(self, items: list[SyncBatch | InterfaceEvent]) -> None:
+    def _pass(self, items: list[SyncBatch | InterfaceEvent | _HostAddresses | _RemovalsConfirmed]) -> None:
         """One pass of the engine: everything that has gathered becomes one batch for the kernel."""
         events: dict[str, InterfaceEvent] = {}
         for item in items:
-            if isinstance(item, InterfaceEvent):
-                events[item.name] = item
-            else:
-                self._take(item)
-        if not self._is_in_sync and self._is_store_in_sync:
-            self._is_in_sync = True
-            self._resolver.in_sync()
-            log.info("engine.in_sync", endpoints=len(self._progress))
+            match item:
+                case InterfaceEvent():
+                    events[item.name] = item
+                case _HostAddresses(name, addresses):
+                    self._resolver.set_interface(name, addresses)
+                    self._own_addresses[name] = addresses or frozenset()
+                case _RemovalsConfirmed():
+                    self._remembered.forget()
+                    self._follow(self._guard.confirm())
+                case _:
+                    self._take(item)
+        self._look_at_removals(events)
+        self._enter_sync()
         if self._is_in_sync:
             started = time.perf_counter()
             changes = self._resolver.flush()
             self.counters.calculation.note(time.perf_counter() - started)
             self._apply(changes)
+            self._remembered.save(self._guard.interfaces, time.monotonic())
+            self._cut_flows()
         for event in events.values():
             self._follow_link(event)
         self._refresh()
@@ -194,10 +262,15 @@ class Agent:
             self._reporter(self._state())
 
     def _take(self, batch: SyncBatch) -> None:
-        updates: list[tuple[Key, object]] = []
         self.counters.updates += len(batch.updates)
         self.counters.resyncs_started += batch.status is SyncStatus.RESYNC
-        for update in batch.updates:
+        self._follow(self._guard.pass_on(batch, time.monotonic()))
+        if batch.status is SyncStatus.IN_SYNC:
+            self._is_store_in_sync = True
+
+    def _follow(self, passed: Iterable[Update]) -> None:
+        updates: list[tuple[Key, object]] = []
+        for update in passed:
             updates.append((update.key, update.record))
             if isinstance(update.key, ProfileRulesKey):
                 change = self._profiles.discard if update.record is None else self._profiles.add
@@ -207,8 +280,35 @@ class Agent:
             elif self._on_config is not None and isinstance(update.key, GlobalConfigKey | HostConfigKey):
                 self._on_config(update.key, update.record)
         self._resolver.apply(updates)
-        if batch.status is SyncStatus.IN_SYNC:
-            self._is_store_in_sync = True
+
+    def _enter_sync(self) -> None:
+        """The first complete state may take away whatever an earlier life of this node left in the kernel."""
+        if self._is_in_sync or not self._is_store_in_sync:
+            return
+        reason = self._remembered.missing(self._guard.interfaces, self._dataplane.wiring().exists, time.monotonic())
+        if reason:
+            self._note_freeze(RemovalFreeze(reason=reason, since=self._remembered.since, waiting=0))
+            return
+        self._note_freeze(None)
+        self._is_in_sync = True
+        self._resolver.in_sync()
+        log.info("engine.in_sync", endpoints=len(self._progress))
+
+    def _look_at_removals(self, events: Mapping[str, InterfaceEvent]) -> None:
+        for event in events.values():
+            if event.kind == "deleted":
+                self._follow(self._guard.interface_gone(event.name))
+        now = time.monotonic()
+        self._follow(self._guard.look(now, is_in_sync=self._syncer.status is SyncStatus.IN_SYNC))
+        if self._is_in_sync:
+            self._note_freeze(self._guard.freeze(now))
+
+    def _note_freeze(self, freeze: RemovalFreeze | None) -> None:
+        before, self._freeze = self._freeze, freeze
+        if freeze is not None and before is None:
+            log.error("removals.frozen", reason=freeze.reason, waiting=freeze.waiting)
+        elif freeze is None and before is not None:
+            log.warning("removals.released", reason=before.reason)
 
     def _track(self, key: WorkloadEndpointKey, record: WorkloadEndpoint | None, revision: int) -> None:
         if record is None:
@@ -235,10 +335,16 @@ class Agent:
         self.counters.note_apply(time.perf_counter() - started, is_first=changes.is_complete)
         log.debug("dataplane.applied", changes=report.changes, ms=round((time.perf_counter() - started) * 1000, 2))
         self._is_behind = False
+        if self._cutter is not None:
+            self._cutter.note(changes, time.monotonic())
         if changes.is_complete:
             gc.freeze()  # the snapshot stays: collections need not walk it
         concerned = {workload.key for workload in changes.workloads}
         self._take_report(report, self._progress.of_interface("") if changes.is_complete else concerned)
+
+    def _cut_flows(self) -> None:
+        if self._cutter is not None and self._cutter.wants(time.monotonic()):
+            self._cutter.look(self._dataplane.wanted(), frozenset().union(*self._own_addresses.values()))
 
     def _take_report(self, report: ApplyReport, looked_at: Iterable[WorkloadEndpointKey]) -> None:
         """What an apply or a resync says of everything we want."""
@@ -302,4 +408,5 @@ class Agent:
             endpoints=dict(self._progress.status),
             bad_records=tuple(self._syncer.bad_records),
             last_error=self._last_error,
+            freeze=self._freeze,
         )

@@ -15,6 +15,9 @@ _USAGE = """Usage: calico-node run | check-config | --version
 run            run this host's node in the foreground until SIGTERM
 check-config   read the settings, print them with their origin, start nothing
 """
+_SWITCH_INTERVAL_S = 0.001
+"""A call, which asks for the interpreter after each system call, waits no longer than this behind a calculating
+engine; Python's own 5 ms are a whole attach."""
 READY_LINE = "Calico node started successfully"
 """Scripts of the reference system wait for this text."""
 
@@ -44,6 +47,7 @@ def run(settings: Settings) -> int:
     """Until SIGTERM or SIGINT. 0 after a clean stop, 1 when it could not start, 3 when a part of it died."""
     from calico_core.node.runtime import Runtime
 
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     log.configure(level=settings.log_level, style=settings.log_format)
     runtime = Runtime(settings, os.environ)
     is_asked = False

@@ -29,11 +29,12 @@ from calico_core.log import get_logger
 from calico_core.model import codec
 from calico_core.node import composition, metrics, startup
 from calico_core.node.addresses import is_own_address, node_address
-from calico_core.node.agent import Agent
+from calico_core.node.agent import Agent, AgentState
 from calico_core.node.collector import Collector
 from calico_core.node.health import Answer, Health, HttpServer
 from calico_core.node.live_settings import LiveSettings
 from calico_core.node.local_view import ask_integrations, read_local_view
+from calico_core.node.remembered import RememberedInterfaces
 from calico_core.node.router import Router
 from calico_core.node.socket_api import SocketServer
 from calico_core.node.status import StatusReporter
@@ -69,6 +70,7 @@ class Runtime:
         self._routing: Routing | None = None
         self._reporter: StatusReporter | None = None
         self._collector: Collector | None = None
+        self._workloads: WorkloadService | None = None
         self._signs = VitalSigns(lambda: self._states)
         self._health: HttpServer | None = None
 
@@ -108,6 +110,11 @@ class Runtime:
             reporter=self._reporter.put,
             on_death=self.stopping.set,
             on_config=live.take,
+            confirm_removals_after_s=settings.confirm_removals_after_s,
+            cuts_denied_flows=settings.established_flows == "cut",
+            remembered=RememberedInterfaces(
+                Path(settings.state_directory, "interfaces.json"), confirm_after_s=settings.confirm_removals_after_s
+            ),
         )
         self._stack.callback(self._agent.stop)
         self._agent.start()
@@ -117,7 +124,7 @@ class Runtime:
         ipam = composition.open_ipam(records, self.host)
         self._stack.callback(ipam.close)
         tunnels = self._start_tunnels(records, ipam, [each for each in (ipv4, ipv6) if each is not None])
-        workloads = WorkloadService(
+        workloads = self._workloads = WorkloadService(
             records=records,
             ipam=ipam,
             wiring=dataplane.wiring(),
@@ -335,12 +342,21 @@ class Runtime:
             "addresses": lambda: {
                 name: {str(address): whose for address, whose in found.items()} for name, found in self._lists().items()
             },
+            "confirm-removals": lambda: {"frozen_because": self._agent.confirm_removals() if self._agent else ""},
+            "slow": self._slow,
             "unfreeze": lambda: {"frozen_because": self._collector.unfreeze() if self._collector else ""},
         }
         command = call.stdin.decode(errors="replace").strip() or "status"
         if command not in answers:
             return CallReply(status=2, stderr=f"unknown command {command!r}; known: {', '.join(answers)}\n".encode())
         return CallReply(stdout=msgspec.json.encode(answers[command]()))
+
+    def _slow(self) -> dict[str, object]:
+        """The slowest attaches since the start."""
+        if self._workloads is None:
+            return {"attaches": 0, "slowest": []}
+        slowest = self._workloads.slowest
+        return {"attaches": slowest.count, "slowest": slowest.list()}
 
     def status(self) -> dict[str, object]:
         """For people and programs: JSON-ready."""
@@ -358,11 +374,20 @@ class Runtime:
             "endpoints": {key.path: {"status": status, "reason": why} for key, (status, why) in endpoints.items()},
             "bad_records": list(state.bad_records) if state else [],
             "last_error": state.last_error if state else "",
+            "removals": _removals(state),
             "routing": {**codec.to_builtins(routing), "last_error": self._router.last_error if self._router else ""},
             "tunnels": self._tunnels.status() if self._tunnels else {},
             "integrations": dict(self._states),
             "collector": self._collector.status() if self._collector else {"state": "off"},
         }
+
+
+def _removals(state: AgentState | None) -> dict[str, object]:
+    freeze = state.freeze if state else None
+    if freeze is None:
+        return {"state": "following"}
+    since = time.time() - (time.monotonic() - freeze.since)
+    return {"state": "frozen", "because": freeze.reason, "since": round(since, 3), "waiting": freeze.waiting}
 
 
 def _without_secrets(url: str) -> str:

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from calico_core.errors import DatastoreError
-from calico_core.interfaces.datastore import Lease, Records
+from calico_core.interfaces.datastore import Delete, Lease, Operation, Put, Records
 from calico_core.interfaces.routing import RoutingStatus
 from calico_core.log import get_logger
+from calico_core.model import codec
 from calico_core.model.endpoints import EndpointStatus
 from calico_core.model.hosts import NODE_STOPPED, FelixStatus, NodeStatus
 from calico_core.model.keys import (
@@ -33,6 +34,8 @@ log = get_logger(__name__)
 
 _NODE_TTL_S = 90.0
 _RETRY_S = 5.0
+_GATHER_S = 0.02
+_BATCH = 64  # operations a transaction
 
 
 class StatusReporter:
@@ -93,7 +96,9 @@ class StatusReporter:
         while not self._stopping.is_set():
             state = self._slot.take(max(0.05, min(next_beat - time.monotonic(), 10.0)))
             if state is not None:
-                self._state, is_behind = state, True
+                # beside an attach it would be in the way; after a burst of them it is one write
+                self._stopping.wait(_GATHER_S)
+                self._state, is_behind = self._slot.take(0) or state, True
             try:
                 if is_behind and self._state is not None and self._state.is_applied:
                     self._write_endpoints(self._state)
@@ -117,14 +122,14 @@ class StatusReporter:
             return
         if not self._is_swept:
             self._sweep(state)
-        for key, said in state.endpoints.items():
-            if self._written.get(key) != said:
-                status, reason = said
-                record = EndpointStatus(status=status, reason=reason or None)  # type: ignore[arg-type]
-                self._records.put(_status_key(key), record)
-                self._written[key] = said
-        for key in self._written.keys() - state.endpoints.keys():
-            self._records.delete(_status_key(key))
+        changed = {key: said for key, said in state.endpoints.items() if self._written.get(key) != said}
+        gone = self._written.keys() - state.endpoints.keys()
+        operations: list[Operation] = [_put(key, *said) for key, said in changed.items()]
+        operations += [Delete(_status_key(key).path) for key in gone]
+        for start in range(0, len(operations), _BATCH):
+            self._records.store.transact((), operations[start : start + _BATCH])
+        self._written.update(changed)
+        for key in gone:
             del self._written[key]
 
     def _sweep(self, state: AgentState) -> None:
@@ -181,6 +186,11 @@ class StatusReporter:
             self._records.delete(FelixStatusKey(self._host))
         except DatastoreError as error:
             log.warning("status.not_written", reason=str(error))
+
+
+def _put(key: WorkloadEndpointKey, status: str, reason: str) -> Put:
+    record = EndpointStatus(status=status, reason=reason or None)  # type: ignore[arg-type]
+    return Put(_status_key(key).path, codec.encode(record))
 
 
 def _status_key(key: WorkloadEndpointKey) -> WorkloadStatusKey:

@@ -53,8 +53,10 @@ class VitalSigns:
         if busy_s > ENGINE_LIMIT_S:
             return Component("engine", "dead", f"one pass takes {busy_s:.0f} s already")
         if not agent.is_in_sync:
-            return Component("engine", "unready", agent.last_error or "no complete state is in the kernel yet")
-        return Component("engine", "degraded", agent.last_error) if agent.last_error else Component("engine", "ready")
+            reason = agent.frozen_because or agent.last_error or "no complete state is in the kernel yet"
+            return Component("engine", "unready", reason)
+        reason = agent.last_error or agent.frozen_because
+        return Component("engine", "degraded", reason) if reason else Component("engine", "ready")
 
     def _datastore(self) -> Component:
         agent = self.agent

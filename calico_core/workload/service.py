@@ -44,7 +44,9 @@ from calico_core.model.workloads import (
     WiredInterface,
     WiringRequest,
 )
+from calico_core.stopwatch import Stopwatch, lap, measured
 from calico_core.workload.gate import PolicyGate
+from calico_core.workload.slowest import SlowestAttaches
 from calico_core.workload.undo import UndoStack
 
 log = get_logger(__name__)
@@ -74,6 +76,7 @@ class WorkloadService(Workloads):
         self._host = host
         self._default_mtu_bytes = default_mtu_bytes
         self._locks = NamedLocks()
+        self.slowest = SlowestAttaches()
         self._links = ThreadPoolExecutor(max_workers=64, thread_name_prefix="links")
 
     def close(self) -> None:
@@ -82,28 +85,40 @@ class WorkloadService(Workloads):
     # --- attach ----------------------------------------------------------------------------------
 
     def attach(self, request: Attach) -> Attached:
-        steps = _Steps()
+        with measured() as watch:
+            try:
+                attached = self._attach(request, watch)
+            except BaseException as error:
+                self.slowest.note(request, watch, error=str(error) or type(error).__name__)
+                raise
+            self.slowest.note(request, watch)
+        return attached
+
+    def _attach(self, request: Attach, watch: Stopwatch) -> Attached:
+        watch.lap("before")
         with self._locks.hold(request.key, timeout_s=_LOCK_TIMEOUT_S), UndoStack() as undo:
+            watch.lap("lock")
             self._require_ready()
             committed = self._record(request)
             endpoint, revision = committed.endpoint, committed.revision
             if committed.is_new:
                 undo.push("record", lambda: self._forget(request, committed))
-            steps.done("record")
+            watch.lap("record")
             wired = self._wire(request, endpoint)
             if wired is not None and wired.is_new:
                 undo.push("interface", lambda: self._wiring.detach(request.interface))
-            steps.done("interface")
+            watch.lap("interface")
             is_programmed = self._gate.wait_programmed(request.key, revision, request.policy_timeout_s)
-            steps.done("policy")
+            watch.lap("policy")
             undo.commit()
         if not is_programmed:
             log.warning("endpoint.policy_pending", endpoint=request.key.path)
+        steps = tuple(watch.steps)
         log.info(
             "endpoint.attached",
             endpoint=request.key.path,
             addresses=[str(net.ip) for net in endpoint.nets],
-            **dict(steps.durations),
+            **dict(steps),
         )
         return Attached(
             addresses=endpoint.nets,
@@ -113,7 +128,7 @@ class WorkloadService(Workloads):
             mtu_bytes=wired.mtu_bytes if wired else request.mtu_bytes,
             is_policy_programmed=is_programmed,
             endpoint=endpoint,
-            steps=tuple(steps.durations),
+            steps=steps,
         )
 
     def _require_ready(self) -> None:
@@ -205,6 +220,7 @@ class WorkloadService(Workloads):
                 mac=endpoint.mac,
                 mtu_bytes=request.mtu_bytes or self._default_mtu_bytes(),
                 is_default_route=request.is_default_route,
+                routes=request.routes,
                 allow_ip_forwarding=request.allow_ip_forwarding,
             )
         )
@@ -224,6 +240,7 @@ class WorkloadService(Workloads):
 
     def detach(self, request: Detach) -> None:
         with self._locks.hold(request.key, timeout_s=_LOCK_TIMEOUT_S):
+            lap("lock")
             try:
                 standing = self._standing(request.key)
             except Unavailable:
@@ -232,8 +249,10 @@ class WorkloadService(Workloads):
             link = self._remove_link(request, standing)
             try:
                 self._release(request, standing)
+                lap("record")
             finally:
                 link.result()
+                lap("interface")
         log.info("endpoint.detached", endpoint=request.key.path)
 
     def _standing(self, key: WorkloadEndpointKey) -> Versioned[WorkloadEndpoint | None] | None:
@@ -314,19 +333,6 @@ class _Committed(NamedTuple):
     revision: int
     is_new: bool
     replaced: WorkloadEndpoint | None = None
-
-
-class _Steps:
-    """Milliseconds of each step of a call."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-        self.durations: list[tuple[str, float]] = []
-
-    def done(self, name: str) -> None:
-        now = time.perf_counter()
-        self.durations.append((f"{name}_ms", round((now - self._last) * 1000, 2)))
-        self._last = now
 
 
 def _next_owner(request: Detach, standing: Versioned[WorkloadEndpoint | None] | None) -> WorkloadEndpoint | None:

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import subprocess
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
-from netaddr import EUI, IPNetwork
+from netaddr import EUI, IPAddress, IPNetwork
 
 from calico_core.dataplane.iptables.driver import IptablesDataplane
 from calico_core.dataplane.linux import netns
 from calico_core.dataplane.memory import MemoryDataplane
 from calico_core.dataplane.nftables.driver import NftablesDataplane
 from calico_core.errors import InvalidRequest
-from calico_core.interfaces.dataplane import ApplyReport, DataplaneOptions, WorkloadWiring
+from calico_core.interfaces.dataplane import ApplyReport, Connection, DataplaneOptions, RuleCount, WorkloadWiring
 from calico_core.model.hoststate import (
+    ANY_INTERFACE,
     AddressSet,
     HostChanges,
+    HostInterface,
+    HostPeers,
     HostPools,
     HostRule,
     HostRules,
     HostWorkload,
     PolicyList,
+    PortMember,
+    PortSetChange,
     RulesId,
     SetChange,
     SetId,
 )
-from calico_core.model.keys import WorkloadEndpointKey
+from calico_core.model.keys import HostEndpointKey, WorkloadEndpointKey
 from calico_core.model.workloads import InterfaceEvent, PairRequest, WiringRequest
 
 if TYPE_CHECKING:
@@ -38,15 +46,15 @@ if TYPE_CHECKING:
 
 _numbers = itertools.count()
 OPTIONS = DataplaneOptions(host="h")
-WEB, TAG = RulesId("profile/web"), SetId("tag-00000000000000aa")
+WEB, TAG, NAMED = RulesId("profile/web"), SetId("tag-00000000000000aa"), SetId("npt-00000000000000bb")
 NETS = (IPNetwork("10.65.0.1/32"), IPNetwork("fd65::1/128"))
 
 
 class Bench:
     """A dataplane with a container to wire."""
 
-    def __init__(self, dataplane: Dataplane, namespace_fd: int) -> None:
-        self.dataplane = dataplane
+    def __init__(self, dataplane: Dataplane, namespace_fd: int, host: str = "") -> None:
+        self.dataplane, self._host = dataplane, host
         self.request = WiringRequest(
             interface="cali1",
             container_interface="eth0",
@@ -59,6 +67,26 @@ class Bench:
     @property
     def wiring(self) -> WorkloadWiring:
         return self.dataplane.wiring()
+
+    def set_addresses(self, interface: str, *addresses: str) -> None:
+        """Of an interface of the host, which is made when it is not there."""
+        if isinstance(self.dataplane, MemoryDataplane):
+            self.dataplane.set_addresses(interface, *map(IPAddress, addresses))
+            return
+        with contextlib.suppress(subprocess.CalledProcessError):
+            self._ip("link", "add", interface, "type", "bridge")
+        self._ip("address", "flush", "dev", interface)
+        for address in addresses:
+            self._ip("address", "add", f"{address}/{32 if '.' in address else 128}", "dev", interface)
+
+    def remove_interface(self, interface: str) -> None:
+        if isinstance(self.dataplane, MemoryDataplane):
+            self.dataplane.remove_interface(interface)
+        else:
+            self._ip("link", "del", interface)
+
+    def _ip(self, *argv: str) -> None:
+        subprocess.run(["ip", "-n", self._host, *argv], check=True, capture_output=True)
 
 
 REAL: dict[str, Callable[[int], Dataplane]] = {
@@ -79,7 +107,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     descriptors = [netns.open_namespace(str(netns.create_namespace(name))) for name in names]
     real = REAL[request.param](descriptors[0])
     try:
-        yield Bench(real, descriptors[1])
+        yield Bench(real, descriptors[1], names[0])
     finally:
         real.close()
         for name, descriptor in zip(names, descriptors, strict=True):
@@ -97,6 +125,12 @@ def a_workload(number: int = 1, *, is_active: bool = True, port: str = "web") ->
         inbound=policies,
         outbound=policies,
     )
+
+
+def an_interface(name: str) -> HostInterface:
+    key = HostEndpointKey(host="h", endpoint="any" if name == ANY_INTERFACE else name)
+    policies = PolicyList(profiles=(WEB,))
+    return HostInterface(key=key, interface=name, inbound=policies, outbound=policies)
 
 
 def a_state(*workloads: HostWorkload) -> HostChanges:
@@ -198,6 +232,58 @@ def test_wiring_makes_pairs(bench: Bench) -> None:
     bench.wiring.detach("cali7")
 
 
+def test_host_endpoints_peers_and_named_ports_count_as_differences(bench: Bench) -> None:
+    state = msgspec.structs.replace(
+        a_state(a_workload()),
+        port_sets=(PortSetChange(id=NAMED, is_new=True, added=frozenset({PortMember(4, 1, 6, 80)})),),
+        interfaces=(an_interface("eth0"), an_interface(ANY_INTERFACE)),
+        peers=HostPeers(addresses=(IPAddress("192.0.2.7"),), is_ipip=True),
+    )
+    assert bench.dataplane.apply(state).is_clean
+    assert is_quiet(bench.dataplane.apply(state))
+    one_more = PortSetChange(id=NAMED, added=frozenset({PortMember(4, 2, 6, 80)}))
+    assert bench.dataplane.apply(HostChanges(port_sets=(one_more,))).changes == 1
+    assert bench.dataplane.apply(HostChanges(removed_interfaces=("eth0",))).changes > 0
+    assert is_quiet(bench.dataplane.apply(HostChanges(removed_interfaces=("eth0",))))
+    assert bench.dataplane.apply(HostChanges(peers=HostPeers())).changes > 0
+    assert bench.dataplane.apply(HostChanges(removed_port_sets=(NAMED,))).changes > 0
+    assert is_quiet(bench.dataplane.resync())
+
+
+def test_rules_are_counted_by_their_number(bench: Bench) -> None:
+    bench.dataplane.apply(a_state(a_workload()))
+    counted = {(each.rules, each.direction, each.rule): (each.packets, each.bytes) for each in _counts(bench)}
+    assert counted == {(WEB, "inbound", 0): (0, 0), (WEB, "outbound", 0): (0, 0)}
+
+
+def test_nothing_is_connected_and_nothing_to_cut(bench: Bench) -> None:
+    nobody = Connection(6, *[IPAddress("10.65.0.1")] * 2, 1, 2, *[IPAddress("10.65.0.1")] * 2, 2, 1)
+    assert nobody not in bench.dataplane.connections()
+    assert bench.dataplane.cut([nobody]) == 0
+    assert bench.dataplane.cut([]) == 0
+
+
+def test_watches_may_be_stopped_twice(bench: Bench) -> None:
+    for watch in (bench.dataplane.watch_denied, bench.dataplane.watch_addresses):
+        stop = watch(lambda *_: None)
+        stop()
+        stop()
+
+
+def test_addresses_of_the_host_are_told_at_once_and_when_they_change(bench: Bench) -> None:
+    told: list[tuple[str, frozenset[IPAddress] | None]] = []
+    bench.set_addresses("up7", "192.0.2.1")
+    bench.wiring.attach(bench.request)
+    stop = bench.dataplane.watch_addresses(lambda name, addresses: told.append((name, addresses)))
+    assert ("up7", frozenset({IPAddress("192.0.2.1")})) in _without_link_local(told)
+    bench.set_addresses("up7", "192.0.2.1", "2001:db8::1")
+    _wait(lambda: ("up7", frozenset({IPAddress("192.0.2.1"), IPAddress("2001:db8::1")})) in _without_link_local(told))
+    bench.remove_interface("up7")
+    _wait(lambda: ("up7", None) in told)
+    stop()
+    assert not [name for name, _ in told if name.startswith("cali")]
+
+
 def test_purge_starts_from_nothing(bench: Bench) -> None:
     bench.dataplane.apply(a_state(a_workload()))
     bench.dataplane.purge()
@@ -208,6 +294,19 @@ def test_purge_starts_from_nothing(bench: Bench) -> None:
     report = bench.dataplane.apply(a_state(a_workload()))
     assert report.is_clean
     assert report.changes > 0
+
+
+def _counts(bench: Bench) -> tuple[RuleCount, ...]:
+    return bench.dataplane.rule_counts()
+
+
+def _without_link_local(
+    told: list[tuple[str, frozenset[IPAddress] | None]],
+) -> list[tuple[str, frozenset[IPAddress] | None]]:
+    return [
+        (name, addresses and frozenset(each for each in addresses if not each.is_link_local()))
+        for name, addresses in tuple(told)
+    ]
 
 
 def _wait(condition: Callable[[], bool]) -> None:

@@ -161,6 +161,10 @@ class KubernetesApi:
         match path.strip("/").split("/"):
             case ["api", "v1", "namespaces", name]:
                 found = self._objects.get(("namespaces", "", name))
+            case ["version"]:
+                found = {"major": "1", "minor": "33"}
+            case ["api", "v1", "nodes", name]:
+                found = self._objects.get(("nodes", "", name))
             case ["api", "v1", "namespaces", namespace, "pods", name]:
                 found = self._objects.get(("pods", namespace, name))
             case _:

@@ -27,6 +27,7 @@ from calico_core.model.workloads import (
     WiredInterface,
     WiringRequest,
 )
+from calico_core.stopwatch import lap
 from tests.doubles.ipam import MemoryIpam
 
 HOST_MAC = parse_mac("ee:ee:ee:ee:ee:ee")
@@ -133,6 +134,8 @@ class MemoryWorkloads(Workloads):
 
 
 def _attached(request: Attach, nets: tuple[IPNetwork, ...]) -> Attached:
+    for step in ("record", "interface"):
+        lap(step)
     is_wired = request.namespace_fd is not None
     mac: EUI | None = request.mac or (CONTAINER_MAC if is_wired else None)
     endpoint = WorkloadEndpoint(
@@ -155,5 +158,5 @@ def _attached(request: Attach, nets: tuple[IPNetwork, ...]) -> Attached:
         mtu_bytes=(request.mtu_bytes or MTU_BYTES) if is_wired else None,
         is_policy_programmed=True,
         endpoint=endpoint,
-        steps=(("allocate", 0.5), ("wire", 1.0)),
+        steps=(("record_ms", 0.5), ("interface_ms", 1.0)),
     )

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from calico_core.dataplane.denials import Origins
+from calico_core.dataplane.iptables import removal
 from calico_core.dataplane.iptables.policy_tables import PolicyTables
-from calico_core.dataplane.iptables.tools import Tools, available_tools
+from calico_core.dataplane.iptables.tools import Tools
 from calico_core.dataplane.kernel_dataplane import KernelDataplane, check_options
+from calico_core.dataplane.nftables import removal as nftables
 from calico_core.errors import InvalidRequest
-from calico_core.interfaces.dataplane import DataplaneOptions, RuleCount
 
 if TYPE_CHECKING:
     from calico_core.dataplane.iptables.tools import Backend
+    from calico_core.interfaces.dataplane import DataplaneOptions, RuleCount
 
 #: An interface's name with the wildcard of iptables behind it must still be one.
 _PREFIX_LENGTH = 14
@@ -30,7 +33,8 @@ class IptablesDataplane(KernelDataplane[PolicyTables]):
         check_options(options)
         if len(options.interface_prefix) > _PREFIX_LENGTH:
             raise InvalidRequest("interface_prefix", f"must have at most {_PREFIX_LENGTH} characters")
-        super().__init__(options, namespace_fd, PolicyTables(options, Tools(namespace_fd, backend)))
+        origins = Origins()
+        super().__init__(options, namespace_fd, PolicyTables(options, Tools(namespace_fd, backend), origins), origins)
 
     @classmethod
     def open(cls, options: DataplaneOptions) -> IptablesDataplane:
@@ -43,12 +47,18 @@ class IptablesDataplane(KernelDataplane[PolicyTables]):
 
         :raises ToolFailed: something could not be removed.
         """
-        tables = [PolicyTables(DataplaneOptions(), tools) for tools in available_tools(namespace_fd)]
-        for each in tables:
-            each.purge_chains()
-        # the backends share the sets
-        for each in tables[:1]:
-            each.purge()
+        removal.remove_ours(namespace_fd)
+
+    @staticmethod
+    def remove_reference(namespace_fd: int | None = None) -> tuple[str, ...]:
+        """Remove what the reference agents left, in either backend. Gives what was removed.
+
+        :raises ToolFailed: something could not be removed.
+        """
+        return removal.remove_reference(namespace_fd)
+
+    def _remove_other_kinds(self) -> None:
+        nftables.remove_ours(self._namespace_fd)
 
     def rule_counts(self) -> tuple[RuleCount, ...]:
         return self._policy.rule_counts()

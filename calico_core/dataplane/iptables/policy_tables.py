@@ -77,12 +77,12 @@ class _Observed:
 class PolicyTables:
     """The tables of one network namespace. One thread."""
 
-    def __init__(self, options: DataplaneOptions, tools: Tools) -> None:
+    def __init__(self, options: DataplaneOptions, tools: Tools, origins: Origins | None = None) -> None:
         self._options, self._tools = options, tools
         self._families: tuple[int, ...] = (4, 6) if sysctl.has_ipv6() else (4,)
         self._state = HostState()
-        self.origins = Origins()
-        self._builder = TablesBuilder(options, self._families, self.origins)
+        self._origins = Origins() if origins is None else origins
+        self._builder = TablesBuilder(options, self._families, self._origins)
         self._observed: _Observed | None = None
         self._closed: dict[str, str] = {}
 
@@ -97,7 +97,7 @@ class PolicyTables:
         :raises ToolFailed: a program is missing, or refused.
         """
         observed = self._read()
-        builder = TablesBuilder(self._options, self._families, self.origins)
+        builder = TablesBuilder(self._options, self._families, self._origins)
         absent = {
             where: frozenset(each.chains.keys() - observed.tables[where].table.chains.keys())
             for where, each in builder.desired.tables.items()
@@ -302,7 +302,7 @@ class PolicyTables:
 
     def _rebuild(self, closed: dict[str, str]) -> None:
         self._closed = closed
-        self._builder = TablesBuilder.of(self._options, self._families, self._state, closed, self.origins)
+        self._builder = TablesBuilder.of(self._options, self._families, self._state, closed, self._origins)
         self._builder.desired.take_touched()
 
     def _close(self, guilty: dict[str, str]) -> None:

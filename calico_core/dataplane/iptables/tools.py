@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from calico_core.dataplane.linux.netns import run_in
 from calico_core.errors import ToolFailed
 from calico_core.log import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Literal
 
     Backend = Literal["nft", "legacy"]
@@ -22,6 +25,8 @@ _TIMEOUT_S = 60.0
 #: How long iptables waits for another program's lock (the legacy backend has one).
 _LOCK_WAIT_S = 10
 _BACKENDS: tuple[Backend, ...] = ("nft", "legacy")
+#: Of the thread's own network namespace.
+_LEGACY_TABLES = ("/proc/thread-self/net/ip_tables_names", "/proc/thread-self/net/ip6_tables_names")
 _COMMANDS = {4: "iptables", 6: "ip6tables"}
 #: What a shell answers for a command that is not there.
 _NOT_FOUND, _TIMED_OUT = 127, 124
@@ -62,6 +67,10 @@ class Tools:
         """:raises ToolFailed: lines before the refused one are done."""
         self._run((self._ipset, "restore", "-exist"), script)
 
+    def destroy_sets(self, names: Iterable[str]) -> None:
+        """:raises ToolFailed: one is still in use; those before it are gone."""
+        self.restore_sets("".join(f"destroy {name}\n" for name in names))
+
     def _find_backend(self) -> Backend:
         return "legacy" if "legacy" in self._run((_path("iptables"), "--version")) else "nft"
 
@@ -91,6 +100,11 @@ class Tools:
         return done.stdout
 
 
+def is_legacy_used(namespace_fd: int | None = None) -> bool:
+    """Whether the namespace has tables of the legacy backend; looking into one that is not there would make it."""
+    return run_in(namespace_fd, lambda: any(map(_has_content, _LEGACY_TABLES)))
+
+
 def available_tools(namespace_fd: int | None = None) -> list[Tools]:
     """One for each backend the host has."""
     found: list[Tools] = []
@@ -100,6 +114,13 @@ def available_tools(namespace_fd: int | None = None) -> list[Tools]:
         except ToolFailed as error:
             log.debug("iptables.backend_missing", backend=backend, error=str(error))
     return found
+
+
+def _has_content(path: str) -> bool:
+    try:
+        return bool(Path(path).read_text(encoding="ascii").strip())
+    except OSError:
+        return False
 
 
 def _program(command: str, backend: Backend, verb: str) -> str:

@@ -12,6 +12,7 @@ from calico_core.dataplane.linux.netlink import (
     Request,
     attribute,
     parse_attributes,
+    u32,
 )
 from calico_core.dataplane.linux.prefix import AF_INET6, Prefix
 
@@ -19,7 +20,7 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 IFA_F_NODAD = 0x02
-NDA_DST, NDA_LLADDR = 1, 2
+NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
 NUD_PERMANENT = 0x80
 NTF_PROXY = 0x08
 SCOPE_UNIVERSE, SCOPE_LINK = 0, 253
@@ -95,9 +96,10 @@ def delete_neighbour(index: int, address: Prefix, *, flags: int = 0) -> Request:
     return Request(f"delete neighbour {address}", RTM_DELNEIGH, 0, body)
 
 
-def dump_neighbours(*, flags: int = 0) -> Request:
-    """All neighbours, or with NTF_PROXY the proxy entries."""
-    return Request("list neighbours", RTM_GETNEIGH, 0, _NEIGHBOUR.pack(0, 0, 0, flags, 0))
+def dump_neighbours(*, flags: int = 0, index: int = 0) -> Request:
+    """All neighbours, or those of one interface (index); with NTF_PROXY the proxy entries."""
+    body = _NEIGHBOUR.pack(0, 0, 0, flags, 0) + (u32(NDA_IFINDEX, index) if index else b"")
+    return Request("list neighbours", RTM_GETNEIGH, 0, body)
 
 
 def parse_neighbour(body: bytes) -> Neighbour:

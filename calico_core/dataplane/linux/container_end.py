@@ -19,7 +19,7 @@ from calico_core.dataplane.linux.rtnetlink import RouteSocket
 from calico_core.dataplane.linux.sysctl import Setting
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from netaddr import IPNetwork
 
@@ -69,17 +69,19 @@ def configure(
     wanted: WantedAddresses,
     *,
     has_default_route: bool,
+    destinations: Sequence[Prefix],
     gateway_mac: bytes,
 ) -> None:
     """Up, addresses, routes, in one message; may be repeated. ``gateway_mac`` empty: found by ARP.
 
-    A route to the next hop, or a default route, that another interface of the container holds stays as it is.
+    A route to the next hop, to ``destinations`` or a default route that another interface of the container holds stays
+    as it is.
     """
     requests = [set_link(index=index, is_up=True), *(add_address(index, each) for each in wanted.all)]
     if wanted.v4 and gateway_mac:
         requests.append(set_neighbour(index, GATEWAY_V4, gateway_mac))
     firm = len(requests)
-    requests += map(add_route, _routes(index, wanted, has_default_route=has_default_route))
+    requests += map(add_route, _routes(index, wanted, destinations, has_default_route=has_default_route))
     for position, outcome in enumerate(container.attempt(requests)):
         if outcome.error is not None and (position < firm or outcome.error.errno != errno.EEXIST):
             raise outcome.error
@@ -91,7 +93,14 @@ def remove_surplus(container: RouteSocket, index: int, wanted: WantedAddresses) 
     container.execute(*(delete_address(index, each) for each in surplus))
 
 
-def differences(container: RouteSocket, inner: Link, wanted: WantedAddresses, *, has_default_route: bool) -> list[str]:
+def differences(
+    container: RouteSocket,
+    inner: Link,
+    wanted: WantedAddresses,
+    *,
+    has_default_route: bool,
+    destinations: Sequence[Prefix],
+) -> list[str]:
     """What of :func:`configure` is missing, as sentences."""
     found: list[str] = []
     if not inner.is_up:
@@ -100,7 +109,7 @@ def differences(container: RouteSocket, inner: Link, wanted: WantedAddresses, *,
     found += [f"address {each} is missing on {inner.name}" for each in wanted.all if each not in present]
     found += [f"address {each} is on {inner.name} unasked" for each in present if each not in wanted.all]
     routes = {route.destination for route in container.routes()}
-    for route in _routes(inner.index, wanted, has_default_route=has_default_route):
+    for route in _routes(inner.index, wanted, destinations, has_default_route=has_default_route):
         if route.destination not in routes:
             found.append(f"container route {route.destination} is missing")
     return found
@@ -110,22 +119,19 @@ def _global_addresses(container: RouteSocket, index: int) -> list[Prefix]:
     return [each.prefix for each in container.addresses(index) if each.scope == SCOPE_UNIVERSE]
 
 
-def _routes(index: int, wanted: WantedAddresses, *, has_default_route: bool) -> list[Route]:
+def _routes(
+    index: int, wanted: WantedAddresses, destinations: Sequence[Prefix], *, has_default_route: bool
+) -> list[Route]:
+    """To the next hop, and through it to the destinations of the families that the container speaks."""
     routes: list[Route] = []
     if wanted.v4:
         routes.append(Route(destination=GATEWAY_V4, index=index, scope=RT_SCOPE_LINK, protocol=RTPROT_BOOT))
-    if has_default_route:
-        for family, gateway, addresses in (
-            (AF_INET, GATEWAY_V4, wanted.v4),
-            (AF_INET6, GATEWAY_V6, wanted.v6),
-        ):
-            if addresses:
-                routes.append(
-                    Route(
-                        destination=_DEFAULT[family],
-                        index=index,
-                        gateway=gateway.address,
-                        protocol=RTPROT_BOOT,
-                    )
-                )
+    for family, gateway, addresses in ((AF_INET, GATEWAY_V4, wanted.v4), (AF_INET6, GATEWAY_V6, wanted.v6)):
+        if not addresses:
+            continue
+        through = [_DEFAULT[family]] if has_default_route else []
+        through += [each for each in destinations if each.family == family and each not in through]
+        routes += (
+            Route(destination=each, index=index, gateway=gateway.address, protocol=RTPROT_BOOT) for each in through
+        )
     return routes

@@ -26,7 +26,7 @@ NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 SOL_NETLINK = 270
 NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
 
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR = 0x1, 0x4, 0x10
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_ECHO, NLM_F_DUMP_INTR = 0x1, 0x4, 0x8, 0x10
 NLM_F_ROOT, NLM_F_MATCH = 0x100, 0x200
 NLM_F_DUMP = NLM_F_ROOT | NLM_F_MATCH
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
@@ -182,6 +182,30 @@ class NetlinkSocket:
             outcomes += self._attempt_chunk(requests[start : start + _MESSAGES_A_SEND])
         return outcomes
 
+    def next_sequence(self) -> int:
+        """For one message that the caller builds."""
+        self._sequence += 1
+        return self._sequence
+
+    def send(self, data: bytes, operation: str) -> None:
+        """Messages in full; ``operation`` names them in errors. What comes back is read with :meth:`receive`."""
+        try:
+            self._socket.send(data)
+        except OSError as error:
+            raise KernelRefused(operation, error.errno or errno.EIO) from error
+
+    def receive(self, operation: str) -> bytes:
+        """The next datagram.
+
+        :raises KernelRefused: ETIMEDOUT when none came in time.
+        """
+        try:
+            return self._socket.recv(_RECEIVE_BYTES)
+        except BlockingIOError as error:
+            raise KernelRefused(operation, errno.ETIMEDOUT, "no answer from the kernel in time") from error
+        except OSError as error:
+            raise KernelRefused(operation, error.errno or errno.EIO) from error
+
     def _attempt_chunk(self, requests: Sequence[Request]) -> list[Outcome]:
         first = self._sequence + 1
         self._sequence += len(requests)
@@ -189,13 +213,13 @@ class NetlinkSocket:
         for sequence, request in enumerate(requests, first):
             flags = request.flags | NLM_F_REQUEST | NLM_F_ACK
             parts += (HEADER.pack(16 + len(request.body), request.type, flags, sequence, 0), request.body)
-        self._send(b"".join(parts), requests[0].operation)
+        self.send(b"".join(parts), requests[0].operation)
 
         errors: dict[int, KernelRefused] = {}
         replies: dict[int, list[tuple[int, bytes]]] = {}
         waiting = len(requests)
         while waiting:
-            for kind, flags, sequence, body in parse_messages(self._receive(requests[0].operation)):
+            for kind, flags, sequence, body in parse_messages(self.receive(requests[0].operation)):
                 index = sequence - first
                 if not 0 <= index < len(requests):
                     continue  # a late answer to an earlier request that timed out
@@ -220,17 +244,16 @@ class NetlinkSocket:
         return bodies
 
     def _dump_once(self, request: Request) -> tuple[list[bytes], bool]:
-        self._sequence += 1
-        wanted = self._sequence
+        wanted = self.next_sequence()
         flags = request.flags | NLM_F_REQUEST | NLM_F_DUMP
-        self._send(
+        self.send(
             HEADER.pack(16 + len(request.body), request.type, flags, wanted, 0) + request.body,
             request.operation,
         )
         bodies: list[bytes] = []
         was_interrupted = False
         while True:
-            for kind, got, sequence, body in parse_messages(self._receive(request.operation)):
+            for kind, got, sequence, body in parse_messages(self.receive(request.operation)):
                 if sequence != wanted:
                     continue
                 was_interrupted |= bool(got & NLM_F_DUMP_INTR)
@@ -242,20 +265,6 @@ class NetlinkSocket:
                 if kind == NLMSG_ERROR:
                     raise refused(request.operation, *parse_error(body, got))
                 bodies.append(body)
-
-    def _send(self, data: bytes, operation: str) -> None:
-        try:
-            self._socket.send(data)
-        except OSError as error:
-            raise KernelRefused(operation, error.errno or errno.EIO) from error
-
-    def _receive(self, operation: str) -> bytes:
-        try:
-            return self._socket.recv(_RECEIVE_BYTES)
-        except BlockingIOError as error:
-            raise KernelRefused(operation, errno.ETIMEDOUT, "no answer from the kernel in time") from error
-        except OSError as error:
-            raise KernelRefused(operation, error.errno or errno.EIO) from error
 
 
 def refused(operation: str, number: int, message: str) -> KernelRefused:

@@ -1,23 +1,29 @@
-"""Deleting links. The kernel waits 15–30 ms for each deletion request, however many links it names, so deletions
-that arrive together travel together: as a link group in one request."""
+"""Deleting links without waiting for what nobody needs.
+
+A deletion takes a link out of its namespace within a millisecond: it has no name, no addresses and no routes any
+more. Then the kernel keeps the sender for another 10 to 30 ms, until its last reader (RCU) has let go of the memory,
+however many links the request names. So what is known to go together travels as a link group in one request, and
+whoever deletes one link goes on at the kernel's word that it is gone, while a thread of ours sits out the rest.
+"""
 
 from __future__ import annotations
 
 import errno
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from calico_core.dataplane.linux.link_messages import delete_group, delete_link, set_link
-from calico_core.errors import CalicoError, KernelRefused
+from calico_core.dataplane.linux.parting import Parting
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from calico_core.dataplane.linux.rtnetlink import RouteSocket, RouteSockets
+    from calico_core.errors import KernelRefused
 
 #: Links on their way out: ``cali`` in ASCII, a group number nobody else has a reason to use.
 DOOMED_GROUP = 0x63616C69
-_WAIT_S = 60.0
+_SENDERS = 128  # as many as there are calls at once
 
 
 def delete_links(route_socket: RouteSocket, names: Collection[str]) -> None:
@@ -45,54 +51,30 @@ def _tolerate_gone(error: KernelRefused | None) -> None:
 
 
 class LinkReaper:
-    """Coalesces deletions of many threads: while one waits in the kernel, the others' names gather for the next.
-
-    No lock is held during the kernel's wait, so attaches go on.
-    """
+    """Deletes links for callers in many threads, none of whom waits for another or for the kernel's memory."""
 
     def __init__(self, sockets: RouteSockets) -> None:
         self._sockets = sockets
-        self._changed = threading.Condition()
-        self._queue: list[_Ticket] = []
-        self._is_busy = False
+        self._senders = ThreadPoolExecutor(max_workers=_SENDERS, thread_name_prefix="reaper")
 
-    def delete(self, *names: str) -> None:
-        """Returns when the links are gone. Errors as :func:`delete_links`, to everyone of the batch."""
-        ticket = _Ticket(names)
-        with self._changed:
-            self._queue.append(ticket)
-            if not self._changed.wait_for(lambda: ticket.is_done or not self._is_busy, timeout=_WAIT_S):
-                self._queue = [each for each in self._queue if each is not ticket]
-                raise KernelRefused(f"delete links {', '.join(names)}", errno.ETIMEDOUT)
-            if not ticket.is_done:
-                batch, self._queue, self._is_busy = self._queue, [], True
-            else:
-                batch = []
-        if batch:
-            self._delete_batch(batch)
-        if ticket.error is not None:
-            raise ticket.error
+    def close(self) -> None:
+        """Returns when the kernel is done with everything that was deleted."""
+        self._senders.shutdown(wait=True)
 
-    def _delete_batch(self, batch: list[_Ticket]) -> None:
-        failure: CalicoError | None = KernelRefused("delete links", errno.EINTR)
-        try:
-            with self._sockets.borrow() as route_socket:
-                delete_links(route_socket, {name for ticket in batch for name in ticket.names})
-            failure = None
-        except CalicoError as error:
-            failure = error
-        finally:
-            with self._changed:
-                for ticket in batch:
-                    ticket.error, ticket.is_done = failure, True
-                self._is_busy = False
-                self._changed.notify_all()
+    def delete(self, name: str) -> None:
+        """Returns when the link is gone; already gone is success.
 
+        Kernels before 6.2 do not say when that is, and are waited for to the end.
 
-class _Ticket:
-    __slots__ = ("error", "is_done", "names")
+        :raises KernelRefused: it cannot be deleted.
+        """
+        route_socket = self._sockets.take()
+        parting = Parting(route_socket, delete_link(name))
+        self._senders.submit(self._send, route_socket, parting)
+        _tolerate_gone(parting.wait())
 
-    def __init__(self, names: tuple[str, ...]) -> None:
-        self.names = names
-        self.error: CalicoError | None = None
-        self.is_done = False
+    def _send(self, route_socket: RouteSocket, parting: Parting) -> None:
+        if parting.send():
+            self._sockets.give_back(route_socket)
+        else:
+            route_socket.close()

@@ -89,9 +89,10 @@ class RouteSocket(NetlinkSocket):
                     found.append(route)
         return found
 
-    def neighbours(self, *, flags: int = 0) -> list[Neighbour]:
-        """All entries; with NTF_PROXY the proxy ones."""
-        return [parse_neighbour(body) for body in self.dump(dump_neighbours(flags=flags))]
+    def neighbours(self, *, flags: int = 0, index: int = 0) -> list[Neighbour]:
+        """All entries, or those of one interface; with NTF_PROXY the proxy ones."""
+        found = [parse_neighbour(body) for body in self.dump(dump_neighbours(flags=flags, index=index))]
+        return [entry for entry in found if index in (0, entry.index)]
 
     def _dump_family(self, family: int, table: int, protocol: int, index: int) -> list[bytes]:
         try:
@@ -121,19 +122,25 @@ class RouteSockets:
 
     @contextmanager
     def borrow(self) -> Iterator[RouteSocket]:
-        with self._lock:
-            borrowed = self._idle.pop() if self._idle else None
-        if borrowed is None:
-            borrowed = RouteSocket(self.namespace_fd)
+        borrowed = self.take()
         try:
             yield borrowed
         finally:
-            with self._lock:
-                keep = len(self._idle) < _IDLE_SOCKETS
-                if keep:
-                    self._idle.append(borrowed)
-            if not keep:
-                borrowed.close()
+            self.give_back(borrowed)
+
+    def take(self) -> RouteSocket:
+        """One that the caller gives back, or closes when answers may still come to it."""
+        with self._lock:
+            idle = self._idle.pop() if self._idle else None
+        return idle or RouteSocket(self.namespace_fd)
+
+    def give_back(self, taken: RouteSocket) -> None:
+        with self._lock:
+            keep = len(self._idle) < _IDLE_SOCKETS
+            if keep:
+                self._idle.append(taken)
+        if not keep:
+            taken.close()
 
     def close(self) -> None:
         """Close the idle ones; borrowed sockets still come back and stay."""

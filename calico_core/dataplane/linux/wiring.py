@@ -24,7 +24,7 @@ from calico_core.dataplane.linux.address_messages import SCOPE_LINK, add_address
 from calico_core.dataplane.linux.container_end import GATEWAY_V6, WantedAddresses
 from calico_core.dataplane.linux.host_routes import raise_and_route
 from calico_core.dataplane.linux.link_messages import add_veth, get_link, set_link
-from calico_core.dataplane.linux.prefix import network_of
+from calico_core.dataplane.linux.prefix import network_of, prefix_of
 from calico_core.dataplane.linux.reaper import LinkReaper
 from calico_core.dataplane.linux.route_messages import PROTOCOL, delete_route, workload_route
 from calico_core.dataplane.linux.rtnetlink import RouteSocket, RouteSockets, link_of
@@ -51,7 +51,7 @@ class VethWiring(WorkloadWiring):
 
     ``namespace_fd`` None: the process's own namespace is the host's. ``pins_gateway`` gives the container a permanent
     neighbour entry for its next hop: no ARP before the first packet, and no need for a default route on the host,
-    without which proxy ARP is silent.
+    without which proxy ARP is silent. ``has_metadata``: workloads may be led to the host's loopback.
     """
 
     def __init__(
@@ -60,15 +60,18 @@ class VethWiring(WorkloadWiring):
         *,
         interface_prefix: str = "cali",
         pins_gateway: bool = True,
+        has_metadata: bool = False,
     ) -> None:
         self._namespace_fd = namespace_fd
         self._sockets = RouteSockets(namespace_fd)
         self._reaper = LinkReaper(self._sockets)
         self._interface_prefix = interface_prefix
         self._pins_gateway = pins_gateway
+        self._has_metadata = has_metadata
 
     def close(self) -> None:
-        """Free the sockets kept open."""
+        """Free the sockets kept open, when the kernel is done with what was deleted."""
+        self._reaper.close()
         self._sockets.close()
 
     def attach(self, request: WiringRequest) -> WiredInterface:
@@ -242,14 +245,20 @@ class VethWiring(WorkloadWiring):
             link.peer_index,
             wanted,
             has_default_route=request.is_default_route,
+            destinations=[prefix_of(each) for each in request.routes],
             # as read back from the kernel: a wrong entry would be a black hole
             gateway_mac=link.mac if self._pins_gateway else b"",
         )
         self._raise_host_end(host, link, wanted)
 
+    def _host_settings(self, interface: str, wanted: WantedAddresses) -> tuple[Setting, ...]:
+        return workload_sysctls.host_end(
+            interface, has_v4=bool(wanted.v4), has_v6=bool(wanted.v6), has_metadata=self._has_metadata
+        )
+
     def _raise_host_end(self, host: RouteSocket, link: Link, wanted: WantedAddresses) -> None:
         """Sysctls while it is down, then up with its link-local address and the routes."""
-        settings = _host_settings(link.name, wanted)
+        settings = self._host_settings(link.name, wanted)
         netns.run_in(self._namespace_fd, lambda: sysctl.apply(settings))
         raise_and_route(
             host,
@@ -280,10 +289,16 @@ class VethWiring(WorkloadWiring):
             for each in (link, inner)
             if request.mtu_bytes not in (None, each.mtu_bytes)
         ]
-        found += container_end.differences(container, inner, wanted, has_default_route=request.is_default_route)
+        found += container_end.differences(
+            container,
+            inner,
+            wanted,
+            has_default_route=request.is_default_route,
+            destinations=[prefix_of(each) for each in request.routes],
+        )
         routed = {route.destination for route in host.routes(index=link.index)}
         found += [f"host route {each} through {link.name} is missing" for each in wanted.all if each not in routed]
-        settings = _host_settings(link.name, wanted)
+        settings = self._host_settings(link.name, wanted)
         wrong = netns.run_in(self._namespace_fd, lambda: sysctl.first_difference(settings))
         if wrong is not None:
             found.append(f"sysctl net/{wrong.path} is not {wrong.value}")
@@ -329,10 +344,6 @@ def _are_peers(host: RouteSocket, link: Link, inner: Link, namespace_fd: int) ->
     if link.kind != "veth" or (link.peer_index, inner.peer_index) != (inner.index, link.index):
         return False
     return link.peer_namespace_id is not None and link.peer_namespace_id == host.namespace_id(namespace_fd)
-
-
-def _host_settings(interface: str, wanted: WantedAddresses) -> tuple[Setting, ...]:
-    return workload_sysctls.host_end(interface, has_v4=bool(wanted.v4), has_v6=bool(wanted.v6))
 
 
 def _restore(namespace_fd: int, settings: tuple[Setting, ...]) -> None:

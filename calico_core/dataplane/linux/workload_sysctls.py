@@ -6,13 +6,14 @@ from calico_core.dataplane.linux import sysctl
 from calico_core.dataplane.linux.sysctl import Setting
 
 
-def host_end(interface: str, *, has_v4: bool, has_v6: bool) -> tuple[Setting, ...]:
-    """For the host end, to be written before it goes up."""
+def host_end(interface: str, *, has_v4: bool, has_v6: bool, has_metadata: bool) -> tuple[Setting, ...]:
+    """For the host end, to be written before it goes up. ``has_metadata``: what a workload asks of the metadata
+    address may lead to the host's loopback; nothing else may."""
     v4, v6 = f"ipv4/conf/{interface}/", f"ipv6/conf/{interface}/"
     settings: list[Setting] = []
     if has_v4:
         settings += (
-            Setting(v4 + "route_localnet", "1"),
+            Setting(v4 + "route_localnet", "1" if has_metadata else "0"),
             Setting(f"ipv4/neigh/{interface}/proxy_delay", "0", is_vital=False),
             Setting(v4 + "proxy_arp", "1"),
             Setting(v4 + "forwarding", "1"),

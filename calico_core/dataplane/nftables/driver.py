@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from calico_core.dataplane.denials import Origins
+from calico_core.dataplane.iptables import removal as iptables
 from calico_core.dataplane.kernel_dataplane import KernelDataplane, check_options
 from calico_core.dataplane.nftables.policy_table import PolicyTable
 
 if TYPE_CHECKING:
     from calico_core.dataplane.reconcile import Table
-    from calico_core.interfaces.dataplane import DataplaneOptions, RuleCount
+    from calico_core.interfaces.dataplane import ApplyReport, DataplaneOptions, Failure, RuleCount
+    from calico_core.model.hoststate import HostChanges
 
 
 class NftablesDataplane(KernelDataplane[PolicyTable]):
@@ -28,8 +32,26 @@ class NftablesDataplane(KernelDataplane[PolicyTable]):
     def open(cls, options: DataplaneOptions) -> NftablesDataplane:
         return cls(options)
 
+    def apply(self, changes: HostChanges) -> ApplyReport:
+        report = super().apply(changes)
+        if not changes.is_complete:
+            return report
+        changed, failures = self._policy.live_beside_docker()
+        return _more(report, len(changed), failures)
+
+    def resync(self) -> ApplyReport:
+        report = super().resync()
+        if not self._is_complete:
+            return report
+        changed, failures = self._policy.live_beside_docker()
+        report = msgspec.structs.replace(report, healed=(*report.healed, *changed))
+        return _more(report, len(changed), failures)
+
     def rule_counts(self) -> tuple[RuleCount, ...]:
         return self._policy.rule_counts()
+
+    def _remove_other_kinds(self) -> None:
+        iptables.remove_ours(self._namespace_fd)
 
     def observe(self) -> Table | None:
         """The policy table as the kernel holds it; for diagnosis and tests."""
@@ -39,3 +61,7 @@ class NftablesDataplane(KernelDataplane[PolicyTable]):
     def desired(self) -> Table:
         """The policy table as it is wanted."""
         return self._policy.desired
+
+
+def _more(report: ApplyReport, changes: int, failures: tuple[Failure, ...]) -> ApplyReport:
+    return msgspec.structs.replace(report, changes=report.changes + changes, failures=(*report.failures, *failures))

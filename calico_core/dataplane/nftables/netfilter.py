@@ -58,6 +58,7 @@ NEWTABLE, GETTABLE, GETCHAIN, GETRULE, GETSET = (_SUBSYSTEM | number for number 
 NEWSETELEM, GETSETELEM, DELSETELEM, NEWGEN, GETGEN = (_SUBSYSTEM | number for number in (12, 13, 14, 15, 16))
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
 NFPROTO_INET = 1
+_NFPROTO = {4: 2, 6: 10}
 _HEADER_INET = bytes((NFPROTO_INET, 0, 0, 0))  # nfgenmsg: family, version, resource id
 _HEADER_ANY = bytes(4)
 _HEADER_BATCH = struct.pack(">BBH", 0, 0, 10)
@@ -106,6 +107,15 @@ class NftSocket(NetlinkSocket):
         flags = next((parse_attributes(body, 4).get(2) for kind, body in outcome.replies if kind == NEWTABLE), None)
         return not (flags and _U32.unpack(flags)[0] & _TABLE_DORMANT)
 
+    def has_iptables_chain(self, family: int, name: str) -> bool:
+        """Whether the filter table that iptables keeps in nf_tables has a chain of this name."""
+        header = bytes((_NFPROTO[family], 0, 0, 0))
+        request = Request("look up chain", GETCHAIN, 0, header + text(1, "filter") + text(3, name))
+        (outcome,) = self.attempt([request])
+        if outcome.error is not None and outcome.error.errno != errno.ENOENT:
+            raise outcome.error
+        return outcome.error is None
+
     def read(self) -> tuple[Table | None, int]:
         """The table as it stands (None: it does not), and the generation that was read."""
         before = self.generation()
@@ -146,11 +156,11 @@ class NftSocket(NetlinkSocket):
             wanted = flags | NLM_F_REQUEST | (NLM_F_ACK if sequence == last else 0)
             parts += (HEADER.pack(16 + len(body), kind, wanted, sequence, 0), body)
         parts += (HEADER.pack(20, BATCH_END, NLM_F_REQUEST, last + 1, 0), _HEADER_BATCH)
-        self._send(b"".join(parts), operation)
+        self.send(b"".join(parts), operation)
 
         # the kernel worked during the send: what it has to say is queued, errors before the acknowledgement
         while True:
-            for kind, flags, sequence, body in parse_messages(self._receive(operation)):
+            for kind, flags, sequence, body in parse_messages(self.receive(operation)):
                 if not first <= sequence <= last + 1 or kind != NLMSG_ERROR:
                     continue
                 number, message = parse_error(body, flags)

@@ -14,13 +14,14 @@ import msgspec
 
 from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.kernel_dataplane import TableReport
+from calico_core.dataplane.nftables.beside_docker import BesideDocker
 from calico_core.dataplane.nftables.builder import TableBuilder
 from calico_core.dataplane.nftables.library import NftLibrary
 from calico_core.dataplane.nftables.names import FAMILY, TABLE
 from calico_core.dataplane.nftables.netfilter import NftSocket
 from calico_core.dataplane.nftables.script import delete_table, render_plan
 from calico_core.dataplane.reconcile import Plan, Table, rebuild, reconcile
-from calico_core.errors import KernelRefused
+from calico_core.errors import KernelRefused, ToolFailed
 from calico_core.interfaces.dataplane import Failure, RuleCount
 from calico_core.log import get_logger
 from calico_core.model.hoststate import HostState
@@ -53,6 +54,8 @@ class PolicyTable:
         self._options = options
         self._library = NftLibrary(namespace_fd)
         self._socket = NftSocket(namespace_fd)
+        families = (4, 6) if options.is_ipv6_enabled else (4,)
+        self._docker = BesideDocker(self._socket, namespace_fd, prefix=options.interface_prefix, families=families)
         self._state = HostState()
         self._origins = Origins() if origins is None else origins
         self._builder = TableBuilder(options, self._origins)
@@ -110,11 +113,20 @@ class PolicyTable:
         return msgspec.structs.replace(report, healed=foreign)
 
     def purge(self) -> None:
-        """Remove the table."""
+        """Remove the table, and what was added to Docker's."""
         errors = self._library.run("\n".join(delete_table()) + "\n")
         if errors:
             raise KernelRefused(f"delete {_WHOLE_TABLE}", errno.EBUSY, errors[0].reason)
         self._observed, self._generation = None, None
+        self._docker.remove()
+
+    def live_beside_docker(self) -> tuple[tuple[str, ...], tuple[Failure, ...]]:
+        """What was changed for it, and what could not be."""
+        try:
+            return self._docker.ensure(), ()
+        except (ToolFailed, KernelRefused) as error:
+            log.warning("docker.not_let_through", error=str(error))
+            return (), (Failure("docker", str(error)),)
 
     def rule_counts(self) -> tuple[RuleCount, ...]:
         """Of the rules as they stand; a chain that somebody else changed has none."""

@@ -24,15 +24,17 @@ from calico_cni.previous import Previous
 from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.requested import address_request, requested_mac
 from calico_cni.results import Interface, Ip, Result, Route, encode_result
-from calico_cni.supported import has_default_route
+from calico_cni.routes import container_routes
 from calico_cni.wire import Dns, NetworkConfiguration
 from calico_core.errors import InterfaceTaken, InvalidRequest, NotReady
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.model.addresses import parse_mac
 from calico_core.model.workloads import AddressRequest, Attach, Attached
+from calico_core.stopwatch import lap
 
 CONTAINER_SIDE = 1  # index in our own result; 0 is the host side
-DEFAULT_ROUTES = {4: ("0.0.0.0/0", "169.254.1.1"), 6: ("::/0", "fe80::ecee:eeff:feee:eeee")}
+DEFAULT_ROUTES = {4: "0.0.0.0/0", 6: "::/0"}
+NEXT_HOPS = {4: "169.254.1.1", 6: "fe80::ecee:eeff:feee:eeee"}
 """The one next hop that every container has: the host end of its pair. Source: cni specification 5.2."""
 
 
@@ -80,7 +82,7 @@ class AttachCall:
         attached = self._context.workloads.attach(request)
         self._refuse_other_network(attached)
         result = _result(attached, self._invocation, self._configuration)
-        return Outcome(encode_result(result, self._configuration.version), steps=attached.steps)
+        return Outcome(encode_result(result, self._configuration.version))
 
     @contextlib.contextmanager
     def _delegated(self) -> Iterator[tuple[IPAddress, ...]]:
@@ -92,6 +94,7 @@ class AttachCall:
             return
         delegate = Delegate(self._configuration.ipam.type, self._call)
         addresses = delegate.add(self._configuration.version)
+        lap("delegate")
         try:
             yield addresses
         except BaseException:
@@ -119,11 +122,12 @@ class AttachCall:
         )
         attached = self._context.workloads.attach(request)
         self._refuse_other_network(attached)
-        return Outcome(previous.encode(self._configuration.version), steps=attached.steps)
+        return Outcome(previous.encode(self._configuration.version))
 
     def _request(self, namespace_fd: int, addresses: AddressRequest | tuple[IPAddress, ...]) -> Attach:
         configuration, invocation = self._configuration, self._invocation
         profile = open_profile(configuration.name) if self._pod else network_profile(configuration.name)
+        routes = container_routes(configuration)
         request = Attach(
             key=self._identity.key,
             interface=self._identity.interface,
@@ -138,7 +142,8 @@ class AttachCall:
             mtu_bytes=configuration.mtu or None,
             container_id=invocation.container_id,
             network=configuration.name,
-            is_default_route=has_default_route(configuration),
+            is_default_route=routes.has_default,
+            routes=routes.others,
             allow_ip_forwarding=configuration.container_settings.allow_ip_forwarding,
         )
         if self._pod is not None:
@@ -157,7 +162,9 @@ class AttachCall:
 
 def _result(attached: Attached, invocation: Invocation, configuration: NetworkConfiguration) -> Result:
     versions = sorted({address.version for address in attached.addresses})
-    routes = [DEFAULT_ROUTES[version] for version in versions] if has_default_route(configuration) else []
+    wanted = container_routes(configuration)
+    routes = [(DEFAULT_ROUTES[version], NEXT_HOPS[version]) for version in versions] if wanted.has_default else []
+    routes += [(str(each), NEXT_HOPS[each.version]) for each in wanted.others if each.version in versions]
     container = Interface(
         name=invocation.interface,
         mac=str(attached.mac or ""),

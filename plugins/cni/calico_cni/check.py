@@ -19,7 +19,7 @@ from calico_cni.identity import Identity
 from calico_cni.namespace import check_container_namespace
 from calico_cni.previous import Previous
 from calico_cni.programs import IPAM_PROGRAM
-from calico_cni.supported import has_default_route
+from calico_cni.routes import container_routes
 from calico_cni.wire import NetworkConfiguration
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.model.addresses import host_network
@@ -92,6 +92,7 @@ class CheckCall:
         return endpoint
 
     def _check_interface(self, namespace_fd: int) -> None:
+        routes = container_routes(self._configuration)
         damage = self._context.workloads.check(
             WiringRequest(
                 interface=self._identity.interface,
@@ -99,7 +100,8 @@ class CheckCall:
                 namespace_fd=namespace_fd,
                 namespace=self._invocation.namespace,
                 addresses=tuple(host_network(address) for address in self._previous.addresses),
-                is_default_route=has_default_route(self._configuration),
+                is_default_route=routes.has_default,
+                routes=routes.others,
                 allow_ip_forwarding=self._configuration.container_settings.allow_ip_forwarding,
             )
         )

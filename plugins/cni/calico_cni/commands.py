@@ -6,6 +6,8 @@ Everything is validated before the first effect; undoing a failed attach is the 
 
 from __future__ import annotations
 
+import msgspec
+
 from calico_cni.attach import AttachCall
 from calico_cni.check import CheckCall
 from calico_cni.deferred import DeferredDetach, DeferredDetaches
@@ -16,6 +18,7 @@ from calico_cni.garbage import Garbage, valid_attachments
 from calico_cni.identity import Identity, identify
 from calico_cni.kubernetes import PodName, Pods
 from calico_cni.outcome import Outcome
+from calico_cni.pod_cidr import wants_pod_cidr
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
 from calico_cni.status import check_addresses, check_agent, check_datastore
 from calico_cni.supported import check_supported
@@ -33,6 +36,7 @@ from calico_core.errors import Unavailable
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.log import get_logger
 from calico_core.model.workloads import Detach
+from calico_core.stopwatch import lap
 
 log = get_logger(__name__)
 
@@ -72,9 +76,14 @@ class NetworkCommands:
         self._deferred.cancel(NETWORK_PROGRAM, configuration.name, invocation)
         pod = PodName.of(invocation.arguments) if is_of_kubernetes(call.stdin) else None
         identity = self._identify(configuration, invocation, pod)
+        if is_foreign(configuration) and not configuration.has_prev_result and wants_pod_cidr(call.stdin):
+            stdin = self._pods.with_pod_cidrs(configuration, call.stdin, self._context.host)
+            call = msgspec.structs.replace(call, stdin=stdin)
+            lap("kubernetes")
         if pod is None:
             return AttachCall(self._context, call, invocation, configuration, identity).run()
         policy, configuration = self._pods.policy_and_wishes(configuration, invocation, pod)
+        lap("kubernetes")
         return AttachCall(self._context, call, invocation, configuration, identity, policy).run()
 
     def _delete(self, call: Call, invocation: Invocation) -> Outcome:
@@ -92,6 +101,7 @@ class NetworkCommands:
         finally:
             if ipam != IPAM_PROGRAM and NAME.fullmatch(ipam):  # with another name no ADD can have succeeded
                 Delegate(ipam, call).delete()
+                lap("delegate")
         return Outcome()
 
     def detach_deferred(self, detach: DeferredDetach) -> None:
@@ -127,7 +137,7 @@ class NetworkCommands:
         configuration = parse_configuration(call.stdin, NetworkConfiguration)
         check_command(configuration.version, "STATUS")
         check_supported(configuration, host=self._context.host)
-        self._pods.check(configuration)
+        self._pods.check(configuration, needs_node=is_foreign(configuration) and wants_pod_cidr(call.stdin))
         check_datastore(self._context)
         if is_foreign(configuration):
             Delegate(configuration.ipam.type, call).forward("STATUS")

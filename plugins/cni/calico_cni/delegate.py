@@ -17,7 +17,8 @@ import msgspec
 from netaddr import IPAddress
 
 from calico_cni.environment import NAME
-from calico_cni.errors import DelegateFailed, UnsupportedField
+from calico_cni.errors import DelegateFailed
+from calico_cni.pod_cidr import with_any_subnet
 from calico_cni.results import decode_result
 from calico_core.errors import CalicoError, InvalidRequest
 from calico_core.interfaces.integration import Call
@@ -26,8 +27,6 @@ TIMEOUTS_S = {"ADD": 30.0, "DEL": 15.0}  # below the node's own, which the shim 
 _OTHER_TIMEOUT_S = 5.0
 _SEARCH_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _PASSED = "CNI_"
-_POD_CIDRS = {"usepodcidr": "0.0.0.0/0", "usepodcidripv6": "::/0"}
-"""Words in place of a subnet that need the Kubernetes API; releasing does without, and takes any subnet."""
 
 
 class _Refusal(msgspec.Struct, frozen=True):
@@ -57,8 +56,6 @@ class Delegate:
 
         :raises DelegateFailed: it failed, or its answer is of no use.
         """
-        if _pod_cidr_words(self._stdin):
-            raise UnsupportedField("ipam.subnet", "usePodCidr", "is known under Kubernetes only")
         try:
             return self._addresses(self._run("ADD", self._stdin), version)
         except DelegateFailed:
@@ -67,7 +64,7 @@ class Delegate:
 
     def delete(self) -> None:
         """:raises DelegateFailed: nobody can say then that the addresses are free."""
-        self._run("DEL", _with_any_subnet(self._stdin))
+        self._run("DEL", with_any_subnet(self._stdin))
 
     def delete_quietly(self) -> None:
         """After a failure that is the one to tell."""
@@ -76,12 +73,12 @@ class Delegate:
 
     def check(self) -> None:
         """:raises DelegateFailed:"""
-        self._run("CHECK", self._stdin)
+        self._run("CHECK", with_any_subnet(self._stdin))
 
     def forward(self, command: str) -> None:
         """GC or STATUS, if the plugin knows them: those of before 1.1.0 would call them an error."""
         if "1.1.0" in self._versions():
-            self._run(command, self._stdin)
+            self._run(command, with_any_subnet(self._stdin))
 
     def _versions(self) -> tuple[str, ...]:
         answer = self._run("VERSION", b'{"cniVersion":"1.1.0"}')
@@ -151,18 +148,3 @@ def _environment(caller: Mapping[str, str]) -> dict[str, str]:
     environment["CNI_ARGS"] = f"IgnoreUnknown=1;{arguments}" if arguments else "IgnoreUnknown=1"
     environment["PATH"] = caller.get("PATH") or _SEARCH_PATH
     return environment
-
-
-def _pod_cidr_words(stdin: bytes) -> bool:
-    return b'"usepodcidr' in stdin.lower()
-
-
-def _with_any_subnet(stdin: bytes) -> bytes:
-    if not _pod_cidr_words(stdin):
-        return stdin
-    configuration = msgspec.json.decode(stdin)
-    ipam = configuration["ipam"]
-    for each in (ipam, *(part for group in ipam.get("ranges") or () for part in group)):
-        if "subnet" in each:
-            each["subnet"] = _POD_CIDRS.get(str(each["subnet"]).lower(), each["subnet"])
-    return msgspec.json.encode(configuration)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from calico_cni import compiler
 from calico_cni.environment import NAME
+from calico_cni.precompiled import executable_text
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
 from calico_cni.versions import NEWEST, VERSIONS, is_at_least, parse_version
 from calico_core.errors import InvalidRequest, ToolFailed
@@ -140,7 +141,7 @@ def shim_text(*, socket: str, python: str, interpreter: str | None = None) -> by
         if not line:
             raise InvalidRequest("shim", f"has no constant {name}")
         source = f"{head}{line}{json.dumps(value)}\n{tail.partition(chr(10))[2]}"
-    return f"#!{chosen} -IS\n{source}".encode()
+    return executable_text(source, interpreter=chosen, name=NETWORK_PROGRAM)
 
 
 def _program(shim: str, text: bytes, bin_directory: Path, *, socket: str, python: str) -> bytes:

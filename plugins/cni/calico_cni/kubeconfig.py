@@ -55,12 +55,12 @@ class Source(NamedTuple):
     certificate_authority: str = ""
 
     @classmethod
-    def of(cls, configuration: NetworkConfiguration) -> Source:
+    def of(cls, configuration: NetworkConfiguration, *, reason: str = "is required with policy.type k8s") -> Source:
         """:raises InvalidRequest: it does not say."""
         kubernetes, policy = configuration.kubernetes, configuration.policy
         api_root = kubernetes.k8s_api_root or policy.k8s_api_root
         if not kubernetes.kubeconfig and not api_root:
-            raise InvalidRequest(_FIELD, "is required with policy.type k8s")
+            raise InvalidRequest(_FIELD, reason)
         return cls(
             kubernetes.kubeconfig,
             api_root,

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from calico_cni.environment import Invocation
-from calico_cni.errors import PolicySourceFailed, UnsupportedField
-from calico_cni.kubeconfig import AccessReader, Source
+from calico_cni.errors import NotAvailable, PolicySourceFailed, UnsupportedField
+from calico_cni.kubeconfig import Source
 from calico_cni.kubernetes_api import KubernetesApi
+from calico_cni.pod_cidr import with_pod_cidrs
 from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.wire import NetworkConfiguration
-from calico_core.errors import InvalidRequest
+from calico_core.errors import InvalidRequest, NotReady
 from calico_core.model.addresses import parse_mac, parse_network
 from calico_core.model.kubernetes import (
     NAMESPACE_LABEL,
@@ -84,15 +85,25 @@ class Pods:
         policy = PodPolicy(endpoint_labels(pod), endpoint_profiles(pod))
         return policy, with_annotations(configuration, annotations)
 
-    @staticmethod
-    def check(configuration: NetworkConfiguration) -> None:
-        """Whether it says where the API is, in files that can be used. The API itself is not asked: it may well be away
-        for a moment, and a node that is not ready then helps nobody.
+    def with_pod_cidrs(self, configuration: NetworkConfiguration, stdin: bytes, host: str) -> bytes:
+        """The configuration for another IPAM plugin, with the node's own ranges where it says ``usePodCidr``. Raises as
+        :meth:`policy_and_wishes`."""
+        node = configuration.kubernetes.node_name or host
+        found = self._api(Source.of(configuration, reason="is required with usePodCidr")).node(node)
+        return with_pod_cidrs(stdin, found.pod_cidrs, node=node)
 
-        :raises InvalidRequest: naming the key.
+    def check(self, configuration: NetworkConfiguration, *, needs_node: bool) -> None:
+        """Whether the API that an ADD would ask says where it is, in files that can be used, and answers within two
+        seconds.
+
+        :raises InvalidRequest: naming the key; :raises NotAvailable: it does not answer, or refuses us.
         """
-        if configuration.policy.type == "k8s":
-            AccessReader(Source.of(configuration)).read()
+        if configuration.policy.type != "k8s" and not needs_node:
+            return
+        try:
+            self._api(Source.of(configuration)).check()
+        except (NotReady, PolicySourceFailed) as error:
+            raise NotAvailable(str(error)) from error
 
     def close(self) -> None:
         with self._lock:

@@ -17,7 +17,7 @@ import msgspec
 from calico_cni.errors import PolicySourceFailed
 from calico_cni.kubeconfig import Access, AccessReader, Source
 from calico_core.errors import NotReady
-from calico_core.model.kubernetes import Namespace, Pod
+from calico_core.model.kubernetes import Namespace, Node, Pod
 
 BUDGET_S = 2.0
 ATTEMPT_S = 0.9
@@ -25,7 +25,12 @@ _PAUSE_S = 0.1
 _KEPT = 16
 _TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
 
-ObjectT = TypeVar("ObjectT", Namespace, Pod)
+
+class _Anything(msgspec.Struct, frozen=True):
+    """A JSON object."""
+
+
+ObjectT = TypeVar("ObjectT", Namespace, Node, Pod, _Anything)
 
 
 class KubernetesApi:
@@ -43,6 +48,14 @@ class KubernetesApi:
     def namespace(self, name: str) -> Namespace:
         """Raises as :meth:`pod`."""
         return self._get(f"/api/v1/namespaces/{quote(name, '')}", Namespace)
+
+    def node(self, name: str) -> Node:
+        """Raises as :meth:`pod`."""
+        return self._get(f"/api/v1/nodes/{quote(name, '')}", Node)
+
+    def check(self) -> None:
+        """Whether it answers and takes our credentials. Raises as :meth:`pod`."""
+        self._get("/version", _Anything)
 
     def close(self) -> None:
         while self._idle:

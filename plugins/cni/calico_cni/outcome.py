@@ -6,8 +6,5 @@ from typing import NamedTuple
 
 
 class Outcome(NamedTuple):
-    """``steps``: name and milliseconds, for the log line and the trace."""
-
     stdout: bytes = b""
     stderr: bytes = b""
-    steps: tuple[tuple[str, float], ...] = ()

@@ -8,22 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import msgspec
-
 from calico_cni.environment import NAME
 from calico_cni.errors import UnsupportedField
 from calico_cni.programs import IPAM_PROGRAM
+from calico_cni.routes import container_routes
 from calico_cni.wire import NetworkConfiguration
 from calico_core.errors import InvalidRequest
 
 _MAX_MTU_BYTES = 65535
-
-_DEFAULTS = frozenset({"0.0.0.0/0", "::/0"})
-
-
-class _IpamRoute(msgspec.Struct, frozen=True):
-    dst: str
-
 
 # key → words that are served, words that are legal but not served
 _Choice = tuple[str, str, tuple[str, ...], tuple[str, ...]]
@@ -55,11 +47,6 @@ def check_supported(configuration: NetworkConfiguration, *, host: str) -> None:
         raise InvalidRequest(key, f"{wanted!r} is not the name of the node that runs here, {host!r}")
 
 
-def has_default_route(configuration: NetworkConfiguration) -> bool:
-    """``auto`` is yes: a default route that the container has already is left alone."""
-    return str(configuration.default_route).lower() != "false"
-
-
 def _check_ipam(configuration: NetworkConfiguration) -> None:
     if configuration.has_prev_result:
         return  # the addresses are there already
@@ -67,23 +54,7 @@ def _check_ipam(configuration: NetworkConfiguration) -> None:
         raise InvalidRequest("ipam.type", f"is required: {IPAM_PROGRAM}, host-local or another plugin in CNI_PATH")
     if not NAME.fullmatch(configuration.ipam.type):
         raise InvalidRequest("ipam.type", f"{configuration.ipam.type!r} is not the name of a file in CNI_PATH")
-    if configuration.ipam.type != IPAM_PROGRAM:
-        _check_routes(configuration)
-
-
-def _check_routes(configuration: NetworkConfiguration) -> None:
-    """Routes of another IPAM plugin's configuration. Every container has the one next hop, so only the default routes
-    can be meant."""
-    raw = bytes(configuration.ipam.routes)
-    if raw in {b"", b"null"}:
-        return
-    try:
-        routes = msgspec.json.decode(raw, type=list[_IpamRoute])
-    except msgspec.DecodeError as error:
-        raise InvalidRequest("ipam.routes", str(error)) from error
-    for route in routes:
-        if route.dst not in _DEFAULTS:
-            raise UnsupportedField("ipam.routes", route.dst, f"{route.dst} is not a default route")
+    container_routes(configuration)
 
 
 def _choices(configuration: NetworkConfiguration) -> Iterator[_Choice]:

@@ -169,6 +169,7 @@ class NetworkConfiguration(CommonConfiguration, frozen=True):
     interface_mode: str = "auto"
     fallback: str = "auto"
     default_route: bool | str = "auto"
+    trace: bool | int | str = False  # read where calls that cannot be parsed are answered too
     # settings of the plugin process of the reference system, which the node has its own for
     etcd_authority: str = ""
     etcd_endpoints: str = ""

@@ -38,7 +38,7 @@ def test_one_that_cannot_be_deleted_does_not_save_the_others(host):
     assert names_left(host) == set()
 
 
-def test_many_threads_share_the_kernels_wait(host):
+def test_many_threads_delete_at_once(host):
     names = make_pairs(host, 30)
     host.route_socket.execute(add_veth("stays", "pstays"))
     sockets = RouteSockets(host.fd)
@@ -58,6 +58,7 @@ def test_many_threads_share_the_kernels_wait(host):
         thread.join()
     assert still_there == []
     assert names_left(host) == {"stays", "pstays"}
+    reaper.close()
     sockets.close()
 
 
@@ -69,6 +70,7 @@ def test_an_error_reaches_the_caller_and_the_reaper_goes_on(host):
     make_pairs(host, 1)
     reaper.delete("cali0")
     assert names_left(host) == set()
+    reaper.close()
     sockets.close()
 
 

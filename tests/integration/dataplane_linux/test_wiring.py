@@ -109,7 +109,7 @@ def test_what_stands_is_what_the_specification_says(wiring, host, container):
     }
     expected = {
         "ipv4/conf/cali1/proxy_arp": "1",
-        "ipv4/conf/cali1/route_localnet": "1",
+        "ipv4/conf/cali1/route_localnet": "0",
         "ipv4/conf/cali1/forwarding": "1",
         "ipv4/conf/cali1/rp_filter": "1",
         "ipv4/neigh/cali1/proxy_delay": "0",

@@ -209,7 +209,7 @@ def test_interface_that_comes_later_gets_its_routes(lab: Any) -> None:
         up = _wait_for(events, lambda event: event.kind == "up" and event.name == a.interface)
         report = lab.dataplane.interface_changed(up)
         assert report.endpoints_without_link == ()
-        assert report.changes == 2
+        assert report.changes > 2, "routes, a neighbour, and sysctls, as nobody of ours made the link"
         assert set(lab.dataplane.wiring().routes(a.interface)) == set(a.nets)
         assert lab.dataplane.interface_changed(InterfaceEvent(kind="resync")).changes == 0
 
@@ -329,7 +329,7 @@ def test_table_owned_by_another_process_is_reported_and_nothing_is_half_done(lab
         _wait_until(lambda: "calico" in lab.nft("list", "tables"))
         report = lab.start(a.endpoint())
         assert [failure.subject for failure in report.failures] == ["table inet calico"]
-        assert report.changes == 2, "the routes"
+        assert report.changes == 3, "the routes and the neighbour"
         assert not lab.apply(workloads=(b.endpoint(),)).is_clean
         assert "chain" not in lab.nft("list", "table", "inet", "calico")
     finally:

@@ -48,7 +48,7 @@ def _with_neighbour(lab: Any) -> Any:
 
 
 @contextlib.contextmanager
-def connected(client: Any, server: Any, own: str, address: str) -> Any:
+def connected(client: Any, server: Any, own: str, address: str, port: int = 8080) -> Any:
     """A connection to the server's own address by way of ``address``: both ends of it."""
     family = socket.AF_INET if IPAddress(own).version == 4 else socket.AF_INET6
     with server.socket(family, socket.SOCK_STREAM) as listening, client.socket(family, socket.SOCK_STREAM) as one:
@@ -57,7 +57,7 @@ def connected(client: Any, server: Any, own: str, address: str) -> Any:
         listening.listen()
         listening.settimeout(4)
         one.settimeout(4)
-        one.connect((address, 8080))
+        one.connect((address, port))
         other, peer = listening.accept()
         with other:
             other.settimeout(0.4)

@@ -464,16 +464,29 @@ def test_one_line_a_call_with_the_steps_and_without_secrets(setup: CniSetup, log
     lines = [json.loads(line) for line in log_text.getvalue().splitlines()]
     assert [line["event"] for line in lines] == ["configuration.unknown_keys", "cni.done", "cni.failed"]
     assert lines[0]["keys"] == "shade"
-    assert lines[1]["wire"] == 1.0
+    assert lines[1]["ms"] >= lines[1]["record_ms"] + lines[1]["interface_ms"]
     assert (lines[1]["command"], lines[1]["container"], lines[2]["code"]) == ("ADD", CONTAINER, 11)
     assert "hunter2" not in log_text.getvalue()
 
 
-def test_the_trace_goes_to_standard_error(setup: CniSetup) -> None:
+@pytest.mark.parametrize(
+    ("configuration", "environment"),
+    [({}, {"CALICO_TRACE": "1"}), ({}, {"CNI_ARGS": "IgnoreUnknown=1;CALICO_TRACE=1"}), ({"trace": True}, {})],
+)
+def test_the_trace_goes_to_standard_error(
+    setup: CniSetup, configuration: dict[str, object], environment: dict[str, str]
+) -> None:
+    traced = setup.call("ADD", a_network(**configuration), **environment)
     plain = setup.call("ADD")
-    traced = setup.call("ADD", CALICO_TRACE="1")
     assert (traced.stdout, plain.stderr) == (plain.stdout, b"")
     trace = json.loads(traced.stderr)["calico.trace"]
-    assert trace["steps"] == {"allocate": 0.5, "wire": 1.0}
+    assert list(trace["steps"]) == ["record_ms", "interface_ms"]
+    assert trace["ms"] >= sum(trace["steps"].values())
+    assert (trace["command"], trace["container"]) == ("ADD", CONTAINER)
     setup.workloads.failure = CalicoError("no")
-    assert b"calico.trace" in setup.call("DEL", CALICO_TRACE="1").stderr
+    assert b"calico.trace" in setup.call("DEL", a_network(**configuration), **environment).stderr
+
+
+@pytest.mark.parametrize("stdin", [b"", b'{"trace": ', b'{"trace": {}}', b'{"trace": "1"}\xff', b'"trace"'])
+def test_a_configuration_that_cannot_be_read_asks_for_no_trace(setup: CniSetup, stdin: bytes) -> None:
+    assert setup.call("ADD", stdin).stderr == b""

@@ -13,7 +13,10 @@ from netaddr import IPNetwork
 from calico_cni import kubernetes_api
 from calico_cni.kubeconfig import AccessReader, Source
 from calico_core.errors import InvalidRequest, Unavailable
+from calico_core.interfaces.integration import CallReply
+from calico_core.model.keys import PoolKey, ReadyKey
 from calico_core.model.kubernetes import endpoint_id
+from calico_core.model.pools import Pool
 from tests.doubles.cni import HOST, CniSetup, a_network, error_of, stdout_of
 from tests.doubles.kubernetes_api import TOKEN, KubernetesApi
 
@@ -191,6 +194,25 @@ def test_status_says_that_the_api_cannot_be_reached_by_this_configuration(setup:
     shape = error_of(setup.call("STATUS", network))
     assert shape["code"] == 7
     assert "missing: No such file" in shape["msg"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_status_asks_the_api_that_an_add_would_ask(setup: CniSetup, api: KubernetesApi) -> None:
+    setup.records.put(ReadyKey(), "true")
+    pool = Pool(cidr=IPNetwork("10.65.0.0/16"))
+    setup.records.put(PoolKey(pool.cidr), pool)
+    network = a_pod_network(api, cniVersion="1.1.0")
+    assert setup.call("STATUS", network) == CallReply()
+    assert api.requests == ["/version"]
+    api.refuse = 403
+    shape = error_of(setup.call("STATUS", network))
+    assert (shape["code"], "403" in shape["msg"]) == (50, True)
+    api.stop()
+    started = time.monotonic()
+    shape = error_of(setup.call("STATUS", network))
+    assert (shape["code"], f"127.0.0.1:{api.port}" in shape["msg"]) == (50, True)
+    assert time.monotonic() - started < 20 * kubernetes_api.BUDGET_S
+    assert setup.call("STATUS", a_network(cniVersion="1.1.0")) == CallReply(), "no API is named"
 
 
 def test_keys_of_old_configurations_name_the_api_too(setup: CniSetup, api: KubernetesApi) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from calico_cni import delegate
 from calico_core.errors import KernelRefused, NotReady
 from calico_core.interfaces.integration import CallReply
 from calico_core.model.keys import ReadyKey
-from tests.doubles.cni import CniSetup, a_network, error_of, stdout_of
+from tests.doubles.cni import HOST, CniSetup, a_network, error_of, stdout_of
+from tests.doubles.kubernetes_api import KubernetesApi
 
 ANSWER = """echo '{"cniVersion": "1.0.0", "ips": [{"address": "10.77.0.9/24", "gateway": "10.77.0.1"}]}'"""
 
@@ -115,12 +117,88 @@ def test_directories_and_plain_files_are_passed_over(setup: CniSetup, program: P
     stdout_of(setup.call("ADD", a_network(ipam={"type": "odd-ipam"}), CNI_PATH=search))
 
 
+POD_RANGES = {"type": "odd-ipam", "subnet": "usePodCidr", "ranges": [[{"subnet": "usePodCidrIPv6"}]], "shade": 1}
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[KubernetesApi]:
+    server = KubernetesApi(tmp_path)
+    server.put("nodes", HOST, spec={"podCIDR": "10.9.1.0/24", "podCIDRs": ["10.9.1.0/24", "fd99:1::/64"]})
+    yield server
+    server.stop()
+
+
+def test_the_ranges_that_the_cluster_gave_the_node(setup: CniSetup, program: Program, api: KubernetesApi) -> None:
+    kubernetes = {"kubeconfig": api.kubeconfig()}
+    result = stdout_of(call(setup, program, "ADD", ipam=POD_RANGES, kubernetes=kubernetes))
+    told = json.loads((program.folder / "stdin").read_text())
+    assert told["ipam"] == {
+        "type": "odd-ipam",
+        "subnet": "10.9.1.0/24",
+        "ranges": [[{"subnet": "fd99:1::/64"}]],
+        "shade": 1,
+    }
+    assert told["kubernetes"] == kubernetes
+    api.stop()
+    assert call(setup, program, "CHECK", ipam=POD_RANGES, kubernetes=kubernetes, prevResult=result) == CallReply()
+    assert json.loads((program.folder / "stdin").read_text())["ipam"]["subnet"] == "0.0.0.0/0"
+
+
+def test_another_name_of_the_node(setup: CniSetup, program: Program, api: KubernetesApi) -> None:
+    api.put("nodes", "other", spec={"podCIDR": "10.9.2.0/24"})
+    kubernetes = {"kubeconfig": api.kubeconfig(), "node_name": "other"}
+    ipam = {"type": "odd-ipam", "subnet": "USEPODCIDR"}
+    stdout_of(call(setup, program, "ADD", ipam=ipam, kubernetes=kubernetes))
+    assert json.loads((program.folder / "stdin").read_text())["ipam"]["subnet"] == "10.9.2.0/24"
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"), [({}, "podCIDRs: none"), ({"podCIDR": "10.9.1.0/24"}, "no IPv6 range"), (None, "404")]
+)
+def test_a_node_without_the_range(
+    setup: CniSetup, program: Program, api: KubernetesApi, spec: dict[str, Any] | None, says: str
+) -> None:
+    api.put("nodes", "other", spec=spec or {})
+    kubernetes = {"kubeconfig": api.kubeconfig(), "node_name": "other" if spec is not None else "nobody"}
+    error = error_of(call(setup, program, "ADD", ipam=POD_RANGES, kubernetes=kubernetes))
+    assert (error["code"], says in error["msg"]) == (7 if spec is not None else 103, True), error
+    assert program.heard == []
+    assert setup.workloads.attach_requests == []
+
+
 def test_releasing_needs_no_pod_range(setup: CniSetup, program: Program) -> None:
-    ipam = {"type": "odd-ipam", "subnet": "usePodCidr", "ranges": [[{"subnet": "usePodCidrIPv6"}]]}
-    assert error_of(call(setup, program, "ADD", ipam=ipam))["code"] == 2
-    assert call(setup, program, "DEL", ipam=ipam) == CallReply()
+    assert error_of(call(setup, program, "ADD", ipam=POD_RANGES))["code"] == 7
+    assert call(setup, program, "DEL", ipam=POD_RANGES) == CallReply()
     told = json.loads((program.folder / "stdin").read_text())["ipam"]
     assert (told["subnet"], told["ranges"]) == ("0.0.0.0/0", [[{"subnet": "::/0"}]])
+
+
+@pytest.mark.parametrize(
+    ("listed", "changes", "has_default", "others"),
+    [
+        ([], {}, True, []),
+        (["10.0.0.0/8"], {}, False, ["10.0.0.0/8"]),
+        (["10.0.0.0/8", "0.0.0.0/0", "10.0.0.0/8"], {}, True, ["10.0.0.0/8"]),
+        (["10.0.0.0/8"], {"include_default_routes": True}, True, ["10.0.0.0/8"]),
+        (["10.0.0.0/8", "0.0.0.0/0"], {"default_route": False}, False, ["10.0.0.0/8"]),
+        (["fd00::/8", "192.0.2.1/24"], {}, False, ["192.0.2.0/24"]),
+    ],
+)
+def test_routes_of_the_configuration_replace_the_default(
+    setup: CniSetup,
+    program: Program,
+    listed: list[str],
+    changes: dict[str, Any],
+    has_default: bool,
+    others: list[str],
+) -> None:
+    routes = [{"dst": each, "gw": "10.77.0.1"} for each in listed]
+    result = stdout_of(call(setup, program, "ADD", ipam={"type": "odd-ipam", "routes": routes}, **changes))
+    (request,) = setup.workloads.attach_requests
+    assert request.is_default_route is has_default
+    wanted = (["0.0.0.0/0"] if has_default else []) + others
+    assert result.get("routes", []) == [{"dst": each, "gw": "169.254.1.1"} for each in wanted]
+    assert set(others) <= set(map(str, request.routes))
 
 
 def test_gc_and_status_go_on_to_those_that_know_them(setup: CniSetup, program: Program) -> None:

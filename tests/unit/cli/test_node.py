@@ -51,10 +51,31 @@ class Answers:
             },
             "integrations": {"cni": "ready"},
         }
+        times = {"container": "c1", "network": "blue", "began": 0.0}
+        self.slow: dict[str, object] = {
+            "attaches": 3,
+            "slowest": [
+                {
+                    **times,
+                    "endpoint": "/calico/v1/host/rack-a/workload/cni/c1/endpoint/e1",
+                    "ms": 30.5,
+                    "steps": [["lock_ms", 0.5], ["record_ms", 20.0]],
+                    "error": "the datastore is away",
+                },
+                {
+                    **times,
+                    "endpoint": "/calico/v1/host/rack-a/workload/cni/c2/endpoint/e1",
+                    "ms": 8.0,
+                    "steps": [["record_ms", 2.0], ["policy_ms", 5.0]],
+                    "error": "",
+                },
+            ],
+        }
 
     def __call__(self, call: Call) -> CallReply:
-        assert (call.program, call.stdin) == ("node", b"status")
-        return CallReply(stdout=json.dumps(self.status).encode())
+        assert call.program == "node"
+        answers = {b"status": self.status, b"slow": self.slow}
+        return CallReply(stdout=json.dumps(answers[call.stdin]).encode())
 
 
 @pytest.fixture
@@ -139,3 +160,33 @@ def test_hosts_of_the_datastore(calicoctl: Calicoctl, records: TypedRecords) -> 
         ("rack-c", "192.0.2.3", "(inherited)", False),
     ]
     assert "| rack-a " in calicoctl.ok("node", "show")
+
+
+# --- node slow -----------------------------------------------------------------------------------------------
+
+
+@needs_root_socket
+def test_the_slowest_attaches_and_what_they_spent_their_time_on(bare: Calicoctl, node: Answers) -> None:
+    lines = bare.ok("node", "slow").splitlines()
+    text = "\n".join(lines)
+    for part in (
+        "1970-01-01T00:00:00Z",
+        "cni/c1/endpoint/e1",
+        "30.5",
+        "record=20.0",
+        "policy=5.0",
+        "datastore is away",
+    ):
+        assert part in text
+    assert "(failed in)=10.0" in text, "the step that it did not live to end"
+    assert text.index("cni/c1/") < text.index("cni/c2/")
+    first = json.loads(bare.ok("-o", "json", "node", "slow", "--count", "1"))
+    assert [each["ms"] for each in first] == [30.5]
+    assert first[0]["steps"]["lock"] == 0.5
+
+
+@needs_root_socket
+def test_slow_without_a_node(bare: Calicoctl) -> None:
+    done = bare("node", "slow")
+    assert done.code != 0
+    assert "node.sock" in done.err

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from calico_core.model.keys import PolicyKey, TierKey
-from calico_core.model.policies import Tier
+from calico_core.model.policies import Policy, Tier
 from calico_core.model.rules import Rule
 
 if TYPE_CHECKING:
@@ -123,3 +123,56 @@ def test_what_does_not_decode_is_named_and_replaced(tiers: Calicoctl, records: T
     done = tiers("policy", "show")
     assert "does not decode" in done.err
     assert tiers.ok("policy", "apply", "-f", "-", stdin=json.dumps(WEB)) == "policy t/web updated\n"
+
+
+def test_add(tiers: Calicoctl, records: TypedRecords) -> None:
+    add = (
+        "policy", "add", "t", "edge", "--selector", "role == 'edge'", "--order", "3", "--types", "egress,ingress",
+        "--inbound", "allow tcp to ports 80,http", "--inbound", "reject", "--outbound", "allow", "--apply-on-forward",
+    )  # fmt: skip
+    assert tiers.ok(*add) == "policy t/edge created\n"
+    assert tiers.ok(*add) == "policy t/edge unchanged\n"
+    found = records.get(PolicyKey("t", "edge"))
+    assert found is not None
+    assert found.record == Policy(
+        selector="role == 'edge'",
+        order=3.0,
+        types=("ingress", "egress"),
+        inbound_rules=(Rule(protocol="tcp", dst_ports=(80, "http")), Rule(action="reject")),
+        outbound_rules=(Rule(),),
+        apply_on_forward=True,
+    )
+    early = ("--selector", "all()", "--pre-dnat", "--apply-on-forward", "--inbound", "deny", "--staged")
+    assert tiers.ok("policy", "add", "default", "early", *early) == "policy default/early created\n"
+    found = records.get(PolicyKey("default", "early"))
+    assert found is not None
+    assert (found.record.types, found.record.pre_dnat, found.record.staged) == (("ingress",), True, True)
+    assert tiers.ok("policy", "add", "t", "edge", "--selector", "") == "policy t/edge updated\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (("--untracked",), 2, "apply_on_forward"),
+        (("--pre-dnat", "--untracked", "--apply-on-forward"), 2, "not both"),
+        (("--pre-dnat", "--apply-on-forward", "--outbound", "allow"), 2, "only inbound"),
+        (("--pre-dnat", "--apply-on-forward", "--types", "egress"), 2, "ingress only"),
+        (("--types", "in"), 2, "--types"),
+        (("--inbound", "allow tcp to port 80"), 2, "--inbound: expected ports LIST"),
+        (("--inbound", "allow 'tcp"), 2, "--inbound"),
+        (("--order", "first"), 2, "--order"),
+        (("--selector", "a ="), 2, "--selector"),
+    ],
+)
+def test_add_refuses(tiers: Calicoctl, options: tuple[str, ...], code: int, says: str) -> None:
+    done = tiers("policy", "add", "t", "p", "--selector", "all()", *options)
+    assert done.code == code
+    assert says in done.err
+    assert tiers("policy", "add", "nowhere", "p", "--selector", "all()").code == 4
+
+
+def test_documents_are_held_to_the_same(tiers: Calicoctl) -> None:
+    document = {"name": "p", "policy": {"selector": "", "untracked": True}}
+    done = tiers("policy", "apply", "-f", "-", stdin=json.dumps(document))
+    assert done.code == 2
+    assert "policy.apply_on_forward" in done.err

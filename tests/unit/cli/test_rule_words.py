@@ -28,6 +28,10 @@ CASES = [
         "allow tcp to ports 80-90,100:110 from tag T",
         Rule(action="allow", protocol="tcp", src_tag="T", dst_ports=("80:90", "100:110")),
     ),
+    (
+        "reject tcp to ports 80,http-alt,8000-8010 from ports web",
+        Rule(action="reject", protocol="tcp", src_ports=("web",), dst_ports=(80, "http-alt", "8000:8010")),
+    ),
     ("allow icmp type 8 code 0", Rule(action="allow", protocol="icmp", icmp_type=8, icmp_code=0)),
     ("deny not tcp", Rule(action="deny", not_protocol="tcp")),
     (
@@ -56,6 +60,8 @@ def test_words(text: str, rule: Rule) -> None:
         ("allow from", "", ""),
         ("allow to ports 80", "protocol of tcp", ""),
         ("allow tcp to ports 90:80", "lower", ""),
+        ("allow tcp to ports 90-80", "lower", ""),
+        ("allow tcp to ports 1:2:3", "name of a port", ""),
         ("allow from cidr 10", "IP address", ""),
         ("allow ip 5", "5", ""),
     ],
@@ -76,7 +82,9 @@ _nets = st.sampled_from(["10.0.0.0/8", "192.0.2.7/32", "fd00::/64"]).map(parse_n
 _names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,7}", fullmatch=True)
 _ports = st.lists(
     st.one_of(
-        st.integers(0, 65535), st.tuples(st.integers(0, 100), st.integers(101, 65535)).map(lambda r: f"{r[0]}:{r[1]}")
+        st.integers(0, 65535),
+        st.sampled_from(["http", "http-alt", "a.b_1"]),
+        st.tuples(st.integers(0, 100), st.integers(101, 65535)).map(lambda r: f"{r[0]}:{r[1]}"),
     ),
     min_size=1,
     max_size=4,
@@ -85,7 +93,7 @@ _ports = st.lists(
 
 @st.composite
 def rules(draw: st.DrawFn) -> Rule:
-    fields: dict[str, object] = {"action": draw(st.sampled_from(["allow", "deny", "log", "next-tier"]))}
+    fields: dict[str, object] = {"action": draw(st.sampled_from(["allow", "deny", "reject", "log", "next-tier"]))}
     if draw(st.booleans()):
         fields["protocol"] = draw(st.sampled_from(["tcp", "udp", "sctp", 6, 17]))
         for side in ("src_ports", "not_src_ports", "dst_ports", "not_dst_ports"):

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from calico_core.dataplane.memory import MemoryDataplane
 from calico_core.errors import KernelRefused
-from calico_core.interfaces.dataplane import DataplaneOptions, Failure
-from calico_core.model.hoststate import HostChanges, HostRules, HostWorkload, RulesId
+from calico_core.interfaces.dataplane import (
+    Connection,
+    DataplaneOptions,
+    DenialOrigin,
+    DeniedPacket,
+    Failure,
+    RuleCount,
+)
+from calico_core.model.hoststate import HostChanges, HostRule, HostRules, HostWorkload, RulesId
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.workloads import WiringRequest
 
@@ -66,3 +73,42 @@ def test_another_wish_for_an_interface_is_followed() -> None:
     assert wiring.attach(other).is_new
     assert not wiring.check(other)
     assert wiring.check(REQUEST)
+
+
+def test_what_a_kernel_would_tell_of_its_own() -> None:
+    rules = HostRules(id=RulesId("profile/p"), inbound=(HostRule(action="deny"),))
+    dataplane = MemoryDataplane.open(DataplaneOptions(denied_group=7))
+    dataplane.apply(HostChanges(is_complete=True, rules=(rules,)))
+    heard: list[DeniedPacket] = []
+    stop = dataplane.watch_denied(heard.append)
+    packet = DeniedPacket(
+        origin=DenialOrigin(reason="rule", rules=rules.id, rule=0), time=1.0, in_interface="cali1", out_interface="",
+        src=IPAddress("10.0.0.1"), dst=IPAddress("10.0.0.2"), protocol=6,
+    )  # fmt: skip
+    dataplane.deny(packet)
+    stop()
+    dataplane.deny(packet)
+    assert heard == [packet]
+
+    dataplane.count(rules.id, "inbound", 0, 2, 100)
+    dataplane.count(rules.id, "inbound", 0, 1, 50)
+    dataplane.apply(HostChanges(rules=(rules,)))
+    assert dataplane.rule_counts() == (RuleCount(rules.id, "inbound", 0, 3, 150),)
+    dataplane.apply(HostChanges(rules=(HostRules(id=rules.id, outbound=rules.inbound),)))
+    assert dataplane.rule_counts() == (RuleCount(rules.id, "outbound", 0, 0, 0),)
+
+    one, other = IPAddress("10.0.0.1"), IPAddress("10.0.0.2")
+    connection = Connection(6, one, other, 1000, 80, other, one, 80, 1000)
+    dataplane.connect(connection)
+    assert dataplane.connections() == (connection,)
+    assert (dataplane.cut([connection]), dataplane.cut([connection]), dataplane.connections()) == (1, 0, ())
+
+
+def test_without_a_group_nobody_hears_of_denials() -> None:
+    dataplane = MemoryDataplane.open(DataplaneOptions())
+    dataplane.watch_denied(lambda packet: pytest.fail(str(packet)))
+    origin = DenialOrigin(reason="rule")
+    one = IPAddress("10.0.0.1")
+    dataplane.deny(
+        DeniedPacket(origin=origin, time=1.0, in_interface="", out_interface="", src=one, dst=one, protocol=6)
+    )

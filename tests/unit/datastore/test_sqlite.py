@@ -9,6 +9,7 @@ import pytest
 
 from calico_core.datastore import sqlite
 from calico_core.datastore.sqlite import SqliteDatastore
+from calico_core.datastore.sqlite_doorbell import Doorbell
 from calico_core.errors import Unavailable
 from calico_core.interfaces.datastore import Batch, CompactedAway, DatastoreOptions
 
@@ -78,3 +79,19 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"Not a directory|File exists"):
         store.put("/calico/a", b"")
     store.close()
+
+
+def test_a_commit_here_concerns_only_watches_of_its_keys(tmp_path: Path) -> None:
+    bell = Doorbell(str(tmp_path / "db"), lambda: None)
+    bell.ring(frozenset({"/a/1", "/b/2"}))
+    heard = bell.count
+    assert not bell.concerns("/a/", heard)
+    bell.ring(frozenset({"/c/1"}))
+    assert [bell.concerns(prefix, heard) for prefix in ("/a/", "/c/", "/")] == [False, True, True]
+    assert bell.concerns("/a/", heard - 1), "what was rung earlier and not heard counts"
+    bell.ring()
+    assert bell.concerns("/a/", heard), "nobody knows what that was"
+    for _ in range(1000):
+        bell.ring(frozenset({"/c/1"}))
+    assert bell.concerns("/a/", heard), "too long ago to be remembered"
+    bell.close()

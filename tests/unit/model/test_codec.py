@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from calico_core.errors import InvalidRecord, InvalidRequest
@@ -42,6 +44,13 @@ MALFORMED = [
         "$",
         "not an address of the endpoint",
     ),
+    (WORKLOAD, '{"state":"active","name":"cali1","ipv4_gateway":"fd00::1"}', "$", "ipv4_gateway"),
+    (WORKLOAD, '{"state":"active","name":"cali1","expected_ipv4_addrs":[]}', "$.expected_ipv4_addrs", "host endpoints"),
+    (RULES, '{"inbound_rules":[{"!src_selector":"a ="}]}', "$.inbound_rules[0]", "!src_selector"),
+    (RULES, '{"inbound_rules":[{"ip_version":4,"!src_nets":["fd00::/8"]}]}', "$.inbound_rules[0]", "!src_nets"),
+    (keys.ProfileLabelsKey("p"), '{"a\\u0000b":"x"}', "$", "matching"),
+    (keys.ProfileTagsKey("p"), '["a b"]', "$[0]", "matching"),
+    (keys.NetworkSetKey("s"), '{"labels":{"\\u0000tag/t":""}}', "$.labels", "matching"),
     (HOST_ENDPOINT, "{}", "$", "interface name or at least one"),
     (HOST_ENDPOINT, '{"name":"eth0","state":"active"}', "$", "workload endpoints"),
     (HOST_ENDPOINT, '{"name":"eth0","expected_ipv4_addrs":["fd00::1"]}', "$", "IPv4"),
@@ -153,3 +162,21 @@ def test_addresses_are_strict() -> None:
             parse_mac(text)
     assert str(parse_network("10.1.2.3/8")) == "10.0.0.0/8"
     assert str(parse_mac("EE-EE-EE-EE-EE-EE")) == "ee:ee:ee:ee:ee:ee"
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        (RULES, '{"inbound_rules":[{"action":null,"src_tag":"t","dst_ports":null,"what":null}],"outbound_rules":null}'),
+        (POLICY, '{"selector":"a == \'null\'","order":null,"inbound_rules":null,"types":null}'),
+        (WORKLOAD, '{"state":"active","name":"cali1","mac":null,"labels":null,"ipv4_nets":null,"ports":null}'),
+        (HOST_ENDPOINT, '{"name":"eth0","state":null,"expected_ipv4_addrs":null}'),
+        (keys.NetworkSetKey("s"), '{"nets":null}'),
+    ],
+)
+def test_a_null_field_equals_an_absent_one(key: keys.Key, text: str) -> None:
+    without = {name: value for name, value in json.loads(text).items() if value is not None}
+    for rule in without.get("inbound_rules", ()):
+        for field in [name for name, value in rule.items() if value is None]:
+            del rule[field]
+    assert codec.decode(key, text.encode()) == codec.decode(key, json.dumps(without).encode())

@@ -24,9 +24,11 @@ from calico_core.model.keys import (
 from calico_core.model.rules import Rule, RuleLists
 from calico_core.model.workloads import PairRequest
 from calico_core.node.agent import Agent, AgentState
+from calico_core.node.remembered import RememberedInterfaces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from calico_core.model.hoststate import HostChanges
 
@@ -60,7 +62,9 @@ class Bench:
         self.deaths: list[bool] = []
         self.agents: list[Agent] = []
 
-    def start(self, *, refresh_interval_s: float = 0.0, is_ready: bool = True) -> Agent:
+    def start(
+        self, *, refresh_interval_s: float = 0.0, is_ready: bool = True, remembered: RememberedInterfaces | None = None
+    ) -> Agent:
         if is_ready:
             self.records.put(ReadyKey(), "true")
         agent = Agent(
@@ -70,6 +74,7 @@ class Bench:
             refresh_interval_s=refresh_interval_s,
             reporter=self.states.append,
             on_death=lambda: self.deaths.append(True),
+            remembered=remembered,
         )
         self.agents.append(agent)
         agent.start()
@@ -361,3 +366,36 @@ def test_counters_and_configuration_are_told(bench: Bench) -> None:
     bench.store.delete(key.path)
     eventually(lambda: agent.figures().endpoints.total() == 0)
     assert agent.figures().cluster[WorkloadEndpointKey] == 1
+
+
+def test_a_store_that_loses_everything_takes_nothing_from_the_kernel(bench: Bench) -> None:
+    bench.write_profile()
+    agent = bench.start()
+    keys = []
+    for number in range(20):
+        bench.link(f"w{number}")
+        key, revision = bench.write(f"w{number}", ipv4_nets=(IPNetwork(f"10.65.0.{number + 1}/32"),))
+        keys.append(key)
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    for key in keys:
+        bench.records.delete(key)
+    other, revision = bench.write("new", ipv4_nets=(IPNetwork("10.65.1.1/32"),))
+    assert agent.wait_programmed(other, revision, WAIT_S)  # the deletions came before
+    standing = set(bench.dataplane.state.workloads)
+    assert len(standing & set(keys)) > 0
+    agent.confirm_removals()
+    eventually(lambda: set(bench.dataplane.state.workloads) == {other})
+
+
+def test_a_node_that_starts_on_an_emptied_store_waits_before_it_removes(bench: Bench, tmp_path: Path) -> None:
+    memory = tmp_path / "interfaces.json"
+    RememberedInterfaces(memory).save(frozenset(f"caliw{number}" for number in range(5)), 0.0)
+    for number in range(5):
+        bench.link(f"w{number}")
+    agent = bench.start(remembered=RememberedInterfaces(memory))
+    eventually(lambda: agent.frozen_because)
+    assert not agent.is_in_sync
+    assert bench.dataplane.applied == []
+    assert "knows nothing of 5 of 5" in agent.confirm_removals()
+    assert agent.wait_in_sync(WAIT_S)
+    assert agent.frozen_because == ""

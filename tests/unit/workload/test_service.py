@@ -91,7 +91,8 @@ def test_attach_gives_address_record_profile_and_interface(bench: Bench) -> None
     assert attached.mac == record.mac
     assert attached.mtu_bytes == 1400
     assert attached.is_policy_programmed
-    assert [name for name, _ in attached.steps] == ["record_ms", "interface_ms", "policy_ms"]
+    names = [name for name, _ in attached.steps]
+    assert names == ["before_ms", "lock_ms", "record_ms", "interface_ms", "policy_ms"]
     assert bench.records.get(ProfileTagsKey("web")).record == ("web",)
     assert bench.records.get(ProfileLabelsKey("web")).record == {}
     check_laws(bench.store)

@@ -1,0 +1,48 @@
+"""Taking our table out of the kernel, for a dataplane of another kind that has taken over."""
+
+from __future__ import annotations
+
+import errno
+
+from calico_core.dataplane.nftables.names import FAMILY, TABLE
+from calico_core.dataplane.nftables.netfilter import NftSocket
+from calico_core.dataplane.nftables.policy_table import PolicyTable
+from calico_core.errors import KernelRefused
+from calico_core.interfaces.dataplane import DataplaneOptions
+from calico_core.log import get_logger
+
+_NO_NFTABLES = (errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL)
+
+log = get_logger(__name__)
+
+
+def remove_ours(namespace_fd: int | None = None) -> None:
+    """The table with all it holds; routes stay. No such table, or a kernel without nftables, is fine.
+
+    :raises KernelRefused: it could not be removed.
+    """
+    if not _stands(namespace_fd):
+        return
+    table = PolicyTable(DataplaneOptions(), namespace_fd)
+    try:
+        table.purge()
+    finally:
+        table.close()
+    log.info("table.removed", table=f"{FAMILY} {TABLE}")
+
+
+def _stands(namespace_fd: int | None) -> bool:
+    try:
+        socket = NftSocket(namespace_fd)
+    except KernelRefused as error:
+        if error.errno in _NO_NFTABLES:
+            return False
+        raise
+    try:
+        return socket.has_table()
+    except KernelRefused as error:
+        if error.errno in _NO_NFTABLES:
+            return False
+        raise
+    finally:
+        socket.close()

@@ -1,0 +1,166 @@
+"""What the host's ends of workloads' interfaces need besides routes: sysctls, and a neighbour entry for each address.
+
+An end we know to be right costs nothing; all are looked at again at a resync. Source: felix specification 6.9.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from calico_core.dataplane.linux import sysctl
+from calico_core.dataplane.linux.address_messages import NUD_PERMANENT, delete_neighbour, set_neighbour
+from calico_core.dataplane.linux.netns import run_in
+from calico_core.dataplane.linux.prefix import AF_INET, host_prefix
+from calico_core.dataplane.linux.workload_sysctls import host_end
+from calico_core.errors import KernelRefused
+from calico_core.interfaces.dataplane import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from calico_core.dataplane.linux.address_messages import Neighbour
+    from calico_core.dataplane.linux.link_messages import Link
+    from calico_core.dataplane.linux.prefix import Prefix
+    from calico_core.dataplane.linux.rtnetlink import RouteSocket
+    from calico_core.dataplane.linux.sysctl import Setting
+    from calico_core.model.hoststate import HostWorkload
+
+_GONE = (errno.ENODEV, errno.ENOENT, errno.ENETDOWN, errno.ENXIO)
+
+
+class LinkReport(msgspec.Struct, frozen=True, kw_only=True):
+    """``changed``: what was set, in words."""
+
+    changed: tuple[str, ...] = ()
+    failures: tuple[Failure, ...] = ()
+
+
+class _Wanted(msgspec.Struct, frozen=True):
+    settings: tuple[Setting, ...]
+    neighbours: frozenset[tuple[Prefix, bytes]]
+
+
+class WorkloadLinks:
+    """One thread; the socket is the caller's."""
+
+    def __init__(self, socket: RouteSocket, namespace_fd: int | None, *, has_metadata: bool, has_ipv6: bool) -> None:
+        self._socket, self._namespace_fd = socket, namespace_fd
+        self._of_the_host = forwarding(has_ipv6=has_ipv6)
+        self._has_metadata, self._has_ipv6 = has_metadata, has_ipv6
+        self._wanted: dict[str, _Wanted] = {}
+        self._done: dict[str, _Wanted] = {}
+
+    def want(self, interface: str, workload: HostWorkload | None) -> None:
+        """What the interface shall have from the next :meth:`sync` on; None or inactive: nothing of ours."""
+        if workload is None or not workload.is_active:
+            self._wanted.pop(interface, None)
+            return
+        v4 = [net for net in workload.nets if net.version == 4]
+        has_v6 = self._has_ipv6 and any(net.version == 6 for net in workload.nets)
+        mac = b"" if workload.mac is None else int(workload.mac).to_bytes(6, "big")
+        self._wanted[interface] = _Wanted(
+            host_end(interface, has_v4=bool(v4), has_v6=has_v6, has_metadata=self._has_metadata),
+            frozenset((host_prefix(net.ip), mac) for net in v4 if mac and net.prefixlen == 32),
+        )
+
+    def want_nothing(self) -> None:
+        self._wanted.clear()
+
+    def forget(self, interface: str) -> None:
+        """The link went or came again."""
+        self._done.pop(interface, None)
+
+    def sync(self, interfaces: Iterable[str]) -> LinkReport:
+        """Make these right, relying on what we know of them."""
+        stale = [name for name in interfaces if self._wanted.get(name) != self._done.get(name)]
+        if not stale:
+            return LinkReport()
+        return self._align(stale, lambda: {name: link for name in stale if (link := self._socket.find_link(name))})
+
+    def resync(self) -> LinkReport:
+        """Look at all of them, trusting nothing."""
+        return self._align({*self._wanted, *self._done}, lambda: {link.name: link for link in self._socket.links()})
+
+    def _align(self, interfaces: Iterable[str], list_links: Callable[[], dict[str, Link]]) -> LinkReport:
+        changed: list[str] = []
+        failures: list[Failure] = []
+        self._apply(self._of_the_host, changed, failures)
+        try:
+            links = list_links()
+            known = self._neighbours(next(iter(links.values())).index if len(links) == 1 else 0) if links else {}
+            for interface in sorted(interfaces):
+                link = links.get(interface)
+                if link is None or not link.is_up:
+                    self.forget(interface)
+                else:
+                    self._align_one(link, known.get(link.index, {}), changed, failures)
+        except KernelRefused as error:
+            failures.append(Failure("interfaces", str(error)))
+        return LinkReport(changed=tuple(changed), failures=tuple(failures))
+
+    def _align_one(
+        self, link: Link, known: dict[Prefix, Neighbour], changed: list[str], failures: list[Failure]
+    ) -> None:
+        wanted = self._wanted.get(link.name, _Wanted((), frozenset()))
+        self._apply(wanted.settings, changed, failures)
+        macs = dict(wanted.neighbours)
+        requests = [
+            set_neighbour(link.index, address, mac)
+            for address, mac in sorted(macs.items())
+            if (entry := known.get(address)) is None or (entry.mac, entry.state) != (mac, NUD_PERMANENT)
+        ]
+        # on a workload's interface nobody else makes permanent ones
+        requests += [
+            delete_neighbour(link.index, address)
+            for address, entry in sorted(known.items())
+            if entry.state == NUD_PERMANENT and address not in macs
+        ]
+        for request, outcome in zip(requests, self._socket.attempt(requests), strict=True):
+            if outcome.error is None:
+                changed.append(request.operation.removeprefix("set "))
+            elif outcome.error.errno not in _GONE:
+                failures.append(Failure(request.operation, str(outcome.error)))
+        if link.name in self._wanted:
+            self._done[link.name] = wanted
+        else:
+            self.forget(link.name)
+
+    def _apply(self, settings: tuple[Setting, ...], changed: list[str], failures: list[Failure]) -> None:
+        for setting, error in run_in(self._namespace_fd, lambda: _set(settings)):
+            if error is None:
+                changed.append(f"sysctl {setting.path}")
+            elif setting.is_vital and error.errno not in _GONE:
+                failures.append(Failure(f"sysctl {setting.path}", str(error)))
+
+    def _neighbours(self, index: int) -> dict[int, dict[Prefix, Neighbour]]:
+        """IPv4 neighbours by the index of their interface; of one alone when it is given."""
+        found: dict[int, dict[Prefix, Neighbour]] = {}
+        for each in self._socket.neighbours(index=index):
+            if each.address.family == AF_INET:
+                found.setdefault(each.index, {})[each.address] = each
+        return found
+
+
+def forwarding(*, has_ipv6: bool) -> tuple[Setting, ...]:
+    """What makes the host a router. IPv6 only where the kernel speaks it."""
+    settings = [sysctl.Setting("ipv4/ip_forward", "1")]
+    if has_ipv6 and sysctl.has_ipv6():
+        settings.append(sysctl.Setting("ipv6/conf/all/forwarding", "1"))
+    return tuple(settings)
+
+
+def _set(settings: tuple[Setting, ...]) -> list[tuple[Setting, KernelRefused | None]]:
+    """Write what is not so; each that was written, or why it could not be."""
+    outcomes: list[tuple[Setting, KernelRefused | None]] = []
+    for setting in settings:
+        try:
+            if sysctl.find(setting.path) == setting.value:
+                continue
+            sysctl.write(setting.path, setting.value)
+            outcomes.append((setting, None))
+        except KernelRefused as error:
+            outcomes.append((setting, error))
+    return outcomes

@@ -1,0 +1,199 @@
+"""Connections that policy denies by now: found and forgotten, so that a change holds for them too.
+
+The kernel decides about a connection once, at its first packet; without this, what was permitted then goes on as long
+as it likes (so it does in the reference system). After a change the connections of the workloads concerned are judged
+again, and those that are denied are deleted from the connection table: their next packet is a first one.
+
+The engine thread notes changes and hands over a copy of the state; a thread of its own reads the table and judges, for
+at most a tenth of the time. Connections that the host itself is an end of are left alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from netaddr import IPAddress
+
+from calico_core.errors import CalicoError
+from calico_core.interfaces.dataplane import Connection, Dataplane
+from calico_core.log import get_logger
+from calico_core.model.hoststate import HostChanges, HostState, HostWorkload, PolicyList, RulesId, SetId
+from calico_core.model.keys import WorkloadEndpointKey
+from calico_core.model.rules import PORT_PROTOCOLS, PROTOCOLS
+from calico_core.node.mailbox import LatestSlot
+from calico_core.policy.explain import Direction, Packet, explain_side
+
+_GATHER_S = 0.05
+_REST = 9
+"""So many times as long as a look took, the next one is not begun."""
+_ICMP = frozenset({PROTOCOLS["icmp"], PROTOCOLS["icmpv6"]})
+_STOP_WAIT_S = 5.0
+
+log = get_logger(__name__)
+
+
+class Touched:
+    """What changed since the last look. ``is_all``: everything may have."""
+
+    def __init__(self) -> None:
+        self.is_all = False
+        self.workloads: set[WorkloadEndpointKey] = set()
+        self.rules: set[RulesId] = set()
+        self.sets: set[SetId] = set()
+
+    def note(self, changes: HostChanges) -> bool:
+        """Whether any of it may deny what was permitted."""
+        self.is_all |= changes.is_complete
+        self.workloads.update(workload.key for workload in changes.workloads)
+        self.rules.update(rules.id for rules in changes.rules)
+        self.sets.update(change.id for change in changes.sets if not change.is_new)
+        self.sets.update(change.id for change in changes.port_sets if not change.is_new)
+        return self.is_all or bool(self.workloads or self.rules or self.sets)
+
+    def concerns(self, state: HostState) -> Iterator[tuple[HostWorkload, Direction]]:
+        """The directions of workloads whose verdicts may be others now."""
+        rules = self.rules | {
+            rules.id
+            for rules in (state.rules.values() if self.sets else ())
+            for rule in (*rules.inbound, *rules.outbound)
+            if not self.sets.isdisjoint((*rule.sets, *rule.port_sets))
+        }
+        for workload in state.workloads.values():
+            is_touched = self.is_all or workload.key in self.workloads
+            if is_touched or not rules.isdisjoint(_rules_in(workload.outbound)):
+                yield workload, "outbound"
+            if is_touched or not rules.isdisjoint(_rules_in(workload.inbound)):
+                yield workload, "inbound"
+
+
+class _Look(NamedTuple):
+    state: HostState
+    touched: Touched
+    own: frozenset[IPAddress]
+
+
+class FlowCutter:
+    """``note`` and ``next_look`` are the engine thread's, which asks ``wants`` and then calls ``look``."""
+
+    def __init__(self, dataplane: Dataplane) -> None:
+        self._dataplane = dataplane
+        self._touched = Touched()
+        self._due: float | None = None
+        self._rest_until = 0.0
+        self._slot: LatestSlot[_Look] = LatestSlot()
+        self._is_looking = False
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="flow-cutter", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._slot.close()
+        if self._thread.is_alive():
+            self._thread.join(_STOP_WAIT_S)
+
+    def note(self, changes: HostChanges, now: float) -> None:
+        if self._touched.note(changes) and self._due is None:
+            self._due = now + _GATHER_S
+
+    def next_look(self, now: float) -> float | None:
+        """When to ask again; None: nothing has changed."""
+        if self._due is None:
+            return None
+        return now + _GATHER_S if self._is_looking else max(self._due, self._rest_until)
+
+    def wants(self, now: float) -> bool:
+        at = self.next_look(now)
+        return at is not None and at <= now
+
+    def look(self, state: HostState, own: frozenset[IPAddress]) -> None:
+        """``state`` is a copy; ``own``: the addresses of the host itself."""
+        touched, self._touched, self._due = self._touched, Touched(), None
+        self._is_looking = True
+        self._slot.put(_Look(state, touched, own))
+
+    # --- the thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            look = self._slot.take(None)
+            if look is None:
+                continue
+            started = time.monotonic()
+            try:
+                self._judge(look)
+            except CalicoError as error:
+                log.warning("flows.not_judged", reason=str(error))
+            except Exception:
+                log.exception("flows.not_judged")
+            now = time.monotonic()
+            self._rest_until = now + _REST * (now - started)
+            self._is_looking = False
+
+    def _judge(self, look: _Look) -> None:
+        concerned = list(look.touched.concerns(look.state))
+        if not concerned:
+            return
+        denied = denied_now(look.state, concerned, self._dataplane.connections(), look.own)
+        if denied:
+            count = self._dataplane.cut(denied)
+            log.info("flows.cut", connections=count, first=_text(denied[0]))
+
+
+def denied_now(
+    state: HostState,
+    concerned: Iterable[tuple[HostWorkload, Direction]],
+    connections: Iterable[Connection],
+    own: frozenset[IPAddress],
+) -> list[Connection]:
+    """The connections that one of these directions denies. Translation is seen through: policy knows the sender's
+    address before it, and the receiver's after it."""
+    judges: dict[Direction, defaultdict[IPAddress, list[HostWorkload]]] = {
+        "inbound": defaultdict(list),
+        "outbound": defaultdict(list),
+    }
+    for workload, direction in concerned:
+        for net in workload.nets:
+            judges[direction][net.ip].append(workload)
+    outbound, inbound = judges["outbound"], judges["inbound"]
+    found = []
+    for connection in connections:
+        sender, receiver = connection.src, connection.reply_src
+        if (sender not in outbound and receiver not in inbound) or sender in own or receiver in own:
+            continue
+        packet = _packet(connection)
+        sides: list[tuple[Direction, HostWorkload]] = [("outbound", each) for each in outbound.get(sender, ())]
+        sides += [("inbound", each) for each in inbound.get(receiver, ())]
+        if any(explain_side(state, each, direction, packet)[-1].outcome == "deny" for direction, each in sides):
+            found.append(connection)
+    return found
+
+
+def _packet(connection: Connection) -> Packet:
+    """Its first one, as policy saw it."""
+    protocol = connection.protocol
+    has_ports = protocol in PORT_PROTOCOLS
+    return Packet(
+        src=connection.src,
+        dst=connection.reply_src,
+        protocol=protocol,
+        src_port=connection.src_port if has_ports else None,
+        dst_port=connection.reply_src_port if has_ports else None,
+        icmp=(connection.src_port, connection.dst_port) if protocol in _ICMP else None,
+    )
+
+
+def _rules_in(policies: PolicyList) -> Iterator[RulesId]:
+    for tier in policies.tiers:
+        yield from tier.policies
+    yield from policies.profiles
+
+
+def _text(connection: Connection) -> str:
+    return f"{connection.src} > {connection.dst} protocol {connection.protocol} port {connection.dst_port}"

@@ -1,0 +1,79 @@
+"""Addresses of the host's interfaces, as they come, go and are renamed."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+from netaddr import IPAddress
+
+from calico_core.dataplane.linux.addresses import AddressMonitor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.integration.dataplane_linux.conftest import Namespace
+
+pytestmark = pytest.mark.needs_root
+Told = list[tuple[str, frozenset[IPAddress] | None]]
+
+
+@pytest.fixture
+def told(host: Namespace) -> Iterator[Told]:
+    """What a monitor tells, begun with one interface there."""
+    ip(host, "link", "add", "up0", "type", "bridge")
+    ip(host, "address", "add", "192.0.2.1/24", "dev", "up0")
+    heard: Told = []
+    monitor = AddressMonitor(
+        lambda name, addresses: heard.append((name, addresses)), prefix="cali", namespace_fd=host.fd
+    )
+    monitor.start()
+    yield heard
+    monitor.stop()
+    monitor.stop()
+
+
+def ip(namespace: Namespace, *argv: str) -> None:
+    subprocess.run(["ip", "-n", namespace.name, *argv], check=True, capture_output=True)
+
+
+def of(*addresses: str) -> frozenset[IPAddress]:
+    return frozenset(map(IPAddress, addresses))
+
+
+def test_what_is_there_is_told_at_once(told: Told) -> None:
+    assert ("up0", of("192.0.2.1")) in told
+    assert ("lo", frozenset()) in told
+
+
+def test_changes_are_told(host: Namespace, told: Told, eventually: Callable[[Callable[[], bool]], None]) -> None:
+    ip(host, "address", "add", "2001:db8::1/64", "dev", "up0")
+    eventually(lambda: told[-1] == ("up0", of("192.0.2.1", "2001:db8::1")))
+    ip(host, "address", "del", "192.0.2.1/24", "dev", "up0")
+    eventually(lambda: told[-1] == ("up0", of("2001:db8::1")))
+    ip(host, "link", "del", "up0")
+    eventually(lambda: told[-1] == ("up0", None))
+    ip(host, "link", "add", "up1", "type", "bridge")
+    ip(host, "address", "add", "192.0.2.9/24", "dev", "up1")
+    eventually(lambda: told[-1] == ("up1", of("192.0.2.9")))
+
+
+def test_a_renamed_interface_is_another(
+    host: Namespace, told: Told, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    ip(host, "link", "set", "up0", "name", "up7")
+    eventually(lambda: told[-2:] == [("up0", None), ("up7", of("192.0.2.1"))])
+    ip(host, "link", "set", "up7", "name", "cali7")
+    eventually(lambda: told[-1] == ("up7", None))
+
+
+def test_workloads_are_not_told_of(
+    host: Namespace, told: Told, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    before = len(told)
+    ip(host, "link", "add", "cali1", "type", "bridge")
+    ip(host, "address", "add", "192.0.2.7/32", "dev", "cali1")
+    ip(host, "address", "add", "192.0.2.8/32", "dev", "up0")
+    eventually(lambda: told[-1] == ("up0", of("192.0.2.1", "192.0.2.8")))
+    assert len(told) == before + 1

@@ -1,0 +1,101 @@
+"""Sysctls and neighbours of workloads' interfaces: as the specification says, and put back. Both drivers pass it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from netaddr import EUI, IPAddress, IPNetwork
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.needs_root
+
+
+def sysctl(lab: Any, name: str) -> str:
+    return lab.host.run("sysctl", "-n", f"net.{name}").strip()
+
+
+def neighbours(lab: Any, interface: str) -> dict[str, str]:
+    """Permanent IPv4 entries."""
+    lines = lab.host.run("ip", "-4", "neighbour", "show", "dev", interface, "nud", "permanent").splitlines()
+    return {line.split()[0]: line.split()[2] for line in lines}
+
+
+def test_interface_is_set_up_and_kept_so(lab: Any) -> None:
+    a = lab.workload()
+    lab.start(a.endpoint())
+    wanted = {
+        "ipv4.conf.cali1.rp_filter": "1",
+        "ipv4.conf.cali1.route_localnet": "0",
+        "ipv4.conf.cali1.proxy_arp": "1",
+        "ipv4.conf.cali1.forwarding": "1",
+        "ipv4.neigh.cali1.proxy_delay": "0",
+        "ipv6.conf.cali1.proxy_ndp": "1",
+        "ipv6.conf.cali1.forwarding": "1",
+        "ipv6.conf.cali1.accept_ra": "0",
+        "ipv4.ip_forward": "1",
+        "ipv6.conf.all.forwarding": "1",
+    }
+    assert {name: sysctl(lab, name) for name in wanted} == wanted
+    assert lab.dataplane.resync().healed == ()
+    lab.host.run("sysctl", "-qw", "net.ipv4.conf.cali1.proxy_arp=0", "net.ipv4.conf.cali1.rp_filter=2")
+    healed = lab.dataplane.resync().healed
+    assert set(healed) == {"sysctl ipv4/conf/cali1/proxy_arp", "sysctl ipv4/conf/cali1/rp_filter"}
+    assert {name: sysctl(lab, name) for name in wanted} == wanted
+
+
+def test_loopback_is_open_with_metadata_only(make_lab: Callable[..., Any]) -> None:
+    lab = make_lab(metadata=(IPAddress("127.0.0.1"), 8775))
+    a = lab.workload()
+    lab.start(a.endpoint())
+    assert sysctl(lab, "ipv4.conf.cali1.route_localnet") == "1"
+    assert lab.dataplane.resync().healed == ()
+
+
+def test_forwarding_of_the_host_is_put_back(lab: Any) -> None:
+    lab.start()
+    lab.host.run("sysctl", "-qw", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0")
+    healed = lab.dataplane.resync().healed
+    assert {"sysctl ipv4/ip_forward", "sysctl ipv6/conf/all/forwarding"} <= set(healed)
+    assert sysctl(lab, "ipv4.ip_forward") == sysctl(lab, "ipv6.conf.all.forwarding") == "1"
+
+
+def test_neighbours_follow_the_record(lab: Any) -> None:
+    a, b = lab.workload(), lab.workload()
+    lab.start(a.endpoint(), b.endpoint())
+    assert neighbours(lab, a.interface) == {a.v4: "02:00:00:00:00:01"}
+    other = msgspec.structs.replace(a.endpoint(), mac=EUI("02:00:00:00:00:77"))
+    assert lab.apply(workloads=(other,)).is_clean
+    assert neighbours(lab, a.interface) == {a.v4: "02:00:00:00:00:77"}
+    a.run("ip", "link", "set", "eth0", "address", "02:00:00:00:00:77")
+    # the kernel forgets neighbours with the address
+    a.run("ip", "neighbour", "replace", "169.254.1.1", "lladdr", "ee:ee:ee:ee:ee:ee", "dev", "eth0", "nud", "permanent")
+    assert b.reaches(a.v4, 80), "filter and entry are of the new address"
+    more = msgspec.structs.replace(other, nets=(IPNetwork("10.65.0.99/32"), *a.nets[1:]))
+    lab.apply(workloads=(more,))
+    assert neighbours(lab, a.interface) == {"10.65.0.99": "02:00:00:00:00:77"}
+    lab.host.run("ip", "neighbour", "del", "10.65.0.99", "dev", a.interface)
+    assert lab.dataplane.resync().healed == ("neighbour 10.65.0.99/32",)
+    lab.restart()
+    lab.start(msgspec.structs.replace(a.endpoint(), mac=None))
+    assert neighbours(lab, a.interface) == {}, "what an earlier run left goes"
+
+
+def test_address_of_two_goes_to_the_first_whatever_the_order(lab: Any) -> None:
+    a, b = lab.workload(), lab.workload()
+    shared = IPNetwork("10.65.0.50/32")
+
+    def with_shared(workload: Any) -> Any:
+        return msgspec.structs.replace(workload.endpoint(), nets=(*workload.nets, shared))
+
+    lab.start(with_shared(b))
+    assert shared in lab.dataplane.wiring().routes(b.interface)
+    assert lab.apply(workloads=(with_shared(a),)).is_clean
+    assert shared in lab.dataplane.wiring().routes(a.interface)
+    assert shared not in lab.dataplane.wiring().routes(b.interface)
+    assert lab.dataplane.resync().healed == ()
+    lab.apply(removed_workloads=(a.key,))
+    assert shared in lab.dataplane.wiring().routes(b.interface)

@@ -1,0 +1,87 @@
+"""What stands for floating addresses and metadata, and whose they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from netaddr import IPAddress, IPNetwork
+
+from calico_core.dataplane.nftables.builder import TableBuilder
+from calico_core.interfaces.dataplane import DataplaneOptions
+from calico_core.model.hoststate import HostChanges, HostNat, HostState, HostWorkload, PolicyList
+from tests.unit.dataplane_nftables.test_builder import a_workload
+
+OPTIONS = DataplaneOptions(host="h")
+HOOKS = {"nat_prerouting", "nat_output", "nat_postrouting"}
+
+
+def built(*workloads: HostWorkload, options: DataplaneOptions = OPTIONS) -> TableBuilder:
+    lists = {"inbound": PolicyList(), "outbound": PolicyList()}
+    workloads = tuple(msgspec.structs.replace(each, **lists) for each in workloads)
+    state = HostState()
+    state.update(HostChanges(is_complete=True, workloads=workloads))
+    return TableBuilder.of(options, state)
+
+
+def nat(internal: str, external: str) -> HostNat:
+    return HostNat(internal=IPAddress(internal), external=IPAddress(external))
+
+
+def elements(builder: TableBuilder, name: str) -> set[tuple[str, str]]:
+    return {(str(IPAddress(one)), str(IPAddress(two))) for one, two in builder.table.sets[name].elements}
+
+
+def texts(builder: TableBuilder, name: str) -> list[str]:
+    return [rule.partition(" comment ")[0] for rule in builder.table.chains[name].rules]
+
+
+def test_nothing_stands_without_need() -> None:
+    table = built(a_workload(1)).table
+    assert not HOOKS & set(table.chains)
+    assert not {"nat4", "nat6", "hairpin4", "hairpin6"} & set(table.sets)
+
+
+def test_floating_addresses() -> None:
+    nats = (nat("10.0.0.1", "198.51.100.9"), nat("10.0.0.1", "198.51.100.8"), nat("fd00::1", "2001:db8::9"))
+    builder = built(a_workload(1, nats=nats, nets=(IPNetwork("10.0.0.1/32"), IPNetwork("fd00::1/128"))))
+    assert elements(builder, "nat4") == {("198.51.100.9", "10.0.0.1"), ("198.51.100.8", "10.0.0.1")}
+    assert elements(builder, "hairpin4") == {("10.0.0.1", "198.51.100.8")}, "seen as the first"
+    assert {IPAddress(one, 6) for one, _ in builder.table.sets["nat6"].elements} == {IPAddress("2001:db8::9")}
+    both = ["dnat ip to ip daddr map @nat4", "dnat ip6 to ip6 daddr map @nat6"]
+    assert texts(builder, "nat_prerouting") == texts(builder, "nat_output") == both
+    assert texts(builder, "nat_postrouting")[0] == "snat ip to ip saddr . ip daddr map @hairpin4"
+    assert builder.subject_of("nat4", (int(IPAddress("198.51.100.9")), 0)) == a_workload(1).key.path
+    assert {element[-1] for element in builder.table.sets["src_mac4"].elements} == {int(IPAddress("10.0.0.1"))}
+
+
+def test_one_address_for_two_goes_to_the_first() -> None:
+    one = a_workload(1, nats=(nat("10.0.0.1", "198.51.100.9"),))
+    two = a_workload(2, nats=(nat("10.0.0.2", "198.51.100.9"),))
+    assert elements(built(two, one), "nat4") == {("198.51.100.9", "10.0.0.1")}
+    assert elements(built(two), "nat4") == {("198.51.100.9", "10.0.0.2")}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (nat("10.0.0.77", "198.51.100.9"), "none of its addresses"),
+        (nat("10.0.0.1", "2001:db8::9"), "another family"),
+    ],
+)
+def test_what_cannot_float_is_named(wrong: HostNat, said: str) -> None:
+    builder = built(a_workload(1, nats=(wrong,)))
+    assert said in builder.problems[a_workload(1).key.path]
+    assert "nat4" not in builder.table.sets
+    assert {interface for interface, _ in builder.table.sets["wl_to"].elements} == {"cali1"}, "the rest of it is open"
+
+
+def test_metadata_leads_to_its_service() -> None:
+    options: Any = msgspec.structs.replace(OPTIONS, metadata=(IPAddress("127.0.0.1"), 8775))
+    builder = built(options=options)
+    assert texts(builder, "nat_prerouting") == [
+        'iifname "cali*" ip daddr 169.254.169.254 tcp dport 80 dnat ip to 127.0.0.1:8775'
+    ]
+    assert "ip daddr 127.0.0.1 tcp dport 8775 accept" in texts(builder, "workload_to_host")
+    assert HOOKS & set(builder.table.chains) == {"nat_prerouting"}

@@ -1,0 +1,159 @@
+"""Which connections are judged again after a change, and which of them end."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from netaddr import IPAddress, IPNetwork
+
+from calico_core.dataplane.memory import MemoryDataplane
+from calico_core.interfaces.dataplane import Connection, DataplaneOptions
+from calico_core.model.hoststate import (
+    AddressSet,
+    HostChanges,
+    HostRule,
+    HostRules,
+    HostState,
+    HostWorkload,
+    PolicyList,
+    RulesId,
+    SetChange,
+    SetId,
+)
+from calico_core.model.keys import WorkloadEndpointKey
+from calico_core.node.flow_cutter import FlowCutter, Touched, denied_now
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RULES = RulesId("profile/web")
+FRIENDS = SetId("sel-0123456789abcdef")
+ONE, TWO, FRIEND, STRANGER = (IPAddress(f"10.65.0.{number}") for number in (1, 2, 9, 77))
+HOST = IPAddress("192.0.2.1")
+
+
+def workload(name: str, address: IPAddress, rules: RulesId = RULES) -> HostWorkload:
+    listed = PolicyList(profiles=(rules,))
+    return HostWorkload(
+        key=WorkloadEndpointKey("h", "cni", name, "eth0"),
+        interface=f"cali{name}",
+        is_active=True,
+        nets=(IPNetwork(address),),
+        inbound=listed,
+        outbound=listed,
+    )
+
+
+def tcp(src: IPAddress, dst: IPAddress, port: int = 80, *, translated: IPAddress | None = None) -> Connection:
+    return Connection(6, src, dst, 40000, port, translated or dst, src, port, 40000)
+
+
+def rules(*inbound: HostRule, outbound: tuple[HostRule, ...] = (HostRule(action="allow"),)) -> HostRules:
+    return HostRules(id=RULES, inbound=inbound, outbound=outbound)
+
+
+WEB = HostRule(action="allow", protocol=6, dst_ports=((80, 80),))
+START = HostChanges(
+    is_complete=True,
+    sets=(SetChange(id=FRIENDS, is_new=True, added=AddressSet.of([FRIEND, ONE])),),
+    rules=(rules(WEB),),
+    workloads=(workload("one", ONE), workload("two", TWO)),
+)
+
+
+@pytest.fixture
+def dataplane() -> MemoryDataplane:
+    made = MemoryDataplane(DataplaneOptions(host="h"))
+    made.apply(START)
+    return made
+
+
+def judge(state: HostState, touched: Touched, *connections: Connection) -> list[Connection]:
+    return denied_now(state, list(touched.concerns(state)), connections, frozenset({HOST}))
+
+
+def after(dataplane: MemoryDataplane, **fields: Any) -> tuple[HostState, Touched]:
+    changes = HostChanges(**fields)
+    dataplane.apply(changes)
+    touched = Touched()
+    touched.note(changes)
+    return dataplane.wanted(), touched
+
+
+def test_what_is_permitted_goes_on_and_what_is_not_ends(dataplane: MemoryDataplane) -> None:
+    state, touched = after(dataplane, rules=(rules(HostRule(action="allow", protocol=6, dst_ports=((443, 443),))),))
+    denied = tcp(STRANGER, TWO)
+    assert judge(state, touched, denied, tcp(STRANGER, TWO, 443)) == [denied]
+
+
+def test_a_sender_is_judged_as_a_receiver_is(dataplane: MemoryDataplane) -> None:
+    state, touched = after(dataplane, rules=(rules(WEB, outbound=()),))
+    assert judge(state, touched, tcp(ONE, STRANGER)) == [tcp(ONE, STRANGER)]
+
+
+def test_the_host_is_never_cut_off(dataplane: MemoryDataplane) -> None:
+    state, touched = after(dataplane, rules=(rules(outbound=()),))
+    assert judge(state, touched, tcp(HOST, TWO), tcp(TWO, HOST)) == []
+
+
+def test_translation_is_seen_through(dataplane: MemoryDataplane) -> None:
+    floating = IPAddress("203.0.113.9")
+    state, touched = after(dataplane, rules=(rules(HostRule(action="allow", src_sets=(FRIENDS,))),))
+    cut, kept = tcp(STRANGER, floating, translated=TWO), tcp(FRIEND, floating, translated=TWO)
+    assert judge(state, touched, cut, kept) == [cut]
+
+
+def test_a_member_that_leaves_a_set_is_cut_and_others_are_not_asked(dataplane: MemoryDataplane) -> None:
+    other = RulesId("profile/other")
+    after(
+        dataplane,
+        rules=(rules(HostRule(action="allow", src_sets=(FRIENDS,))), HostRules(id=other)),
+        workloads=(workload("three", STRANGER, other),),
+    )
+    gone = SetChange(id=FRIENDS, removed=AddressSet.of([FRIEND]))
+    state, touched = after(dataplane, sets=(gone,))
+    assert {each.key.workload for each, _ in touched.concerns(state)} == {"one", "two"}
+    assert judge(state, touched, tcp(FRIEND, TWO), tcp(ONE, TWO)) == [tcp(FRIEND, TWO)]
+
+
+def test_echoes_are_judged_by_type_and_code(dataplane: MemoryDataplane) -> None:
+    state, touched = after(dataplane, rules=(rules(HostRule(action="allow", protocol=1, icmp=(8, 0))),))
+    ping, other = (Connection(1, STRANGER, TWO, kind, 0, TWO, STRANGER, 0, 0) for kind in (8, 13))
+    assert judge(state, touched, ping, other) == [other]
+
+
+def test_what_changes_nothing_for_policy_is_no_reason_to_look() -> None:
+    touched = Touched()
+    assert not touched.note(HostChanges(removed_workloads=(workload("one", ONE).key,)))
+    assert not touched.note(HostChanges(sets=(SetChange(id=FRIENDS, is_new=True),)))
+    assert touched.note(START)
+
+
+@pytest.fixture
+def cutter(dataplane: MemoryDataplane) -> Iterator[FlowCutter]:
+    made = FlowCutter(dataplane)
+    made.start()
+    yield made
+    made.stop()
+
+
+def test_changes_gather_and_one_look_ends_what_is_denied(dataplane: MemoryDataplane, cutter: FlowCutter) -> None:
+    kept, cut = tcp(STRANGER, ONE, 443), tcp(STRANGER, ONE)
+    dataplane.connect(kept)
+    dataplane.connect(cut)
+    assert cutter.next_look(100.0) is None
+    changes = HostChanges(rules=(rules(HostRule(action="allow", protocol=6, dst_ports=((443, 443),))),))
+    dataplane.apply(changes)
+    cutter.note(changes, 100.0)
+    assert not cutter.wants(100.0)
+    at = cutter.next_look(100.0)
+    assert at is not None
+    assert cutter.wants(at)
+    cutter.look(dataplane.wanted(), frozenset())
+    deadline = time.monotonic() + 10
+    while cut in dataplane.connections():
+        assert time.monotonic() < deadline
+    assert dataplane.connections() == (kept,)
+    assert cutter.next_look(200.0) is None
