@@ -17,7 +17,7 @@ from calico_core.model.ids import check_name
 from calico_core.model.selectors import parse_selector
 
 Action = Literal["allow", "deny", "reject", "next-tier", "pass", "log"]
-"""``reject`` is a deny that answers: a TCP reset, else an ICMP error. ``pass`` is ``next-tier``."""
+"""``reject`` is a deny that answers, by an ICMP error: administratively prohibited. ``pass`` is ``next-tier``."""
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "dccp": 33, "icmpv6": 58, "sctp": 132, "udplite": 136}
 PORT_PROTOCOLS = frozenset({6, 17, 33, 132, 136})
 _PORT_RANGE = re.compile(r"(\d{1,5})(?::(\d{1,5}))?")

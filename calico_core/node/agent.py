@@ -12,13 +12,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from typing import NamedTuple
 
 from netaddr import IPAddress
 
 from calico_core.datastore.syncer import SyncBatch, Syncer, SyncStatus, Update
-from calico_core.errors import CalicoError
-from calico_core.interfaces.dataplane import ApplyReport, Dataplane, is_whole_policy
+from calico_core.errors import CalicoError, NotReady
+from calico_core.interfaces.dataplane import ApplyReport, Dataplane, RuleCount, is_whole_policy
 from calico_core.interfaces.datastore import Datastore
 from calico_core.log import get_logger
 from calico_core.model.endpoints import WorkloadEndpoint
@@ -48,6 +49,7 @@ log = get_logger(__name__)
 
 _RETRY_FIRST_S = 0.1
 _RETRY_MAX_S = 10.0
+_COUNTS_WAIT_S = 4.0
 
 
 class AgentState(Value, frozen=True):
@@ -74,7 +76,14 @@ class _RemovalsConfirmed(NamedTuple):
     """A person says that what was deleted is meant to be."""
 
 
+class _CountsWanted(NamedTuple):
+    """Somebody waits for the counters of rules, which only the engine may read."""
+
+    reply: Future[tuple[RuleCount, ...]]
+
+
 Reporter = Callable[[AgentState], None]
+_Item = SyncBatch | InterfaceEvent | _HostAddresses | _RemovalsConfirmed | _CountsWanted
 
 
 class Agent:
@@ -104,7 +113,7 @@ class Agent:
         self._on_death = on_death
         self._on_config = on_config
         self.counters = AgentCounters()
-        self._mailbox: Mailbox[SyncBatch | InterfaceEvent | _HostAddresses | _RemovalsConfirmed] = Mailbox()
+        self._mailbox: Mailbox[_Item] = Mailbox()
         self._resolver = PolicyResolver(host, interface_prefix=interface_prefix)
         # the addresses that hosts have of IPv6 stand beside their routing
         self._syncer = Syncer(store, (V1, BGP_HOSTS), self._mailbox.post, ready_key=ReadyKey().path, name="sync-policy")
@@ -204,6 +213,17 @@ class Agent:
         self._mailbox.post(_RemovalsConfirmed())
         return reason
 
+    def rule_counts(self, timeout_s: float = _COUNTS_WAIT_S) -> tuple[RuleCount, ...]:
+        """What each rule has matched since it was last written. Any thread; raises ``NotReady`` when the engine does
+        not come to it in time."""
+        reply: Future[tuple[RuleCount, ...]] = Future()
+        self._mailbox.post(_CountsWanted(reply))
+        try:
+            return reply.result(timeout_s)
+        except TimeoutError:
+            reply.cancel()
+            raise NotReady(f"the agent is busy: no counters within {timeout_s:g} s") from None
+
     def _post_addresses(self, name: str, addresses: frozenset[IPAddress] | None) -> None:
         self._mailbox.post(_HostAddresses(name, addresses))
 
@@ -234,7 +254,7 @@ class Agent:
         times += [cutting] if cutting is not None else []
         return max(0.0, min(times) - time.monotonic()) if times else None
 
-    def _pass(self, items: list[SyncBatch | InterfaceEvent | _HostAddresses | _RemovalsConfirmed]) -> None:
+    def _pass(self, items: list[_Item]) -> None:
         """One pass of the engine: everything that has gathered becomes one batch for the kernel."""
         events: dict[str, InterfaceEvent] = {}
         for item in items:
@@ -244,6 +264,8 @@ class Agent:
                 case _HostAddresses(name, addresses):
                     self._resolver.set_interface(name, addresses)
                     self._own_addresses[name] = addresses or frozenset()
+                case _CountsWanted(reply):
+                    self._count_rules(reply)
                 case _RemovalsConfirmed():
                     self._remembered.forget()
                     self._follow(self._guard.confirm())
@@ -283,6 +305,14 @@ class Agent:
             elif self._on_config is not None and isinstance(update.key, GlobalConfigKey | HostConfigKey):
                 self._on_config(update.key, update.record)
         self._resolver.apply(updates)
+
+    def _count_rules(self, reply: Future[tuple[RuleCount, ...]]) -> None:
+        if not reply.set_running_or_notify_cancel():
+            return
+        try:
+            reply.set_result(self._dataplane.rule_counts())
+        except CalicoError as error:
+            reply.set_exception(error)
 
     def _enter_sync(self) -> None:
         """The first complete state may take away whatever an earlier life of this node left in the kernel."""

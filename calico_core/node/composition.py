@@ -9,11 +9,12 @@ import msgspec
 
 from calico_core.datastore.records import TypedRecords
 from calico_core.errors import CalicoError, InvalidSettings, PluginBroken
-from calico_core.interfaces.dataplane import Dataplane, DataplaneOptions
+from calico_core.interfaces.dataplane import Dataplane
 from calico_core.interfaces.datastore import Datastore, DatastoreOptions
 from calico_core.interfaces.integration import Integration, IntegrationContext
 from calico_core.interfaces.ipam import Ipam
 from calico_core.log import get_logger
+from calico_core.node.dataplane_options import dataplane_options
 from calico_core.plugin_host.loader import LoadedPlugin, driver_of_url, load_all, load_driver
 from calico_core.plugin_host.namespaces import DATAPLANES, DATASTORES, INTEGRATIONS, IPAM
 from calico_core.settings import Settings
@@ -59,15 +60,7 @@ def open_ipam(records: TypedRecords, host: str) -> Ipam:
 
 def open_dataplane(settings: Settings, host: str) -> Dataplane:
     driver: type[Dataplane] = load_driver(DATAPLANES, settings.dataplane_driver)
-    has_ipv6 = Path("/proc/sys/net/ipv6").exists()
-    return driver.open(
-        DataplaneOptions(
-            host=host,
-            interface_prefix=settings.interface_prefix,
-            endpoint_to_host=settings.endpoint_to_host,
-            is_ipv6_enabled=settings.ipv6_support == "true" or (settings.ipv6_support == "auto" and has_ipv6),
-        )
-    )
+    return driver.open(dataplane_options(settings, host))
 
 
 def select_integrations(settings: Settings) -> tuple[tuple[LoadedPlugin, ...], dict[str, str]]:

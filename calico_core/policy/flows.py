@@ -206,7 +206,7 @@ class Cluster:
                     break
 
     def _received(self, key: WorkloadEndpointKey, packet: Packet) -> Side:
-        if self.hosts.get(packet.src) == key.host:
+        if self.hosts.get(packet.src) == key.host and self._is_active(key):
             reason = "a host reaches its own workloads whatever policy says"
             return Side(direction="inbound", address=packet.dst, place="workload", outcome=None, reason=reason,
                         host=key.host, workload=key)  # fmt: skip
@@ -214,6 +214,8 @@ class Cluster:
 
     def _to_host(self, side: Side, packet: Packet) -> Side:
         """From a workload to the host it runs on."""
+        if side.workload is not None and not self._is_active(side.workload):
+            return side
         if packet.protocol == _UDP and packet.dst_port == _DNS:
             reason = "DNS to the workload's own host always passes"
             return without_steps(side, None, reason)
@@ -221,6 +223,9 @@ class Cluster:
         if action == "DROP":
             return without_steps(side, "deny", f"{_TO_HOST} is DROP: nothing passes from workloads to their host")
         return side
+
+    def _is_active(self, key: WorkloadEndpointKey) -> bool:
+        return self.endpoints[key].state == "active"
 
     def _elsewhere(
         self,
