@@ -307,6 +307,8 @@ def check_options(options: DataplaneOptions) -> None:
         raise InvalidRequest("drop_override", f"{options.drop_override!r} is not one of {', '.join(DROP_OVERRIDES)}")
     if options.mark_mask.bit_count() < 2 or not 0 < options.mark_mask < 1 << 32:
         raise InvalidRequest("mark_mask", f"{options.mark_mask:#x} must be 32 bits wide with two bits set at least")
+    if options.max_set_size < 1:
+        raise InvalidRequest("max_set_size", f"{options.max_set_size} must be 1 at least")
     if not 0 <= options.denied_group < 1 << 16:
         raise InvalidRequest("denied_group", f"{options.denied_group} must be from 0 to 65535")
     if options.log_rate < 0 or options.log_burst < 1:

@@ -26,6 +26,7 @@ from calico_core.log import get_logger
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.hoststate import HostChanges
 from calico_core.model.keys import (
+    BGP_HOSTS,
     V1,
     GlobalConfigKey,
     HostConfigKey,
@@ -103,6 +104,7 @@ class Agent:
         on_config: Callable[[Key, str | None], None] | None = None,
         confirm_removals_after_s: float = 300.0,
         remembered: RememberedInterfaces | None = None,
+        interface_prefix: str = "",
         cuts_denied_flows: bool = True,
     ) -> None:
         """``on_config`` hears, in the engine thread, of every configuration key of the datastore.
@@ -115,8 +117,9 @@ class Agent:
         self._on_config = on_config
         self.counters = AgentCounters()
         self._mailbox: Mailbox[_Item] = Mailbox()
-        self._resolver = PolicyResolver(host)
-        self._syncer = Syncer(store, (V1,), self._mailbox.post, ready_key=ReadyKey().path, name="sync-policy")
+        self._resolver = PolicyResolver(host, interface_prefix=interface_prefix)
+        # the addresses that hosts have of IPv6 stand beside their routing
+        self._syncer = Syncer(store, (V1, BGP_HOSTS), self._mailbox.post, ready_key=ReadyKey().path, name="sync-policy")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stop_monitor: Callable[[], None] = lambda: None
         self._stop_addresses: Callable[[], None] = lambda: None

@@ -125,6 +125,7 @@ class Runtime:
             on_death=self.stopping.set,
             on_config=live.take,
             confirm_removals_after_s=settings.confirm_removals_after_s,
+            interface_prefix=settings.interface_prefix,
             cuts_denied_flows=settings.established_flows == "cut",
             remembered=RememberedInterfaces(
                 Path(settings.state_directory, "interfaces.json"), confirm_after_s=settings.confirm_removals_after_s

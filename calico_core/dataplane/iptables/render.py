@@ -118,19 +118,31 @@ def _matches(rule: HostRule, family: int, set_names: SetNames, nets: list[tuple[
         ("-s", "src", rule.src_nets, rule.not_src_nets),
         ("-d", "dst", rule.dst_nets, rule.not_dst_nets),
     ):
-        plain = _networks(option, side, positive, family, nets)
+        plain = _networks(option, side, positive, family, nets) if positive else []
         # only one match by address may be written without a set
-        parts += plain + _not_networks(option, side, negative, family, nets, may_be_plain=not plain)
+        parts += plain
+        if negative:
+            parts += _not_networks(option, side, negative, family, nets, may_be_plain=not plain)
     for side, sets, not_sets in (("src", rule.src_sets, rule.not_src_sets), ("dst", rule.dst_sets, rule.not_dst_sets)):
-        parts += [_in_set(set_names(each, family), side) for each in sets]
-        parts += [_not_in_set(set_names(each, family), side) for each in not_sets]
-    parts += _icmp(rule)
+        if sets:
+            parts += [_in_set(set_names(each, family), side) for each in sets]
+        if not_sets:
+            parts += [_not_in_set(set_names(each, family), side) for each in not_sets]
+    if rule.icmp is not None or rule.not_icmp is not None:
+        parts += _icmp(rule)
+    return _with_ports(rule, family, set_names, parts)
+
+
+def _with_ports(rule: HostRule, family: int, set_names: SetNames, parts: list[str]) -> list[str]:
+    """The matches by port added to the others: one way for each that a wanted port may go."""
     for option, side, ports, sets in (
         ("--sports", "src,src", rule.not_src_ports, rule.not_src_port_sets),
         ("--dports", "dst,dst", rule.not_dst_ports, rule.not_dst_port_sets),
     ):
-        parts += [f"-m multiport ! {option} {chunk}" for chunk in _chunks(ports)]
-        parts += [_not_in_set(set_names(each, family), side) for each in sets]
+        if ports:
+            parts += [f"-m multiport ! {option} {chunk}" for chunk in _chunks(ports)]
+        if sets:
+            parts += [_not_in_set(set_names(each, family), side) for each in sets]
     alternatives = [" ".join(parts)]
     for option, side, ports, sets in (
         ("--sports", "src,src", rule.src_ports, rule.src_port_sets),

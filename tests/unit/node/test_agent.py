@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from calico_core.dataplane.memory import MemoryDataplane
 from calico_core.datastore.memory import MemoryDatastore
@@ -14,14 +14,18 @@ from calico_core.datastore.records import TypedRecords
 from calico_core.errors import KernelRefused, NotReady
 from calico_core.interfaces.dataplane import ApplyReport, DataplaneOptions, Failure
 from calico_core.model.endpoints import WorkloadEndpoint
-from calico_core.model.hoststate import RulesId
+from calico_core.model.hoststate import HostPeers, RulesId
 from calico_core.model.keys import (
+    BgpHostAddressKey,
     GlobalConfigKey,
+    HostIpKey,
+    PoolKey,
     ProfileRulesKey,
     ProfileTagsKey,
     ReadyKey,
     WorkloadEndpointKey,
 )
+from calico_core.model.pools import Pool
 from calico_core.model.rules import Rule, RuleLists
 from calico_core.model.workloads import PairRequest
 from calico_core.node.agent import Agent, AgentState
@@ -418,3 +422,13 @@ def test_counters_of_rules_are_read_by_the_engine(bench: Bench) -> None:
     agent.stop()
     with pytest.raises(NotReady, match="busy"):
         agent.rule_counts(0.05)
+
+
+def test_the_addresses_of_all_hosts_and_both_families_reach_the_dataplane(bench: Bench) -> None:
+    bench.start()
+    cidr = IPNetwork("fd80::/64")
+    bench.records.put(PoolKey(cidr), Pool(cidr=cidr, vxlan_mode="always"))
+    bench.records.put(HostIpKey(HOST), "192.0.2.1")
+    bench.records.put(BgpHostAddressKey("rack-b", 6), "fd00::2")
+    wanted = HostPeers(addresses=(IPAddress("192.0.2.1"), IPAddress("fd00::2")), is_vxlan=True)
+    eventually(lambda: bench.dataplane.state.peers == wanted)
