@@ -87,6 +87,12 @@ def or_none(parse: Callable[[str], str]) -> Callable[[str], str]:
     return lambda value: "" if value.strip().lower() == "none" else parse(value)
 
 
+def dataplane_driver(value: str) -> str:
+    """The name of a driver, or ``auto``; the reference system's words for nftables too."""
+    cleaned = value.strip()
+    return {"enabled": "nftables", "disabled": "iptables", "auto": "auto"}.get(cleaned.lower(), cleaned)
+
+
 def failsafe_ports(value: str) -> str:
     """As it is written, after a check."""
     from calico_core.model.failsafe import parse_failsafe_ports

@@ -35,7 +35,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     run_directory: str = "/run/calico"
     state_directory: str = "/var/lib/calico"
     # what runs
-    dataplane_driver: str = "nftables"
+    dataplane_driver: str = "auto"
     routing_driver: str = "bird"
     integrations: tuple[str, ...] = ()
     # node

@@ -122,7 +122,8 @@ class KernelDataplane(Dataplane, Generic[P]):
         self._wiring = VethWiring(namespace_fd, interface_prefix=self._prefix, has_metadata=has_metadata)
 
     def ensure_closed(self) -> None:
-        self._policy.ensure_closed()
+        if not self._other_kind_stands():
+            self._policy.ensure_closed()
 
     def apply(self, changes: HostChanges) -> ApplyReport:
         if not self._is_complete and not changes.is_complete:
@@ -250,6 +251,11 @@ class KernelDataplane(Dataplane, Generic[P]):
             return (Failure("policy of another kind of dataplane", str(error)),)
         self._is_alone = True
         return ()
+
+    def _other_kind_stands(self) -> bool:
+        """Whether policy of ours by a driver of another kind closes this host while there is none by this one; a
+        driver that knows of some overrides it."""
+        return False
 
     def _remove_other_kinds(self) -> None:
         """Policy of ours that drivers of other kinds left on this host; a driver that knows of some overrides it.

@@ -147,10 +147,15 @@ class Dataplane(abc.ABC):
     @abc.abstractmethod
     def open(cls, options: DataplaneOptions) -> Dataplane: ...
 
+    @classmethod
+    def missing(cls) -> str:
+        """What this host lacks for it, in words and by the names of modules or programs; '' when it has all."""
+        return ""
+
     @abc.abstractmethod
     def ensure_closed(self) -> None:
-        """Make sure that traffic of unknown workload interfaces is dropped. If our table stands already nothing is
-        touched: what it enforces stays in force."""
+        """Make sure that traffic of unknown workload interfaces is dropped. If our table stands already, or policy of
+        ours by another kind of driver, nothing is touched: what it enforces stays in force."""
 
     @abc.abstractmethod
     def apply(self, changes: HostChanges) -> ApplyReport:

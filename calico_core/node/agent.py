@@ -7,6 +7,7 @@ removed from the kernel before the first in-sync, and nothing while the datastor
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import time
@@ -19,7 +20,7 @@ from netaddr import IPAddress
 
 from calico_core.datastore.syncer import SyncBatch, Syncer, SyncStatus, Update
 from calico_core.errors import CalicoError, NotReady
-from calico_core.interfaces.dataplane import ApplyReport, Dataplane, RuleCount, is_whole_policy
+from calico_core.interfaces.dataplane import ApplyReport, Dataplane, is_whole_policy
 from calico_core.interfaces.datastore import Datastore
 from calico_core.log import get_logger
 from calico_core.model.endpoints import WorkloadEndpoint
@@ -36,7 +37,7 @@ from calico_core.model.keys import (
 )
 from calico_core.model.record import Value
 from calico_core.model.workloads import InterfaceEvent
-from calico_core.node.counters import AgentCounters
+from calico_core.node.counters import AgentCounters, CountedRule
 from calico_core.node.flow_cutter import FlowCutter
 from calico_core.node.mailbox import Mailbox
 from calico_core.node.metrics import AgentFigures
@@ -50,6 +51,8 @@ log = get_logger(__name__)
 _RETRY_FIRST_S = 0.1
 _RETRY_MAX_S = 10.0
 _COUNTS_WAIT_S = 4.0
+_COUNTS_FOR_METRICS_S = 1.0
+_COUNTS_LAST_S = 10.0
 
 
 class AgentState(Value, frozen=True):
@@ -79,7 +82,7 @@ class _RemovalsConfirmed(NamedTuple):
 class _CountsWanted(NamedTuple):
     """Somebody waits for the counters of rules, which only the engine may read."""
 
-    reply: Future[tuple[RuleCount, ...]]
+    reply: Future[tuple[CountedRule, ...]]
 
 
 Reporter = Callable[[AgentState], None]
@@ -128,6 +131,8 @@ class Agent:
             confirm_after_s=confirm_removals_after_s,
         )
         self._freeze: RemovalFreeze | None = None
+        self._counted: tuple[CountedRule, ...] = ()
+        self._counted_until = 0.0
         self._own_addresses: dict[str, frozenset[IPAddress]] = {}
         self._cutter = FlowCutter(dataplane) if cuts_denied_flows else None
         # Owned by the engine thread.
@@ -192,7 +197,25 @@ class Agent:
     def figures(self) -> AgentFigures:
         """For metrics. Any thread."""
         statuses = Counter(status for status, _ in list(self._progress.status.values()))
-        return AgentFigures(self.counters, self._syncer.status, self._syncer.count_keys(), statuses)
+        freeze = self._freeze
+        return AgentFigures(
+            counters=self.counters,
+            sync_status=self._syncer.status,
+            cluster=self._syncer.count_keys(),
+            endpoints=statuses,
+            is_frozen=freeze is not None,
+            waiting=freeze.waiting if freeze is not None else 0,
+            rules=self._counts_for_metrics(),
+        )
+
+    def _counts_for_metrics(self) -> tuple[CountedRule, ...]:
+        """A look at the kernel, so at most once in a while however often we are asked."""
+        now = time.monotonic()
+        if now >= self._counted_until:
+            self._counted_until = now + _COUNTS_LAST_S
+            with contextlib.suppress(CalicoError):
+                self._counted = self.rule_counts(_COUNTS_FOR_METRICS_S)
+        return self._counted
 
     def knows_ready(self) -> bool:
         return self._syncer.status is SyncStatus.IN_SYNC
@@ -213,10 +236,10 @@ class Agent:
         self._mailbox.post(_RemovalsConfirmed())
         return reason
 
-    def rule_counts(self, timeout_s: float = _COUNTS_WAIT_S) -> tuple[RuleCount, ...]:
+    def rule_counts(self, timeout_s: float = _COUNTS_WAIT_S) -> tuple[CountedRule, ...]:
         """What each rule has matched since it was last written. Any thread; raises ``NotReady`` when the engine does
         not come to it in time."""
-        reply: Future[tuple[RuleCount, ...]] = Future()
+        reply: Future[tuple[CountedRule, ...]] = Future()
         self._mailbox.post(_CountsWanted(reply))
         try:
             return reply.result(timeout_s)
@@ -306,11 +329,13 @@ class Agent:
                 self._on_config(update.key, update.record)
         self._resolver.apply(updates)
 
-    def _count_rules(self, reply: Future[tuple[RuleCount, ...]]) -> None:
+    def _count_rules(self, reply: Future[tuple[CountedRule, ...]]) -> None:
         if not reply.set_running_or_notify_cancel():
             return
         try:
-            reply.set_result(self._dataplane.rule_counts())
+            counts = self._dataplane.rule_counts()
+            rules = self._dataplane.wanted().rules
+            reply.set_result(tuple(CountedRule.of(each, rules.get(each.rules)) for each in counts))
         except CalicoError as error:
             reply.set_exception(error)
 

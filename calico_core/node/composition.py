@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,9 @@ from calico_core.plugin_host.namespaces import DATAPLANES, DATASTORES, INTEGRATI
 from calico_core.settings import Settings
 
 log = get_logger(__name__)
+
+_AUTO = ("nftables", "iptables")
+"""In this order."""
 
 
 def node_name(settings: Settings) -> str:
@@ -59,8 +63,28 @@ def open_ipam(records: TypedRecords, host: str) -> Ipam:
 
 
 def open_dataplane(settings: Settings, host: str) -> Dataplane:
-    driver: type[Dataplane] = load_driver(DATAPLANES, settings.dataplane_driver)
+    """Raises ``InvalidSettings`` with what is missing for it."""
+    driver: type[Dataplane] = load_driver(DATAPLANES, dataplane_name(settings))
     return driver.open(dataplane_options(settings, host))
+
+
+def dataplane_name(settings: Settings) -> str:
+    """The driver that the settings name, or the first that this host can have. Raises ``InvalidSettings``."""
+    origin = settings.origins.get("dataplane_driver", "default")
+    return choose_dataplane(settings.dataplane_driver, origin, lambda name: load_driver(DATAPLANES, name).missing())
+
+
+def choose_dataplane(wanted: str, origin: str, missing: Callable[[str], str]) -> str:
+    """``missing`` says what a driver lacks here. Raises ``InvalidSettings`` that says it too."""
+    lacks: dict[str, str] = {}
+    for name in _AUTO if wanted == "auto" else (wanted,):
+        lacks[name] = missing(name)
+        if not lacks[name]:
+            if len(lacks) > 1:
+                log.warning("dataplane.second_choice", chosen=name, because=lacks[_AUTO[0]])
+            return name
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in lacks.items())
+    raise InvalidSettings("dataplane_driver", origin, reasons)
 
 
 def select_integrations(settings: Settings) -> tuple[tuple[LoadedPlugin, ...], dict[str, str]]:

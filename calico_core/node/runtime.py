@@ -80,6 +80,7 @@ class Runtime:
         self._health: HttpServer | None = None
         self._live: LiveSettings | None = None
         self._denied: DeniedLog | None = None
+        self._dataplane_name = settings.dataplane_driver
         self._restart_timer: threading.Timer | None = None
         self.wants_restart = False
         """A setting that this process cannot follow has changed: it ends, and its supervisor starts another."""
@@ -110,6 +111,7 @@ class Runtime:
         refuse_loose_rpf(settings)
         warn_of_open_policy(settings)
         dataplane = composition.open_dataplane(settings, self.host)
+        self._dataplane_name = composition.dataplane_name(settings)
         self._stack.callback(dataplane.close)
         startup.register_host(records, host=self.host, ipv4=ipv4, ipv6=ipv6, settings=settings)
         self._remember_name()
@@ -426,7 +428,7 @@ class Runtime:
             "pid": os.getpid(),
             "started": self._started,
             "datastore": _without_secrets(self._settings.datastore),
-            "dataplane": self._settings.dataplane_driver,
+            "dataplane": self._dataplane_name,
             "is_in_sync": bool(self._agent and self._agent.is_in_sync),
             "endpoints": {key.path: {"status": status, "reason": why} for key, (status, why) in endpoints.items()},
             "bad_records": list(state.bad_records) if state else [],
