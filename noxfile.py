@@ -127,3 +127,11 @@ def oracle(session: nox.Session) -> None:
     and the kernel say of random policies and real packets. Needs root."""
     _install(session, "node", "test")
     session.run("python", "-m", "tests.campaigns.oracle", *session.posargs)
+
+
+@nox.session
+def restarts(session: nox.Session) -> None:
+    """``nox -s restarts -- --count 40 --dataplane iptables``: nodes restarted, killed, upgraded and switched to the
+    other dataplane under 1 kHz of traffic. Needs root."""
+    _install(session, "node", "test")
+    session.run("python", "-m", "tests.campaigns.restarts", *session.posargs)

@@ -17,7 +17,7 @@ from calico_core.model.ids import check_name
 from calico_core.model.selectors import parse_selector
 
 Action = Literal["allow", "deny", "reject", "next-tier", "pass", "log"]
-"""``reject`` is a deny that answers: a TCP reset, else an ICMP error. ``pass`` is ``next-tier``."""
+"""``reject`` is a deny that answers, by an ICMP error: administratively prohibited. ``pass`` is ``next-tier``."""
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "dccp": 33, "icmpv6": 58, "sctp": 132, "udplite": 136}
 PORT_PROTOCOLS = frozenset({6, 17, 33, 132, 136})
 _PORT_RANGE = re.compile(r"(\d{1,5})(?::(\d{1,5}))?")
@@ -116,11 +116,11 @@ class Rule(
             raise InvalidRequest("icmp_type", "needs protocol icmp or icmpv6")
         if self.ip_version is None:
             return
-        for field in ("src_net", "dst_net", "src_nets", "dst_nets"):
-            for name, value in ((field, getattr(self, field)), (f"!{field}", getattr(self, f"not_{field}"))):
-                for net in value if isinstance(value, tuple) else () if value is None else (value,):
-                    if net.version != self.ip_version:
-                        raise InvalidRequest(name, f"{net} is not an IPv{self.ip_version} network")
+        # of a list, what is of the other family is left out
+        for field in ("src_net", "dst_net"):
+            for name, net in ((field, getattr(self, field)), (f"!{field}", getattr(self, f"not_{field}"))):
+                if net is not None and net.version != self.ip_version:
+                    raise InvalidRequest(name, f"{net} is not an IPv{self.ip_version} network")
 
     def _ports(self) -> tuple[tuple[str, tuple[int | str, ...] | None], ...]:
         return (

@@ -1,32 +1,43 @@
-"""``python -m tests.campaigns.oracle --cases N --seed S --dataplane nftables``: the packet oracle.
+"""``nox -s oracle -- --cases N --seed S --dataplane nftables|iptables``: the packet oracle.
 
-Random policies; for each, three opinions on some hundred packets: a naive reading of the records, the product's
-evaluator, and the kernel with real packets. Exit status 1 when any two differ; a failing case is shrunk and printed.
+Its last line is ``N verdicts, M differ``; it exits with 1 unless M is 0. Each case is a datastore and some packets,
+drawn at random (:mod:`cases`), and three opinions of every packet (:mod:`campaign`). A case that differs is made as
+small as it can be, printed, and written to a file that ``--replay FILE`` asks again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import sys
-import time
+from pathlib import Path
 
-from tests.campaigns.oracle.campaign import run
+from tests.campaigns.oracle.bench import DRIVERS
+from tests.campaigns.oracle.campaign import replay, run
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="oracle", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cases", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--dataplane", choices=("nftables", "iptables"), default="nftables")
+    parser.add_argument("--dataplane", choices=sorted(DRIVERS), default="nftables")
+    parser.add_argument("--replay", type=Path, help="ask the one case of this file")
+    parser.add_argument("--write-to", type=Path, default=Path("oracle-case.json"), help="where a differing case goes")
     chosen = parser.parse_args()
-    started = time.monotonic()
-    tally = run(cases=chosen.cases, seed=chosen.seed, dataplane=chosen.dataplane)
-    for line in tally.differences:
-        print(line)
-    took = time.monotonic() - started
-    print(f"{chosen.dataplane}, seed {chosen.seed}: {tally.cases} cases in {took:.1f} s; {tally.summary()}")
-    print(f"{tally.verdicts} verdicts, {len(tally.differences)} differ")
-    return 1 if tally.differences else 0
+    logging.disable(logging.ERROR)
+    if chosen.replay is not None:
+        result = replay(json.loads(chosen.replay.read_text()), dataplane=chosen.dataplane)
+    else:
+        result = run(cases=chosen.cases, seed=chosen.seed, dataplane=chosen.dataplane)
+    if result.disagreement is not None:
+        case = json.dumps(result.disagreement.case, indent=1)
+        chosen.write_to.write_text(case + "\n")
+        print(f"{case}\n{result.disagreement}\nask it again: --replay {chosen.write_to}")
+    outcomes = ", ".join(f"{count} {name}" for name, count in sorted(result.outcomes.items()))
+    print(f"{chosen.dataplane}, seed {chosen.seed}: {result.seconds:.1f} s; {outcomes}")
+    print(result.last_line)
+    return 1 if result.differ else 0
 
 
 if __name__ == "__main__":

@@ -1,195 +1,310 @@
-"""Random policies for the town, and the packets to try them with. Everything is drawn, so that failures shrink."""
+"""Random cases of the oracle: what the datastore holds, in one or two steps, and the packets to ask about.
+
+Records are JSON by path, as they are stored, so that a case can be printed, kept in a file and asked again.
+"""
 
 from __future__ import annotations
 
-import itertools
+import json
 import random
-from typing import Any, NamedTuple
+from typing import Any
 
 from hypothesis import strategies as st
 from netaddr import IPNetwork
 
-from calico_core.model.endpoints import WorkloadEndpoint
-from calico_core.model.keys import (
-    Key,
-    NetworkSetKey,
-    PolicyKey,
-    ProfileLabelsKey,
-    ProfileRulesKey,
-    ProfileTagsKey,
-    TierKey,
-    WorkloadEndpointKey,
-)
-from calico_core.model.policies import NetworkSet, Policy, Tier
-from calico_core.model.rules import Rule, RuleLists
-from tests.campaigns.oracle import town
-from tests.campaigns.oracle.flows import ICMP, ICMPV6, SCTP, TCP, UDP, Flow
+from tests.campaigns.oracle.naive import HOST, Flow
 
-HERE, THERE = "here", "there"
-_PROFILES, _TAGS, _KEYS, _VALUES = ("p0", "p1", "p2"), ("t0", "t1"), ("a", "b"), ("x", "y", "xy")
-_SELECTORS = (
-    "", "all()", "a == 'x'", "a != 'x'", "has(a)", "!has(a)", "b in {'y', 'x'}", "b not in {'x'}",
-    "a == 'x' && has(b)", "a == 'x' || b == 'y'", "!(a == 'x' || has(b))", "a starts with 'x'",
-    "b contains 'y'", "b ends with 'y' || !has(a)",
+WORKLOADS, PROBES = 4, 160
+PAIRS = [([f"10.65.{n}.1", f"10.65.{n}.2"], [f"fd65:{n + 1}::1", f"fd65:{n + 1}::2"]) for n in range(WORKLOADS)]
+"""The addresses of each workload that its endpoint may be given; its container has them all."""
+REMOTE = (["10.66.0.1", "10.66.0.2", "10.66.0.3"], ["fd66::1", "fd66::2", "fd66::3"])
+OUTSIDE = (["198.51.100.7"], ["2001:db8:7::7"])
+KNOWN_HOST = ("192.0.2.1", "2001:db8::1")
+OTHER_HOST = ("203.0.113.1", "2001:db8:1::1")
+"""An address that the records name, and one more that only the host knows of."""
+FAILSAFE_IN, FAILSAFE_OUT = ((6, 443, None), (17, 53, IPNetwork("10.66.0.0/31"))), ((17, 90, None),)
+FAILSAFE_TEXTS = "tcp:443,udp:10.66.0.0/31:53", "udp:90"
+"""The same twice: for the driver, and as settings say it."""
+OWN_MAC, OTHER_MAC = "02:00:00:00:65:0{}", "02:00:00:00:99:09"
+_NETS = (
+    "10.65.0.0/31", "10.65.0.0/16", "10.65.1.1/32", "10.65.2.0/23", "10.66.0.0/30", "198.51.100.0/24", "0.0.0.0/0",
+    "fd65::/16", "fd65:1::1/128", "fd65:2::/31", "fd66::2/127", "2001:db8::/32", "::/0",
 )  # fmt: skip
-_NETS = [IPNetwork(text) for text in (
-    "10.65.0.0/31", "10.65.0.2/31", "10.65.0.0/16", "10.64.0.0/14", "10.66.0.1/32", "192.0.2.0/24", "0.0.0.0/0",
-    "fd65::/126", "fd65::2/128", "fd66::/64", "2001:db8::/64", "::/0",
-)]  # fmt: skip
-_ADDRESS_FIELDS = ("net", "not_net", "nets", "not_nets", "tag", "not_tag", "selector", "not_selector")
-_PORTS = (53, 80, 90, 443, 5000, 6000)
-_ICMP = {4: ((8, 0), (8, 1), (13, 0)), 6: ((128, 0), (128, 1), (139, 0))}
-FLOWS_A_CASE = 200
+_PROFILES, _TAGS, _KEYS, _VALUES = ("p0", "p1", "p2"), ("t0", "t1"), ("a", "b", "c"), ("x", "y", "xy")
+_SELECTORS = (
+    "", "all()", "a == 'x'", 'a == "x"', "a != 'x'", "has(a)", "!has(a)", "b in {'y', 'x'}", "b not in {'x'}",
+    "a == 'x' && has(b)", "a == 'x' || b == 'y'", "!(a == 'x' || has(c))", "a starts with 'x' && c != 'y'",
+    "c contains 'y'", "b ends with 'y' || !has(a)", "has(a) && has(b) && has(c)", "global()", "a in {'x'} && b == 'y'",
+)  # fmt: skip
+_PORTS = [80, 80, 443, 443, 90, 5000, 53, 4789]
+_SOURCE_PORTS = [1000, 1001, 1002, 1003, 2000, 2001]
+_RULE_PORTS: list[Any] = [80, 443, "80:100", 5000, "1:1023", "0:65535", 53, "http", "http", "dns"]
+_RULE_SOURCE_PORTS: list[Any] = [1000, "1000:1001", "1002:2000", 2001, "0:65535"]
+_PORT_PROTOCOLS = ("tcp", 17, "sctp", "132", "udp", "6")
 
-
-class Case(NamedTuple):
-    """``seed`` chooses the packets."""
-
-    records: dict[Key, Any]
-    seed: int
-
-
-def _some(values: Any, most: int = 2) -> st.SearchStrategy[tuple[Any, ...]]:
-    return st.lists(st.sampled_from(values), unique=True, max_size=most).map(tuple)
-
-
-_labels = st.dictionaries(st.sampled_from(_KEYS), st.sampled_from(_VALUES), max_size=2)
 _selectors = st.sampled_from(_SELECTORS)
-_orders = st.sampled_from([None, "default", 1, 2])
+_orders: st.SearchStrategy[Any] = st.sampled_from([None, "default", 1, 2, 10.5])
+_labels = st.dictionaries(st.sampled_from(_KEYS), st.sampled_from(_VALUES), max_size=3)
+
+
+def _some(values: Any, most: int = 2) -> st.SearchStrategy[list[Any]]:
+    return st.lists(st.sampled_from(values), unique=True, max_size=most)
 
 
 @st.composite
-def _rules(draw: st.DrawFn) -> Rule:
-    """Any valid rule: fields are drawn, and given up together when they contradict each other."""
-    actions = ["allow", "allow", "allow", "deny", "next-tier", "pass", "log"]
-    fields: dict[str, Any] = {"action": draw(st.sampled_from(actions))}
-    protocol = draw(st.sampled_from([None, None, "tcp", "udp", 17, "sctp", "icmp", "icmp", "icmpv6", 200]))
+def _rules(draw: st.DrawFn) -> dict[str, Any]:
+    """Any valid rule, and now and then one with a field that does not exist."""
+    rule: dict[str, Any] = {
+        "action": draw(st.sampled_from(["allow"] * 4 + ["deny", "reject", "next-tier", "pass", "log"]))
+    }
+    protocol = draw(st.sampled_from([None, None, None, *_PORT_PROTOCOLS, "icmp", "icmpv6", 200]))
     if protocol is not None:
-        fields["protocol"] = protocol
-    if protocol in ("tcp", "udp", 17, "sctp"):
-        for name in draw(_some(["src_ports", "not_src_ports", "dst_ports", "not_dst_ports"])):
-            fields[name] = draw(_some([53, 80, 443, "80:100", 5000, "1:6000"], 3))
+        rule["protocol"] = protocol
+    if protocol in _PORT_PROTOCOLS:
+        for name in draw(_some(["src_ports", "!src_ports", "dst_ports", "dst_ports", "!dst_ports"])):
+            rule[name] = draw(_some(_RULE_PORTS if "dst" in name else _RULE_SOURCE_PORTS, 3))
+        if draw(st.integers(0, 15)) == 0:  # more than one multiport match takes
+            rule["dst_ports"] = [*range(60, 100, 2), "440:445"]
     if protocol in ("icmp", "icmpv6"):
-        for name in draw(st.sampled_from([("",), ("",), ("not_",), ("", "not_"), ()])):
-            fields[f"{name}icmp_type"] = draw(st.sampled_from([8, 13] if protocol == "icmp" else [128, 139]))
-            fields[f"{name}icmp_code"] = draw(st.sampled_from([None, 0, 1]))
+        for sign in draw(_some(["", "!"], 2)):
+            rule[f"{sign}icmp_type"] = draw(st.sampled_from([8, 13] if protocol == "icmp" else [128]))
+            code = draw(st.sampled_from([None, 0, 1]))
+            if code is not None:
+                rule[f"{sign}icmp_code"] = code
+    version = draw(st.sampled_from([None] * 6 + [4, 6])) if protocol not in ("icmp", "icmpv6") else None
+    nets = [each for each in _NETS if version is None or (":" in each) == (version == 6)]
+    if version is not None:
+        rule["ip_version"] = version
     for side in ("src", "dst"):
-        for choice in draw(_some(_ADDRESS_FIELDS, draw(st.sampled_from([0, 1, 1, 2])))):
-            polarity, _, kind = choice.rpartition("_")
-            values = {"net": st.sampled_from(_NETS), "nets": _some(_NETS, 3), "tag": st.sampled_from(_TAGS)}
-            fields[f"{polarity}_{side}_{kind}" if polarity else f"{side}_{kind}"] = draw(values.get(kind, _selectors))
-    if draw(st.integers(0, 4)) == 0:
-        fields["ip_version"] = draw(st.sampled_from([4, 6]))
-    if draw(st.integers(0, 4)) == 0:
-        fields["not_protocol"] = draw(st.sampled_from(["tcp", "udp", 1, 58]))
-    try:
-        return Rule(**fields)
-    except ValueError:
-        return Rule(action=fields["action"])
+        for choice in draw(_some(["net", "!net", "nets", "!nets", "tag", "!tag", "selector", "!selector"], 1)):
+            sign, kind = ("!", choice[1:]) if choice.startswith("!") else ("", choice)
+            values: Any = {"net": st.sampled_from(nets), "nets": _some(nets, 3), "tag": st.sampled_from(_TAGS)}
+            rule[f"{sign}{side}_{kind}"] = draw(values.get(kind, _selectors))
+    if draw(st.integers(0, 5)) == 0:
+        rule["!protocol"] = draw(st.sampled_from(["tcp", "udp", 58, "1"]))
+    if draw(st.integers(0, 9)) == 0:
+        rule["log_prefix"] = draw(st.sampled_from(["hit", "a b/c"]))
+    if draw(st.integers(0, 60)) == 0:
+        rule["dst_colour"] = "blue"
+    return rule
 
 
-# Half of them end by allowing what came so far, or most would deny everything.
-_rule_lists = st.tuples(st.lists(_rules(), min_size=1, max_size=5), st.sampled_from([(), (Rule(),)])).map(
-    lambda each: (*each[0], *each[1])
-)
-# What a workload sends is mostly free, so that most packets are judged by the receiver's rules.
-_outbound_lists = st.one_of(st.just((Rule(),)), st.just((Rule(),)), _rule_lists)
-_policies = st.builds(
-    Policy,
-    selector=_selectors,
-    order=_orders,
-    inbound_rules=_rule_lists,
-    outbound_rules=_outbound_lists,
-    types=st.sampled_from([None, None, ("ingress",), ("egress",), ("ingress", "egress")]),
-    staged=st.sampled_from([False] * 9 + [True]),
-    untracked=st.sampled_from([False] * 9 + [True]),
-)
-_tiers = st.builds(Tier, order=_orders, default_action=st.sampled_from(["deny", "deny", "pass"]))
-_profile_ids = st.lists(st.sampled_from(_PROFILES), unique=True, max_size=3).map(tuple)
+_rule_lists = st.lists(_rules(), max_size=3)
+
+
+def _kept(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if value is not None}
+
+
+def _with_hook(record: dict[str, Any]) -> dict[str, Any]:
+    hook = record.pop("hook")
+    return _kept(record if hook is None else {**record, hook: True, "apply_on_forward": True})
+
+
+_ports = st.lists(
+    st.fixed_dictionaries(
+        {"name": st.sampled_from(["http", "dns"]), "protocol": st.sampled_from(["tcp", 17, "sctp"]),
+         "port": st.sampled_from([80, 443, 53, 5000])}
+    ),
+    max_size=2,
+)  # fmt: skip
+_policies = st.fixed_dictionaries(
+    {
+        "selector": _selectors,
+        "order": _orders,
+        "inbound_rules": _rule_lists,
+        "outbound_rules": _rule_lists,
+        "types": st.sampled_from([None, None, None, ["ingress"], ["egress"], ["ingress", "egress"]]),
+        "staged": st.sampled_from([None] * 9 + [True]),
+        "apply_on_forward": st.sampled_from([None] * 3 + [True]),
+        "hook": st.sampled_from([None] * 8 + ["untracked", "pre_dnat"]),
+    }
+).map(_with_hook)
+_tiers = st.fixed_dictionaries(
+    {"order": _orders, "defaultAction": st.sampled_from([None, "deny", "pass"])}
+).map(_kept)  # fmt: skip
+_profile_rules = st.fixed_dictionaries({"inbound_rules": _rule_lists, "outbound_rules": _rule_lists})
+_OPEN = {"inbound_rules": [{"action": "allow"}], "outbound_rules": [{"action": "allow"}]}
+_open_or_not = st.one_of(st.just(_OPEN), st.just(_OPEN), _profile_rules)
+
+
+_profile_ids = st.one_of(
+    st.just(["p0"]), _some(_PROFILES, 3).map(lambda some: ["p0", *some[:2]]), _some((*_PROFILES, "missing"), 3)
+).map(lambda names: list(dict.fromkeys(names)))
 
 
 @st.composite
-def _endpoint(draw: st.DrawFn, interface: str, addresses: tuple[Any, ...], mac: Any) -> WorkloadEndpoint:
-    nets = [IPNetwork(address) for address in addresses if draw(st.integers(0, 5))]
-    return WorkloadEndpoint(
-        state=draw(st.sampled_from(["active"] * 9 + ["inactive"])),
-        name=interface,
-        mac=draw(st.sampled_from([mac, None])),
-        profile_ids=draw(_profile_ids),
-        ipv4_nets=tuple(net for net in nets if net.version == 4),
-        ipv6_nets=tuple(net for net in nets if net.version == 6),
-        labels=draw(_labels),
+def _workload(draw: st.DrawFn, number: int) -> dict[str, Any]:
+    v4, v6 = PAIRS[number]
+    record = {
+        "state": draw(st.sampled_from(["active"] * 7 + ["inactive"])),
+        "name": f"cali{number}",
+        "profile_ids": draw(_profile_ids),
+        "ipv4_nets": [f"{each}/32" for each in draw(st.sampled_from([v4, v4, v4[:1], v4[1:], []]))],
+        "ipv6_nets": [f"{each}/128" for each in draw(st.sampled_from([v6, v6, v6[:1], []]))],
+        "labels": draw(_labels),
+        "ports": draw(_ports),
+    }
+    if draw(st.booleans()):
+        record["mac"] = OWN_MAC.format(number)
+    return record
+
+
+@st.composite
+def _remote(draw: st.DrawFn) -> dict[str, Any]:
+    return {
+        "state": "active",
+        "name": "cali77",
+        "profile_ids": draw(_some(_PROFILES)),
+        "ipv4_nets": [f"{each}/32" for each in draw(_some(REMOTE[0]))],
+        "ipv6_nets": [f"{each}/128" for each in draw(_some(REMOTE[1], 1))],
+        "labels": draw(_labels),
+    }
+
+
+_host_endpoints = st.fixed_dictionaries(
+    {"expected_ipv4_addrs": _some(REMOTE[0]), "profile_ids": _some(_PROFILES), "labels": _labels}
+).map(lambda record: {**record, "name": "eth9"})
+_own_host_endpoints = st.fixed_dictionaries(
+    {
+        "name": st.sampled_from(["up0", "up0", "up9", None]),
+        "expected_ipv4_addrs": st.sampled_from([[], [KNOWN_HOST[0]], ["192.0.2.77"]]),
+        "profile_ids": _some(_PROFILES),
+        "labels": _labels,
+    }
+).map(_kept).filter(lambda record: "name" in record or record["expected_ipv4_addrs"])  # fmt: skip
+_network_sets = st.fixed_dictionaries({"nets": _some(_NETS, 4), "labels": _labels})
+
+
+def workload_path(number: int, host: str = HOST) -> str:
+    return f"/calico/v1/host/{host}/workload/k8s/w{number}/endpoint/eth0"
+
+
+_FIXED: dict[str, Any] = {
+    "/calico/v1/ipam/v4/pool/10.65.0.0-16": {"cidr": "10.65.0.0/16"},
+    "/calico/v1/ipam/v6/pool/fd65::-16": {"cidr": "fd65::/16"},
+    f"/calico/v1/host/{HOST}/bird_ip": KNOWN_HOST[0],
+    f"/calico/bgp/v1/host/{HOST}/ip_addr_v6": KNOWN_HOST[1],
+}
+_choices: list[tuple[list[str], st.SearchStrategy[Any]]] = [
+    ([workload_path(n, "there") for n in range(2)], _remote()),
+    (["/calico/v1/host/there/endpoint/e"], _host_endpoints),
+    ([f"/calico/v1/host/{HOST}/endpoint/{each}" for each in ("e0", "e1")], _own_host_endpoints),
+    (["/calico/v1/netset/s0", "/calico/v1/netset/s1"], _network_sets),
+    ([f"/calico/v1/policy/profile/{each}/rules" for each in _PROFILES], _open_or_not),
+    ([f"/calico/v1/policy/profile/{each}/labels" for each in _PROFILES], _labels),
+    ([f"/calico/v1/policy/profile/{each}/tags" for each in _PROFILES], _some(_TAGS)),
+    ([f"/calico/v1/policy/tier/{tier}/policy/{name}" for tier in ("default", "t1", "t2") for name in ("n1", "n2")],
+     _policies),
+    ([f"/calico/v1/policy/tier/{tier}/metadata" for tier in ("default", "t1", "t2")], _tiers),
+]  # fmt: skip
+
+
+@st.composite
+def _step(draw: st.DrawFn, *, is_first: bool) -> dict[str, Any]:
+    """What is written; None: deleted."""
+    found: dict[str, Any] = dict(_FIXED) if is_first else {}
+    for number in range(WORKLOADS):
+        if draw(st.integers(0, 11)) < (11 if is_first else 3):
+            found[workload_path(number)] = draw(_workload(number))
+        elif not is_first and draw(st.integers(0, 7)) == 0:
+            found[workload_path(number)] = None
+    if is_first:
+        found["/calico/v1/policy/profile/p0/rules"] = draw(_open_or_not)
+    for paths, records in _choices:
+        for path in draw(_some(paths, 3 if is_first else 1)):
+            found[path] = draw(records) if is_first or draw(st.integers(0, 3)) else None
+    return found
+
+
+def _probe(dice: random.Random) -> dict[str, Any]:
+    family = dice.choice((0, 0, 1))
+    via = dice.choice([*(f"cali{n}" for n in range(WORKLOADS))] * 3 + ["up0"] * 5 + [""])
+    own = int(via[4:]) if via.startswith("cali") else None
+    others = [each for n in range(WORKLOADS) if n != own for each in PAIRS[n][family]]
+    away = [*REMOTE[family], *OUTSIDE[family]]
+    hosts = [KNOWN_HOST[family], OTHER_HOST[family]]
+    probe: dict[str, Any] = {"via": via}
+    if own is None:
+        probe["src"] = dice.choice(away if via else hosts[:1])
+        probe["dst"] = dice.choice([*others, *hosts, *hosts] if via else [*others, *away])
+    else:
+        mine = PAIRS[own][family]
+        probe["src"] = dice.choice([*others, *away, *hosts[:1]] if _one_in(dice, 12) else mine)
+        probe["dst"] = dice.choice([*others, *away, *hosts])
+        if _one_in(dice, 12):
+            probe["mac"] = OTHER_MAC
+    protocol = dice.choice((6, 6, 17, 17, 132, 200, 1 if family == 0 else 58))
+    probe["protocol"] = protocol
+    if protocol in (6, 17, 132):
+        probe["sport"] = dice.choice(_SOURCE_PORTS)
+        probe["dport"] = dice.choice(_PORTS)
+    if protocol in (1, 58):
+        probe["icmp"] = dice.choice([[8, 0], [8, 0], [8, 1], [13, 0]] if family == 0 else [[128, 0], [128, 1]])
+    is_stray = protocol in (1, 6, 58) and not (via == "up0" and probe["dst"] in hosts) and via != ""
+    if is_stray and _one_in(dice, 12):
+        probe["stray"] = True
+    elif via and probe["dst"] not in hosts:
+        follow = dice.choice((None, "reply", "unreachable", "too big"))
+        if follow is not None:
+            probe["follow"] = follow
+    return probe
+
+
+def _one_in(dice: random.Random, count: int) -> bool:
+    return dice.randrange(count) == 0
+
+
+def probes_of(chosen_seed: int) -> list[dict[str, Any]]:
+    """No two are of one connection, and none is to where it comes from."""
+    dice = random.Random(chosen_seed)
+    found = {_connection(probe): probe for probe in (_probe(dice) for _ in range(PROBES))}
+    return [probe for probe in found.values() if probe["src"] != probe["dst"]]
+
+
+def flow_of(probe: dict[str, Any]) -> Flow:
+    icmp = probe.get("icmp")
+    return Flow(
+        src=probe["src"],
+        dst=probe["dst"],
+        protocol=probe["protocol"],
+        sport=probe.get("sport"),
+        dport=probe.get("dport"),
+        icmp=tuple(icmp) if icmp is not None else None,
     )
 
 
-@st.composite
-def cases(draw: st.DrawFn) -> Case:
-    records: dict[Key, Any] = {}
-
-    def put(key: Key, strategy: st.SearchStrategy[Any], *, absent_one_in: int) -> None:
-        if draw(st.integers(1, absent_one_in)) != absent_one_in:
-            records[key] = draw(strategy)
-
-    for name in town.WORKLOADS:
-        endpoint = _endpoint(town.INTERFACES[name], town.ADDRESSES[name], town.MACS[name])
-        put(WorkloadEndpointKey(HERE, "oracle", name, "eth0"), endpoint, absent_one_in=12)
-    for name, addresses in town.REMOTE.items():
-        put(WorkloadEndpointKey(THERE, "oracle", name, "eth0"), _endpoint("cali0", addresses, None), absent_one_in=4)
-    for number in range(2):
-        nets = st.builds(NetworkSet, nets=_some(_NETS, 4), labels=_labels)
-        put(NetworkSetKey(f"s{number}"), nets, absent_one_in=3)
-    for profile in _PROFILES:
-        rules = st.builds(RuleLists, inbound_rules=_rule_lists, outbound_rules=_outbound_lists)
-        put(ProfileRulesKey(profile), rules, absent_one_in=6)
-        put(ProfileLabelsKey(profile), _labels, absent_one_in=3)
-        put(ProfileTagsKey(profile), _some(_TAGS), absent_one_in=3)
-    for tier, name in itertools.product(("default", "t1"), ("n1", "n2")):
-        put(PolicyKey(tier, name), _policies, absent_one_in=3)
-    for tier in ("default", "t1"):
-        put(TierKey(tier), _tiers, absent_one_in=3)
-    return Case(records, draw(st.integers(0, 2**32 - 1)))
+def _connection(probe: dict[str, Any]) -> tuple[Any, ...]:
+    """No two probes of a case may be taken for one connection. Of what the kernel may not know the ports of, only the
+    addresses count; echoes have an identifier each."""
+    flow = flow_of(probe)
+    if flow.protocol in (1, 58):
+        return flow.protocol, object()
+    ends = sorted([(flow.src, flow.sport), (flow.dst, flow.dport)], key=str)
+    return flow.protocol, str(ends if flow.protocol in (6, 17) else [address for address, _ in ends])
 
 
-def flows_of(case: Case, first_number: int) -> dict[int, Flow]:
-    """Packets by number. No two are of one connection."""
-    dice = random.Random(case.seed)
-    flows: dict[int, Flow] = {}
-    seen: set[Any] = set()
-    while len(flows) < FLOWS_A_CASE:
-        flow = _flow(dice)
-        # An answer to one packet must not pass for another packet: both directions count as one connection.
-        ends = frozenset([(flow.src, flow.src_port), (flow.dst, flow.dst_port)])
-        connection = (ends, flow.protocol, flow.icmp if flow.icmp is None else len(seen))
-        if flow.src != flow.dst and connection not in seen:
-            seen.add(connection)
-            flows[first_number + len(flows)] = flow
-    return flows
+cases: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {
+        "to_host": st.sampled_from(["RETURN", "RETURN", "ACCEPT", "DROP"]),
+        "steps": st.one_of(
+            st.tuples(_step(is_first=True)),
+            st.tuples(_step(is_first=True), _step(is_first=False)),
+            st.tuples(_step(is_first=True), _step(is_first=False), _step(is_first=False)),
+        ).map(list),
+        "probes": st.integers(0, 2**32 - 1).map(probes_of),
+    }
+)
 
 
-def _flow(dice: random.Random) -> Flow:
-    version = dice.choice((4, 4, 6))
+def merged(steps: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is stored in the end."""
+    records: dict[str, Any] = {}
+    for step in steps:
+        records |= step
+    return {path: record for path, record in records.items() if record is not None}
 
-    def of_version(addresses: Any) -> list[Any]:
-        return [address for address in addresses if address.version == version]
 
-    everyone = [address for addresses in (*town.ADDRESSES.values(), *town.REMOTE.values()) for address in addresses]
-    sender = dice.choice((*town.WORKLOADS, *town.WORKLOADS, town.NEIGHBOUR, town.NEIGHBOUR, town.HOST))
-    if sender == town.HOST:
-        own = town.HOST_ADDRESSES
-    elif sender == town.NEIGHBOUR:
-        own = (*town.STRANGERS, *town.REMOTE["r1"], *town.REMOTE["r2"])
-    else:
-        own = town.ADDRESSES[sender]
-    is_spoofed = sender in town.WORKLOADS and dice.randrange(20) == 0
-    src = dice.choice(of_version((*everyone, *town.STRANGERS) if is_spoofed else own))
-    local = [address for addresses in town.ADDRESSES.values() for address in addresses]
-    places = [local, local, local, everyone, town.STRANGERS, town.HOST_ADDRESSES]
-    if sender == town.HOST:
-        places = [local]
-    dst = dice.choice([each for each in of_version(dice.choice(places)) if each not in own] or of_version(local))
-    protocol = dice.choice((TCP, TCP, UDP, UDP, ICMP, SCTP, town.OTHER_PROTOCOL))
-    if protocol == ICMP:
-        return Flow(sender, src, dst, ICMP if version == 4 else ICMPV6, icmp=dice.choice(_ICMP[version]))
-    if protocol == town.OTHER_PROTOCOL:
-        return Flow(sender, src, dst, protocol)
-    return Flow(sender, src, dst, protocol, dice.choice(_PORTS), dice.choice(_PORTS))
+def stored_bytes(path: str, record: Any) -> bytes:
+    """As the datastore holds it: addresses of hosts are bare text."""
+    return record.encode() if isinstance(record, str) else json.dumps(record).encode()

@@ -1,314 +1,349 @@
-"""The verdict as the specification says it, read straight from the datastore's records.
+"""What becomes of a packet, read off the stored records by the letter of the specification.
 
-Slow and plain on purpose: no set, no index, no compiled rule, a selector evaluator of its own. It shares the record
-types with the product and nothing of its calculation. Source: felix specification 4 and 6; datastore specification 4.
+Takes the datastore as paths and JSON and shares no line with the project: no index, no sets, no families compiled
+away; every question is answered by looking at every record. Source: felix specification 4 and 6.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from ipaddress import ip_address, ip_network
+from typing import Any, Literal, NamedTuple
 
-from netaddr import IPAddress, IPNetwork
+from tests.campaigns.oracle.selectors import BadSelector, matches
 
-from calico_core.model.endpoints import HostEndpoint, WorkloadEndpoint
-from calico_core.model.keys import (
-    Key,
-    ProfileLabelsKey,
-    ProfileRulesKey,
-    ProfileTagsKey,
-    TierKey,
-    WorkloadEndpointKey,
-)
-from calico_core.model.policies import NetworkSet, Policy
-from calico_core.model.rules import Rule
-from tests.campaigns.oracle.flows import Flow
-
-Records = dict[Key, Any]
+Stored = dict[str, Any]
+Failsafe = tuple[int, int, str | None]
 Outcome = Literal["allow", "deny", "reject"]
-_NUMBERS = {"icmp": 1, "tcp": 6, "udp": 17, "dccp": 33, "icmpv6": 58, "sctp": 132, "udplite": 136}
-_WITH_PORTS = {6, 17, 33, 132, 136}
-_FAMILY_OF = {1: 4, 58: 6}
-
-# --- selectors -------------------------------------------------------------------------------------------------
-
-_TOKEN = re.compile(r"\s*(\|\||&&|==|!=|!|\(|\)|\{|\}|,|'[^']*'|\"[^\"]*\"|has\(|all\(|global\(|[A-Za-z0-9_./-]+)")
-
-
-def selects(selector: str, labels: dict[str, str]) -> bool:
-    """Blank selects everything."""
-    tokens = _TOKEN.findall(selector)
-    return not tokens or _Reader(tokens, labels).either()
+HOST, UPLINK = "here", "up0"
+PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "dccp": 33, "icmpv6": 58, "sctp": 132, "udplite": 136}
+_MATCHES = (
+    "protocol", "src_net", "dst_net", "src_nets", "dst_nets", "src_tag", "dst_tag", "src_selector", "dst_selector",
+    "src_ports", "dst_ports", "icmp_type", "icmp_code",
+)  # fmt: skip
+_RULE_FIELDS = {"action", "ip_version", "log_prefix", *_MATCHES, *(f"!{name}" for name in _MATCHES)}
+_LOCAL = f"/calico/v1/host/{HOST}/workload/"
+_NEIGHBOURS = {130, 131, 132, 133, 135, 136, 143}
 
 
-class _Reader:
-    """One pass over the tokens that evaluates as it goes; both sides of an operator are always read."""
+class Flow(NamedTuple):
+    """The first packet of one."""
 
-    def __init__(self, tokens: list[str], labels: dict[str, str]) -> None:
-        self._tokens, self._labels = [*tokens, ""], labels
+    src: str
+    dst: str
+    protocol: int
+    sport: int | None = None
+    dport: int | None = None
+    icmp: tuple[int, int] | None = None
 
-    def _next(self) -> str:
-        return self._tokens.pop(0)
-
-    def _skip(self, token: str) -> bool:
-        if self._tokens[0] == token:
-            self._next()
-            return True
-        return False
-
-    def either(self) -> bool:
-        result = self.both()
-        while self._skip("||"):
-            result = self.both() or result
-        return result
-
-    def both(self) -> bool:
-        result = self.one()
-        while self._skip("&&"):
-            result = self.one() and result
-        return result
-
-    def one(self) -> bool:
-        token = self._next()
-        if token == "!":
-            return not self.one()
-        if token == "(":
-            result = self.either()
-            self._next()
-            return result
-        if token in ("all(", "global("):
-            self._next()
-            return True
-        if token == "has(":
-            label = self._next()
-            self._next()
-            return label in self._labels
-        return self._compare(self._labels.get(token))
-
-    def _compare(self, value: str | None) -> bool:
-        operator = self._next()
-        if operator in ("starts", "ends"):
-            self._next()  # with
-        if operator == "not":
-            self._next()  # in
-            return value is None or value not in self._values()
-        if operator == "in":
-            return value in self._values()
-        text = self._next()[1:-1]
-        if operator == "!=":
-            return value != text
-        if value is None:
-            return False
-        return {
-            "==": value == text,
-            "contains": text in value,
-            "starts": value.startswith(text),
-            "ends": value.endswith(text),
-        }[operator]
-
-    def _values(self) -> set[str]:
-        self._next()
-        values = set()
-        while not self._skip("}"):
-            token = self._next()
-            if token != ",":
-                values.add(token[1:-1])
-        return values
+    @property
+    def version(self) -> int:
+        return ip_address(self.src).version
 
 
-# --- membership ------------------------------------------------------------------------------------------------
+class Place(NamedTuple):
+    """What the records do not say: the host's own addresses, those of its uplink, what it does with packets of
+    workloads to them, and its fail-safe ports as (protocol, port, whom)."""
+
+    host_addresses: frozenset[str]
+    uplink_addresses: frozenset[str]
+    to_host: str
+    failsafe_in: tuple[Failsafe, ...]
+    failsafe_out: tuple[Failsafe, ...]
 
 
-def labels_of(records: Records, record: Any) -> dict[str, str]:
-    """The last profile that is listed wins; the endpoint's own come before all."""
-    merged: dict[str, str] = {}
-    for profile in _profiles(record):
-        merged.update(records.get(ProfileLabelsKey(profile), {}))
-    return {**merged, **record.labels}
+def judge(records: Stored, place: Place, flow: Flow, interface: str, mac: str) -> Outcome:
+    """Whether the packet gets where it is sent, as far as this host decides. ``interface``: where it came from, '' for
+    the host itself. ``mac``: what it says it was sent by."""
+    if interface.startswith("cali"):
+        return _from_workload(records, place, flow, interface, mac)
+    is_to_host = flow.dst in place.host_addresses
+    receiver = _holder(records, flow.dst)
+    if not is_to_host and receiver is None:
+        if not interface and not _is_nowhere(records, flow.dst):
+            return _at_uplink(records, place, flow, "outbound", is_forwarded=False)
+        return "deny"
+    if interface:
+        found = _at_uplink(records, place, flow, "inbound", is_forwarded=not is_to_host)
+        if found != "allow" or is_to_host:
+            return found
+    assert receiver is not None
+    if receiver["state"] != "active":
+        return "deny"
+    return _at_workload(records, receiver, "inbound", flow) if interface else "allow"
 
 
-def _profiles(record: Any) -> tuple[str, ...]:
-    return tuple(getattr(record, "profile_ids", ()))
+def _from_workload(records: Stored, place: Place, flow: Flow, interface: str, mac: str) -> Outcome:
+    sender = next((each for each in _local(records) if each["name"] == interface), None)
+    if sender is None or sender["state"] != "active" or _is_tunnel(flow):
+        return "deny"
+    if sender.get("mac") not in (None, mac) or flow.src not in _addresses(sender):
+        return "deny"
+    if flow.dst in place.host_addresses:
+        return _to_host(records, place, sender, flow)
+    receiver = _holder(records, flow.dst)
+    if _is_nowhere(records, flow.dst) if receiver is None else receiver["state"] != "active":
+        return "deny"  # no route, so policy is not even asked
+    found = _at_workload(records, sender, "outbound", flow)
+    if found != "allow":
+        return found
+    if receiver is not None:
+        return _at_workload(records, receiver, "inbound", flow)
+    return _at_uplink(records, place, flow, "outbound", is_forwarded=True)
 
 
-def nets_of(record: Any) -> list[IPNetwork]:
-    if isinstance(record, WorkloadEndpoint):
-        return [*record.ipv4_nets, *record.ipv6_nets]
-    if isinstance(record, HostEndpoint):
-        return [IPNetwork(each) for each in (*record.expected_ipv4_addrs, *record.expected_ipv6_addrs)]
-    return list(record.nets)
+def _is_tunnel(flow: Flow) -> bool:
+    """A workload must not speak into the hosts' tunnels (2.3: AllowVXLANPacketsFromWorkloads, …IPIP…)."""
+    return (flow.protocol == 17 and flow.dport == 4789) or flow.protocol == 4
 
 
-def _holders(records: Records, address: IPAddress) -> Iterator[Any]:
-    for record in records.values():
-        is_holder = isinstance(record, WorkloadEndpoint | HostEndpoint | NetworkSet)
-        if is_holder and any(address in net for net in nets_of(record)):
-            yield record
+def _is_nowhere(records: Stored, address: str) -> bool:
+    """What lies in a pool and has no endpoint leads nowhere: the pools here are this host's."""
+    return any(_in(address, pool["cidr"]) for path, pool in records.items() if "/pool/" in path)
 
 
-def _has_tag(records: Records, address: IPAddress, tag: str) -> bool:
-    return any(
-        tag in records.get(ProfileTagsKey(profile), ())
-        for record in _holders(records, address)
-        for profile in _profiles(record)
+def _to_host(records: Stored, place: Place, sender: Any, flow: Flow) -> Outcome:
+    """6.5: what every workload may ask its host, then as configured."""
+    if flow.version == 6 and flow.icmp is not None and flow.icmp[0] in _NEIGHBOURS:
+        return "allow"
+    if flow.protocol == 17 and (flow.dport == 53 or (flow.sport, flow.dport) in {(68, 67), (546, 547)}):
+        return "allow"
+    return "deny" if place.to_host == "DROP" else _at_workload(records, sender, "outbound", flow)
+
+
+def _local(records: Stored) -> list[Any]:
+    return [record for path, record in records.items() if path.startswith(_LOCAL)]
+
+
+def _holder(records: Stored, address: str) -> Any:
+    """The endpoint of this host's that has the address."""
+    return next((each for each in _local(records) if address in _addresses(each)), None)
+
+
+def _addresses(endpoint: Any) -> set[str]:
+    nets = [*endpoint.get("ipv4_nets", ()), *endpoint.get("ipv6_nets", ())]
+    return {str(ip_network(net).network_address) for net in nets}
+
+
+# --- 6.11, 4.5.6: host endpoints -----------------------------------------------------------------------------------
+
+
+def _at_uplink(records: Stored, place: Place, flow: Flow, direction: str, *, is_forwarded: bool) -> Outcome:
+    """The hooks of the uplink's host endpoint, one after the other. What one allows is not asked at the next."""
+    endpoint = _uplink_endpoint(records, place)
+    if endpoint is None:
+        return "allow"
+    other = flow.src if direction == "inbound" else flow.dst
+    ports = place.failsafe_in if direction == "inbound" else place.failsafe_out
+    is_safe = any(
+        (flow.protocol, flow.dport) == (protocol, port) and (net is None or _in(other, net))
+        for protocol, port, net in ports
     )
+    hooks = ["forward" if is_forwarded else "normal"]
+    if direction == "inbound":
+        hooks = ["untracked", "pre_dnat", *hooks]
+    elif not is_forwarded:
+        hooks = ["untracked", *hooks]
+    for hook in hooks:
+        if is_safe and hook != "forward":
+            continue
+        action = _tiers_say(records, endpoint, direction, flow, hook)
+        if action is None and hook == "normal":
+            action = _profiles_say(records, endpoint, direction, flow)
+        if action is not None:
+            return action
+    return "allow"
 
 
-def _is_selected(records: Records, address: IPAddress, selector: str) -> bool:
-    return any(selects(selector, labels_of(records, record)) for record in _holders(records, address))
-
-
-# --- rules -----------------------------------------------------------------------------------------------------
-
-
-def _number(protocol: str | int) -> int:
-    return _NUMBERS[protocol.lower()] if isinstance(protocol, str) and not protocol.isdigit() else int(protocol)
-
-
-def rule_matches(records: Records, rule: Rule, flow: Flow) -> bool:
-    version = flow.src.version
-    if rule.ip_version not in (None, version):
-        return False
-    if rule.protocol is not None:
-        number = _number(rule.protocol)
-        if number != flow.protocol or _FAMILY_OF.get(number, version) != version:
-            return False
-    if rule.not_protocol is not None and _number(rule.not_protocol) == flow.protocol:
-        return False
-    return (
-        _icmp_matches(rule.icmp_type, rule.icmp_code, flow, is_wanted=True)
-        and _icmp_matches(rule.not_icmp_type, rule.not_icmp_code, flow, is_wanted=False)
-        and _side_matches(records, rule, "src", flow, flow.src, flow.src_port)
-        and _side_matches(records, rule, "dst", flow, flow.dst, flow.dst_port)
-    )
-
-
-def _icmp_matches(kind: int | None, code: int | None, flow: Flow, *, is_wanted: bool) -> bool:
-    if kind is None:
-        return True
-    if flow.icmp is None:
-        return False
-    return (flow.icmp[0] == kind and code in (None, flow.icmp[1])) is is_wanted
-
-
-def _side_matches(records: Records, rule: Rule, side: str, flow: Flow, address: IPAddress, port: int) -> bool:
-    def given(name: str) -> Any:
-        return getattr(rule, name)
-
-    single, several = given(f"{side}_net"), given(f"{side}_nets")
-    if single is not None and address not in single:
-        return False
-    if several and not any(address in net for net in several):
-        return False
-    excluded = [*([given(f"not_{side}_net")] if given(f"not_{side}_net") else []), *(given(f"not_{side}_nets") or ())]
-    if excluded and all(net.version != address.version for net in excluded):
-        return False  # written for the other family
-    if any(address in net for net in excluded):
-        return False
-    for polarity, is_wanted in (("", True), ("not_", False)):
-        tag, selector = given(f"{polarity}{side}_tag"), given(f"{polarity}{side}_selector")
-        if tag is not None and _has_tag(records, address, tag) is not is_wanted:
-            return False
-        if selector is not None and _is_selected(records, address, selector) is not is_wanted:
-            return False
-        ports = given(f"{polarity}{side}_ports")
-        if ports and _has_port(records, ports, flow, address, port) is not is_wanted:
-            return False
-    return True
-
-
-def _has_port(records: Records, ports: Iterable[int | str], flow: Flow, address: IPAddress, port: int) -> bool | None:
-    """None: the packet has no ports, so neither form can match."""
-    if flow.protocol not in _WITH_PORTS:
-        return None
-    return any(_is_port(records, each, flow, address, port) for each in ports)
-
-
-def _is_port(records: Records, wanted: int | str, flow: Flow, address: IPAddress, port: int) -> bool:
-    if isinstance(wanted, int) or wanted[0].isdigit():
-        low, _, high = str(wanted).partition(":")
-        return int(low) <= port <= int(high or low)
-    return any(
-        (each.name, _number(each.protocol), each.port) == (wanted, flow.protocol, port)
-        for record in _holders(records, address)
-        for each in getattr(record, "ports", ())
-    )
-
-
-# --- endpoints -------------------------------------------------------------------------------------------------
-
-
-def _first(records: Records, rules: tuple[Rule, ...], flow: Flow) -> str | None:
-    for rule in rules:
-        if rule.action != "log" and rule_matches(records, rule, flow):
-            return "pass" if rule.action == "next-tier" else rule.action
+def _uplink_endpoint(records: Stored, place: Place) -> Any:
+    """By name, or by an address; of several the first by its id."""
+    prefix = f"/calico/v1/host/{HOST}/endpoint/"
+    for path in sorted(path for path in records if path.startswith(prefix)):
+        record = records[path]
+        expected = {*record.get("expected_ipv4_addrs", ()), *record.get("expected_ipv6_addrs", ())}
+        if record.get("name") == UPLINK or (record.get("name") is None and expected & place.uplink_addresses):
+            return record
     return None
 
 
-def _order(record: Any) -> float:
-    order = getattr(record, "order", None)
-    return math.inf if order is None or order == "default" else float(order)
+# --- 4.5: tiers, then profiles, then drop ------------------------------------------------------------------------
 
 
-def _tiers(records: Records, policies: Iterable[tuple[Any, Policy]]) -> list[tuple[str, list[Policy]]]:
-    """In order, with their policies in order."""
-    found: dict[str, list[tuple[float, str, Policy]]] = {}
-    for key, policy in policies:
-        found.setdefault(key.tier, []).append((_order(policy), key.name, policy))
-    names = sorted(found, key=lambda name: (_order(records.get(TierKey(name))), name))
-    return [(name, [policy for *_, policy in sorted(found[name], key=lambda each: each[:2])]) for name in names]
+def _at_workload(records: Stored, endpoint: Any, direction: str, flow: Flow) -> Outcome:
+    action = _tiers_say(records, endpoint, direction, flow, "normal")
+    return action or _profiles_say(records, endpoint, direction, flow)
 
 
-def _walk(records: Records, tiers: list[tuple[str, list[Policy]]], direction: str, flow: Flow) -> str | None:
-    """None: every tier passed on, or there is none."""
-    for name, policies in tiers:
+def _tiers_say(records: Stored, endpoint: Any, direction: str, flow: Flow, hook: str) -> Outcome | None:
+    """None: every tier passed on, or none applies."""
+    labels = _labels(records, endpoint)
+    tiers: dict[str, list[tuple[float, str, Any]]] = {}
+    for path, policy in records.items():
+        parts = path.split("/")
+        if parts[3:5] != ["policy", "tier"] or parts[6] != "policy" or not _is_valid(policy) or policy.get("staged"):
+            continue
+        if not _is_of_hook(policy, hook) or not matches(policy["selector"], labels):
+            continue
+        types = policy.get("types")
+        if types is None or {"inbound": "ingress", "outbound": "egress"}[direction] in types:
+            tiers.setdefault(parts[5], []).append((_order(policy), parts[7], policy))
+
+    def metadata(tier: str) -> Any:
+        return records.get(f"/calico/v1/policy/tier/{tier}/metadata") or {}
+
+    for tier in sorted(tiers, key=lambda name: (_order(metadata(name)), name)):
         action = None
-        for policy in policies:
-            action = _first(records, getattr(policy, f"{direction}_rules"), flow)
-            if action is not None:
-                break
+        for _, _, policy in sorted(tiers[tier], key=lambda each: each[:2]):
+            action = action or _first_action(records, policy.get(f"{direction}_rules", ()), flow)
         if action is None:
-            tier = records.get(TierKey(name))
-            action = "deny" if tier is None else tier.default_action
-        if action != "pass":
+            may_end = hook in ("untracked", "pre_dnat")
+            action = "pass" if may_end else metadata(tier).get("defaultAction", "deny")
+        if action in ("allow", "deny", "reject"):
+            return action  # type: ignore[return-value]
+    return None
+
+
+def _is_of_hook(policy: Any, hook: str) -> bool:
+    if policy.get("untracked") or policy.get("pre_dnat"):
+        return bool(policy.get(hook))
+    return hook == "normal" or (hook == "forward" and bool(policy.get("apply_on_forward")))
+
+
+def _profiles_say(records: Stored, endpoint: Any, direction: str, flow: Flow) -> Outcome:
+    for profile in endpoint.get("profile_ids", ()):
+        rules = records.get(f"/calico/v1/policy/profile/{profile}/rules")
+        if rules is None or not _is_valid(rules):
+            return "deny"  # 4.5.7: a missing profile is closed at its place
+        action = _first_action(records, rules.get(f"{direction}_rules", ()), flow)
+        if action is not None:
+            return action if action in ("deny", "reject") else "allow"  # type: ignore[return-value]
+    return "deny"
+
+
+def _order(record: Any) -> float:
+    order = record.get("order")
+    return math.inf if order in (None, "default") else float(order)
+
+
+def _is_valid(lists: Any) -> bool:
+    """4.1: an unknown key, or a selector that is none, takes the whole record away."""
+    for rule in (*lists.get("inbound_rules", ()), *lists.get("outbound_rules", ())):
+        if not _RULE_FIELDS.issuperset(rule):
+            return False
+        for field in ("src_selector", "dst_selector", "!src_selector", "!dst_selector"):
+            try:
+                matches(rule.get(field) or "", {})
+            except BadSelector:
+                return False
+    return True
+
+
+def _first_action(records: Stored, rules: Any, flow: Flow) -> str | None:
+    for rule in rules:
+        action: str = rule.get("action", "allow")
+        if action != "log" and _matches(records, rule, flow):
             return action
     return None
 
 
-def _of_direction(policy: Policy, direction: str) -> bool:
-    return policy.types is None or {"inbound": "ingress", "outbound": "egress"}[direction] in policy.types
+# --- 4.1: a rule is an AND of what it names ------------------------------------------------------------------------
 
 
-def workload_says(records: Records, endpoint: WorkloadEndpoint, direction: str, flow: Flow) -> Outcome:
-    if endpoint.state != "active":
-        return "deny"
-    labels = labels_of(records, endpoint)
-    policies = [
-        (key, record)
-        for key, record in records.items()
-        if isinstance(record, Policy)
-        and not (record.staged or record.untracked or record.pre_dnat)
-        and _of_direction(record, direction)
-        and selects(record.selector, labels)
-    ]
-    action = _walk(records, _tiers(records, policies), direction, flow)
-    if action is not None:
-        return action  # type: ignore[return-value]
-    for profile in endpoint.profile_ids:
-        rules = records.get(ProfileRulesKey(profile))
-        action = "deny" if rules is None else _first(records, getattr(rules, f"{direction}_rules"), flow)
-        if action is not None:
-            return "allow" if action == "pass" else action  # type: ignore[return-value]
-    return "deny"
+def _matches(records: Stored, rule: Any, flow: Flow) -> bool:
+    if rule.get("ip_version") not in (None, flow.version):
+        return False
+    wanted, unwanted = rule.get("protocol"), rule.get("!protocol")
+    if wanted is not None and (
+        _number(wanted) != flow.protocol or (_number(wanted), flow.version) in {(1, 6), (58, 4)}
+    ):
+        return False
+    if unwanted is not None and _number(unwanted) == flow.protocol:
+        return False
+    for sign in ("", "!"):
+        kind, code = rule.get(f"{sign}icmp_type"), rule.get(f"{sign}icmp_code")
+        if kind is None:
+            continue
+        if flow.icmp is None or (flow.icmp[0] == kind and code in (None, flow.icmp[1])) is bool(sign):
+            return False
+    return _side_matches(records, rule, "src", flow) and _side_matches(records, rule, "dst", flow)
 
 
-def holder_of(records: Records, host: str, address: IPAddress) -> WorkloadEndpoint | None:
-    """The host's workload that the address is routed to."""
-    for key, record in records.items():
-        is_here = isinstance(key, WorkloadEndpointKey) and key.host == host
-        if is_here and any(address in net for net in nets_of(record)):
-            found: WorkloadEndpoint = record
-            return found
-    return None
+def _side_matches(records: Stored, rule: Any, side: str, flow: Flow) -> bool:
+    address, port = (flow.src, flow.sport) if side == "src" else (flow.dst, flow.dport)
+    net, nets = rule.get(f"{side}_net"), rule.get(f"{side}_nets")
+    if (net and not _in(address, net)) or (nets and not any(_in(address, each) for each in nets)):
+        return False
+    other = [*filter(None, [rule.get(f"!{side}_net")]), *(rule.get(f"!{side}_nets") or ())]
+    if any(_in(address, each) for each in other):
+        return False
+    if other and all(ip_network(each).version != ip_address(address).version for each in other):
+        return False  # 6.4: a CIDR of the other family, the rule is not for this one
+    for sign in ("", "!"):
+        tag, selector = rule.get(f"{sign}{side}_tag"), rule.get(f"{sign}{side}_selector")
+        if tag is not None and _has_tag(records, address, tag) is bool(sign):
+            return False
+        if selector is not None and _is_selected(records, address, selector) is bool(sign):
+            return False
+        ports = rule.get(f"{sign}{side}_ports")
+        if ports and (port is None or _has_port(records, ports, flow, address, port) is bool(sign)):
+            return False
+    return True
+
+
+def _number(protocol: str | int) -> int:
+    return PROTOCOLS[protocol] if protocol in PROTOCOLS else int(protocol)
+
+
+def _has_port(records: Stored, ports: Any, flow: Flow, address: str, port: int) -> bool:
+    """4.4: a name is what the endpoints that have the address call their ports."""
+    named = {
+        (each["name"], _number(each["protocol"]), each["port"])
+        for carrier in _carriers(records, address)
+        for each in carrier.get("ports", ())
+    }
+    for wanted in ports:
+        low, _, high = str(wanted).partition(":")
+        if low.isdigit() and int(low) <= port <= int(high or low):
+            return True
+        if (wanted, flow.protocol, port) in named:
+            return True
+    return False
+
+
+def _in(address: str, net: str) -> bool:
+    return ip_address(address) in ip_network(net)
+
+
+# --- 4.2 and 4.4: labels, and who has an address -------------------------------------------------------------------
+
+
+def _labels(records: Stored, endpoint: Any) -> dict[str, str]:
+    """The last listed profile wins over the ones before it, the endpoint over all."""
+    labels: dict[str, str] = {}
+    for profile in endpoint.get("profile_ids", ()):
+        labels |= records.get(f"/calico/v1/policy/profile/{profile}/labels") or {}
+    return labels | endpoint.get("labels", {})
+
+
+def _carriers(records: Stored, address: str) -> list[Any]:
+    """Endpoints of any host and network sets."""
+    found = []
+    for path, record in records.items():
+        if "/workload/" in path:
+            nets = [*record.get("ipv4_nets", ()), *record.get("ipv6_nets", ())]
+        elif "/endpoint/" in path:
+            nets = [*record.get("expected_ipv4_addrs", ()), *record.get("expected_ipv6_addrs", ())]
+        else:
+            nets = record.get("nets", ()) if path.startswith("/calico/v1/netset/") else ()
+        if any(_in(address, net) for net in nets):
+            found.append(record)
+    return found
+
+
+def _is_selected(records: Stored, address: str, selector: str) -> bool:
+    return any(matches(selector, _labels(records, each)) for each in _carriers(records, address))
+
+
+def _has_tag(records: Stored, address: str, tag: str) -> bool:
+    profiles = {profile for each in _carriers(records, address) for profile in each.get("profile_ids", ())}
+    return any(tag in (records.get(f"/calico/v1/policy/profile/{each}/tags") or ()) for each in profiles)

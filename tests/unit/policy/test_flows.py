@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from netaddr import IPAddress, IPNetwork
 
@@ -186,3 +187,12 @@ def test_whether_policy_asks_for_ports() -> None:
     found[ProfileRulesKey("p")] = RuleLists(inbound_rules=(Rule(protocol="tcp", dst_ports=(80,)),), outbound_rules=OPEN)
     assert Cluster(found.items()).asks_for_port(packet)
     assert not Cluster(found.items()).asks_for_port(Packet(src=packet.src, dst=packet.dst, protocol=17))
+
+
+def test_an_inactive_workload_is_closed_to_its_host_and_from_it() -> None:
+    """Nothing is routed to it, and nothing it sends has a known source: the exceptions for a host are not for it."""
+    found = records()
+    found[A] = msgspec.structs.replace(found[A], state="inactive")
+    assert ask(found, src="192.0.2.1", dst="10.0.0.1").outcome == "deny"
+    assert ask(found, dst="192.0.2.1", protocol=17, port=53).outcome == "deny"
+    assert ask(found, src="10.0.0.3", dst="192.0.2.1", protocol=17, port=53).outcome == "allow"
