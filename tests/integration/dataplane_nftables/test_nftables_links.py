@@ -55,6 +55,15 @@ def test_loopback_is_open_with_metadata_only(make_lab: Callable[..., Any]) -> No
     assert lab.dataplane.resync().healed == ()
 
 
+def test_what_portmap_opens_stays_open(lab: Any) -> None:
+    """Ports of the host's loopback that are mapped to the workload: the CNI plugin behind us opened it, not damage."""
+    a = lab.workload()
+    lab.start(a.endpoint())
+    lab.host.run("sysctl", "-qw", "net.ipv4.conf.cali1.route_localnet=1")
+    assert lab.dataplane.resync().healed == ()
+    assert sysctl(lab, "ipv4.conf.cali1.route_localnet") == "1"
+
+
 def test_forwarding_of_the_host_is_put_back(lab: Any) -> None:
     lab.start()
     lab.host.run("sysctl", "-qw", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0")
