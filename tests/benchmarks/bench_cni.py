@@ -114,7 +114,6 @@ def inside(plan: dict[str, Any]) -> None:
             yardsticks.report(
                 f"cni.{command}.{name}",
                 cpu_ms=cpu_ms,
-                max_rss_mib=plugin.rss_kib // 1024,
                 **yardsticks.summary(seconds),
             )
         base = {command: statistics.median(times["ptp", command]) for command in ("ADD", "DEL")}
