@@ -10,12 +10,28 @@ from pathlib import Path
 import pytest
 
 from calico_core.dataplane.linux import netns
-from calico_core.interfaces.integration import Call
-from calico_core.node.socket_api import call_node
+from calico_core.lab.host import LabHost
 from tests.e2e.observing import MakeLab, workload_keys
 
 pytestmark = pytest.mark.needs_root
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+
+
+SHIM = """
+import sys
+from calico_core.interfaces.integration import Call
+from calico_core.node.socket_api import call_node
+
+reply = call_node(sys.argv[1], Call(program="acme-net", environment={}, stdin=sys.stdin.buffer.read()))
+sys.stdout.buffer.write(reply.stdout)
+sys.stderr.buffer.write(reply.stderr)
+sys.exit(reply.status)
+"""
+
+
+def shim(host: LabHost, **request: str) -> str:
+    """A stranger's executable, started on the host. Raises ``ToolFailed`` when it fails."""
+    return host.run([sys.executable, "-c", SHIM, str(host.socket)], stdin=json.dumps(request)).stdout
 
 
 def test_a_strangers_integration_attaches_a_workload(make_lab: MakeLab, tmp_path: Path) -> None:
@@ -36,18 +52,11 @@ def test_a_strangers_integration_attaches_a_workload(make_lab: MakeLab, tmp_path
     name = f"{lab.name}-acme"
     path = netns.create_namespace(name)
     try:
-        request = json.dumps({"do": "attach", "id": "job-7", "netns": str(path)}).encode()
-        reply = call_node(str(host.socket), Call(program="acme-net", environment={}, stdin=request))
-        assert reply is not None
-        assert reply.status == 0, reply.stderr
-        answer = json.loads(reply.stdout)
+        answer = json.loads(shim(host, do="attach", id="job-7", netns=str(path)))
         assert answer["is_safe"] is True
         address = answer["addresses"][0].partition("/")[0]
         host.run(["ping", "-c", "1", "-W", "2", address])
-        request = json.dumps({"do": "detach", "id": "job-7"}).encode()
-        reply = call_node(str(host.socket), Call(program="acme-net", environment={}, stdin=request))
-        assert reply is not None
-        assert reply.status == 0, reply.stderr
+        shim(host, do="detach", id="job-7")
         assert workload_keys(host) == []
     finally:
         netns.delete_namespace(name)
