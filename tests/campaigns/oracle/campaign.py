@@ -193,7 +193,8 @@ def _real(
     # which of several endpoints is an interface's, and whether it has one, only the host knows
     count = sum(1 for path in records if path.startswith(_HOST_ENDPOINTS))
     is_certain = not count or (count == 1 and naive.UPLINK in state.interfaces)
-    is_to_other = flow.dst in OTHER_HOST and (via == OUTSIDE or to_host == "DROP" or flow.dport == 53)
+    is_asked_as_foreign = via == OUTSIDE or to_host == "DROP" or flow.dport == 53 or bool(count)
+    is_to_other = flow.dst in OTHER_HOST and is_asked_as_foreign
     flows = None
     if is_certain and not is_to_other:
         sides = [side for side in cluster.explain(packet, source=sender).sides if side.host in (naive.HOST, None)]
