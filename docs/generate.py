@@ -28,7 +28,8 @@ from calico_core.cli.main import COMMANDS, calicoctl
 from calico_core.cli.named import NamedGroup
 from calico_core.model import keys
 from calico_core.plugin_host import namespaces
-from calico_core.settings import FIELDS, Settings
+from calico_core.setting_fields import FIELDS, IGNORED
+from calico_core.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -41,7 +42,8 @@ MEANINGS = {
     "socket": "where shims and calicoctl reach the node",
     "run_directory": "what may go at a reboot: lock, saved settings, BIRD's files",
     "state_directory": "what stays: the node's name",
-    "dataplane_driver": "a name from [`calico.dataplanes`](entry-points.md)",
+    "dataplane_driver": "a name from [`calico.dataplanes`](entry-points.md), or `auto`: nftables, or iptables where the "
+    "kernel has no nftables. At a change, policy of the other one stays until the new one's is complete",
     "routing_driver": "a name from [`calico.routing`](entry-points.md)",
     "integrations": "names, separated by commas; `-NAME` leaves one out; empty means all that are installed",
     "ip": "an IPv4 address of this host, `autodetect` or `none`",
@@ -60,6 +62,25 @@ MEANINGS = {
     "endpoint_to_host": "traffic of workloads to their host: `DROP`; `RETURN` (as the workload's outbound policy "
     "says, then the host's own rules); `ACCEPT`",
     "ipv6_support": "`true`, `false` or `auto` (as the kernel has it)",
+    "deny_action": "what a denial does: `DROP`, or `REJECT`, which tells the sender",
+    "drop_override": "instead of every denial: `DROP` (none), `LOG-and-DROP`, and `ACCEPT` and `LOG-and-ACCEPT`, which "
+    "switch policy off. A value that cannot be used counts as the default",
+    "failsafe_inbound": "ports of the host that no policy of its host endpoints closes: `PORT` (TCP), `PROTOCOL:PORT` "
+    "or `PROTOCOL:CIDR:PORT`, separated by commas; `none` for none",
+    "failsafe_outbound": "and ports of others that they do not close to the host",
+    "metadata_address": "an IPv4 address, or a name that has one, that stands behind 169.254.169.254:80 for "
+    "workloads; `none`. The reference system's default is 127.0.0.1; ours is none, since it takes the metadata "
+    "service of a cloud away",
+    "metadata_port": "and the port there",
+    "log_prefix": "how the kernel's log lines of rules with the action `log` begin, where the rule names nothing",
+    "log_rate": "such lines a second and rule (`10` or `10/second`); 0: no limit",
+    "log_burst": "and how many at once",
+    "denied_group": "the NFLOG group that denied packets are told to; 0: none, and nobody can watch them",
+    "mark_mask": "bits of a packet's mark that are ours, two at least. A value that cannot be used counts as the "
+    "default",
+    "route_protocol": "the number that marks our routes; only such routes are removed",
+    "ignore_loose_rpf": "start although `net.ipv4.conf.all.rp_filter` is 2, which weakens the check of workloads' "
+    "source addresses",
     "refresh_interval_s": "seconds between two comparisons of the kernel with what we want; 0: never",
     "reporting_interval_s": "seconds between two reports of liveness; 0 or less: none",
     "reporting_ttl_s": "seconds such a report lasts",
@@ -132,7 +153,7 @@ def _settings() -> str:
         (
             field.name,
             ", ".join(f"`{name}`" for name in field.environment),
-            f"`{field.config}`" if field.config else "",
+            ", ".join(f"`{name}`" for name in (*field.config, *field.local_names)),
             _shown(defaults[field.name]),
             MEANINGS[field.name],
         )
@@ -140,13 +161,26 @@ def _settings() -> str:
     ]
     return _page(
         "Settings",
-        "For people who run a node. A setting comes from the environment; where two variables are named, the first "
-        "that is set wins, and an empty one counts as not set. Settings with a datastore name are looked up there as "
-        "well when the node starts: first under `/calico/v1/host/HOST/config/NAME`, then under "
-        "`/calico/v1/config/NAME`. `calico-node check-config` prints what the environment says, with the origin of "
-        "each value; one that cannot be used ends the start with its name, its origin and what would be right. In the "
-        "datastore it is logged, and the datastore's settings are left out.",
-        _table(("Setting", "Environment", "Datastore", "Default", "Meaning"), rows),
+        "For people who run a node. A setting comes from the first of these that has it: the environment (where "
+        "several variables are named, the first that is set), the file `/etc/calico/felix.cfg`, the datastore under "
+        "`/calico/v1/host/HOST/config/NAME`, then under `/calico/v1/config/NAME`, and the default. An empty value "
+        "counts as not set.",
+        "The file is INI: `NAME = VALUE` lines with the names of the first or the third column in any case, sections "
+        "for the eye alone. `calico-node run -c FILE` or `CALICO_CONFIG_FILE` name another. Names of the datastore are "
+        "written exactly so. What is needed before the datastore (its place, the host's name, and all without a name "
+        "in the third column) comes from environment and file alone; `EtcdEndpoints`, or `EtcdAddr` with `EtcdScheme`, "
+        "in the file mean what `ETCD_ENDPOINTS` and `ETCD_AUTHORITY` with `ETCD_SCHEME` mean in the environment.",
+        "`calico-node check-config` prints what environment and file say, `calicoctl config show` adds the datastore; "
+        "both with the origin of each value and what it comes before. A value that cannot be used ends the start with "
+        "its name, its origin and what would be right. In the datastore it is logged, and the datastore's settings are "
+        "left out. A name that nothing reads is warned of once.",
+        "A running node follows `LogSeverityScreen` in the datastore. When another of its settings changes there, and "
+        "is not what the node runs with, the node ends two seconds later with exit status 1, for its supervisor to "
+        "start it again; policy stays in force meanwhile.",
+        _table(("Setting", "Environment", "Datastore and file", "Default", "Meaning"), rows),
+        "## Names that change nothing",
+        "The reference system knows these as well. They are read over without a warning.",
+        _table(("Name", "Why"), [(f"`{name}`", reason) for name, reason in IGNORED.items()]),
     )
 
 

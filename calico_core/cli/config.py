@@ -14,10 +14,11 @@ from calico_core.errors import CalicoError, Conflict, InvalidRequest, InvalidSet
 from calico_core.interfaces.datastore import Compare, Delete, Operation, Put
 from calico_core.model.ids import check_name
 from calico_core.model.keys import HOSTS, V1, GlobalConfigKey, HostConfigKey
-from calico_core.settings import FIELDS, LIVE, Field, Settings, load_settings
+from calico_core.setting_fields import BY_CONFIG, FIELDS, IGNORED, LIVE, Field
+from calico_core.settings import Settings, Shadowed, parse_setting, shown_value
+from calico_core.settings_file import load_local_settings
 
 _ATTEMPTS = 3
-_STORED = {field.config: field for field in FIELDS if field.config}
 
 
 class _Source(NamedTuple):
@@ -36,13 +37,15 @@ def config() -> None:
 @click.option("--host", "host", metavar="HOST", help="As it is for this host.")
 @pass_context
 def show(context: CliContext, host: str | None) -> None:
-    """Show every setting, its value and its origin."""
+    """Show every setting, its value, its origin, and the values of other origins that it comes before."""
     host = host or context.host
     source = _source(context, host)
     stored = _stored(context, host)
     rows = [_row(field, source, stored) for field in FIELDS]
     answer(context, rows, {"Setting": "setting", "Datastore name": "name", "Value": "value", "Origin": "origin"})
     for row in rows:
+        for each in row["shadowed"]:
+            note(f"{row['setting']}: comes before {each['value']} ({each['origin']})")
         if row["invalid"]:
             note(f"{row['setting']}: {row['invalid']}; nodes leave out all that the datastore holds")
         if row["running"] is not None:
@@ -85,11 +88,13 @@ def remove(context: CliContext, name: str, host: str | None) -> None:
 
 
 def _field(name: str) -> Field:
-    found = _STORED.get(name)
+    found = BY_CONFIG.get(name)
+    if found is None and name in IGNORED:
+        raise InvalidRequest("NAME", f"{name} changes nothing here: {IGNORED[name]}")
     if found is None:
-        near = difflib.get_close_matches(name, _STORED, n=1, cutoff=0.5)
-        by_case = next((known for known in _STORED if known.lower() == name.lower()), None)
-        hint = f"did you mean {by_case or near[0]}?" if by_case or near else f"known: {', '.join(sorted(_STORED))}"
+        near = difflib.get_close_matches(name, BY_CONFIG, n=1, cutoff=0.5)
+        by_case = next((known for known in BY_CONFIG if known.lower() == name.lower()), None)
+        hint = f"did you mean {by_case or near[0]}?" if by_case or near else f"known: {', '.join(sorted(BY_CONFIG))}"
         raise InvalidRequest("NAME", f"the datastore holds no setting {name!r}; {hint}")
     return found
 
@@ -119,7 +124,7 @@ def _source(context: CliContext, host: str) -> _Source:
     """What comes before the datastore: as the node on this host saved it, else as this environment has it."""
     from calico_core.node.composition import load_saved_settings
 
-    here = load_settings(os.environ)
+    here = load_local_settings(os.environ)
     if host != context.host:
         note(f"environment and file of host {host} are not known here: this is what the datastore says to it")
         return _Source(Settings(), is_node=False)
@@ -142,41 +147,61 @@ def _stored(context: CliContext, host: str) -> dict[tuple[str, str], str]:
 
 
 def _row(field: Field, source: _Source, stored: dict[tuple[str, str], str]) -> dict[str, Any]:
+    """``running``: what the node runs with, where that is not what the next start would take."""
     origin = source.settings.origins.get(field.name, "default")
     value = getattr(source.settings, field.name)
+    others = [each for each in source.settings.shadowed.get(field.name, ()) if not _is_stored(each.origin)]
+    candidates = _candidates(field, stored)
     invalid, running = "", None
-    if field.config and not origin.startswith(("environment", "file")):
+    if field.config and not _is_nearer(origin):
         started_with = value
-        value, origin, invalid = _from_store(field, stored)
+        value, origin, invalid = _from_store(field, candidates)
+        candidates = [each for each in candidates if each.origin != origin and not invalid]
         if source.is_node and field.name not in LIVE and value != started_with:
             running = _shown(field.name, started_with)
     return {
         "setting": field.name,
-        "name": field.config or None,
+        "name": field.config[0] if field.config else None,
         "value": _shown(field.name, value),
         "origin": origin,
+        "shadowed": [
+            {"origin": each.origin, "value": shown_value(field.name, each.text)} for each in (*others, *candidates)
+        ],
         "invalid": invalid or None,
         "running": running,
     }
 
 
-def _from_store(field: Field, stored: dict[tuple[str, str], str]) -> tuple[Any, str, str]:
+def _is_nearer(origin: str) -> bool:
+    return origin.startswith(("environment", "file"))
+
+
+def _is_stored(origin: str) -> bool:
+    return origin.startswith("datastore")
+
+
+def _candidates(field: Field, stored: dict[tuple[str, str], str]) -> list[Shadowed]:
+    """What the datastore says of a field, the winner first."""
+    return [
+        Shadowed(f"datastore {level} {name}", stored[level, name])
+        for level in ("host", "global")
+        for name in field.config
+        if (level, name) in stored
+    ]
+
+
+def _from_store(field: Field, candidates: list[Shadowed]) -> tuple[Any, str, str]:
     """Value, origin, and what is wrong with a stored value that cannot be used."""
     default = getattr(Settings(), field.name)
-    for level in ("host", "global"):
-        text = stored.get((level, field.config))
-        if text is None:
-            continue
-        origin = f"datastore {level} {field.config}"
-        try:
-            return field.parse(text), origin, ""
-        except CalicoError as error:
-            reason = error.reason if isinstance(error, InvalidRequest) else str(error)
-            return default, "default", f"{origin}: {reason}"
-    return default, "default", ""
+    if not candidates:
+        return default, "default", ""
+    origin, text = candidates[0]
+    try:
+        return parse_setting(field, origin, text), origin, ""
+    except InvalidSettings as error:
+        return default, "default", f"{origin}: {error.reason}"
 
 
 def _shown(name: str, value: Any) -> Any:
-    if name.endswith("password") and value:
-        return "(set)"
-    return list(value) if isinstance(value, tuple) else value
+    shown = shown_value(name, value)
+    return list(shown) if isinstance(shown, tuple) else shown

@@ -42,9 +42,9 @@ class CliContext:
         store by looking for one."""
         import msgspec
 
-        from calico_core.settings import load_settings
+        from calico_core.settings_file import load_local_settings
 
-        settings = load_settings(os.environ)
+        settings = load_local_settings(os.environ)
         if self.datastore_flag:
             return msgspec.structs.replace(settings, datastore=self.datastore_flag)
         if "datastore" in settings.origins:

@@ -113,9 +113,9 @@ def migrate(context: CliContext, source_url: str, target_url: str | None, force:
 @contextmanager
 def _opened(context: CliContext, url: str) -> Iterator[Datastore]:
     from calico_core.node.composition import open_store
-    from calico_core.settings import load_settings
+    from calico_core.settings_file import load_local_settings
 
-    settings = context.settings if context.datastore_flag else load_settings(os.environ)
+    settings = context.settings if context.datastore_flag else load_local_settings(os.environ)
     store = open_store(msgspec.structs.replace(settings, datastore=url))
     try:
         yield store

@@ -47,6 +47,7 @@ _ENDS = {"outbound": "source", "inbound": "destination"}
 
 
 @click.command()
+@click.argument("words", metavar="[endpoint E]", nargs=-1)
 @click.option("--from", "source", metavar="A", help="Endpoint id or its beginning, workload, address or host:NAME.")
 @click.option("--to", "destination", metavar="B", help="The same.")
 @click.option("--protocol", metavar="NAME", help="tcp (without it), udp, icmp, … or a number.")
@@ -59,6 +60,7 @@ _ENDS = {"outbound": "source", "inbound": "destination"}
 @pass_context
 def explain(
     context: CliContext,
+    words: tuple[str, ...],
     source: str | None,
     destination: str | None,
     protocol: str | None,
@@ -70,7 +72,16 @@ def explain(
     tells_by_exit: bool,
 ) -> None:
     """Say whether a new connection from A to B passes, and which rule of which policy or profile decides at each end.
+    With 'endpoint E': everything that applies to E, which may be host:NAME/ENDPOINT for a host endpoint.
     Reads the datastore alone: what the kernel has by now, 'calicoctl status' on the hosts knows."""
+    if words:
+        options = (source, destination, protocol, port, source_port, icmp, ip_version, flow)
+        if len(words) != 2 or words[0] != "endpoint" or any(option is not None for option in options):
+            raise InvalidRequest(words[0], "write 'explain endpoint E' alone, or --from A --to B, or --flow")
+        from calico_core.cli.explain_endpoint import answer_endpoint
+
+        answer_endpoint(context, _load(context)[0], words[1])
+        return
     numbers = {
         "--port": None if port is None else parse_port(port, field="--port"),
         "--source-port": None if source_port is None else parse_port(source_port, field="--source-port"),

@@ -18,6 +18,7 @@ from calico_core.errors import CalicoError
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "datastore": ("calico_core.cli.datastore:datastore", "The whole store: export, import, migrate."),
     "config": ("calico_core.cli.config:config", "Settings: their values, where each comes from, and changing them."),
+    "denied": ("calico_core.cli.denied:denied", "Watch the packets that this host denies, and why."),
     "endpoint": ("calico_core.cli.endpoint:endpoint", "Show endpoints and change their profiles."),
     "explain": ("calico_core.cli.explain:explain", "Would this flow pass, and which rule decides?"),
     "host-endpoint": (

@@ -13,6 +13,7 @@ from calico_core.cli.context import CliContext, pass_context
 from calico_core.cli.failure import Missing, Refused
 from calico_core.cli.output import answer, note
 from calico_core.cli.policy_documents import PolicyDocument, parse_documents
+from calico_core.cli.rule_counters import print_counters
 from calico_core.cli.rule_words import parse_rule, render_rule
 from calico_core.cli.writing import commit, decoded, persist, put_record, remove_record
 from calico_core.errors import InvalidRequest, InvalidSelector
@@ -27,7 +28,7 @@ from calico_core.interfaces.datastore import (
 )
 from calico_core.model import codec
 from calico_core.model.ids import check_name, escape
-from calico_core.model.keys import TIERS, PolicyKey, TierKey
+from calico_core.model.keys import TIERS, Key, PolicyKey, TierKey
 from calico_core.model.policies import DEFAULT_TIER, Order, Policy, Tier, check_hooks, order_value
 from calico_core.model.rules import Rule
 from calico_core.model.selectors import parse_selector
@@ -158,6 +159,20 @@ def remove(context: CliContext, tier_name: str, name: str, ignore_missing: bool)
 @click.group()
 def tier() -> None:
     """Tiers: asked in order; what a tier with policies for an endpoint does not decide, it denies or passes on."""
+
+
+@policy.command()
+@click.argument("tier_name", metavar="[TIER]", required=False)
+@click.argument("name", required=False)
+@pass_context
+def counters(context: CliContext, tier_name: str | None, name: str | None) -> None:
+    """Show how often each rule has matched on this host since it was last written."""
+
+    def is_wanted(key: Key) -> bool:
+        return isinstance(key, PolicyKey) and tier_name in {None, key.tier} and name in {None, key.name}
+
+    chosen = None if tier_name is None else tier_name if name is None else f"{tier_name}/{name}"
+    print_counters(context, is_wanted, kind="policy", name=chosen)
 
 
 @tier.command("show")

@@ -13,6 +13,7 @@ from calico_core.cli.context import CliContext, pass_context
 from calico_core.cli.failure import Missing, Refused
 from calico_core.cli.named import NamedGroup, name_of
 from calico_core.cli.output import answer
+from calico_core.cli.rule_counters import print_counters
 from calico_core.cli.rule_words import parse_rule, render_rule
 from calico_core.errors import Conflict, InvalidRequest
 from calico_core.interfaces.datastore import Compare, Delete, Operation, Precondition, Put, absent
@@ -21,6 +22,7 @@ from calico_core.model.ids import check_name
 from calico_core.model.keys import (
     HOSTS,
     PROFILES,
+    Key,
     ProfileLabelsKey,
     ProfileRulesKey,
     ProfileTagsKey,
@@ -39,6 +41,18 @@ def profile() -> None:
 
 
 assert isinstance(profile, NamedGroup)
+
+
+@profile.command()
+@click.argument("name", metavar="[NAME]", required=False)
+@pass_context
+def counters(context: CliContext, name: str | None) -> None:
+    """Show how often each rule has matched on this host since it was last written."""
+
+    def is_wanted(key: Key) -> bool:
+        return isinstance(key, ProfileRulesKey) and name in {None, key.profile}
+
+    print_counters(context, is_wanted, kind="profile", name=name)
 
 
 @profile.command()

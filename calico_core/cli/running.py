@@ -7,27 +7,26 @@ import os
 from typing import Any
 
 from calico_core.errors import NotReady
-from calico_core.settings import load_settings
+from calico_core.settings_file import load_local_settings
 
 
 def run_directory() -> str:
-    return load_settings(os.environ).run_directory
+    return load_local_settings(os.environ).run_directory
 
 
-def ask_node(command: str = "status", *, required: bool = True) -> dict[str, Any] | None:
+def ask_node(command: str = "status", *, required: bool = True, timeout_s: float = 5) -> Any:
     """What the node answers (its own status); None when none answers and it is not ``required``. Raises
     ``NotReady``."""
     from calico_core.interfaces.integration import Call
     from calico_core.node.socket_api import call_node
 
-    path = load_settings(os.environ).socket
+    path = load_local_settings(os.environ).socket
     try:
-        reply = call_node(path, Call(program="node", environment={}, stdin=command.encode()), timeout_s=5)
+        reply = call_node(path, Call(program="node", environment={}, stdin=command.encode()), timeout_s=timeout_s)
     except OSError as error:
         if required:
             raise NotReady(f"no node answers on {path}: {error.strerror or error}") from error
         return None
     if reply is None or reply.status != 0:
         raise NotReady(reply.stderr.decode(errors="replace").strip() if reply else "the node gave no answer")
-    answer: dict[str, Any] = json.loads(reply.stdout)
-    return answer
+    return json.loads(reply.stdout)

@@ -122,7 +122,8 @@ class KernelDataplane(Dataplane, Generic[P]):
         self._wiring = VethWiring(namespace_fd, interface_prefix=self._prefix, has_metadata=has_metadata)
 
     def ensure_closed(self) -> None:
-        self._policy.ensure_closed()
+        if not self._other_kind_stands():
+            self._policy.ensure_closed()
 
     def apply(self, changes: HostChanges) -> ApplyReport:
         if not self._is_complete and not changes.is_complete:
@@ -251,6 +252,11 @@ class KernelDataplane(Dataplane, Generic[P]):
         self._is_alone = True
         return ()
 
+    def _other_kind_stands(self) -> bool:
+        """Whether policy of ours by a driver of another kind closes this host while there is none by this one; a
+        driver that knows of some overrides it."""
+        return False
+
     def _remove_other_kinds(self) -> None:
         """Policy of ours that drivers of other kinds left on this host; a driver that knows of some overrides it.
 
@@ -307,6 +313,8 @@ def check_options(options: DataplaneOptions) -> None:
         raise InvalidRequest("drop_override", f"{options.drop_override!r} is not one of {', '.join(DROP_OVERRIDES)}")
     if options.mark_mask.bit_count() < 2 or not 0 < options.mark_mask < 1 << 32:
         raise InvalidRequest("mark_mask", f"{options.mark_mask:#x} must be 32 bits wide with two bits set at least")
+    if options.max_set_size < 1:
+        raise InvalidRequest("max_set_size", f"{options.max_set_size} must be 1 at least")
     if not 0 <= options.denied_group < 1 << 16:
         raise InvalidRequest("denied_group", f"{options.denied_group} must be from 0 to 65535")
     if options.log_rate < 0 or options.log_burst < 1:

@@ -32,7 +32,8 @@ class DataplaneOptions(Value, frozen=True):
     :class:`FailsafePort`; they hold on interfaces of host endpoints. ``metadata``: address and port that stand behind
     169.254.169.254:80. ``log_rate``: log lines a second and rule, 0: no limit, with bursts of ``log_burst``.
     ``denied_group``: the NFLOG group that denied packets are told to, 0: none. ``mark_mask``: the bits of a packet's
-    mark that are ours, two at least."""
+    mark that are ours, two at least. ``max_set_size``: members of one set, where the kernel wants to know (iptables);
+    rules that name a larger one drop."""
 
     host: str = ""
     interface_prefix: str = "cali"
@@ -49,6 +50,7 @@ class DataplaneOptions(Value, frozen=True):
     metadata: tuple[IPAddress, int] | None = None
     denied_group: int = 0
     mark_mask: int = 0xFF000000
+    max_set_size: int = 1 << 20
 
 
 class DenialOrigin(Value, frozen=True):
@@ -145,10 +147,15 @@ class Dataplane(abc.ABC):
     @abc.abstractmethod
     def open(cls, options: DataplaneOptions) -> Dataplane: ...
 
+    @classmethod
+    def missing(cls) -> str:
+        """What this host lacks for it, in words and by the names of modules or programs; '' when it has all."""
+        return ""
+
     @abc.abstractmethod
     def ensure_closed(self) -> None:
-        """Make sure that traffic of unknown workload interfaces is dropped. If our table stands already nothing is
-        touched: what it enforces stays in force."""
+        """Make sure that traffic of unknown workload interfaces is dropped. If our table stands already, or policy of
+        ours by another kind of driver, nothing is touched: what it enforces stays in force."""
 
     @abc.abstractmethod
     def apply(self, changes: HostChanges) -> ApplyReport:

@@ -7,6 +7,8 @@ import msgspec
 from calico_core.model.record import Record
 
 NODE_STOPPED = "stopped"
+DATAPLANE_FAILED = "dataplane"
+"""How an entry of ``failed_checks`` begins that says why the kernel does not have the whole policy."""
 """The last word of a node that was asked to end; it stays, without a lease."""
 
 

@@ -116,11 +116,11 @@ class Rule(
             raise InvalidRequest("icmp_type", "needs protocol icmp or icmpv6")
         if self.ip_version is None:
             return
-        for field in ("src_net", "dst_net", "src_nets", "dst_nets"):
-            for name, value in ((field, getattr(self, field)), (f"!{field}", getattr(self, f"not_{field}"))):
-                for net in value if isinstance(value, tuple) else () if value is None else (value,):
-                    if net.version != self.ip_version:
-                        raise InvalidRequest(name, f"{net} is not an IPv{self.ip_version} network")
+        # of a list, what is of the other family is left out
+        for field in ("src_net", "dst_net"):
+            for name, net in ((field, getattr(self, field)), (f"!{field}", getattr(self, f"not_{field}"))):
+                if net is not None and net.version != self.ip_version:
+                    raise InvalidRequest(name, f"{net} is not an IPv{self.ip_version} network")
 
     def _ports(self) -> tuple[tuple[str, tuple[int | str, ...] | None], ...]:
         return (

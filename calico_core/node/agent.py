@@ -7,23 +7,26 @@ removed from the kernel before the first in-sync, and nothing while the datastor
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from typing import NamedTuple
 
 from netaddr import IPAddress
 
 from calico_core.datastore.syncer import SyncBatch, Syncer, SyncStatus, Update
-from calico_core.errors import CalicoError
+from calico_core.errors import CalicoError, NotReady
 from calico_core.interfaces.dataplane import ApplyReport, Dataplane, is_whole_policy
 from calico_core.interfaces.datastore import Datastore
 from calico_core.log import get_logger
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.hoststate import HostChanges
 from calico_core.model.keys import (
+    BGP_HOSTS,
     V1,
     GlobalConfigKey,
     HostConfigKey,
@@ -34,7 +37,7 @@ from calico_core.model.keys import (
 )
 from calico_core.model.record import Value
 from calico_core.model.workloads import InterfaceEvent
-from calico_core.node.counters import AgentCounters
+from calico_core.node.counters import AgentCounters, CountedRule
 from calico_core.node.flow_cutter import FlowCutter
 from calico_core.node.mailbox import Mailbox
 from calico_core.node.metrics import AgentFigures
@@ -47,6 +50,9 @@ log = get_logger(__name__)
 
 _RETRY_FIRST_S = 0.1
 _RETRY_MAX_S = 10.0
+_COUNTS_WAIT_S = 4.0
+_COUNTS_FOR_METRICS_S = 1.0
+_COUNTS_LAST_S = 10.0
 
 
 class AgentState(Value, frozen=True):
@@ -73,7 +79,14 @@ class _RemovalsConfirmed(NamedTuple):
     """A person says that what was deleted is meant to be."""
 
 
+class _CountsWanted(NamedTuple):
+    """Somebody waits for the counters of rules, which only the engine may read."""
+
+    reply: Future[tuple[CountedRule, ...]]
+
+
 Reporter = Callable[[AgentState], None]
+_Item = SyncBatch | InterfaceEvent | _HostAddresses | _RemovalsConfirmed | _CountsWanted
 
 
 class Agent:
@@ -91,6 +104,7 @@ class Agent:
         on_config: Callable[[Key, str | None], None] | None = None,
         confirm_removals_after_s: float = 300.0,
         remembered: RememberedInterfaces | None = None,
+        interface_prefix: str = "",
         cuts_denied_flows: bool = True,
     ) -> None:
         """``on_config`` hears, in the engine thread, of every configuration key of the datastore.
@@ -102,9 +116,10 @@ class Agent:
         self._on_death = on_death
         self._on_config = on_config
         self.counters = AgentCounters()
-        self._mailbox: Mailbox[SyncBatch | InterfaceEvent | _HostAddresses | _RemovalsConfirmed] = Mailbox()
-        self._resolver = PolicyResolver(host)
-        self._syncer = Syncer(store, (V1,), self._mailbox.post, ready_key=ReadyKey().path, name="sync-policy")
+        self._mailbox: Mailbox[_Item] = Mailbox()
+        self._resolver = PolicyResolver(host, interface_prefix=interface_prefix)
+        # the addresses that hosts have of IPv6 stand beside their routing
+        self._syncer = Syncer(store, (V1, BGP_HOSTS), self._mailbox.post, ready_key=ReadyKey().path, name="sync-policy")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stop_monitor: Callable[[], None] = lambda: None
         self._stop_addresses: Callable[[], None] = lambda: None
@@ -116,6 +131,8 @@ class Agent:
             confirm_after_s=confirm_removals_after_s,
         )
         self._freeze: RemovalFreeze | None = None
+        self._counted: tuple[CountedRule, ...] = ()
+        self._counted_until = 0.0
         self._own_addresses: dict[str, frozenset[IPAddress]] = {}
         self._cutter = FlowCutter(dataplane) if cuts_denied_flows else None
         # Owned by the engine thread.
@@ -180,7 +197,25 @@ class Agent:
     def figures(self) -> AgentFigures:
         """For metrics. Any thread."""
         statuses = Counter(status for status, _ in list(self._progress.status.values()))
-        return AgentFigures(self.counters, self._syncer.status, self._syncer.count_keys(), statuses)
+        freeze = self._freeze
+        return AgentFigures(
+            counters=self.counters,
+            sync_status=self._syncer.status,
+            cluster=self._syncer.count_keys(),
+            endpoints=statuses,
+            is_frozen=freeze is not None,
+            waiting=freeze.waiting if freeze is not None else 0,
+            rules=self._counts_for_metrics(),
+        )
+
+    def _counts_for_metrics(self) -> tuple[CountedRule, ...]:
+        """A look at the kernel, so at most once in a while however often we are asked."""
+        now = time.monotonic()
+        if now >= self._counted_until:
+            self._counted_until = now + _COUNTS_LAST_S
+            with contextlib.suppress(CalicoError):
+                self._counted = self.rule_counts(_COUNTS_FOR_METRICS_S)
+        return self._counted
 
     def knows_ready(self) -> bool:
         return self._syncer.status is SyncStatus.IN_SYNC
@@ -200,6 +235,17 @@ class Agent:
         reason = self.frozen_because
         self._mailbox.post(_RemovalsConfirmed())
         return reason
+
+    def rule_counts(self, timeout_s: float = _COUNTS_WAIT_S) -> tuple[CountedRule, ...]:
+        """What each rule has matched since it was last written. Any thread; raises ``NotReady`` when the engine does
+        not come to it in time."""
+        reply: Future[tuple[CountedRule, ...]] = Future()
+        self._mailbox.post(_CountsWanted(reply))
+        try:
+            return reply.result(timeout_s)
+        except TimeoutError:
+            reply.cancel()
+            raise NotReady(f"the agent is busy: no counters within {timeout_s:g} s") from None
 
     def _post_addresses(self, name: str, addresses: frozenset[IPAddress] | None) -> None:
         self._mailbox.post(_HostAddresses(name, addresses))
@@ -231,7 +277,7 @@ class Agent:
         times += [cutting] if cutting is not None else []
         return max(0.0, min(times) - time.monotonic()) if times else None
 
-    def _pass(self, items: list[SyncBatch | InterfaceEvent | _HostAddresses | _RemovalsConfirmed]) -> None:
+    def _pass(self, items: list[_Item]) -> None:
         """One pass of the engine: everything that has gathered becomes one batch for the kernel."""
         events: dict[str, InterfaceEvent] = {}
         for item in items:
@@ -241,6 +287,8 @@ class Agent:
                 case _HostAddresses(name, addresses):
                     self._resolver.set_interface(name, addresses)
                     self._own_addresses[name] = addresses or frozenset()
+                case _CountsWanted(reply):
+                    self._count_rules(reply)
                 case _RemovalsConfirmed():
                     self._remembered.forget()
                     self._follow(self._guard.confirm())
@@ -280,6 +328,16 @@ class Agent:
             elif self._on_config is not None and isinstance(update.key, GlobalConfigKey | HostConfigKey):
                 self._on_config(update.key, update.record)
         self._resolver.apply(updates)
+
+    def _count_rules(self, reply: Future[tuple[CountedRule, ...]]) -> None:
+        if not reply.set_running_or_notify_cancel():
+            return
+        try:
+            counts = self._dataplane.rule_counts()
+            rules = self._dataplane.wanted().rules
+            reply.set_result(tuple(CountedRule.of(each, rules.get(each.rules)) for each in counts))
+        except CalicoError as error:
+            reply.set_exception(error)
 
     def _enter_sync(self) -> None:
         """The first complete state may take away whatever an earlier life of this node left in the kernel."""

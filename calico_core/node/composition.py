@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from calico_core.datastore.records import TypedRecords
 from calico_core.errors import CalicoError, InvalidSettings, PluginBroken
-from calico_core.interfaces.dataplane import Dataplane, DataplaneOptions
+from calico_core.interfaces.dataplane import Dataplane
 from calico_core.interfaces.datastore import Datastore, DatastoreOptions
 from calico_core.interfaces.integration import Integration, IntegrationContext
 from calico_core.interfaces.ipam import Ipam
 from calico_core.log import get_logger
+from calico_core.node.dataplane_options import dataplane_options
 from calico_core.plugin_host.loader import LoadedPlugin, driver_of_url, load_all, load_driver
 from calico_core.plugin_host.namespaces import DATAPLANES, DATASTORES, INTEGRATIONS, IPAM
 from calico_core.settings import Settings
 
 log = get_logger(__name__)
+
+_AUTO = ("nftables", "iptables")
+"""In this order."""
 
 
 def node_name(settings: Settings) -> str:
@@ -58,16 +63,28 @@ def open_ipam(records: TypedRecords, host: str) -> Ipam:
 
 
 def open_dataplane(settings: Settings, host: str) -> Dataplane:
-    driver: type[Dataplane] = load_driver(DATAPLANES, settings.dataplane_driver)
-    has_ipv6 = Path("/proc/sys/net/ipv6").exists()
-    return driver.open(
-        DataplaneOptions(
-            host=host,
-            interface_prefix=settings.interface_prefix,
-            endpoint_to_host=settings.endpoint_to_host,
-            is_ipv6_enabled=settings.ipv6_support == "true" or (settings.ipv6_support == "auto" and has_ipv6),
-        )
-    )
+    """Raises ``InvalidSettings`` with what is missing for it."""
+    driver: type[Dataplane] = load_driver(DATAPLANES, dataplane_name(settings))
+    return driver.open(dataplane_options(settings, host))
+
+
+def dataplane_name(settings: Settings) -> str:
+    """The driver that the settings name, or the first that this host can have. Raises ``InvalidSettings``."""
+    origin = settings.origins.get("dataplane_driver", "default")
+    return choose_dataplane(settings.dataplane_driver, origin, lambda name: load_driver(DATAPLANES, name).missing())
+
+
+def choose_dataplane(wanted: str, origin: str, missing: Callable[[str], str]) -> str:
+    """``missing`` says what a driver lacks here. Raises ``InvalidSettings`` that says it too."""
+    lacks: dict[str, str] = {}
+    for name in _AUTO if wanted == "auto" else (wanted,):
+        lacks[name] = missing(name)
+        if not lacks[name]:
+            if len(lacks) > 1:
+                log.warning("dataplane.second_choice", chosen=name, because=lacks[_AUTO[0]])
+            return name
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in lacks.items())
+    raise InvalidSettings("dataplane_driver", origin, reasons)
 
 
 def select_integrations(settings: Settings) -> tuple[tuple[LoadedPlugin, ...], dict[str, str]]:

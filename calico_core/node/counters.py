@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from typing import Literal, NamedTuple
 
-from calico_core.interfaces.dataplane import ApplyReport
-from calico_core.model.hoststate import HostChanges, RulesId, SetId
+from calico_core.interfaces.dataplane import ApplyReport, RuleCount
+from calico_core.model.hoststate import HostChanges, HostRules, RulesId, SetId
 
 
 class Timing:
@@ -20,6 +21,23 @@ class Timing:
     def note(self, seconds: float) -> None:
         self.count += 1
         self.sum_s += seconds
+
+
+class CountedRule(NamedTuple):
+    """A rule of the host's, what it does, and what it has matched. ``action`` '': it changes just now."""
+
+    rules: RulesId
+    direction: Literal["inbound", "outbound"]
+    rule: int
+    action: str
+    packets: int
+    bytes: int
+
+    @classmethod
+    def of(cls, count: RuleCount, rules: HostRules | None) -> CountedRule:
+        found = () if rules is None else rules.inbound if count.direction == "inbound" else rules.outbound
+        action = found[count.rule].action if count.rule < len(found) else ""
+        return cls(count.rules, count.direction, count.rule, action, count.packets, count.bytes)
 
 
 class AgentCounters:

@@ -1,26 +1,46 @@
-"""Settings that a running node follows when the datastore changes: the log level. Source: felix specification 2.1."""
+"""What a running node does when the datastore's configuration changes: it follows the log level; anything else needs a
+start, which the supervisor gives it. Source: felix specification 2.1.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from calico_core import log as logging
 from calico_core.errors import CalicoError
 from calico_core.log import get_logger
 from calico_core.model.keys import GlobalConfigKey, HostConfigKey, Key
-from calico_core.settings import FIELDS, LIVE, Field, Settings
+from calico_core.node.stored_config import StoredConfig
+from calico_core.setting_fields import BY_CONFIG, Field, unknown_names
+from calico_core.settings import Settings
 
 log = get_logger(__name__)
 
-_FIELDS = {field.config: field for field in FIELDS if field.name in LIVE}
-
 
 class LiveSettings:
-    """``take`` belongs to one thread."""
+    """``take`` belongs to one thread; :attr:`differing` may be read by any."""
 
-    def __init__(self, settings: Settings, host: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        host: str,
+        stored: StoredConfig | None = None,
+        on_difference: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``stored``: what ``settings`` were made with. ``on_difference`` hears when a setting that needs a start has
+        become another than the one this process runs with."""
         self._settings = settings
         self._host = host
+        self._on_difference = on_difference
         self._stored: dict[Key, str] = {}
+        self._told: set[str] = set()
         self._level = settings.log_level
+        if stored is not None:
+            self._stored = {HostConfigKey(host, name): text for name, text in stored.of_host.items()}
+            self._stored |= {GlobalConfigKey(name): text for name, text in stored.of_all.items()}
+            self._told = set(unknown_names({*stored.of_host, *stored.of_all}))
+        self.differing: dict[str, object] = {}
+        """Setting → what it is now in the datastore."""
 
     def begin(self) -> None:
         """With what was merged at the start."""
@@ -28,24 +48,52 @@ class LiveSettings:
 
     def take(self, key: Key, value: str | None) -> None:
         """The latest of a key of the datastore's configuration; None: gone. Others are ignored."""
+        if not isinstance(key, HostConfigKey | GlobalConfigKey):
+            return
         if isinstance(key, HostConfigKey) and key.host != self._host:
             return
-        if not isinstance(key, HostConfigKey | GlobalConfigKey) or key.name not in _FIELDS:
+        field = BY_CONFIG.get(key.name)
+        if field is None:
+            self._warn_unknown(key.name)
+            return
+        if self._stored.get(key) == (value or None):
             return
         if value:
             self._stored[key] = value
         else:
             self._stored.pop(key, None)
-        level = str(self._value(_FIELDS[key.name]))
+        now = self._value(field)
+        if field.is_live:
+            self._follow_level(str(now))
+        else:
+            self._compare(field, now)
+
+    def _warn_unknown(self, name: str) -> None:
+        unknown = unknown_names([name])
+        if unknown and name not in self._told:
+            self._told.add(name)
+            log.warning("settings.unknown_name", name=name, where="datastore", did_you_mean=unknown[name] or None)
+
+    def _follow_level(self, level: str) -> None:
         if level != self._level:
             log.warning("log.level", was=self._level, now=level)
             self._level = level
             logging.set_level(level)
 
+    def _compare(self, field: Field, now: object) -> None:
+        loaded = getattr(self._settings, field.name)
+        if now == loaded:
+            self.differing = {name: value for name, value in self.differing.items() if name != field.name}
+            return
+        log.warning("settings.needs_start", setting=field.name, was=loaded, now=now)
+        self.differing = {**self.differing, field.name: now}
+        self._on_difference()
+
     def _value(self, field: Field) -> object:
         if self._settings.origins.get(field.name, "").startswith(("environment", "file")):
             return getattr(self._settings, field.name)
-        for key in (HostConfigKey(self._host, field.config), GlobalConfigKey(field.config)):
+        keys = [HostConfigKey(self._host, name) for name in field.config]
+        for key in (*keys, *(GlobalConfigKey(name) for name in field.config)):
             text = self._stored.get(key)
             if text is None:
                 continue

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Mapping
 
 from calico_core import __version__, log
 from calico_core.errors import CalicoError, InvalidSettings
-from calico_core.settings import Settings, load_settings
+from calico_core.setting_fields import FIELDS
+from calico_core.settings import Settings, shown_value
+from calico_core.settings_file import VARIABLE, load_local_settings
 
-_USAGE = """Usage: calico-node run | check-config | --version
+_USAGE = """Usage: calico-node run | check-config [-c FILE]
+       calico-node --version
 
 run            run this host's node in the foreground until SIGTERM
 check-config   read the settings, print them with their origin, start nothing
+-c FILE        a settings file other than /etc/calico/felix.cfg
 """
 _SWITCH_INTERVAL_S = 0.001
 """A call, which asks for the interpreter after each system call, waits no longer than this behind a calculating
@@ -23,33 +28,37 @@ READY_LINE = "Calico node started successfully"
 
 
 def main() -> int:
-    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    arguments = sys.argv[1:]
+    environment = dict(os.environ)
+    if len(arguments) > 2 and arguments[1] in {"-c", "--config-file"}:
+        environment[VARIABLE] = arguments[2]
+        del arguments[1:3]
+    command = arguments[0] if arguments else "--help"
     if command in {"--version", "-v", "version"}:
         _say(__version__)
         return 0
-    if command not in {"run", "check-config"} or len(sys.argv) > 2:
+    if command not in {"run", "check-config"} or len(arguments) > 1:
         _say(_USAGE.rstrip())
         return 0 if command in {"--help", "-h"} else 2
     try:
-        settings = load_settings(os.environ)
+        settings = load_local_settings(environment)
     except InvalidSettings as error:
         _complain(str(error))
         return 2
     if command == "check-config":
-        for name in Settings.__struct_fields__:
-            if name != "origins":
-                _say(f"{name:24} {_shown(settings, name):40} {settings.origins.get(name, 'default')}")
+        _say_settings(settings)
         return 0
-    return run(settings)
+    return run(settings, environment)
 
 
-def run(settings: Settings) -> int:
-    """Until SIGTERM or SIGINT. 0 after a clean stop, 1 when it could not start, 3 when a part of it died."""
+def run(settings: Settings, environment: Mapping[str, str]) -> int:
+    """Until SIGTERM or SIGINT. 0 after a clean stop, 1 when it could not start or
+    wants to be started with changed settings, 3 when a part of it died."""
     from calico_core.node.runtime import Runtime
 
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     log.configure(level=settings.log_level, style=settings.log_format)
-    runtime = Runtime(settings, os.environ)
+    runtime = Runtime(settings, environment)
     is_asked = False
 
     def ask(_signal: int, _frame: object) -> None:
@@ -69,12 +78,19 @@ def run(settings: Settings) -> int:
         runtime.watch()
     finally:
         runtime.stop()
-    return 0 if is_asked else 3
+    if is_asked:
+        return 0
+    return 1 if runtime.wants_restart else 3
 
 
-def _shown(settings: Settings, name: str) -> str:
-    value = getattr(settings, name)
-    return "(set)" if name.endswith("password") and value else str(value)
+def _say_settings(settings: Settings) -> None:
+    for field in FIELDS:
+        name = field.name
+        others = "; ".join(f"{each.origin}: {shown_value(name, each.text)}" for each in settings.shadowed.get(name, ()))
+        origin = settings.origins.get(name, "default") + (f" (before {others})" if others else "")
+        _say(f"{name:24} {shown_value(name, getattr(settings, name))!s:40} {origin}")
+    for note in settings.notes:
+        _complain(note)
 
 
 def _say(text: str) -> None:

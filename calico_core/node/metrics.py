@@ -21,7 +21,7 @@ from calico_core.model.keys import (
     TierKey,
     WorkloadEndpointKey,
 )
-from calico_core.node.counters import AgentCounters, Timing
+from calico_core.node.counters import AgentCounters, CountedRule, Timing
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SYNC_STATES = {SyncStatus.WAIT: 1, SyncStatus.RESYNC: 2, SyncStatus.IN_SYNC: 3}
@@ -33,6 +33,8 @@ _CLUSTER: dict[str, type[Key]] = {
     "profiles": ProfileRulesKey,
     "tiers": TierKey,
 }
+_DENYING = frozenset({"deny", "reject"})
+_MOST_RULES = 500
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
@@ -53,6 +55,12 @@ class AgentFigures(NamedTuple):
     cluster: Counter[type[Key]]
     endpoints: Counter[str]
     """Local ones by status."""
+    is_frozen: bool = False
+    """Deletions wait for confirmation."""
+    waiting: int = 0
+    """How many."""
+    rules: tuple[CountedRule, ...] = ()
+    """Counters of rules; empty when the engine had no time to read them."""
 
 
 def render(metrics: Iterable[Metric]) -> bytes:
@@ -68,6 +76,7 @@ def collect(host: str, started: float, agent: AgentFigures | None, routing: Rout
     metrics = [_gauge("felix_host", "This host.", 1, host=host), *_process(started)]
     if agent is not None:
         metrics += [*_calculation(agent), *_cluster(agent.cluster), *_dataplane(agent.counters)]
+        metrics += [_denied(agent.rules), *_removals(agent)]
     if routing is not None:
         metrics.append(_peers(routing))
     return metrics
@@ -105,6 +114,29 @@ def _dataplane(counters: AgentCounters) -> list[Metric]:
         _gauge("felix_int_dataplane_initial_resync_time_seconds", "The first complete apply.", counters.first_apply_s),
         _gauge("felix_ipsets_calico", "Address sets in force.", counters.sets),
         _counter("calico_dataplane_healed", "Foreign changes to our part of the kernel undone.", counters.healed),
+    ]
+
+
+def _denied(rules: tuple[CountedRule, ...]) -> Metric:
+    """Rules that denied nothing yet are not named: there may be very many."""
+    denying = [each for each in rules if each.action in _DENYING and each.packets]
+    denying.sort(key=lambda each: -each.packets)
+    samples = tuple(
+        (
+            "",
+            {"rules": str(each.rules), "direction": each.direction, "rule": str(each.rule)},
+            float(each.packets),
+        )
+        for each in denying[:_MOST_RULES]
+    )
+    text = "Packets that a rule denied since it was written; rules as the host numbers them, from 0."
+    return Metric("calico_denied_packets", "counter", text, samples)
+
+
+def _removals(agent: AgentFigures) -> list[Metric]:
+    return [
+        _gauge("calico_removals_frozen", "1 while deletions wait for confirmation.", float(agent.is_frozen)),
+        _gauge("calico_removals_waiting", "Deletions that wait.", agent.waiting),
     ]
 
 

@@ -16,7 +16,8 @@ from calico_core.interfaces.integration import Call, CallReply, Integration, Int
 from calico_core.log import get_logger
 from calico_core.node import composition
 from calico_core.plugin_host.loader import LoadedPlugin
-from calico_core.settings import Settings, load_settings
+from calico_core.settings import Settings
+from calico_core.settings_file import load_local_settings
 from calico_core.workload.gate import NoAgent
 from calico_core.workload.service import WorkloadService
 
@@ -81,7 +82,7 @@ def _settings(run_directory: str) -> Settings:
     try:
         return composition.load_saved_settings(run_directory)
     except OSError:
-        return load_settings(os.environ)
+        return load_local_settings(os.environ)
 
 
 def _namespace(path: str) -> int | None:

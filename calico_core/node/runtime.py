@@ -31,6 +31,8 @@ from calico_core.node import composition, metrics, startup
 from calico_core.node.addresses import is_own_address, node_address
 from calico_core.node.agent import Agent, AgentState
 from calico_core.node.collector import Collector
+from calico_core.node.dataplane_options import refuse_loose_rpf, warn_of_open_policy
+from calico_core.node.denied import DeniedLog, parse_question
 from calico_core.node.health import Answer, Health, HttpServer
 from calico_core.node.live_settings import LiveSettings
 from calico_core.node.local_view import ask_integrations, read_local_view
@@ -38,6 +40,7 @@ from calico_core.node.remembered import RememberedInterfaces
 from calico_core.node.router import Router
 from calico_core.node.socket_api import SocketServer
 from calico_core.node.status import StatusReporter
+from calico_core.node.stored_config import read_stored_config, tell_settings, with_stored_config
 from calico_core.node.tunnels import TunnelKeeper
 from calico_core.node.vital_signs import VitalSigns
 from calico_core.plugin_host.loader import load_driver
@@ -49,6 +52,8 @@ log = get_logger(__name__)
 
 _READY_WAIT_S = 20.0
 _WATCH_S = 5.0
+_RESTART_PAUSE_S = 2.0
+"""Between a change of a setting and the end: supervisors give up on what ends too often."""
 
 
 class Runtime:
@@ -73,6 +78,12 @@ class Runtime:
         self._workloads: WorkloadService | None = None
         self._signs = VitalSigns(lambda: self._states)
         self._health: HttpServer | None = None
+        self._live: LiveSettings | None = None
+        self._denied: DeniedLog | None = None
+        self._dataplane_name = settings.dataplane_driver
+        self._restart_timer: threading.Timer | None = None
+        self.wants_restart = False
+        """A setting that this process cannot follow has changed: it ends, and its supervisor starts another."""
 
     def start(self) -> None:
         """Raises ``CalicoError`` with a sentence for people; what was started is stopped by :meth:`stop`."""
@@ -91,11 +102,16 @@ class Runtime:
         self._stack.callback(records.store.close)
         if not startup.wait_for_store(records, self.stopping):
             raise NotReady("stopped while waiting for the datastore")
-        settings = self._settings = startup.with_stored_config(settings, self._environment, records, self.host)
-        live = LiveSettings(settings, self.host)
+        stored = read_stored_config(records, self.host)
+        settings = self._settings = with_stored_config(settings, self._environment, stored)
+        tell_settings(settings, self._environment, stored)
+        live = self._live = LiveSettings(settings, self.host, stored, self._restart_later)
         live.begin()
         self._serve_health(settings)
+        refuse_loose_rpf(settings)
+        warn_of_open_policy(settings)
         dataplane = composition.open_dataplane(settings, self.host)
+        self._dataplane_name = composition.dataplane_name(settings)
         self._stack.callback(dataplane.close)
         startup.register_host(records, host=self.host, ipv4=ipv4, ipv6=ipv6, settings=settings)
         self._remember_name()
@@ -111,6 +127,7 @@ class Runtime:
             on_death=self.stopping.set,
             on_config=live.take,
             confirm_removals_after_s=settings.confirm_removals_after_s,
+            interface_prefix=settings.interface_prefix,
             cuts_denied_flows=settings.established_flows == "cut",
             remembered=RememberedInterfaces(
                 Path(settings.state_directory, "interfaces.json"), confirm_after_s=settings.confirm_removals_after_s
@@ -119,6 +136,8 @@ class Runtime:
         self._stack.callback(self._agent.stop)
         self._agent.start()
         self._signs.agent = self._agent
+        self._denied = DeniedLog(dataplane)
+        self._stack.callback(self._denied.close)
         self._serve_metrics(settings)
         self._start_routing(records)
         ipam = composition.open_ipam(records, self.host)
@@ -154,7 +173,26 @@ class Runtime:
 
     def stop(self) -> None:
         self.stopping.set()
+        if self._restart_timer is not None:
+            self._restart_timer.cancel()
         self._stack.close()
+
+    # --- changed settings ----------------------------------------------------------------------------
+
+    def _restart_later(self) -> None:
+        """Once for all changes of the pause; one that was taken back by then costs nothing. Engine thread."""
+        if self._restart_timer is not None and self._restart_timer.is_alive():
+            return
+        self._restart_timer = threading.Timer(_RESTART_PAUSE_S, self._restart_if_needed)
+        self._restart_timer.daemon = True
+        self._restart_timer.start()
+
+    def _restart_if_needed(self) -> None:
+        if self._live is None or not self._live.differing or self.stopping.is_set():
+            return
+        log.error("node.restart_wanted", settings=sorted(self._live.differing))
+        self.wants_restart = True
+        self.stopping.set()
 
     # --- health --------------------------------------------------------------------------------------
 
@@ -346,10 +384,31 @@ class Runtime:
             "slow": self._slow,
             "unfreeze": lambda: {"frozen_because": self._collector.unfreeze() if self._collector else ""},
         }
-        command = call.stdin.decode(errors="replace").strip() or "status"
+        command, *words = call.stdin.decode(errors="replace").split() or ["status"]
+        answers["counters"] = self._rule_counts
+        answers["denied"] = lambda: self._denied_after(words)
         if command not in answers:
             return CallReply(status=2, stderr=f"unknown command {command!r}; known: {', '.join(answers)}\n".encode())
-        return CallReply(stdout=msgspec.json.encode(answers[command]()))
+        try:
+            return CallReply(stdout=msgspec.json.encode(answers[command]()))
+        except (CalicoError, ValueError) as error:
+            return CallReply(status=1, stderr=f"{error}\n".encode())
+
+    def _rule_counts(self) -> list[dict[str, object]]:
+        if self._agent is None:
+            raise NotReady("the agent has not started yet")
+        return [each._asdict() for each in self._agent.rule_counts()]
+
+    def _denied_after(self, words: list[str]) -> dict[str, object]:
+        if self._settings.denied_group == 0:
+            raise InvalidSettings(
+                "denied_group",
+                self._settings.origins.get("denied_group", "default"),
+                "it is 0: no packet is told of; give a group of NFLOG and start the node again",
+            )
+        if self._denied is None:
+            raise NotReady("the agent has not started yet")
+        return self._denied.after(*parse_question(iter(words)))
 
     def _slow(self) -> dict[str, object]:
         """The slowest attaches since the start."""
@@ -369,7 +428,7 @@ class Runtime:
             "pid": os.getpid(),
             "started": self._started,
             "datastore": _without_secrets(self._settings.datastore),
-            "dataplane": self._settings.dataplane_driver,
+            "dataplane": self._dataplane_name,
             "is_in_sync": bool(self._agent and self._agent.is_in_sync),
             "endpoints": {key.path: {"status": status, "reason": why} for key, (status, why) in endpoints.items()},
             "bad_records": list(state.bad_records) if state else [],

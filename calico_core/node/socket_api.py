@@ -25,6 +25,8 @@ log = get_logger(__name__)
 
 MAGIC: Final = b"CAL1"
 LIMITS: Final = {"program": 256, "environment": 64 << 10, "standard input": 8 << 20}
+ABOUT_THE_NODE: Final = "node"
+"""The program name of calls that wire nothing."""
 REPLY: Final = b"R"
 IN_PROCESS: Final = b"F"
 _HEADER: Final = struct.Struct(">4sIII")
@@ -93,7 +95,7 @@ class SocketServer:
         with connection:
             try:
                 connection.settimeout(_READ_TIMEOUT_S)
-                uid = _peer_uid(connection)
+                pid, uid = _peer(connection)
                 if uid != 0:
                     raise InvalidRequest("peer", f"uid {uid} may not speak to the node, only root may")
                 call = read_call(connection, descriptors)
@@ -103,7 +105,7 @@ class SocketServer:
                     log.warning("call.abandoned", program=call.program)
                     return
                 with bound(program=call.program):
-                    reply = self._handler(call)
+                    reply = self._answer(call, pid)
                 connection.settimeout(_READ_TIMEOUT_S)
                 connection.sendall(encode_reply(reply))
             except InvalidRequest as error:
@@ -115,6 +117,14 @@ class SocketServer:
             finally:
                 for descriptor in descriptors:
                     os.close(descriptor)
+
+    def _answer(self, call: Call, pid: int) -> CallReply | None:
+        """A caller that stands on another host than this node, seen from the network, is not ours to wire: its own
+        process does that where it stands. Nested and rootless runtimes share a file system, and so the socket."""
+        if call.program != ABOUT_THE_NODE and _is_elsewhere(pid):
+            log.info("call.elsewhere", pid=pid)
+            return None
+        return self._handler(call)
 
 
 def read_call(connection: socket.socket, descriptors: list[int]) -> Call:
@@ -195,7 +205,20 @@ def _has_left(connection: socket.socket) -> bool:
     return any(events & select.POLLHUP for _, events in poller.poll(0))
 
 
-def _peer_uid(connection: socket.socket) -> int:
+def _peer(connection: socket.socket) -> tuple[int, int]:
+    """Process and user."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _pid, uid, _gid = _CREDENTIALS.unpack(raw)
-    return int(uid)
+    pid, uid, _gid = _CREDENTIALS.unpack(raw)
+    return pid, uid
+
+
+def _is_elsewhere(pid: int) -> bool:
+    """In another network or user namespace than this process. Of one that cannot be looked at, nobody can say."""
+    for kind in ("net", "user"):
+        try:
+            theirs, ours = os.stat(f"/proc/{pid}/ns/{kind}"), os.stat(f"/proc/self/ns/{kind}")  # noqa: PTH116
+        except OSError:
+            return False
+        if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
+            return True
+    return False

@@ -6,10 +6,8 @@ Every write is safe to repeat and to race with other hosts: creations are compar
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
 from netaddr import IPAddress
 
 from calico_core.errors import Conflict, InvalidRecord, InvalidSettings, Unavailable
@@ -21,8 +19,6 @@ from calico_core.model.bgp import DEFAULT_AS, NodeMesh, parse_as_number
 from calico_core.model.hosts import NODE_STOPPED, AddressClaim
 from calico_core.model.ids import check_name
 from calico_core.model.keys import (
-    HOSTS,
-    V1,
     AddressClaimKey,
     BgpGlobalAsKey,
     BgpHostAddressKey,
@@ -37,7 +33,7 @@ from calico_core.model.keys import (
     ReadyKey,
 )
 from calico_core.model.pools import Pool
-from calico_core.settings import Settings, load_settings
+from calico_core.settings import Settings
 
 log = get_logger(__name__)
 
@@ -65,24 +61,6 @@ def wait_for_store(records: Records, stop: threading.Event) -> bool:
                 log.warning("datastore.waiting", reason=reason)
             stop.wait(1.0)
     return False
-
-
-def with_stored_config(settings: Settings, environment: Mapping[str, str], records: Records, host: str) -> Settings:
-    """Settings with the datastore's configuration beneath environment and file. An unusable stored value is logged
-    and all stored ones are left out: one bad key must not stop every host."""
-    stored: dict[type[Key], dict[str, str]] = {GlobalConfigKey: {}, HostConfigKey: {}}
-    for prefix in (f"{V1}config/", f"{HOSTS}{host}/config/"):
-        for found in records.list(prefix):
-            if isinstance(found.key, GlobalConfigKey | HostConfigKey):
-                stored[type(found.key)][found.key.name] = found.record
-    try:
-        merged = load_settings(environment, host_config=stored[HostConfigKey], global_config=stored[GlobalConfigKey])
-    except InvalidSettings as error:
-        log.error("settings.stored_config_ignored", reason=str(error))
-        return settings
-    changed = {name: origin for name, origin in merged.origins.items() if origin.startswith("datastore ")}
-    values = {name: getattr(merged, name) for name in changed}
-    return msgspec.structs.replace(settings, **values, origins=settings.origins | changed)
 
 
 def register_host(

@@ -18,7 +18,7 @@ from calico_core.interfaces.routing import RoutingStatus
 from calico_core.log import get_logger
 from calico_core.model import codec
 from calico_core.model.endpoints import EndpointStatus
-from calico_core.model.hosts import NODE_STOPPED, FelixStatus, NodeStatus
+from calico_core.model.hosts import DATAPLANE_FAILED, NODE_STOPPED, FelixStatus, NodeStatus
 from calico_core.model.keys import (
     FELIX_STATUS,
     FelixLastStatusKey,
@@ -98,7 +98,10 @@ class StatusReporter:
             if state is not None:
                 # beside an attach it would be in the way; after a burst of them it is one write
                 self._stopping.wait(_GATHER_S)
+                before = self._dataplane_failure
                 self._state, is_behind = self._slot.take(0) or state, True
+                if bool(before) != bool(self._dataplane_failure):
+                    next_beat = 0.0  # who asks whether policy is in force shall not hear it an interval later
             try:
                 if is_behind and self._state is not None and self._state.is_applied:
                     self._write_endpoints(self._state)
@@ -177,8 +180,13 @@ class StatusReporter:
                 **{name: str(count) for name, count in sorted(sessions.items())},
             },
             integrations=self._integrations(),
-            failed_checks=tuple(filter(None, (routing.rejected,))),
+            failed_checks=tuple(filter(None, (routing.rejected, self._dataplane_failure))),
         )
+
+    @property
+    def _dataplane_failure(self) -> str:
+        reason = self._state.last_error if self._state else ""
+        return f"{DATAPLANE_FAILED}: {reason}" if reason else ""
 
     def _last_words(self) -> None:
         try:

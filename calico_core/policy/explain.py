@@ -6,6 +6,7 @@ the receiver's. Established connections are not its business. Source: felix spec
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import msgspec
@@ -70,12 +71,25 @@ def explain(state: HostState, packet: Packet) -> Verdict:
     """The sender's outbound side first, then the receiver's inbound side. Floating addresses of this host are
     translated before either is asked. Where several local workloads carry an
     address, all of them must allow."""
-    packet = translated(state, packet)
+    seen = translated(state, packet)
+    return both_sides(
+        _carriers(state, seen.src),
+        _carriers(state, seen.dst),
+        lambda workload, direction: explain_side(state, workload, direction, seen),
+    )
+
+
+def both_sides(
+    senders: Iterable[HostWorkload],
+    receivers: Iterable[HostWorkload],
+    ask: Callable[[HostWorkload, Direction], list[Step]],
+) -> Verdict:
+    """Up to the first that denies."""
     steps: list[Step] = []
-    sides: tuple[tuple[Direction, IPAddress], ...] = (("outbound", packet.src), ("inbound", packet.dst))
-    for direction, address in sides:
-        for workload in _carriers(state, address):
-            steps += explain_side(state, workload, direction, packet)
+    sides: tuple[tuple[Direction, Iterable[HostWorkload]], ...] = (("outbound", senders), ("inbound", receivers))
+    for direction, workloads in sides:
+        for workload in workloads:
+            steps += ask(workload, direction)
             if steps[-1].outcome == "deny":
                 return Verdict(outcome="deny", steps=tuple(steps))
     return Verdict(outcome="allow" if steps else "unaffected", steps=tuple(steps))
@@ -120,9 +134,8 @@ def walk(
     for rules_id in policies.profiles:
         found = _decide(state, rules_id, direction, packet)
         if found is not None:
-            return [*steps, _decided(endpoint, hook, direction, None, rules_id, found)]
-    reason = "no profile decides" if policies.profiles else "no policy or profile applies"
-    return [*steps, Step(endpoint=endpoint, direction=direction, outcome="deny", reason=reason)]
+            return [*steps, decided(endpoint, hook, direction, None, rules_id, found)]
+    return [*steps, undecided(endpoint, hook, direction, policies)]
 
 
 def _tier(
@@ -136,18 +149,31 @@ def _tier(
     for rules_id in tier.policies:
         found = _decide(state, rules_id, direction, packet)
         if found is not None:
-            return _decided(endpoint, hook, direction, tier.tier, rules_id, found)
+            return decided(endpoint, hook, direction, tier.tier, rules_id, found)
+    return undecided(endpoint, hook, direction, tier)
+
+
+def undecided(
+    endpoint: WorkloadEndpointKey | HostEndpointKey,
+    hook: Hook,
+    direction: Direction,
+    end: TierPolicies | PolicyList,
+) -> Step:
+    """The end of a tier, or of a whole list."""
+    if isinstance(end, PolicyList):
+        reason = "no profile decides" if end.profiles else "no policy or profile applies"
+        return Step(endpoint=endpoint, direction=direction, outcome="deny", reason=reason)
     return Step(
         endpoint=endpoint,
         direction=direction,
         hook=hook,
-        outcome=tier.default_action,
+        outcome=end.default_action,
         reason="no policy of the tier decides",
-        tier=tier.tier,
+        tier=end.tier,
     )
 
 
-def _decided(
+def decided(
     endpoint: WorkloadEndpointKey | HostEndpointKey,
     hook: Hook,
     direction: Direction,
@@ -190,60 +216,63 @@ def _decide(state: HostState, rules_id: RulesId, direction: Direction, packet: P
 
 
 def rule_matches(state: HostState, rule: HostRule, packet: Packet) -> bool:
+    """What is cheap and most often fails is asked first."""
+    if rule.protocol is not None and rule.protocol != packet.protocol:
+        return False
+    if (rule.dst_ports or rule.dst_port_sets) and not _is_port(
+        state, packet, packet.dst, packet.dst_port, rule.dst_ports, rule.dst_port_sets
+    ):
+        return False
+    if (rule.src_ports or rule.src_port_sets) and not _is_port(
+        state, packet, packet.src, packet.src_port, rule.src_ports, rule.src_port_sets
+    ):
+        return False
     version = packet.src.version
     if rule.ip_version is not None and rule.ip_version != version:
-        return False
-    if rule.protocol is not None and rule.protocol != packet.protocol:
         return False
     if rule.not_protocol is not None and rule.not_protocol == packet.protocol:
         return False
     if rule.src_nets and not any(contains(net, packet.src) for net in rule.src_nets):
         return False
-    if any(contains(net, packet.src) for net in rule.not_src_nets):
-        return False
     if rule.dst_nets and not any(contains(net, packet.dst) for net in rule.dst_nets):
+        return False
+    if any(contains(net, packet.src) for net in rule.not_src_nets):
         return False
     if any(contains(net, packet.dst) for net in rule.not_dst_nets):
         return False
-    return _ports_match(state, rule, packet) and _icmp_matches(rule, packet) and _sets_match(state.sets, rule, packet)
+    return _is_other_port(state, rule, packet) and _icmp_matches(rule, packet) and _sets_match(state.sets, rule, packet)
 
 
-def _ports_match(state: HostState, rule: HostRule, packet: Packet) -> bool:
-    return (
-        _port_matches(state, packet, packet.src, packet.src_port, rule.src_ports, rule.src_port_sets, is_wanted=True)
-        and _port_matches(
-            state, packet, packet.src, packet.src_port, rule.not_src_ports, rule.not_src_port_sets, is_wanted=False
-        )
-        and _port_matches(
-            state, packet, packet.dst, packet.dst_port, rule.dst_ports, rule.dst_port_sets, is_wanted=True
-        )
-        and _port_matches(
-            state, packet, packet.dst, packet.dst_port, rule.not_dst_ports, rule.not_dst_port_sets, is_wanted=False
-        )
-    )
-
-
-def _port_matches(
+def _is_port(
     state: HostState,
     packet: Packet,
     address: IPAddress,
     port: int | None,
     ranges: tuple[PortRange, ...],
     sets: tuple[SetId, ...],
-    *,
-    is_wanted: bool,
 ) -> bool:
-    """In a range or in a set, or with ``is_wanted`` False in none of either."""
-    if not ranges and not sets:
-        return True
+    """Whether the port is in a range, or offered by one of the sets."""
     if port is None:
         return False
-    if any(low <= port <= high for low, high in ranges):
-        return is_wanted
+    for low, high in ranges:
+        if low <= port <= high:
+            return True
     if not sets:
-        return not is_wanted
+        return False
     member = PortMember(address.version, int(address), packet.protocol, port)
-    return any(member in state.port_sets[each] for each in sets) is is_wanted
+    return any(member in state.port_sets[each] for each in sets)
+
+
+def _is_other_port(state: HostState, rule: HostRule, packet: Packet) -> bool:
+    """What the negated matches ask: a port, and none of theirs."""
+    sides = (
+        (packet.src, packet.src_port, rule.not_src_ports, rule.not_src_port_sets),
+        (packet.dst, packet.dst_port, rule.not_dst_ports, rule.not_dst_port_sets),
+    )
+    for address, port, ranges, sets in sides:
+        if (ranges or sets) and (port is None or _is_port(state, packet, address, port, ranges, sets)):
+            return False
+    return True
 
 
 def _icmp_matches(rule: HostRule, packet: Packet) -> bool:

@@ -18,7 +18,6 @@ from calico_core.model.addresses import contains, parse_address
 from calico_core.model.endpoints import HostEndpoint, WorkloadEndpoint
 from calico_core.model.failsafe import DEFAULT_INBOUND, DEFAULT_OUTBOUND, Failsafe, parse_failsafe_ports
 from calico_core.model.hoststate import HostInterface, HostRules, HostState, PolicyList, RulesId
-from calico_core.model.ids import unescape
 from calico_core.model.keys import (
     BgpHostAddressKey,
     GlobalConfigKey,
@@ -26,9 +25,7 @@ from calico_core.model.keys import (
     HostEndpointKey,
     HostIpKey,
     Key,
-    PolicyKey,
     PoolKey,
-    ProfileRulesKey,
     WorkloadEndpointKey,
 )
 from calico_core.model.rules import Rule
@@ -39,7 +36,16 @@ from calico_core.policy.policy_lists import Hook
 from calico_core.policy.resolver import PolicyResolver
 from calico_core.policy.rules import stored_position
 from calico_core.policy.tunnel_routes import encapsulation
-from calico_core.policy.verdicts import FlowVerdict, PassedOver, RuleStep, Side, implied_drop, without_steps
+from calico_core.policy.verdicts import (
+    FlowVerdict,
+    PassedOver,
+    RuleStep,
+    Side,
+    implied_drop,
+    kind_and_name,
+    record_key,
+    without_steps,
+)
 
 __all__ = ["Cluster", "FlowVerdict", "PassedOver", "RuleStep", "Side"]
 
@@ -70,7 +76,7 @@ class Cluster:
         self._endpoint_to_host = endpoint_to_host
         self._failsafe: dict[Direction, str] = {"inbound": failsafe_inbound, "outbound": failsafe_outbound}
         self._states: dict[str, HostState] = {}
-        self._host_endpoints: dict[HostEndpointKey, HostEndpoint] = {}
+        self.host_endpoints: dict[HostEndpointKey, HostEndpoint] = {}
         self.endpoints: dict[WorkloadEndpointKey, WorkloadEndpoint] = {}
         self.hosts: dict[IPAddress, str] = {}
         for key, record in self._records.items():
@@ -79,8 +85,8 @@ class Cluster:
             elif isinstance(key, HostIpKey | BgpHostAddressKey) and record:
                 self.hosts[parse_address(record)] = key.host
             elif isinstance(key, HostEndpointKey):
-                self._host_endpoints[key] = record
-        for host_key, host_endpoint in self._host_endpoints.items():
+                self.host_endpoints[key] = record
+        for host_key, host_endpoint in self.host_endpoints.items():
             for address in host_endpoint.addresses:
                 self.hosts.setdefault(address, host_key.host)
 
@@ -93,8 +99,8 @@ class Cluster:
     ) -> FlowVerdict:
         """Where several workloads carry an address and none of them is named, all must allow."""
         receiver_host, inner = self._translated(packet, destination)
-        senders = [source] if source is not None else self._carriers(packet.src)
-        receivers = [destination] if destination is not None else self._carriers(inner.dst)
+        senders = [source] if source is not None else self.carriers(packet.src)
+        receivers = [destination] if destination is not None else self.carriers(inner.dst)
         if senders and senders == receivers:
             same = "the endpoint talks to itself: nothing leaves it"
             sides = [Side(direction="outbound", address=packet.src, place="workload", outcome=None, reason=same,
@@ -125,13 +131,13 @@ class Cluster:
 
     def asks_for_port(self, packet: Packet, *parties: WorkloadEndpointKey | None) -> bool:
         """Whether policy of an end looks at the destination port of packets of this protocol."""
-        keys = {*self._carriers(packet.src), *self._carriers(packet.dst), *filter(None, parties)}
+        keys = {*self.carriers(packet.src), *self.carriers(packet.dst), *filter(None, parties)}
         lists: list[tuple[HostState, PolicyList]] = []
         for key in keys:
             state = self.state(key.host)
             lists += [(state, each) for each in (state.workloads[key].inbound, state.workloads[key].outbound)]
         hosts = {*(key.host for key in keys), self.hosts.get(packet.src), self.hosts.get(packet.dst)}
-        for host in {key.host for key in self._host_endpoints} & hosts:
+        for host in {key.host for key in self.host_endpoints} & hosts:
             state = self.state(host)
             for interface in state.interfaces.values():
                 values = (getattr(interface, field) for field in interface.__struct_fields__)
@@ -148,7 +154,7 @@ class Cluster:
         if found is None:
             resolver = PolicyResolver(host)
             resolver.apply(self._records.items())
-            for key, record in self._host_endpoints.items():
+            for key, record in self.host_endpoints.items():
                 if key.host == host and record.name is None:  # one that has what is expected stands for the real one
                     resolver.set_interface(_unnamed(record), frozenset(record.addresses))
             resolver.in_sync()
@@ -262,13 +268,13 @@ class Cluster:
         self, host: str, direction: Direction, packet: Packet, original: Packet, *, is_forwarded: bool
     ) -> list[Side]:
         """Each that may be on the way, if it has a say."""
-        if not any(key.host == host for key in self._host_endpoints):
+        if not any(key.host == host for key in self.host_endpoints):
             return []
         state = self.state(host)
         address = packet.src if direction == "outbound" else packet.dst
         found, is_certain = list(state.interfaces.values()), False
         if not is_forwarded:
-            expecting = [each for each in found if address in self._host_endpoints[each.key].addresses]
+            expecting = [each for each in found if address in self.host_endpoints[each.key].addresses]
             found, is_certain = expecting or found, bool(expecting)
         sides: list[Side] = []
         for interface in found:
@@ -331,7 +337,8 @@ class Cluster:
         ways = (encapsulation(pool) for pool in pools if contains(pool.cidr, address))
         return any(way is not None and way[1] == "always" for way in ways)
 
-    def _carriers(self, address: IPAddress) -> list[WorkloadEndpointKey]:
+    def carriers(self, address: IPAddress) -> list[WorkloadEndpointKey]:
+        """Who has the address."""
         found = [
             key for key, endpoint in self.endpoints.items() if any(contains(net, address) for net in endpoint.nets)
         ]
@@ -365,34 +372,30 @@ class Cluster:
                 is_rejected=step.is_rejected,
                 **stored,
             )
-        key = _record_key(step.rules)
-        kind, name = _kind_and_name(key)
+        key = record_key(step.rules)
+        kind, name = kind_and_name(key)
         why = self._bad.get(key.path)
         reason = f"invalid {kind}: {why}" if why else f"missing {kind}: nothing is stored under its name"
         return RuleStep(outcome=step.outcome, reason=reason, tier=step.tier, kind=kind, name=name, hook=step.hook)
 
+    def rules_of(
+        self, rules_id: RulesId, direction: Direction
+    ) -> tuple[Literal["policy", "profile"], str, tuple[Rule, ...] | None]:
+        """Kind and name of the record, and its rules as they are stored; None: no record stands behind it."""
+        key = record_key(rules_id)
+        lists = self._records.get(key)
+        kind, name = kind_and_name(key)
+        if lists is None:
+            return kind, name, None
+        return kind, name, lists.inbound_rules if direction == "inbound" else lists.outbound_rules
+
     def _stored(self, rules_id: RulesId, direction: Direction, index: int) -> dict[str, Any] | None:
         """What names the rule that a host knows as number ``index``; None: no record stands behind it."""
-        key = _record_key(rules_id)
-        lists = self._records.get(key)
-        if lists is None:
+        kind, name, rules = self.rules_of(rules_id, direction)
+        if rules is None:
             return None
-        rules: tuple[Rule, ...] = lists.inbound_rules if direction == "inbound" else lists.outbound_rules
-        kind, name = _kind_and_name(key)
         position = stored_position(rules, index, of_profile=kind == "profile")
         return {"kind": kind, "name": name, "position": position + 1, "rule": rules[position]}
-
-
-def _kind_and_name(key: PolicyKey | ProfileRulesKey) -> tuple[Literal["policy", "profile"], str]:
-    return ("profile", key.profile) if isinstance(key, ProfileRulesKey) else ("policy", key.name)
-
-
-def _record_key(rules_id: RulesId) -> PolicyKey | ProfileRulesKey:
-    kind, _, rest = rules_id.partition("/")
-    if kind == "profile":
-        return ProfileRulesKey(rest)
-    tier, _, name = rest.partition("/")
-    return PolicyKey(unescape(tier), unescape(name))
 
 
 def _looks_at_port(rules: HostRules, protocol: int) -> bool:

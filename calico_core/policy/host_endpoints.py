@@ -21,9 +21,10 @@ Addresses = frozenset[IPAddress]
 
 
 class HostEndpoints:
-    """The records of this host × its interfaces."""
+    """The records of this host × its interfaces. No record is of an interface whose name begins as workloads' do."""
 
-    def __init__(self) -> None:
+    def __init__(self, workload_prefix: str = "") -> None:
+        self._workload_prefix = workload_prefix
         self.records: dict[HostEndpointKey, HostEndpoint] = {}
         self._interfaces: dict[str, Addresses] = {}
         self._contested: frozenset[tuple[str, HostEndpointKey]] = frozenset()
@@ -31,8 +32,11 @@ class HostEndpoints:
     def set_record(self, key: HostEndpointKey, record: HostEndpoint | None) -> None:
         if record is None:
             self.records.pop(key, None)
-        else:
-            self.records[key] = record
+            return
+        self.records[key] = record
+        if record.name is not None and self._is_workload(record.name):
+            reason = "the interface is a workload's"
+            log.warning("host_endpoint.not_in_force", interface=record.name, endpoint=key.endpoint, reason=reason)
 
     def set_interface(self, name: str, addresses: Addresses | None) -> bool:
         """An interface of the host, no workload's; None: it is gone. Whether that is news."""
@@ -50,7 +54,8 @@ class HostEndpoints:
         for key in sorted(self.records, key=lambda key: key.endpoint):
             record = self.records[key]
             if record.name is not None:
-                claims[record.name].append(key)
+                if not self._is_workload(record.name):
+                    claims[record.name].append(key)
                 continue
             wanted = frozenset(record.addresses)
             for name, addresses in self._interfaces.items():
@@ -58,6 +63,9 @@ class HostEndpoints:
                     claims[name].append(key)
         self._report({(name, key) for name, keys in claims.items() for key in keys[1:]})
         return {name: claims[name][0] for name in sorted(claims)}
+
+    def _is_workload(self, interface: str) -> bool:
+        return bool(self._workload_prefix) and interface.startswith(self._workload_prefix)
 
     def _report(self, contested: set[tuple[str, HostEndpointKey]]) -> None:
         for name, key in sorted(contested - self._contested, key=lambda each: (each[0], each[1].endpoint)):

@@ -12,6 +12,7 @@ from typing import Any
 
 from netaddr import IPAddress
 
+from calico_core.log import get_logger
 from calico_core.model.endpoints import HostEndpoint, WorkloadEndpoint
 from calico_core.model.hoststate import (
     HostChanges,
@@ -50,6 +51,8 @@ from calico_core.policy.peers import Peers
 from calico_core.policy.policy_lists import Hook, PolicyLists, policy_rules_id
 from calico_core.policy.rules import Source, compile_rules, tag_label
 
+log = get_logger(__name__)
+
 _NO_RULES = RuleLists(inbound_rules=(Rule(action="deny"),), outbound_rules=(Rule(action="deny"),))
 """Of a profile that is not there: closed at its place in the list. Source: felix specification 4.5."""
 _CLOSED = PolicyList()
@@ -62,8 +65,10 @@ def profile_rules_id(profile: str) -> RulesId:
 class PolicyResolver:
     """``apply`` what the datastore says and ``set_interface`` what the host has, then ``flush``: one batch."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, *, interface_prefix: str = "") -> None:
+        """``interface_prefix``: what the names of all workloads' interfaces begin with, and no other's."""
         self._host = host
+        self._prefix = interface_prefix
         self._is_in_sync = False
         self._is_first = True
         self._pending: dict[Key, Any] = {}
@@ -74,7 +79,7 @@ class PolicyResolver:
         self._pools: dict[PoolKey, Pool] = {}
         self._local: dict[WorkloadEndpointKey, WorkloadEndpoint] = {}
         self._floating = FloatingAddresses()
-        self._host_endpoints = HostEndpoints()
+        self._host_endpoints = HostEndpoints(interface_prefix)
         self._peers = Peers()
         self._policy_lists = PolicyLists()
         self._ip_sets = IpSets()
@@ -185,7 +190,7 @@ class PolicyResolver:
         self, updates: list[tuple[WorkloadEndpointKey, WorkloadEndpoint | None]]
     ) -> set[WorkloadEndpointKey]:
         host = self._host
-        local = [update for update in updates if update[0].host == host]
+        local = [(key, self._checked(key, record)) for key, record in updates if key.host == host]
         active = [(key, record if record is not None and record.state == "active" else None) for key, record in local]
         self._policy_lists.update_endpoints(active)
         dirty = {key for key, _ in local}
@@ -194,6 +199,14 @@ class PolicyResolver:
         for key, endpoint in active:
             dirty |= self._floating.put(key, endpoint)
         return dirty
+
+    def _checked(self, key: WorkloadEndpointKey, record: WorkloadEndpoint | None) -> WorkloadEndpoint | None:
+        """One that claims an interface which is no workload's is not obeyed."""
+        if record is None or record.name.startswith(self._prefix):
+            return record
+        reason = f"its name does not begin with {self._prefix!r}"
+        log.warning("endpoint.ignored", endpoint=key.endpoint, interface=record.name, reason=reason)
+        return None
 
     def _take_host_endpoints(self, updates: list[tuple[HostEndpointKey, HostEndpoint | None]]) -> None:
         local = [update for update in updates if update[0].host == self._host]

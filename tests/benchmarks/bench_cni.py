@@ -1,10 +1,10 @@
 """CNI ADD and DEL as whole processes: our executables on a warm runtime beside the reference ``ptp`` + ``host-local``.
 
 ``python tests/benchmarks/bench_cni.py [--rounds N] [--bursts N] [--store sqlite|etcd]``. Needs root, Debian's
-containernetworking-plugins and, for the row of the compiled shim, a C compiler. In every round each plugin does one
-ADD, in shuffled order; then the same for DEL; then bursts: 30 by 8 workers, 16 and 100 at once. Then ADD and DEL again
-while a policy that all our endpoints follow changes 100 times a second. Clock: from just before the program is spawned
-to its end. Prints a JSON line a workload, yardsticks first and last.
+containernetworking-plugins and, for the row of the compiled shim, a C compiler. First the bare start (VERSION).
+In every round each plugin does one ADD, in shuffled order; then the same for DEL; then bursts: 30 by 8 workers, 16 and
+100 at once. Then ADD and DEL again while a policy that all our endpoints follow changes 100 times a second. Clock: from
+just before the program is spawned to its end. Prints a JSON line a workload, yardsticks first and last.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class Plugin:
         self._config = folder / f"{name}.json"
         self._config.write_text(json.dumps(config))
         self._out = folder
+        self.cpu_s: dict[str, list[float]] = {}
 
     def call(self, command: str, container: str) -> float:
         """Seconds of one whole process. Raises when it fails: a fast failure is no result."""
@@ -78,8 +79,9 @@ class Plugin:
         ]
         started = time.perf_counter()
         pid = os.posix_spawn(self._executable, [self._executable], environment, file_actions=actions)
-        _, status = os.waitpid(pid, 0)
+        _, status, used = os.wait4(pid, 0)
         seconds = time.perf_counter() - started
+        self.cpu_s.setdefault(command, []).append(used.ru_utime + used.ru_stime)
         if status:
             raise RuntimeError(f"{self.name} {command} {container}: status {status}: {out.read_text()}")
         return seconds
@@ -93,6 +95,9 @@ def inside(plan: dict[str, Any]) -> None:
             for entry in plan["plugins"]
         ]
         rounds, containers = plan["rounds"], plan["containers"]
+        for plugin in plugins:
+            seconds = [plugin.call("VERSION", f"{containers}w") for _ in range(rounds)]
+            yardsticks.report(f"cni.VERSION.{plugin.name}", **yardsticks.summary(seconds))
         for plugin in plugins:  # a warm-up each: caches of the kernel, a first block
             plugin.call("ADD", f"{containers}w")
             plugin.call("DEL", f"{containers}w")
@@ -104,7 +109,14 @@ def inside(plan: dict[str, Any]) -> None:
                     container = f"{containers}{plugin.name}{number}"
                     times.setdefault((plugin.name, command), []).append(plugin.call(command, container))
         for (name, command), seconds in times.items():
-            yardsticks.report(f"cni.{command}.{name}", **yardsticks.summary(seconds))
+            (plugin,) = (each for each in plugins if each.name == name)
+            cpu_ms = round(statistics.median(plugin.cpu_s[command]) * 1000, 2)  # of what is executed, not of the node
+            yardsticks.report(
+                f"cni.{command}.{name}",
+                cpu_ms=cpu_ms,
+                max_rss_mib=plugin.rss_kib // 1024,
+                **yardsticks.summary(seconds),
+            )
         base = {command: statistics.median(times["ptp", command]) for command in ("ADD", "DEL")}
         for plugin in plugins:
             if plugin.name != "ptp":

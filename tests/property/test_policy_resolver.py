@@ -46,7 +46,8 @@ from calico_core.model.pools import Pool
 from calico_core.model.rules import Rule, RuleLists, parse_rule_port, protocol_number
 from calico_core.model.selectors import parse_selector
 from calico_core.policy import label_index
-from calico_core.policy.explain import Packet, explain, walk
+from calico_core.policy.compiled import Evaluator
+from calico_core.policy.explain import Packet, explain, explain_side, walk
 from calico_core.policy.resolver import PolicyResolver
 
 HOST = "here"
@@ -549,6 +550,18 @@ def take(state: HostState, changes: HostChanges) -> None:
     assert len({id(each) for each in lists}) == len(set(lists)), "equal lists are one object"
 
 
+def one_by_one(batches: list[list[Update]]) -> HostState:
+    """Every update a batch of its own."""
+    resolver, state = PolicyResolver(HOST), HostState()
+    resolver.in_sync()
+    take(state, resolver.flush())
+    for update in (update for batch in batches for update in batch):
+        give(resolver, [update])
+        take(state, resolver.flush())
+        assert not resolver.flush()
+    return state
+
+
 def lists_of(endpoint: HostWorkload | HostInterface) -> list[PolicyList]:
     values = (getattr(endpoint, field) for field in endpoint.__struct_fields__)
     return [value for value in values if isinstance(value, PolicyList)]
@@ -598,6 +611,22 @@ def check_host(state: HostState, records: Records, present: Interfaces, probes: 
     assert state.peers == peers_of(records)
 
 
+def check_compiled(state: HostState, probes: list[Packet]) -> None:
+    """Compiled lists answer as the plain evaluator does, step by step."""
+    evaluator = Evaluator(state)
+    for packet in [*probes, *probes[:1]]:  # with one probe alone nothing would be compiled
+        assert evaluator.explain(packet) == explain(state, packet)
+        for workload in state.workloads.values():
+            for direction in ("inbound", "outbound"):
+                found = evaluator.explain_side(workload, direction, packet)
+                assert found == explain_side(state, workload, direction, packet)
+        for interface in state.interfaces.values():
+            for hook, lists in HOOKS.items():
+                for direction, field in lists:
+                    asked = interface.key, hook, direction, getattr(interface, field), packet
+                    assert evaluator.walk(*asked) == walk(state, *asked)
+
+
 @pytest.mark.parametrize("bulk_items", [1, 256])
 def test_verdicts_and_states(bulk_items: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -627,8 +656,10 @@ def check_verdicts_and_states(batches: list[list[Update]], probes: list[Packet],
         for packet in probes:
             assert explain(state, packet).outcome == oracle(records, packet), packet
         check_host(state, records, present, probes[:4])
+        check_compiled(state, probes)
     if len(batches) > early:
         assert contents(state) == contents(fresh(records, present))
+        assert contents(state) == contents(one_by_one(batches))
         assert contents(state) == contents(fresh(dict(reversed(records.items())), dict(reversed(present.items()))))
 
 

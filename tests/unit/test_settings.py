@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from calico_core.errors import InvalidSettings
-from calico_core.settings import FIELDS, Settings, load_settings
+from calico_core.model.failsafe import DEFAULT_INBOUND, DEFAULT_OUTBOUND
+from calico_core.setting_fields import FIELDS, unknown_names
+from calico_core.settings import Settings, load_settings
 
 REPORTING = {
     "environment": ({"FELIX_REPORTINGINTERVALSECS": "11"}, "environment FELIX_REPORTINGINTERVALSECS", 11.0),
@@ -96,6 +98,20 @@ def test_a_file_may_use_the_name_of_the_datastore() -> None:
         ("FELIX_PROMETHEUSMETRICSENABLED", "true", "metrics_enabled", True),
         ("FELIX_PROMETHEUSMETRICSPORT", "9100", "metrics_port", 9100),
         ("CALICO_LOG_FORMAT", "json", "log_format", "json"),
+        ("FELIX_IPTABLESFILTERDENYACTION", "reject", "deny_action", "REJECT"),
+        ("FELIX_DROPACTIONOVERRIDE", "log-AND-drop", "drop_override", "LOG-and-DROP"),
+        ("FELIX_FAILSAFEINBOUNDHOSTPORTS", "22, udp:192.0.2.0/24:53", "failsafe_inbound", "22, udp:192.0.2.0/24:53"),
+        ("FELIX_FAILSAFEOUTBOUNDHOSTPORTS", "none", "failsafe_outbound", "none"),
+        ("FELIX_METADATAADDR", "NONE", "metadata_address", "none"),
+        ("FELIX_METADATAADDR", "metadata.example", "metadata_address", "metadata.example"),
+        ("FELIX_METADATAPORT", "80", "metadata_port", 80),
+        ("FELIX_LOGACTIONRATELIMIT", "10/second", "log_rate", 10),
+        ("FELIX_LOGACTIONRATELIMITBURST", "7", "log_burst", 7),
+        ("FELIX_IPTABLESMARKMASK", "0xffff0000", "mark_mask", 0xFFFF0000),
+        ("FELIX_NFTABLESREFRESHINTERVAL", "90", "refresh_interval_s", 90.0),
+        ("FELIX_DEVICEROUTEPROTOCOL", "99", "route_protocol", 99),
+        ("FELIX_IGNORELOOSERPF", "y", "ignore_loose_rpf", True),
+        ("FELIX_FELIXHOSTNAME", "rack-b", "node_name", "rack-b"),
     ],
 )
 def test_values_are_parsed(variable: str, text: str, field: str, value: object) -> None:
@@ -135,6 +151,14 @@ def test_values_are_parsed(variable: str, text: str, field: str, value: object) 
         ("CALICO_MTU", "70000", "mtu_bytes", "65535"),
         ("CALICO_LOG_LEVEL", "loud", "log_level", "debug, info"),
         ("CALICO_LOG_FORMAT", "xml", "log_format", "console, json"),
+        ("FELIX_FAILSAFEINBOUNDHOSTPORTS", "icmp:1", "failsafe_inbound", "has no ports"),
+        ("FELIX_FAILSAFEOUTBOUNDHOSTPORTS", "tcp:0", "failsafe_outbound", "port from 1"),
+        ("FELIX_METADATAADDR", "a b", "metadata_address", "host name or none"),
+        ("FELIX_METADATAPORT", "0", "metadata_port", "between 1"),
+        ("FELIX_LOGACTIONRATELIMIT", "10/minute", "log_rate", "number"),
+        ("FELIX_DEVICEROUTEPROTOCOL", "4", "route_protocol", "between 5"),
+        ("ETCD_CERT_FILE", "/a", "etcd_cert_file", "etcd_key_file too"),
+        ("ETCD_KEY_FILE", "/a", "etcd_key_file", "etcd_cert_file too"),
     ],
 )
 def test_a_bad_value_names_field_and_origin(variable: str, text: str, field: str, reason: str) -> None:
@@ -207,6 +231,43 @@ def test_secrets_are_not_shown() -> None:
 
 def test_every_field_has_one_source_list_and_a_default() -> None:
     names = [field.name for field in FIELDS]
-    assert sorted(names) == sorted(set(Settings.__struct_fields__) - {"origins"})
+    assert sorted(names) == sorted(set(Settings.__struct_fields__) - {"origins", "shadowed", "notes"})
     variables = [variable for field in FIELDS for variable in field.environment]
     assert len(variables) == len(set(variables))
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "field"),
+    [
+        ("FELIX_DROPACTIONOVERRIDE", "REJECT", "drop_override"),
+        ("FELIX_IPTABLESMARKMASK", "0x1", "mark_mask"),
+        ("FELIX_IPTABLESMARKMASK", "0x1ffffffff", "mark_mask"),
+        ("FELIX_PROMETHEUSMETRICSPORT", "high", "metrics_port"),
+    ],
+)
+def test_some_bad_values_count_as_the_default_and_are_noted(variable: str, text: str, field: str) -> None:
+    settings = load_settings({variable: text})
+    assert getattr(settings, field) == getattr(Settings(), field)
+    assert field not in settings.origins
+    (note,) = settings.notes
+    assert variable in note
+    assert text in note
+
+
+def test_default_ports_are_those_of_the_model() -> None:
+    assert (Settings().failsafe_inbound, Settings().failsafe_outbound) == (DEFAULT_INBOUND, DEFAULT_OUTBOUND)
+
+
+def test_every_name_of_the_reference_agent_is_known() -> None:
+    """Felix specification 2.2."""
+    names = (
+        "EtcdEndpoints EtcdAddr EtcdScheme EtcdKeyFile EtcdCertFile EtcdCaFile FelixHostname StartupCleanupDelay "
+        "PeriodicResyncInterval IptablesRefreshInterval MetadataAddr MetadataPort InterfacePrefix "
+        "DefaultEndpointToHostAction DropActionOverride IgnoreLooseRPF ClusterGUID UsageReportingEnabled LogFilePath "
+        "EtcdDriverLogFilePath LogSeverityFile LogSeveritySys LogSeverityScreen IpInIpEnabled IpInIpMtu "
+        "IpInIpTunnelAddr ReportingIntervalSecs ReportingTTLSecs EndpointReportingEnabled IptablesMarkMask "
+        "PrometheusMetricsEnabled PrometheusMetricsPort EtcdDriverPrometheusMetricsPort FailsafeInboundHostPorts "
+        "FailsafeOutboundHostPorts Ipv6Support IptablesGeneratorPlugin"
+    )
+    assert unknown_names(names.split(), is_file=True) == {}
+    assert unknown_names(["HealthPorts", "FelixHostname"]) == {"HealthPorts": "HealthPort", "FelixHostname": ""}

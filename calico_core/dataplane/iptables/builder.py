@@ -87,7 +87,7 @@ class TablesBuilder:
         for family in kernel_families:
             for table, chains in self._layout.fixed_chains(family).items():
                 self.desired.tables[family, table] = Table(chains)
-        self._sets = KnownSets(self.desired, self._families, self.problems, self._closed)
+        self._sets = KnownSets(self.desired, self._families, self.problems, self._closed, options.max_set_size)
         self.policies = PolicyChains(self.desired, self._sets, self._layout, self.problems, self._closed)
         self._hosts = HostChains(self.desired, self.policies, self._layout, self.problems, self._closed)
         self._nat = NatChains(self.desired, self._layout, self._closed)

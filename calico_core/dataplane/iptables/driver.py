@@ -14,7 +14,7 @@ from calico_core.dataplane.iptables.policy_tables import PolicyTables
 from calico_core.dataplane.iptables.tools import Tools
 from calico_core.dataplane.kernel_dataplane import KernelDataplane, check_options
 from calico_core.dataplane.nftables import removal as nftables
-from calico_core.errors import InvalidRequest
+from calico_core.errors import InvalidRequest, ToolFailed
 
 if TYPE_CHECKING:
     from calico_core.dataplane.iptables.tools import Backend
@@ -56,6 +56,19 @@ class IptablesDataplane(KernelDataplane[PolicyTables]):
         :raises ToolFailed: something could not be removed.
         """
         return removal.remove_reference(namespace_fd)
+
+    @classmethod
+    def missing(cls) -> str:
+        try:
+            tools = Tools()
+            tools.save(4)
+            tools.save_sets()
+        except ToolFailed as error:
+            return f"iptables with ipset does not work here (modules ip_tables or nf_tables, ip_set): {error}"
+        return ""
+
+    def _other_kind_stands(self) -> bool:
+        return nftables.stands(self._namespace_fd)
 
     def _remove_other_kinds(self) -> None:
         nftables.remove_ours(self._namespace_fd)

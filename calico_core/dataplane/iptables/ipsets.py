@@ -19,15 +19,13 @@ from calico_core.dataplane.reconcile import NamedSet
 from calico_core.model.addresses import WIDTH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Container, Iterable, Mapping
 
     from netaddr import IPNetwork
 
     from calico_core.dataplane.reconcile import Plan, Table
     from calico_core.model.hoststate import AddressSet, PortMember
 
-#: The default of the setting MaxIpsetSize (felix specification 2.2); the kernel takes no memory for it in advance.
-MAX_ELEMENTS = 1 << 20
 #: A change of more elements than this, and of more than half the set, writes it anew: its users see one step.
 _REWRITE_FROM = 256
 
@@ -119,27 +117,31 @@ def _element_text(kind: str, element: Any) -> str:
 # --- to the kernel --------------------------------------------------------------------------------
 
 
-def write_commands(plan: Plan, desired: Table, observed: Table) -> list[Command]:
-    """What must happen before rules are written: new sets, members."""
+def write_commands(
+    plan: Plan, desired: Table, observed: Table, *, max_elements: int, in_the_way: Container[str] = ()
+) -> list[Command]:
+    """What must happen before rules are written: new sets, members. ``in_the_way``: names that stand, but not as a
+    set of ours would."""
     commands: list[Command] = []
     for name in plan.new_sets:
         wanted = desired.sets[name]
+        if name in in_the_way:
+            commands += _rewrite(name, wanted, max_elements)
+            continue
         # one that the kernel did not let go yet may stand with old members
-        commands += [Command(_create(name, wanted.kind), name), Command(f"flush {name}", name)]
+        commands += [Command(_create(name, wanted.kind, max_elements), name), Command(f"flush {name}", name)]
         commands += _each("add", name, wanted, wanted.elements)
     for name in sorted({*plan.added_elements, *plan.removed_elements} - {*plan.new_sets}):
         wanted = desired.sets[name]
         added, removed = plan.added_elements.get(name, ()), plan.removed_elements.get(name, ())
         count = len(added) + len(removed)
         if count >= _REWRITE_FROM and 2 * count >= len(observed.sets[name].elements):
-            scratch = scratch_name(name)
-            # it may stand from a run that was cut short
-            commands += [Command(_create(scratch, wanted.kind), name), Command(f"flush {scratch}", name)]
-            commands += _each("add", scratch, wanted, wanted.elements, subject=name)
-            commands += [Command(f"swap {scratch} {name}", name), Command(f"destroy {scratch}", name)]
+            commands += _rewrite(name, wanted, max_elements)
             continue
-        commands += _each("add", name, wanted, added)
-        commands += _each("del", name, wanted, removed)
+        coming, going = _each("add", name, wanted, added), _each("del", name, wanted, removed)
+        # new members first, so that one that only changes its shape is never missing; if there is room for both
+        has_room = len(observed.sets[name].elements) + len(added) <= max_elements
+        commands += [*coming, *going] if has_room else [*going, *coming]
     return commands
 
 
@@ -148,8 +150,17 @@ def removal_commands(plan: Plan) -> list[Command]:
     return [Command(f"destroy {name}", name) for name in plan.removed_sets]
 
 
-def _create(name: str, kind: str) -> str:
-    return f"create {name} {_TYPES[kind]} maxelem {MAX_ELEMENTS}"
+def _rewrite(name: str, wanted: NamedSet, max_elements: int) -> list[Command]:
+    """Its users see one step."""
+    scratch = scratch_name(name)
+    # it may stand from a run that was cut short
+    commands = [Command(_create(scratch, wanted.kind, max_elements), name), Command(f"flush {scratch}", name)]
+    commands += _each("add", scratch, wanted, wanted.elements, subject=name)
+    return [*commands, Command(f"swap {scratch} {name}", name), Command(f"destroy {scratch}", name)]
+
+
+def _create(name: str, kind: str, max_elements: int) -> str:
+    return f"create {name} {_TYPES[kind]} maxelem {max_elements}"
 
 
 def _each(verb: str, name: str, of: NamedSet, elements: Any, subject: str = "") -> list[Command]:
@@ -159,9 +170,9 @@ def _each(verb: str, name: str, of: NamedSet, elements: Any, subject: str = "") 
 # --- from the kernel ------------------------------------------------------------------------------
 
 
-def parse_saved(text: str) -> dict[str, NamedSet]:
-    """Our sets in the output of ``ipset save``. A leftover of a rewrite, or a set of a kind or with an element that we
-    do not make, has an empty kind and no elements."""
+def parse_saved(text: str, max_elements: int) -> dict[str, NamedSet]:
+    """Our sets in the output of ``ipset save``. A leftover of a rewrite, or a set of a kind, of a size or with an
+    element that we do not make, has an empty kind and no elements."""
     kinds: dict[str, str] = {}
     found: dict[str, list[Any]] = {}
     parsers: dict[str, Callable[[str], Any]] = {}
@@ -172,7 +183,7 @@ def parse_saved(text: str) -> dict[str, NamedSet]:
             continue
         if verb == "create":
             kind = _KINDS.get(tuple(value.split()[:3]), "")
-            if not kind or not name.startswith(set_prefix(kind)):
+            if not kind or not name.startswith(set_prefix(kind)) or f"maxelem {max_elements}" not in value:
                 kind = ""
             kinds[name], found[name] = kind, []
             parsers[name] = _PARSERS.get(kind, str)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from calico_core.dataplane.iptables.ipsets import MAX_ELEMENTS, elements_for, kind_for, port_elements
+from calico_core.dataplane.iptables.ipsets import elements_for, kind_for, port_elements
 from calico_core.dataplane.iptables.names import set_name
 from calico_core.dataplane.reconcile import NamedSet
 from calico_core.errors import InvalidRequest
+from calico_core.log import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from calico_core.dataplane.iptables.desired import Desired
     from calico_core.model.hoststate import AddressSet, PortMember, SetId
+
+log = get_logger(__name__)
 
 
 class KnownSets:
@@ -24,9 +27,15 @@ class KnownSets:
     """
 
     def __init__(
-        self, desired: Desired, families: tuple[int, ...], problems: dict[str, str], closed: Mapping[str, str]
+        self,
+        desired: Desired,
+        families: tuple[int, ...],
+        problems: dict[str, str],
+        closed: Mapping[str, str],
+        max_elements: int,
     ) -> None:
         self._desired, self._families, self._problems, self._closed = desired, families, problems, closed
+        self._max_elements = max_elements
         self._names: dict[SetId, dict[int, str]] = {}
         self._oversized: set[SetId] = set()
 
@@ -58,7 +67,7 @@ class KnownSets:
         names = {family: set_name(kind, set_id) for family, kind in kinds.items()}
         before = self._names.get(set_id, {})
         was_oversized = set_id in self._oversized
-        is_oversized = any(len(each) > MAX_ELEMENTS for each in elements.values())
+        is_oversized = any(len(each) > self._max_elements for each in elements.values())
         self._note_size(set_id, is_oversized=is_oversized)
         for family, name in names.items():
             if is_oversized or set_id in self._closed:
@@ -75,8 +84,10 @@ class KnownSets:
 
     def _note_size(self, set_id: SetId, *, is_oversized: bool) -> None:
         if is_oversized:
+            if set_id not in self._oversized:
+                log.warning("ipset.too_large", set=set_id, limit=self._max_elements)
             self._oversized.add(set_id)
-            self._problems[set_id] = f"more than {MAX_ELEMENTS} members; rules that name it drop"
+            self._problems[set_id] = f"more than {self._max_elements} members; rules that name it drop"
         elif set_id in self._oversized:
             self._oversized.discard(set_id)
             self._problems.pop(set_id, None)

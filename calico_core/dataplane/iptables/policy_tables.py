@@ -85,6 +85,8 @@ class PolicyTables:
         self._builder = TablesBuilder(options, self._families, self._origins)
         self._observed: _Observed | None = None
         self._closed: dict[str, str] = {}
+        #: Sets to be removed that the kernel has not let go yet.
+        self._held: set[str] = set()
 
     def close(self) -> None:
         """Nothing is held between calls."""
@@ -222,7 +224,13 @@ class PolicyTables:
 
     def _commit(self, observed: _Observed, touched: Touched | None) -> int:
         plan = reconcile(self._builder.desired.sets, observed.sets, None if touched is None else touched.sets)
-        commands = write_commands(plan, self._builder.desired.sets, observed.sets)
+        commands = write_commands(
+            plan,
+            self._builder.desired.sets,
+            observed.sets,
+            max_elements=self._options.max_set_size,
+            in_the_way=observed.leftovers,
+        )
         if commands:
             subjects = [self._builder.desired.subject_of(each.set_name) for each in commands]
             script = "\n".join(each.text for each in commands) + "\n"
@@ -235,10 +243,11 @@ class PolicyTables:
         doomed = {*plan.removed_sets, *observed.leftovers} - self._builder.desired.sets.sets.keys()
         if not doomed:
             return changes
+        strange = doomed - {*plan.removed_sets} - self._held
         self._remove_sets(doomed)
         # a set that is still held goes another time
         observed.sets.follow(self._builder.desired.sets, plan.removed_sets)
-        return changes + len(plan.removed_sets)
+        return changes + len(plan.removed_sets) + len(strange)
 
     def _write_chains(
         self, builder: TablesBuilder, observed: _Observed, touched: Touched | None, *, keeps_jumps: bool = False
@@ -294,6 +303,7 @@ class PolicyTables:
                 waiting = waiting[int(at[1]) - 1 :] if at else waiting
                 if "does not exist" in failure.stderr:
                     waiting = waiting[1:]
+        self._held = set(waiting)
         if observed is not None:
             observed.leftovers = set(waiting)
         if waiting:
@@ -327,7 +337,7 @@ class PolicyTables:
             for family in self._families
             for name, each in saved.parse_saved(self._tools.save(family)).items()
         }
-        found = parse_sets(self._tools.save_sets())
+        found = parse_sets(self._tools.save_sets(), self._options.max_set_size)
         leftovers = {name for name, each in found.items() if not each.kind}
         sets = Table(sets={name: each for name, each in found.items() if each.kind})
         return _Observed(tables, sets, leftovers)
@@ -348,7 +358,9 @@ def _describe(believed: _Observed | None, found: _Observed) -> tuple[str, ...]:
     names: list[str] = []
     for (family, table), each in believed.tables.items():
         names += saved.differences(family, table, each, found.tables[family, table])
-    return (*names, *(f"set {name}" for name in believed.sets.differences(found.sets)))
+    # those the kernel still held when they were to go are no surprise
+    sets = {*believed.sets.differences(found.sets), *found.leftovers} - believed.leftovers
+    return (*names, *(f"set {name}" for name in sorted(sets)))
 
 
 def _lost(

@@ -8,6 +8,7 @@ packet matches at most one of the rules that a rule becomes.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     SetNames = Callable[[SetId, int], str]
 
 _PORTS_A_MATCH = 15
+#: Matches of excluded ports that one rule may carry; iptables takes 255 words a line.
+_NEGATIONS_A_RULE = 20
+_EVERY_PORT: tuple[PortRange, ...] = ((0, 65535),)
 _ICMP_ANY = 255  # iptables takes this type for "every type"
 _ACTIONS = ("allow", "deny", "reject", "pass", "log")
 
@@ -118,28 +122,43 @@ def _matches(rule: HostRule, family: int, set_names: SetNames, nets: list[tuple[
         ("-s", "src", rule.src_nets, rule.not_src_nets),
         ("-d", "dst", rule.dst_nets, rule.not_dst_nets),
     ):
-        plain = _networks(option, side, positive, family, nets)
+        plain = _networks(option, side, positive, family, nets) if positive else []
         # only one match by address may be written without a set
-        parts += plain + _not_networks(option, side, negative, family, nets, may_be_plain=not plain)
+        parts += plain
+        if negative:
+            parts += _not_networks(option, side, negative, family, nets, may_be_plain=not plain)
     for side, sets, not_sets in (("src", rule.src_sets, rule.not_src_sets), ("dst", rule.dst_sets, rule.not_dst_sets)):
-        parts += [_in_set(set_names(each, family), side) for each in sets]
-        parts += [_not_in_set(set_names(each, family), side) for each in not_sets]
-    parts += _icmp(rule)
-    for option, side, ports, sets in (
-        ("--sports", "src,src", rule.not_src_ports, rule.not_src_port_sets),
-        ("--dports", "dst,dst", rule.not_dst_ports, rule.not_dst_port_sets),
+        if sets:
+            parts += [_in_set(set_names(each, family), side) for each in sets]
+        if not_sets:
+            parts += [_not_in_set(set_names(each, family), side) for each in not_sets]
+    if rule.icmp is not None or rule.not_icmp is not None:
+        parts += _icmp(rule)
+    return _with_ports(rule, family, set_names, parts)
+
+
+def _with_ports(rule: HostRule, family: int, set_names: SetNames, parts: list[str]) -> list[str]:
+    """The matches by port added to the others: one way for each that a wanted port may go."""
+    alternatives: list[list[str]] = []
+    for option, side, ports, sets, not_ports, not_sets in (
+        ("--sports", "src,src", rule.src_ports, rule.src_port_sets, rule.not_src_ports, rule.not_src_port_sets),
+        ("--dports", "dst,dst", rule.dst_ports, rule.dst_port_sets, rule.not_dst_ports, rule.not_dst_port_sets),
     ):
-        parts += [f"-m multiport ! {option} {chunk}" for chunk in _chunks(ports)]
-        parts += [_not_in_set(set_names(each, family), side) for each in sets]
-    alternatives = [" ".join(parts)]
-    for option, side, ports, sets in (
-        ("--sports", "src,src", rule.src_ports, rule.src_port_sets),
-        ("--dports", "dst,dst", rule.dst_ports, rule.dst_port_sets),
-    ):
-        if ports or sets:
-            ways = _port_ways(option, side, ports, [set_names(each, family) for each in sets])
-            alternatives = [f"{each} {way}".lstrip() for each in alternatives for way in ways]
-    return alternatives
+        wanted, excluded = ports, _chunks(not_ports) if not_ports else []
+        if len(excluded) > _NEGATIONS_A_RULE and not sets:
+            # a rule has no room for so many matches: what is left is so many rules
+            wanted, excluded = _without(ports or _EVERY_PORT, not_ports), []
+            if not wanted:
+                raise _NeverMatches
+        parts += [f"-m multiport ! {option} {chunk}" for chunk in excluded]
+        if not_sets:
+            parts += [_not_in_set(set_names(each, family), side) for each in not_sets]
+        if wanted or sets:
+            alternatives.append(_port_ways(option, side, wanted, [set_names(each, family) for each in sets]))
+    matches = [" ".join(parts)]
+    for ways in alternatives:
+        matches = [f"{each} {way}".lstrip() for each in matches for way in ways]
+    return matches
 
 
 def _port_ways(option: str, side: str, ports: tuple[PortRange, ...], sets: list[str]) -> list[str]:
@@ -225,6 +244,24 @@ def _merged(ports: tuple[PortRange, ...]) -> list[PortRange]:
         else:
             merged.append((low, high))
     return merged
+
+
+def _without(ports: tuple[PortRange, ...], excluded: tuple[PortRange, ...]) -> tuple[PortRange, ...]:
+    """The ports that are in none of the excluded ranges."""
+    left: list[PortRange] = []
+    holes = _merged(excluded)
+    ends = [high for _, high in holes]
+    for first, last in _merged(ports):
+        at = first
+        for low, high in holes[bisect_left(ends, first) :]:
+            if low > last:
+                break
+            if low > at:
+                left.append((at, low - 1))
+            at = high + 1
+        if at <= last:
+            left.append((at, last))
+    return tuple(left)
 
 
 def _icmp(rule: HostRule) -> list[str]:

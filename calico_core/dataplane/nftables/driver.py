@@ -12,6 +12,7 @@ import msgspec
 from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.iptables import removal as iptables
 from calico_core.dataplane.kernel_dataplane import KernelDataplane, check_options
+from calico_core.dataplane.nftables import removal
 from calico_core.dataplane.nftables.policy_table import PolicyTable
 
 if TYPE_CHECKING:
@@ -49,6 +50,15 @@ class NftablesDataplane(KernelDataplane[PolicyTable]):
 
     def rule_counts(self) -> tuple[RuleCount, ...]:
         return self._policy.rule_counts()
+
+    @classmethod
+    def missing(cls) -> str:
+        if not removal.is_supported():
+            return "the kernel has no nftables (module nf_tables)"
+        return ""
+
+    def _other_kind_stands(self) -> bool:
+        return not self._policy.stands() and iptables.stands(self._namespace_fd)
 
     def _remove_other_kinds(self) -> None:
         iptables.remove_ours(self._namespace_fd)

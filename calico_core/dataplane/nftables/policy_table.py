@@ -70,9 +70,12 @@ class PolicyTable:
 
     # --- calls of the driver ----------------------------------------------------------------------
 
+    def stands(self) -> bool:
+        return self._socket.has_table()
+
     def ensure_closed(self) -> None:
         """The base with nobody in it, unless a table stands."""
-        if self._socket.has_table():
+        if self.stands():
             return
         desired = TableBuilder(self._options, self._origins)
         plan = rebuild(desired.table)

@@ -21,7 +21,7 @@ def remove_ours(namespace_fd: int | None = None) -> None:
 
     :raises KernelRefused: it could not be removed.
     """
-    if not _stands(namespace_fd):
+    if not stands(namespace_fd):
         return
     table = PolicyTable(DataplaneOptions(), namespace_fd)
     try:
@@ -31,7 +31,33 @@ def remove_ours(namespace_fd: int | None = None) -> None:
     log.info("table.removed", table=f"{FAMILY} {TABLE}")
 
 
-def _stands(namespace_fd: int | None) -> bool:
+def is_supported() -> bool:
+    """Whether this kernel has nftables at all.
+
+    :raises KernelRefused: it does not say.
+    """
+    try:
+        socket = NftSocket()
+    except KernelRefused as error:
+        if error.errno in _NO_NFTABLES:
+            return False
+        raise
+    try:
+        socket.generation()
+    except KernelRefused as error:
+        if error.errno in _NO_NFTABLES:
+            return False
+        raise
+    finally:
+        socket.close()
+    return True
+
+
+def stands(namespace_fd: int | None = None) -> bool:
+    """Whether our table is there and in force.
+
+    :raises KernelRefused: the kernel does not say.
+    """
     try:
         socket = NftSocket(namespace_fd)
     except KernelRefused as error:

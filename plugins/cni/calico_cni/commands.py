@@ -20,6 +20,7 @@ from calico_cni.kubernetes import PodName, Pods
 from calico_cni.outcome import Outcome
 from calico_cni.pod_cidr import wants_pod_cidr
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
+from calico_cni.readiness import wait_for_gates
 from calico_cni.status import check_addresses, check_agent, check_datastore
 from calico_cni.supported import check_supported
 from calico_cni.versions import check_command
@@ -73,6 +74,9 @@ class NetworkCommands:
         if strangers:
             log.info("configuration.unknown_keys", network=configuration.name, keys=", ".join(strangers))
         check_supported(configuration, host=self._context.host)
+        if configuration.readiness_gates:
+            wait_for_gates(configuration.readiness_gates)
+            lap("readiness_gates")
         self._deferred.cancel(NETWORK_PROGRAM, configuration.name, invocation)
         pod = PodName.of(invocation.arguments) if is_of_kubernetes(call.stdin) else None
         identity = self._identify(configuration, invocation, pod)

@@ -13,7 +13,8 @@ from calico_core.errors import DatastoreError
 from calico_core.interfaces.datastore import Records
 from calico_core.interfaces.integration import IntegrationContext
 from calico_core.model.blocks import Block
-from calico_core.model.keys import BLOCKS, POOLS, FelixLastStatusKey, ReadyKey
+from calico_core.model.hosts import DATAPLANE_FAILED
+from calico_core.model.keys import BLOCKS, POOLS, FelixLastStatusKey, NodeStatusKey, ReadyKey
 from calico_core.model.pools import Pool
 
 HEARTBEAT_S = 90.0
@@ -45,6 +46,11 @@ def check_agent(context: IntegrationContext) -> None:
     limit_s = max(HEARTBEAT_S, 3 * context.settings.reporting_interval_s)
     if age_s > limit_s:
         raise ExistingLimited(f"the agent's last sign of life is {age_s:.0f} s old")
+    status = context.records.get(NodeStatusKey(context.host))
+    failed = status.record.failed_checks if status is not None else ()
+    for reason in failed:
+        if reason.startswith(DATAPLANE_FAILED):
+            raise ExistingLimited(reason)
     # the first report may be of before the first programming, and the next one comes an interval later
     if not found.record.first_update and found.record.uptime > context.settings.reporting_interval_s:
         raise ExistingLimited(f"the agent has not programmed the policy in {found.record.uptime:.0f} s")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from calico_cni.environment import NAME
 from calico_cni.errors import UnsupportedField
 from calico_cni.programs import IPAM_PROGRAM
+from calico_cni.readiness import check_gates
 from calico_cni.routes import container_routes
 from calico_cni.wire import NetworkConfiguration
 from calico_core.errors import InvalidRequest
@@ -30,13 +31,9 @@ def check_supported(configuration: NetworkConfiguration, *, host: str) -> None:
         if value not in served:
             raise InvalidRequest(key, f"{value!r} is not one of {_words(served + unserved)}")
     _check_numbers(configuration)
-    for key, is_set in (
-        ("require_mtu_file", configuration.require_mtu_file),
-        ("feature_control.floating_ips", configuration.feature_control.floating_ips),
-        ("readiness_gates", bool(configuration.readiness_gates)),
-    ):
-        if is_set:
-            raise UnsupportedField(key, "true" if key != "readiness_gates" else "…", "is not supported")
+    if configuration.require_mtu_file:
+        raise UnsupportedField("require_mtu_file", "true", "is not supported")
+    check_gates(configuration.readiness_gates)
     if configuration.feature_control.ip_addrs_no_ipam:
         raise InvalidRequest("feature_control.ip_addrs_no_ipam", "addresses without IPAM exist under Kubernetes only")
     if configuration.mode == "policy-only" and not configuration.has_prev_result:

@@ -98,6 +98,24 @@ def test_the_same_namespace_with_a_new_container_id(host: LabHost, container: Co
     assert_settles(host, before)
 
 
+def test_a_new_sandbox_of_the_same_pod(host: LabHost) -> None:
+    """The kubelet makes it before the old one is gone, and deletes the old one late and twice."""
+    before = whole_state(host)
+    configuration = a_network(orchestrator="k8s")
+    pod = {"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0"}
+    with containers(host, 2) as (old, new):
+        first = old.call("ADD", configuration, environment=pod)
+        second = new.call("ADD", configuration, environment=pod)
+        assert first["interfaces"][0]["name"] == second["interfaces"][0]["name"]
+        assert address_in(first) != address_in(second)
+        for _ in range(2):
+            old.call("DEL", configuration, environment=pod)
+            assert new.call("CHECK", {**configuration, "prevResult": second}, environment=pod) is None
+        assert len(records(host)["in use"]) == 1
+        new.call("DEL", configuration, environment=pod)
+        assert_settles(host, before)
+
+
 def test_the_interface_of_a_container_that_was_never_deleted(host: LabHost, container: Container) -> None:
     before = whole_state(host)
     container.call("ADD", container_id="old")

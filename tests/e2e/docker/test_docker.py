@@ -45,8 +45,10 @@ exec dockerd "$@"
 class Engine:
     """dockerd inside a laboratory host, with everything below ``folder``."""
 
-    def __init__(self, host: LabHost, folder: Path, *options: str) -> None:
+    def __init__(self, host: LabHost, folder: Path, *options: str, has_own_rules: bool = False) -> None:
+        """``has_own_rules``: with the bridge and the iptables rules that it makes by default."""
         self.host = host
+        self._defaults = () if has_own_rules else ("--bridge=none", "--iptables=false", "--ip6tables=false")
         self._folder = folder
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
@@ -59,7 +61,7 @@ class Engine:
                     *("sh", "-c", START, "sh", str(self.host.plugin_directory)),
                     *("--data-root", str(self._folder / "data"), "--exec-root", str(self._folder / "exec")),
                     *("-p", str(self._folder / "pid"), "-H", self._address, "--storage-driver", "vfs"),
-                    *("--bridge=none", "--iptables=false", "--ip6tables=false"),
+                    *self._defaults,
                     *("--default-ulimit", "nofile=1024:1024", "--default-ulimit", "nproc=1024:1024"),
                     *self._options,
                 ],
@@ -149,11 +151,11 @@ class Engine:
 
 
 @contextlib.contextmanager
-def running_engine(host: LabHost, *options: str) -> Iterator[Engine]:
+def running_engine(host: LabHost, *options: str, has_own_rules: bool = False) -> Iterator[Engine]:
     """With the image ``bb:1``; no container is left behind."""
     with tempfile.TemporaryDirectory(prefix="dk", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        running = Engine(host, folder, *options)
+        running = Engine(host, folder, *options, has_own_rules=has_own_rules)
         running.start()
         try:
             root = folder / "rootfs" / "bin"
@@ -304,6 +306,28 @@ def test_engines_that_share_a_store(cluster_store: tuple[Laboratory, str]) -> No
         two("rm", "-f", "beta", "gamma")
         one("network", "rm", "net1", "net2")
         assert workload_keys(lab.hosts[0]) == []
+
+
+def test_beside_the_rules_of_an_engine_with_its_defaults(make_lab: MakeLab) -> None:
+    """It drops what is forwarded; its containers on our networks and the workloads of CNI reach each other."""
+    lab = make_lab(1, nodes=False)
+    (host,) = lab.hosts
+    host.run(["sysctl", "-qw", "net.ipv4.ip_forward=0"])
+    with running_engine(host, has_own_rules=True) as engine:
+        assert ":FORWARD DROP" in host.run(["iptables-save"]).stdout
+        host.start_node(environment={"CALICO_LIBNETWORK_SCOPE": "local"})
+        network = engine.network("net1")
+        engine.run("alpha", "--net", "net1")
+        address = engine.run("beta", "--net", "net1")
+        host.install_cni()
+        workload = lab.add_workload(host)
+        workload.attach(network="cluster")
+        for profile in (network, workload.network):
+            host.calicoctl("profile", profile, "rule", "add", "inbound", "allow")
+        assert engine.pings("alpha", address)
+        assert any(engine.pings("alpha", str(workload.addresses[0])) for _ in range(10))
+        assert workload.run(["ping", "-c", "1", "-W", "2", address]).returncode == 0
+        workload.detach()
 
 
 def test_second_network_of_a_running_container(engine: Engine) -> None:

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from calico_core.errors import InvalidRequest, ToolFailed
+from calico_core.interfaces.dataplane import FailsafePort
 from calico_core.model.hoststate import (
     AddressSet,
+    HostInterface,
+    HostNat,
+    HostPeers,
     HostPools,
     HostRule,
     HostRules,
     HostState,
     HostWorkload,
     PolicyList,
+    PortMember,
+    PortSetChange,
     RulesId,
     SetChange,
     SetId,
     TierPolicies,
 )
+from calico_core.model.keys import HostEndpointKey
 from tests.doubles.host_states import host_states, step, whole
 from tests.integration.dataplane_nftables.conftest import OPEN
 
@@ -165,6 +174,137 @@ def test_foreign_changes_are_healed(lab: Any, damage: str, healed: str) -> None:
     assert lab.dataplane.differences() == []
     again = lab.dataplane.resync()
     assert (again.healed, again.changes) == ((), 0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "healed"),
+    [
+        ("iptables -F OUTPUT", "jumps of OUTPUT (IPv4 filter)"),
+        ("iptables -t mangle -F PREROUTING", "jumps of PREROUTING (IPv4 mangle)"),
+        ("iptables -t nat -F OUTPUT", "jumps of OUTPUT (IPv4 nat)"),
+        ("ip6tables -t raw -F calico-ufrom", "chain calico-ufrom (IPv6 raw)"),
+        ("iptables -t raw -D calico-notrack 1", "chain calico-notrack (IPv4 raw)"),
+        ("iptables -I calico-hfrom -j ACCEPT", "chain calico-hfrom (IPv4 filter)"),
+        ("iptables -t nat -F calico-fip-dnat", "chain calico-fip-dnat (IPv4 nat)"),
+        ("iptables -t nat -I PREROUTING -j calico-fip-dnat", "jumps of PREROUTING (IPv4 nat)"),
+        ("ipset del calico-4p-npt-00000000000000cc 10.65.0.1,tcp:80", "set calico-4p-npt-00000000000000cc"),
+        ("ipset add calico-4p-npt-00000000000000cc 9.9.9.9,icmp:8/0", "set calico-4p-npt-00000000000000cc"),
+        ("ipset add calico-4h-peers 9.9.9.9", "set calico-4h-peers"),
+    ],
+)
+def test_foreign_changes_to_the_hosts_own_policy_are_healed(lab: Any, damage: str, healed: str) -> None:
+    lab.apply(**full_state(lab.workload()))
+    assert lab.dataplane.differences() == []
+    program, *rest = damage.split()
+    lab.host.run(program if program == "ipset" else f"{program}-{lab.backend}", *rest)
+    report = lab.dataplane.resync()
+    assert report.failures == ()
+    assert healed in report.healed
+    assert lab.dataplane.differences() == []
+    again = lab.dataplane.resync()
+    assert (again.healed, again.changes) == ((), 0)
+
+
+def full_state(a: Any) -> dict[str, Any]:
+    """:func:`a_state` and everything a host endpoint, a floating address and a tunnel bring."""
+    state = a_state(a)
+    policies = PolicyList(tiers=(TierPolicies(tier="default", policies=(POLICY,)),))
+    lists = {field: policies for field in HostInterface.__struct_fields__ if field not in ("key", "interface")}
+    web = SetId("npt-00000000000000cc")
+    member = PortMember(4, int(IPAddress("10.65.0.1")), 6, 80)
+    by_name = HostRules(id=ANY, inbound=(HostRule(action="allow", dst_port_sets=(web,)),))
+    floating = HostNat(internal=IPAddress(a.v4), external=IPAddress("198.51.100.5"))
+    return {
+        **state,
+        "port_sets": (PortSetChange(id=web, is_new=True, added=frozenset({member})),),
+        "rules": (*state["rules"], by_name),
+        "workloads": tuple(msgspec.structs.replace(each, nats=(floating,)) for each in state["workloads"]),
+        "interfaces": (HostInterface(key=HostEndpointKey(host="h", endpoint="up"), interface="up0", **lists),),
+        "peers": HostPeers((IPAddress("192.0.2.9"),), is_ipip=True, is_vxlan=True),
+    }
+
+
+def test_everything_goes_with_a_purge(make_lab: Callable[..., Any]) -> None:
+    lab = make_lab(failsafe_inbound=(FailsafePort(6, 22),), metadata=(IPAddress("127.0.0.1"), 8775))
+    before = lab.save(), lab.save(family=6)
+    lab.apply(**full_state(lab.workload()))
+    assert "calico-" in lab.save("-t", "mangle")
+    lab.dataplane.purge()
+    assert all("calico-" not in lab.save(family=family) for family in (4, 6))
+    assert lab.ipset("save") == ""
+    assert ("calico-" in "".join(before)) is False
+
+
+def test_another_limit_of_sets_is_taken_over_in_one_step(make_lab: Callable[..., Any]) -> None:
+    lab = make_lab(max_set_size=300)
+    b = lab.workload()
+    rules = HostRules(id=MANY, inbound=(HostRule(action="allow", src_sets=(HOSTS,)),))
+    members = SetChange(id=HOSTS, is_new=True, added=AddressSet.of(b.nets))
+    assert lab.start(b.endpoint(), rules=(rules,), sets=(members,)).is_clean
+    assert "maxelem 300" in lab.ipset("save")
+    lab.options = msgspec.structs.replace(lab.options, max_set_size=400)
+    lab.restart()
+    assert lab.start(b.endpoint(), rules=(rules,), sets=(members,)).is_clean
+    assert "maxelem 300" not in lab.ipset("save")
+    assert "maxelem 400" in lab.ipset("save")
+    assert lab.dataplane.differences() == []
+
+
+def test_a_set_beyond_its_limit_drops_until_it_shrinks(make_lab: Callable[..., Any]) -> None:
+    lab = make_lab(max_set_size=300)
+    a, b = lab.workload(), lab.workload()
+
+    def others(first: int, count: int) -> AddressSet:
+        return AddressSet.of([IPNetwork((10 << 24 | value, 32), version=4) for value in range(first, first + count)])
+
+    rules = HostRules(id=MANY, inbound=(HostRule(action="allow", src_sets=(HOSTS,)),), outbound=(ALLOW,))
+    full = SetChange(id=HOSTS, is_new=True, added=AddressSet.of(b.nets) | others(1, 299))
+    everybody = (a.endpoint(PolicyList(profiles=(MANY,))), b.endpoint())
+    assert lab.start(*everybody, rules=(rules,), sets=(full,)).is_clean
+    assert b.reaches(a.v4, 80)
+    report = lab.apply(sets=(SetChange(id=HOSTS, added=others(1000, 1)),))
+    assert {failure.subject for failure in report.failures} == {HOSTS, MANY}
+    assert "300 members" in next(failure.reason for failure in report.failures if failure.subject == HOSTS)
+    assert b.is_blocked_from(a.v4, 80)
+    assert a.reaches(b.v4, 80), "nobody else is concerned"
+    # one in, one out, while it is full
+    assert lab.apply(sets=(SetChange(id=HOSTS, removed=others(1, 1)),)).is_clean
+    assert b.reaches(a.v4, 80)
+    assert lab.apply(sets=(SetChange(id=HOSTS, added=others(2000, 1), removed=others(2, 1)),)).is_clean
+    assert b.reaches(a.v4, 80)
+    assert lab.dataplane.differences() == []
+
+
+def test_flapping_sets_leave_nothing(lab: Any) -> None:
+    count, rounds = 300, 3
+    ids = [SetId(f"tag-{number:016x}") for number in range(count)]
+    rule_ids = [RulesId(f"profile/p{number}") for number in range(count)]
+    a = lab.workload()
+    lab.start(a.endpoint())
+    member = AddressSet.of([IPNetwork("10.1.2.3/32")])
+    for _ in range(rounds):
+        came = lab.apply(
+            sets=tuple(SetChange(id=each, is_new=True, added=member) for each in ids),
+            rules=tuple(
+                HostRules(id=each, inbound=(HostRule(action="allow", src_sets=(set_id,)),))
+                for each, set_id in zip(rule_ids, ids, strict=True)
+            ),
+        )
+        assert came.failures == ()
+        assert lab.dataplane.differences() == []
+        gone = lab.apply(removed_rules=tuple(rule_ids), removed_sets=tuple(ids))
+        assert gone.failures == ()
+        assert lab.dataplane.resync().healed == (), "what is not gone yet is nobody else's"
+    # the kernel frees the rules of a transaction a little later, and with them the sets
+    wait_until(lambda: lab.dataplane.resync().is_clean and lab.ipset("list", "-n") == "")
+    assert lab.dataplane.differences() == []
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.02)
 
 
 def test_ruleset_restored_by_another_program_is_healed(lab: Any) -> None:

@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import platform
 import threading
 
 import pytest
 
-from calico_core.dataplane.linux.link_messages import add_veth, set_link
+from calico_core.dataplane.linux.link_messages import add_veth, delete_group, delete_link, set_link
+from calico_core.dataplane.linux.parting import Parting
 from calico_core.dataplane.linux.reaper import DOOMED_GROUP, LinkReaper, delete_links
-from calico_core.dataplane.linux.rtnetlink import RouteSockets
+from calico_core.dataplane.linux.rtnetlink import RouteSocket, RouteSockets
 from calico_core.errors import KernelRefused
 
 pytestmark = pytest.mark.needs_root
+
+
+def kernel() -> tuple[int, int]:
+    major, minor, *_ = platform.release().split(".")
+    return int(major), int(minor)
 
 
 def make_pairs(host, count: int) -> list[str]:
@@ -60,6 +67,39 @@ def test_many_threads_delete_at_once(host):
     assert names_left(host) == {"stays", "pstays"}
     reaper.close()
     sockets.close()
+
+
+@pytest.mark.skipif(kernel() < (6, 2), reason="older kernels do not tell the sender of a deleted link")
+def test_nobody_waits_for_the_kernels_memory(host):
+    """The link is gone while the thread that asked for it is still kept by the kernel."""
+    was_kept = []
+    for name in make_pairs(host, 10):
+        with RouteSocket(host.fd) as its_own:
+            parting = Parting(its_own, delete_link(name))
+            sender = threading.Thread(target=parting.send)
+            sender.start()
+            assert parting.wait() is None
+            was_kept.append(sender.is_alive())
+            assert host.route_socket.find_link(name) is None
+            host.route_socket.execute(add_veth(name, f"p{name}"))
+            sender.join()
+            host.route_socket.execute(delete_link(name))
+    assert any(was_kept)
+
+
+def test_a_change_that_the_kernel_only_acknowledges(host):
+    """As the deletion of a link before Linux 6.2: the wait lasts as long as the sending, and the socket serves on."""
+    names = make_pairs(host, 2)
+    host.route_socket.execute(*(set_link(name, group=DOOMED_GROUP) for name in names))
+    with RouteSocket(host.fd) as its_own:
+        parting = Parting(its_own, delete_group(DOOMED_GROUP))
+        outcome = []
+        sender = threading.Thread(target=lambda: outcome.append(parting.send()))
+        sender.start()
+        assert parting.wait() is None
+        sender.join()
+        assert outcome == [True]
+        assert [link.name for link in its_own.links()] == ["lo"]
 
 
 def test_an_error_reaches_the_caller_and_the_reaper_goes_on(host):

@@ -297,6 +297,23 @@ def test_without_a_default_route_there_is_none(wiring, container):
         assert not [r for r in container.route_socket.routes(family) if r.destination.length == 0]
 
 
+def test_destinations_beside_or_instead_of_the_default_route(wiring, container):
+    texts = ("10.0.0.0/8", "192.0.2.0/24", "fd00::/8")
+    request = a_request(
+        container, is_default_route=False, routes=tuple(parse_network(each) for each in texts), addresses=(V4,)
+    )
+    wiring.attach(request)
+    gateway = parse_prefix("169.254.1.1/32")
+    through = [r.destination for r in container.route_socket.routes(AF_INET) if r.gateway == gateway.address]
+    assert set(through) == {parse_prefix("10.0.0.0/8"), parse_prefix("192.0.2.0/24")}, "IPv6 is not spoken here"
+    assert wiring.check(request) == ()
+    (lost,) = [r for r in container.route_socket.routes(AF_INET) if r.destination == parse_prefix("192.0.2.0/24")]
+    container.route_socket.execute(delete_route(lost))
+    assert wiring.check(request) == ("container route 192.0.2.0/24 is missing",)
+    assert wiring.attach(request).is_new, "an attach again repairs it"
+    assert wiring.check(request) == ()
+
+
 def test_forwarding_in_the_container_when_allowed(wiring, container):
     wiring.attach(a_request(container, addresses=(V4, V6), allow_ip_forwarding=True))
     for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):

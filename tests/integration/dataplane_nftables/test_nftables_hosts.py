@@ -219,6 +219,24 @@ def test_before_destinations_are_translated(host: Any) -> None:
     assert there.reaches(HOST6, 22), "neighbours are found"
 
 
+@pytest.mark.parametrize("field", ["untracked_inbound", "pre_dnat", "inbound", "forward_inbound"])
+def test_refusals_at_every_hook(make_lab: Callable[..., Any], field: str) -> None:
+    """Each of them may have to answer: with what a rule says, and with what the host does anyway."""
+    lab = make_lab(deny_action="REJECT", **FAILSAFE)
+    a, neighbour = lab.workload(), lab.outside()
+    neighbour.run("ip", "route", "add", "10.65.0.0/16", "via", HOST)
+    target = a.v4 if field == "forward_inbound" else HOST
+    rules = policy(tcp(81, action="reject"), tcp(82, action="deny"), tcp(80))
+    open_list = PolicyList(profiles=(RulesId("profile/any"),))
+    lists = {"inbound": open_list, "outbound": open_list, field: the_list()}
+    report = lab.start(a.endpoint(), interfaces=(endpoint(**lists),), rules=rules)
+    assert report.failures == ()
+    assert neighbour.reaches("10.65.0.1" if field == "forward_inbound" else HOST, 22) is (field != "forward_inbound")
+    for port in (81, 82):
+        assert not neighbour.reaches(target, port), port
+    assert lab.dataplane.resync().healed == ()
+
+
 def test_connections_live_and_strangers_packets_do_not(host: Any) -> None:
     host.start(interfaces=(endpoint(inbound=the_list()),), rules=policy(tcp(80)))
     with (

@@ -157,6 +157,19 @@ def test_icmp(lab: Any, match: dict[str, Any], echo: bool, timestamp: bool) -> N
     assert b.pings(a.v4, kind=13) is timestamp
 
 
+def test_long_lists_of_ports(lab: Any) -> None:
+    """Ports that no two of make a range, in numbers that iptables takes in pieces."""
+    a, b = lab.workload(), lab.workload()
+    ports = tuple((port, port) for port in range(1001, 5001, 2))
+    report = lab.start(a.endpoint(only(P)), b.endpoint(), **inbound(allow(protocol=6, dst_ports=ports)))
+    assert report.is_clean
+    assert [port for port in (1001, 3001, 4999) if not b.reaches(a.v4, port)] == []
+    assert [port for port in (1000, 3000, 5001) if not b.is_blocked_from(a.v4, port)] == []
+    lab.apply(**inbound(allow(protocol=6, not_dst_ports=ports)))
+    assert [port for port in (1000, 3000, 5001) if not b.reaches(a.v4, port)] == []
+    assert [port for port in (1001, 4999) if not b.is_blocked_from(a.v4, port)] == []
+
+
 def test_tiers_decide_before_profiles(lab: Any) -> None:
     a, b = lab.workload(), lab.workload()
     first, second = RulesId("policy/t1/first"), RulesId("policy/t2/second")

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from netaddr import IPAddress, IPNetwork
 
@@ -23,8 +24,8 @@ from calico_core.interfaces.integration import Call, CallReply
 from calico_core.ipam import blocks
 from calico_core.model.blocks import AllocationAttributes
 from calico_core.model.endpoints import EndpointStatus
-from calico_core.model.hosts import FelixStatus
-from calico_core.model.keys import BlockKey, FelixLastStatusKey, PoolKey, ReadyKey, WorkloadStatusKey
+from calico_core.model.hosts import DATAPLANE_FAILED, FelixStatus, NodeStatus
+from calico_core.model.keys import BlockKey, FelixLastStatusKey, NodeStatusKey, PoolKey, ReadyKey, WorkloadStatusKey
 from calico_core.model.pools import Pool
 from tests.doubles.cni import CONTAINER, FIXTURES, HOST, CniSetup, a_network, error_of, stdout_of
 
@@ -436,6 +437,22 @@ def test_status_listens_to_the_agent(setup: CniSetup, age_s: int, uptime: float,
     setup.records.put(FelixLastStatusKey(HOST), report)
     reply = setup.call("STATUS", a_network(cniVersion="1.1.0"))
     assert (error_of(reply)["code"] if reply.status else 0) == code
+
+
+def test_status_says_what_the_kernel_refused(setup: CniSetup) -> None:
+    cidr = IPNetwork("10.65.0.0/16")
+    setup.records.put(ReadyKey(), "true")
+    setup.records.put(PoolKey(cidr), Pool(cidr=cidr))
+    when = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    setup.records.put(FelixLastStatusKey(HOST), FelixStatus(time=when, uptime=300.0, first_update=True))
+    configuration = a_network(cniVersion="1.1.0")
+    status = NodeStatus(version="1", started=1.0, state="running", failed_checks=("bird: line 7",))
+    setup.records.put(NodeStatusKey(HOST), status)
+    assert setup.call("STATUS", configuration) == CallReply(), "routing is no matter of policy"
+    refused = f"{DATAPLANE_FAILED}: no room for the set"
+    setup.records.put(NodeStatusKey(HOST), msgspec.structs.replace(status, failed_checks=(refused,)))
+    error = error_of(setup.call("STATUS", configuration))
+    assert (error["code"], refused in error["msg"]) == (51, True)
 
 
 def test_status_counts_free_addresses(setup: CniSetup) -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from calico_core.model.keys import GlobalConfigKey, HostConfigKey
 from calico_core.node.composition import save_settings
-from calico_core.settings import FIELDS, Settings
+from calico_core.setting_fields import FIELDS
+from calico_core.settings import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,3 +85,29 @@ def test_what_the_node_runs_with(calicoctl: Calicoctl, tmp_path: Path) -> None:
     assert (row(calicoctl, "ip")["value"], row(calicoctl, "ip")["origin"]) == ("192.0.2.7", "environment IP")
     assert row(calicoctl, "etcd_password")["value"] == "(set)"
     assert row(calicoctl, "interface_prefix")["running"] == "cali"
+
+
+def test_values_that_others_come_before_are_shown(
+    calicoctl: Calicoctl, environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "felix.cfg"
+    file.write_text("[x]\nhealthport = 9103\n")
+    environment.setenv("CALICO_CONFIG_FILE", str(file))
+    calicoctl.ok("config", "set", "HealthPort", "9100")
+    calicoctl.ok("config", "set", "HealthPort", "9101", "--host", "rack-a")
+    stored = [
+        {"origin": "datastore host HealthPort", "value": "9101"},
+        {"origin": "datastore global HealthPort", "value": "9100"},
+    ]
+    found = row(calicoctl, "health_port")
+    assert (found["value"], found["origin"], found["shadowed"]) == (9103, "file healthport", stored)
+    environment.setenv("FELIX_HEALTHPORT", "9102")
+    found = row(calicoctl, "health_port")
+    assert found["shadowed"] == [{"origin": "file healthport", "value": "9103"}, *stored]
+    assert "health_port: comes before 9103 (file healthport)" in calicoctl("config", "show").err
+    assert row(calicoctl, "health_port", "--host", "rack-b")["shadowed"] == []
+
+
+def test_a_name_without_effect_says_why(calicoctl: Calicoctl) -> None:
+    done = calicoctl("config", "set", "IpInIpEnabled", "true")
+    assert (done.code, "a pool says itself" in done.err) == (2, True)

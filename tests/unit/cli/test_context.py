@@ -104,7 +104,7 @@ def test_saved_settings_keep_everything_and_are_for_root_alone(tmp_path: Path) -
 
 def _default_to(environment: pytest.MonkeyPatch, url: str) -> None:
     """The embedded default lies in a place of the machine's; tests have theirs."""
-    import calico_core.settings as module
+    import calico_core.settings_file as module
 
     original = module.load_settings
 

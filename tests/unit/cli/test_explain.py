@@ -131,3 +131,60 @@ def test_refusals(calicoctl: Calicoctl, arguments: tuple[str, ...], code: int, s
     assert done.code == code
     assert says in done.err
     assert not done.out
+
+
+def test_everything_that_applies(calicoctl: Calicoctl, records: TypedRecords) -> None:
+    records.put(
+        PolicyKey("default", "web"), Policy(selector="", inbound_rules=(Rule(action="reject"),), types=("ingress",))
+    )
+    assert calicoctl.ok("explain", "endpoint", "web").splitlines() == [
+        "endpoint web-endpoint of workload web on host rack-a",
+        "",
+        "inbound:",
+        "  tier default → policy web",
+        "      1 reject",
+        "  end of tier default: deny",
+        "  profile web",
+        "      1 allow",
+        "  what none of them decides is denied",
+        "",
+        "outbound:",
+        "  profile web",
+        "      1 allow",
+        "  what none of them decides is denied",
+    ]
+    assert calicoctl("explain", "endpoint", "10.0.0.1", "-o", "json").json["endpoint"] == "web-endpoint"
+    assert calicoctl("explain", "endpoint", "10.0.0.9").code == 4
+    assert calicoctl("explain", "endpoint", "web", "--port", "80").code == 2
+    assert calicoctl("explain", "what").code == 2
+
+
+def test_everything_that_applies_to_a_host(calicoctl: Calicoctl, records: TypedRecords) -> None:
+    records.put(HostEndpointKey("rack-b", "uplink"), HostEndpoint(name="eth0", profile_ids=("gone",)))
+    records.put(PolicyKey("default", "raw"), Policy(selector="", inbound_rules=(Rule(),), pre_dnat=True))
+    records.put(PolicyKey("default", "on"), Policy(selector="", apply_on_forward=True, types=("egress",)))
+    assert calicoctl.ok("explain", "endpoint", "host:rack-b/uplink").splitlines() == [
+        "endpoint uplink of the host itself on host rack-b",
+        "",
+        "inbound, pre-dnat, interface eth0:",
+        "  tier default → policy raw",
+        "      1 allow",
+        "  end of tier default: pass",
+        "  what none of them decides goes on",
+        "",
+        "inbound, interface eth0:",
+        "  profile gone: not there, or invalid: denies",
+        "  what none of them decides is denied",
+        "",
+        "outbound, interface eth0:",
+        "  tier default → policy on",
+        "  end of tier default: deny",
+        "  profile gone: not there, or invalid: denies",
+        "  what none of them decides is denied",
+        "",
+        "outbound, forward, interface eth0:",
+        "  tier default → policy on",
+        "  end of tier default: deny",
+        "  what all of them pass on is forwarded",
+    ]
+    assert calicoctl("explain", "endpoint", "host:rack-b/none").code == 4

@@ -10,7 +10,6 @@ from netaddr import EUI, IPNetwork
 from pyroaring import FrozenBitMap
 
 from calico_core.dataplane.iptables.builder import TablesBuilder
-from calico_core.dataplane.iptables.ipsets import MAX_ELEMENTS
 from calico_core.dataplane.iptables.names import CHAIN_LENGTH, SET_LENGTH
 from calico_core.dataplane.reconcile import Table
 from calico_core.interfaces.dataplane import DataplaneOptions
@@ -153,19 +152,22 @@ def test_a_set_that_gets_a_network_takes_another_name() -> None:
     assert sorted(built(first, wider).desired.sets.sets) == [f"calico-{family}n-{TAG}" for family in (4, 6)]
 
 
-def test_a_set_beyond_the_kernels_limit_drops_where_it_is_named() -> None:
+def test_a_set_beyond_the_limit_drops_where_it_is_named() -> None:
+    limit = 1000
+    options = DataplaneOptions(max_set_size=limit)
     first = HostChanges(
         is_complete=True,
-        sets=(SetChange(id=TAG, is_new=True, added=AddressSet(v4=FrozenBitMap(range(1, MAX_ELEMENTS + 2)))),),
+        sets=(SetChange(id=TAG, is_new=True, added=AddressSet(v4=FrozenBitMap(range(1, limit + 2)))),),
         rules=(HostRules(id=WEB, inbound=(HostRule(action="allow", src_sets=(TAG,)),)),),
     )
-    made = built(first)
+    made = built(first, options=options)
     assert set(made.problems) == {TAG, WEB}
+    assert made.problems[TAG] == "more than 1000 members; rules that name it drop"
     assert not made.desired.sets.sets
     smaller = HostChanges(sets=(SetChange(id=TAG, removed=AddressSet(v4=FrozenBitMap([1]))),))
-    made = built(first, smaller)
+    made = built(first, smaller, options=options)
     assert made.problems == {}
-    assert len(made.desired.sets.sets[f"calico-4h-{TAG}"].elements) == MAX_ELEMENTS
+    assert len(made.desired.sets.sets[f"calico-4h-{TAG}"].elements) == limit
 
 
 def test_without_ipv6_only_the_fixed_chains_stand() -> None:

@@ -107,12 +107,16 @@ def test_sets_come_back_as_they_were_written() -> None:
         "calico-6h-a": NamedSet("hosts6", frozenset({1 << 100})),
         "calico-4n-b": NamedSet("nets4", frozenset({(0x0A000000, 8), (1, 32)})),
         "calico-6n-b": NamedSet("nets6", frozenset({(0xFD << 120, 8), (7, 128)})),
+        "calico-4p-c": NamedSet("ports4", frozenset({(0x0A000001, 6, 80), (0x0A000001, 132, 9)})),
+        "calico-6p-c": NamedSet("ports6", frozenset({(0xFD << 120 | 1, 17, 53)})),
         "calico-4h-none": NamedSet("hosts4", FrozenBitMap()),
     }
     desired = Table(sets=made)
     plan = reconcile(desired, Table())
-    text = "\n".join(each.text for each in write_commands(plan, desired, Table()))
-    assert parse_sets(text.replace("/32", "").replace("/128", "")) == made, "the kernel shows hosts without a length"
+    text = "\n".join(each.text for each in write_commands(plan, desired, Table(), max_elements=99))
+    assert parse_sets(text.replace("/32", "").replace("/128", ""), 99) == made, (
+        "the kernel shows hosts without a length"
+    )
 
 
 def test_strange_sets_have_no_kind() -> None:
@@ -120,20 +124,31 @@ def test_strange_sets_have_no_kind() -> None:
         "create theirs hash:ip family inet maxelem 9\nadd theirs 1.1.1.1\n"
         "create calico-tmp-aa hash:ip family inet maxelem 9\nadd calico-tmp-aa 1.1.1.1\n"
         "create calico-4h-a hash:net family inet maxelem 9\n"
+        "create calico-4h-b hash:ip family inet maxelem 8\n"
+        "create calico-4p-c hash:ip,port family inet maxelem 9\nadd calico-4p-c 10.0.0.1,icmp:8/0\n"
     )
-    assert parse_sets(text) == {name: NamedSet("") for name in ("calico-tmp-aa", "calico-4h-a")}
+    strange = ("calico-tmp-aa", "calico-4h-a", "calico-4h-b", "calico-4p-c")
+    assert parse_sets(text, 9) == {name: NamedSet("") for name in strange}
 
 
 def test_few_members_change_by_themselves_and_many_as_one() -> None:
     def commands(before: range, after: range) -> list[str]:
         observed = Table(sets={"calico-4h-a": NamedSet("hosts4", FrozenBitMap(before))})
         desired = Table(sets={"calico-4h-a": NamedSet("hosts4", FrozenBitMap(after))})
-        return [each.text for each in write_commands(reconcile(desired, observed), desired, observed)]
+        return [
+            each.text for each in write_commands(reconcile(desired, observed), desired, observed, max_elements=1000)
+        ]
 
     assert commands(range(1, 1000), range(2, 1001)) == ["add calico-4h-a 0.0.3.232", "del calico-4h-a 0.0.0.1"]
+    # a full set has no room for both
+    assert commands(range(1, 1001), range(2, 1002)) == ["del calico-4h-a 0.0.0.1", "add calico-4h-a 0.0.3.233"]
     whole = commands(range(1, 1000), range(5001, 6001))
     verbs = [text.split()[0] for text in whole]
     assert verbs == ["create", "flush", *["add"] * 1000, "swap", "destroy"]
     assert len({text.split()[1] for text in whole}) == 1, "all of it on the scratch set"
+    # what stands under the name and is not as ours are is replaced in one step as well
+    desired = Table(sets={"calico-4h-a": NamedSet("hosts4", FrozenBitMap([1]))})
+    replaced = write_commands(reconcile(desired, Table()), desired, Table(), max_elements=9, in_the_way={"calico-4h-a"})
+    assert [each.text.split()[0] for each in replaced] == ["create", "flush", "add", "swap", "destroy"]
     gone = reconcile(Table(), Table(sets={"calico-4h-a": NamedSet("hosts4")}))
     assert [each.text for each in removal_commands(gone)] == ["destroy calico-4h-a"]

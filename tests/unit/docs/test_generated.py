@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from calico_core.settings import FIELDS
+from calico_core.setting_fields import FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -47,7 +47,7 @@ MALFORMED = [
     (WORKLOAD, '{"state":"active","name":"cali1","ipv4_gateway":"fd00::1"}', "$", "ipv4_gateway"),
     (WORKLOAD, '{"state":"active","name":"cali1","expected_ipv4_addrs":[]}', "$.expected_ipv4_addrs", "host endpoints"),
     (RULES, '{"inbound_rules":[{"!src_selector":"a ="}]}', "$.inbound_rules[0]", "!src_selector"),
-    (RULES, '{"inbound_rules":[{"ip_version":4,"!src_nets":["fd00::/8"]}]}', "$.inbound_rules[0]", "!src_nets"),
+    (RULES, '{"inbound_rules":[{"ip_version":4,"!src_net":"fd00::/8"}]}', "$.inbound_rules[0]", "!src_net"),
     (keys.ProfileLabelsKey("p"), '{"a\\u0000b":"x"}', "$", "matching"),
     (keys.ProfileTagsKey("p"), '["a b"]', "$[0]", "matching"),
     (keys.NetworkSetKey("s"), '{"labels":{"\\u0000tag/t":""}}', "$.labels", "matching"),

@@ -6,24 +6,30 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from calico_core.dataplane.memory import MemoryDataplane
 from calico_core.datastore.memory import MemoryDatastore
 from calico_core.datastore.records import TypedRecords
-from calico_core.errors import KernelRefused
+from calico_core.errors import KernelRefused, NotReady
 from calico_core.interfaces.dataplane import ApplyReport, DataplaneOptions, Failure
 from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.hoststate import HostPeers, RulesId
 from calico_core.model.keys import (
+    BgpHostAddressKey,
     GlobalConfigKey,
+    HostIpKey,
+    PoolKey,
     ProfileRulesKey,
     ProfileTagsKey,
     ReadyKey,
     WorkloadEndpointKey,
 )
+from calico_core.model.pools import Pool
 from calico_core.model.rules import Rule, RuleLists
 from calico_core.model.workloads import PairRequest
 from calico_core.node.agent import Agent, AgentState
+from calico_core.node.counters import CountedRule
 from calico_core.node.remembered import RememberedInterfaces
 
 if TYPE_CHECKING:
@@ -399,3 +405,30 @@ def test_a_node_that_starts_on_an_emptied_store_waits_before_it_removes(bench: B
     assert "knows nothing of 5 of 5" in agent.confirm_removals()
     assert agent.wait_in_sync(WAIT_S)
     assert agent.frozen_because == ""
+
+
+def test_counters_of_rules_are_read_by_the_engine(bench: Bench) -> None:
+    bench.write_profile("web", Rule(action="allow", protocol="tcp"), Rule(action="deny"))
+    key, revision = bench.write()
+    agent = bench.start()
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    rules = RulesId("profile/web")
+    bench.dataplane.count(rules, "inbound", 1, 3, 300)
+    assert agent.rule_counts() == (
+        CountedRule(rules, "inbound", 0, "allow", 0, 0),
+        CountedRule(rules, "inbound", 1, "deny", 3, 300),
+    )
+    assert agent.figures().rules == agent.rule_counts()
+    agent.stop()
+    with pytest.raises(NotReady, match="busy"):
+        agent.rule_counts(0.05)
+
+
+def test_the_addresses_of_all_hosts_and_both_families_reach_the_dataplane(bench: Bench) -> None:
+    bench.start()
+    cidr = IPNetwork("fd80::/64")
+    bench.records.put(PoolKey(cidr), Pool(cidr=cidr, vxlan_mode="always"))
+    bench.records.put(HostIpKey(HOST), "192.0.2.1")
+    bench.records.put(BgpHostAddressKey("rack-b", 6), "fd00::2")
+    wanted = HostPeers(addresses=(IPAddress("192.0.2.1"), IPAddress("fd00::2")), is_vxlan=True)
+    eventually(lambda: bench.dataplane.state.peers == wanted)

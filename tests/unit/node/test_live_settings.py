@@ -10,6 +10,7 @@ import pytest
 from calico_core import log
 from calico_core.model.keys import GlobalConfigKey, HostConfigKey
 from calico_core.node.live_settings import LiveSettings
+from calico_core.node.stored_config import StoredConfig
 from calico_core.settings import load_settings
 
 GLOBAL, OWN = GlobalConfigKey("LogSeverityScreen"), HostConfigKey("rack-a", "LogSeverityScreen")
@@ -62,3 +63,37 @@ def test_a_value_that_cannot_be_used_is_passed_over() -> None:
     live.take(GLOBAL, "warn")
     live.take(OWN, "loud")
     assert level() == "warning"
+
+
+def test_another_setting_asks_for_a_start_while_it_differs() -> None:
+    asked: list[int] = []
+    settings = load_settings({}, global_config={"HealthPort": "9100"})
+    live = LiveSettings(settings, "rack-a", StoredConfig({}, {"HealthPort": "9100"}), lambda: asked.append(1))
+    port, own = GlobalConfigKey("HealthPort"), HostConfigKey("rack-a", "HealthPort")
+    live.take(port, "9100")
+    live.take(own, " 9100 ")
+    live.take(GlobalConfigKey("LogSeverityScreen"), "debug")
+    assert (asked, live.differing) == ([], {})
+    live.take(own, "9101")
+    assert (asked, live.differing) == ([1], {"health_port": 9101})
+    live.take(own, None)
+    assert live.differing == {}
+    live.take(port, None)
+    assert (asked, live.differing) == ([1, 1], {"health_port": 9099})
+    live.take(port, "high")
+    assert live.differing == {"health_port": 9099}
+
+
+def test_a_setting_of_the_environment_needs_no_start() -> None:
+    asked: list[int] = []
+    live = LiveSettings(load_settings({"FELIX_HEALTHPORT": "9"}), "rack-a", None, lambda: asked.append(1))
+    live.take(GlobalConfigKey("HealthPort"), "10")
+    assert (asked, live.differing) == ([], {})
+
+
+def test_an_unknown_name_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    live = LiveSettings(load_settings({}), "rack-a", StoredConfig({}, {"Zzz": "1"}))
+    for name in ("Zzz", "HealthPrt", "HealthPrt", "marker"):
+        live.take(GlobalConfigKey(name), "2")
+    said = [each for each in caplog.records if each.getMessage() == "settings.unknown_name"]
+    assert [each.calico_fields["name"] for each in said] == ["HealthPrt"]  # type: ignore[attr-defined]

@@ -32,7 +32,7 @@ def test_check_config_shows_values_with_their_origin_and_no_secret() -> None:
     lines = {line.split()[0]: line.split() for line in done.stdout.splitlines()}
     assert lines["node_name"] == ["node_name", "rack-a", "environment", "NODENAME"]
     assert lines["datastore"] == ["datastore", "etcd3://e:2379", "environment", "ETCD_AUTHORITY"]
-    assert lines["dataplane_driver"] == ["dataplane_driver", "nftables", "default"]
+    assert lines["dataplane_driver"] == ["dataplane_driver", "auto", "default"]
     assert lines["etcd_password"][1] == "(set)"
     assert "hunter2" not in done.stdout
 

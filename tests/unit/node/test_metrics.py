@@ -11,7 +11,7 @@ from calico_core.interfaces.dataplane import ApplyReport, Failure
 from calico_core.interfaces.routing import PeerStatus, RoutingStatus
 from calico_core.model.hoststate import HostChanges, HostRules, RulesId, SetChange, SetId
 from calico_core.model.keys import PolicyKey, WorkloadEndpointKey
-from calico_core.node.counters import AgentCounters
+from calico_core.node.counters import AgentCounters, CountedRule
 from calico_core.node.metrics import AgentFigures, Metric, collect, render
 
 
@@ -87,3 +87,23 @@ def test_names_that_dashboards_know() -> None:
     assert {name: found[name] for name in expected} == expected
     counters.note_changes(HostChanges(removed_rules=(policy,), removed_sets=(selector,)))
     assert (counters.policies, counters.sets) == (0, 0)
+
+
+def test_rules_that_denied_something_and_a_freeze() -> None:
+    policy = RulesId("policy/t/p")
+    counted = (
+        CountedRule(policy, "inbound", 0, "allow", 9, 900),
+        CountedRule(policy, "inbound", 1, "deny", 3, 300),
+        CountedRule(policy, "outbound", 0, "reject", 4, 400),
+        CountedRule(policy, "outbound", 1, "deny", 0, 0),
+    )
+    agent = AgentFigures(
+        AgentCounters(), SyncStatus.IN_SYNC, Counter(), Counter(), is_frozen=True, waiting=7, rules=counted
+    )
+    found = figures(render(collect("rack-a", 5.0, agent, None)))
+    denied = {name: value for name, value in found.items() if name.startswith("calico_denied_packets")}
+    assert denied == {
+        'calico_denied_packets{rules="policy/t/p",direction="inbound",rule="1"}': 3,
+        'calico_denied_packets{rules="policy/t/p",direction="outbound",rule="0"}': 4,
+    }
+    assert (found["calico_removals_frozen"], found["calico_removals_waiting"]) == (1, 7)

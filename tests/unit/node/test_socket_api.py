@@ -8,6 +8,8 @@ import os
 import socket
 import stat
 import struct
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -273,3 +275,26 @@ def _eventually(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_a_caller_on_another_host_does_its_own_work(tmp_path: Path) -> None:
+    """Wiring what a nested runtime asks for into this host would be worse than slow."""
+    path = str(tmp_path / "node.sock")
+    handler = Handler()
+    server = SocketServer(path, handler)
+    server.start()
+    script = (
+        "import sys; from calico_core.interfaces.integration import Call\n"
+        "from calico_core.node.socket_api import call_node\n"
+        "reply = call_node(sys.argv[1], Call(program=sys.argv[2], environment={}, stdin=b'x'))\n"
+        "print(reply.status if reply else 'in process')"
+    )
+    try:
+        for program, elsewhere in (("echo", "in process"), ("node", "1")):
+            argv = [sys.executable, "-c", script, path, program]
+            for prefix, expected in ((["unshare", "--net"], elsewhere), ([], "7" if program == "echo" else "1")):
+                done = subprocess.run([*prefix, *argv], capture_output=True, text=True, check=True, timeout=60)
+                assert done.stdout.strip() == expected, (program, prefix)
+    finally:
+        server.stop()
+    assert len(handler.calls) == 3

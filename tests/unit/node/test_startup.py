@@ -20,7 +20,6 @@ from calico_core.model.keys import (
     BgpHostAsKey,
     BgpMeshKey,
     GlobalConfigKey,
-    HostConfigKey,
     HostIpKey,
     NodeStatusKey,
     PoolKey,
@@ -232,24 +231,3 @@ def test_waiting_for_the_store_ends_when_it_answers_or_when_stopped(records: Typ
     assert not startup.wait_for_store(records, stopped)
     threading.Timer(0.05, setattr, (store.faults, "down", False)).start()
     assert startup.wait_for_store(records, threading.Event())
-
-
-# --- configuration in the datastore ------------------------------------------------------------------------------
-
-
-def test_stored_configuration_lies_beneath_the_environment(records: TypedRecords) -> None:
-    records.put(GlobalConfigKey("InterfacePrefix"), "cali")
-    records.put(GlobalConfigKey("DefaultEndpointToHostAction"), "DROP")
-    records.put(HostConfigKey("h1", "DefaultEndpointToHostAction"), "ACCEPT")
-    records.put(HostConfigKey("h2", "InterfacePrefix"), "tap")
-    environment = {"NODENAME": "h1", "FELIX_INTERFACEPREFIX": "vif"}
-    settings = startup.with_stored_config(load_settings(environment), environment, records, "h1")
-    assert (settings.interface_prefix, settings.endpoint_to_host) == ("vif", "ACCEPT")
-    assert settings.origins["endpoint_to_host"] == "datastore host DefaultEndpointToHostAction"
-    assert settings.origins["interface_prefix"] == "environment FELIX_INTERFACEPREFIX"
-
-
-def test_an_unusable_stored_value_leaves_the_settings_alone(records: TypedRecords) -> None:
-    records.put(GlobalConfigKey("DefaultEndpointToHostAction"), "PERHAPS")
-    before = load_settings({})
-    assert startup.with_stored_config(before, {}, records, "h1") == before

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from calico_core.datastore.memory import MemoryDatastore
 from calico_core.datastore.records import TypedRecords
 from calico_core.interfaces.routing import RoutingStatus
 from calico_core.model.endpoints import EndpointStatus
+from calico_core.model.hosts import DATAPLANE_FAILED
 from calico_core.model.keys import (
     FelixLastStatusKey,
     FelixStatusKey,
@@ -129,6 +131,20 @@ def test_nothing_is_swept_before_the_first_apply(bench: Bench) -> None:
     reporter.put(state(is_applied=False))
     eventually(lambda: reporter.state is not None and bench.records.get(NodeStatusKey(HOST)))
     assert bench.endpoint("kept") is not None
+
+
+def test_a_dataplane_that_fails_is_told_at_once(bench: Bench) -> None:
+    reporter = bench.start(interval_s=3600.0)
+    reporter.put(state())
+    eventually(lambda: bench.records.get(NodeStatusKey(HOST)))
+
+    def failed_checks() -> tuple[str, ...]:
+        return bench.records.get(NodeStatusKey(HOST)).record.failed_checks
+
+    reporter.put(msgspec.structs.replace(state(), last_error="no room for the set"))
+    eventually(lambda: failed_checks() == (f"{DATAPLANE_FAILED}: no room for the set",))
+    reporter.put(state())
+    eventually(lambda: failed_checks() == ())
 
 
 def test_endpoint_reporting_can_be_switched_off(bench: Bench) -> None:

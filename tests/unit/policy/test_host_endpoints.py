@@ -170,3 +170,30 @@ def test_workloads_and_interfaces_share_lists() -> None:
     assert host.state.interfaces["eth0"].inbound is host.state.workloads[key].inbound
     host.put((key, None))
     assert set(host.state.rules) == {"policy/t/p"}, "still the interface's"
+
+
+def test_workloads_and_the_host_keep_to_their_own_interfaces(caplog: pytest.LogCaptureFixture) -> None:
+    resolver, state = PolicyResolver("here", interface_prefix="cali"), HostState()
+    resolver.in_sync()
+    good, bad = (WorkloadEndpointKey("here", "k8s", name, "eth0") for name in ("good", "bad"))
+    remote = WorkloadEndpointKey("there", "k8s", "w", "eth0")
+    with caplog.at_level(logging.WARNING):
+        resolver.apply(
+            [
+                (good, WorkloadEndpoint(state="active", name="cali0")),
+                (bad, WorkloadEndpoint(state="active", name="eth0")),
+                (remote, WorkloadEndpoint(state="active", name="tap0")),
+                (A, HostEndpoint(name="cali0")),
+                (B, HostEndpoint(name="eth0")),
+            ]
+        )
+        state.update(resolver.flush())
+    assert list(state.workloads) == [good]
+    assert list(state.interfaces) == ["eth0"]
+    ignored = [
+        record for record in caplog.records if record.message in {"endpoint.ignored", "host_endpoint.not_in_force"}
+    ]
+    assert sorted(record.calico_fields["interface"] for record in ignored) == ["cali0", "eth0"]  # type: ignore[attr-defined]
+    resolver.apply([(bad, WorkloadEndpoint(state="active", name="cali1"))])
+    state.update(resolver.flush())
+    assert set(state.workloads) == {good, bad}

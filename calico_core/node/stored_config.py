@@ -1,0 +1,82 @@
+"""The part of the settings that the datastore holds, as a start reads it. Source: felix specification 2.1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from calico_core.errors import InvalidSettings
+from calico_core.interfaces.datastore import Records
+from calico_core.log import get_logger
+from calico_core.model.keys import HOSTS, V1, GlobalConfigKey, HostConfigKey
+from calico_core.setting_fields import ENVIRONMENT_PREFIX, FIELDS, IGNORED, unknown_names
+from calico_core.settings import Settings, load_settings
+from calico_core.settings_file import file_of, read_settings_file
+
+log = get_logger(__name__)
+
+
+class StoredConfig(NamedTuple):
+    """Name → text, of this host and of all."""
+
+    of_host: Mapping[str, str] = {}
+    of_all: Mapping[str, str] = {}
+
+
+def read_stored_config(records: Records, host: str) -> StoredConfig:
+    found: dict[type, dict[str, str]] = {HostConfigKey: {}, GlobalConfigKey: {}}
+    for prefix in (f"{V1}config/", f"{HOSTS}{host}/config/"):
+        for each in records.list(prefix):
+            if isinstance(each.key, GlobalConfigKey | HostConfigKey):
+                found[type(each.key)][each.key.name] = each.record
+    return StoredConfig(found[HostConfigKey], found[GlobalConfigKey])
+
+
+def with_stored_config(settings: Settings, environment: Mapping[str, str], stored: StoredConfig) -> Settings:
+    """Settings with the datastore's configuration beneath environment and file. An unusable stored value is logged
+    and all stored ones are left out: one bad key must not stop every host."""
+    file = read_settings_file(file_of(environment))
+    try:
+        merged = load_settings(environment, file=file, host_config=stored.of_host, global_config=stored.of_all)
+    except InvalidSettings as error:
+        log.error("settings.stored_config_ignored", reason=str(error))
+        return settings
+    changed = {name: origin for name, origin in merged.origins.items() if origin.startswith("datastore ")}
+    values = {name: getattr(merged, name) for name in changed}
+    return msgspec.structs.replace(
+        settings, **values, origins=settings.origins | changed, shadowed=merged.shadowed, notes=merged.notes
+    )
+
+
+def tell_settings(settings: Settings, environment: Mapping[str, str], stored: StoredConfig) -> None:
+    """Every value that is not the default, with its origin, what was passed over, and names that mean nothing: once
+    a start."""
+    for field in FIELDS:
+        if field.name in settings.origins:
+            value = "(set)" if field.name.endswith("password") else getattr(settings, field.name)
+            log.info("settings.value", setting=field.name, value=value, origin=settings.origins[field.name])
+    for note in settings.notes:
+        log.warning("settings.value_ignored", reason=note)
+    path = file_of(environment)
+    file = read_settings_file(path)
+    _warn(f"file {path}", unknown_names(file, is_file=True))
+    _warn("datastore", unknown_names({*stored.of_host, *stored.of_all}))
+    _warn("environment", _unknown_variables(environment))
+    ignored = {name.lower(): (name, reason) for name, reason in IGNORED.items()}
+    for given in sorted({*file, *(name.lower() for name in stored.of_host)} & ignored.keys()):
+        name, reason = ignored[given]
+        log.info("settings.no_effect", name=name, reason=reason)
+
+
+def _unknown_variables(environment: Iterable[str]) -> dict[str, str]:
+    known = {variable for field in FIELDS for variable in field.environment}
+    given = [name for name in environment if name.startswith(ENVIRONMENT_PREFIX) and name not in known]
+    unknown = unknown_names((name.removeprefix(ENVIRONMENT_PREFIX).lower() for name in given), is_file=True)
+    return {f"{ENVIRONMENT_PREFIX}{name.upper()}": near for name, near in unknown.items()}
+
+
+def _warn(where: str, unknown: Mapping[str, str]) -> None:
+    for name, near in sorted(unknown.items()):
+        log.warning("settings.unknown_name", name=name, where=where, did_you_mean=near or None)

@@ -1,0 +1,188 @@
+"""What the texts of settings mean: one parser a kind. Each raises ``InvalidRequest`` with what would be right.
+
+The model is imported inside, so that a program that only reads the environment does not pay for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from calico_core.errors import InvalidRequest
+
+_TRUE = frozenset({"true", "1", "yes", "y", "t"})
+_FALSE = frozenset({"false", "0", "no", "n", "f"})
+_LEVEL_WORDS = {
+    **dict.fromkeys(("trace", "verbose"), "debug"),
+    "warn": "warning",
+    **dict.fromkeys(("err", "crit", "critical", "fatal"), "error"),
+}
+
+
+def text(value: str) -> str:
+    return value.strip()
+
+
+def boolean(value: str) -> bool:
+    lowered = value.strip().lower()
+    if lowered in _TRUE:
+        return True
+    if lowered in _FALSE:
+        return False
+    raise InvalidRequest("value", f"{value!r} is not true or false")
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        try:
+            found = float(int(value, 0)) if value.strip().lower().startswith("0x") else float(value)
+        except ValueError:
+            raise InvalidRequest("value", f"{value!r} is not a number") from None
+        if not low <= found <= high:
+            raise InvalidRequest("value", f"{value} is not between {low:g} and {high:g}")
+        return found
+
+    return parse
+
+
+def integer(low: int, high: int) -> Callable[[str], int]:
+    any_number = number(low, high)
+
+    def parse(value: str) -> int:
+        found = any_number(value)
+        if found != int(found):
+            raise InvalidRequest("value", f"{value!r} is not a whole number")
+        return int(found)
+
+    return parse
+
+
+def mark_mask(value: str) -> int:
+    """Bits of a packet's mark; every driver needs two."""
+    found = integer(0, 0xFFFFFFFF)(value)
+    if found.bit_count() < 2:
+        raise InvalidRequest("value", f"{value} has fewer than two bits")
+    return found
+
+
+def rate(value: str) -> int:
+    """``10`` or ``10/second``."""
+    return integer(0, 1_000_000)(value.strip().lower().removesuffix("/second").removesuffix("/sec"))
+
+
+def choice(*choices: str) -> Callable[[str], str]:
+    """One of these words in any case, as it is written here."""
+    spellings = {each.lower(): each for each in choices}
+
+    def parse(value: str) -> str:
+        found = spellings.get(value.strip().lower())
+        if found is None:
+            raise InvalidRequest("value", f"{value!r} is not one of {', '.join(choices)}")
+        return found
+
+    return parse
+
+
+def or_none(parse: Callable[[str], str]) -> Callable[[str], str]:
+    """The word ``none`` means that there is no value."""
+    return lambda value: "" if value.strip().lower() == "none" else parse(value)
+
+
+def dataplane_driver(value: str) -> str:
+    """The name of a driver, or ``auto``; the reference system's words for nftables too."""
+    cleaned = value.strip()
+    return {"enabled": "nftables", "disabled": "iptables", "auto": "auto"}.get(cleaned.lower(), cleaned)
+
+
+def failsafe_ports(value: str) -> str:
+    """As it is written, after a check."""
+    from calico_core.model.failsafe import parse_failsafe_ports
+
+    parse_failsafe_ports(value, field="value")
+    return value.strip()
+
+
+def host_or_none(value: str) -> str:
+    """An address, a name that has one, or ``none``."""
+    cleaned = value.strip()
+    if not cleaned or any(letter.isspace() or letter == "/" for letter in cleaned):
+        raise InvalidRequest("value", f"{value!r} is not an address, a host name or none")
+    return "none" if cleaned.lower() == "none" else cleaned
+
+
+def log_level(value: str) -> str:
+    """The reference system's words too, in any case."""
+    cleaned = value.strip().lower()
+    return _LEVEL_WORDS.get(cleaned) or choice("debug", "info", "warning", "error", "none")(cleaned)
+
+
+def name(value: str) -> str:
+    from calico_core.model.ids import check_name
+
+    return check_name(value.strip(), field="value")
+
+
+def interface_prefix(value: str) -> str:
+    from calico_core.model.ids import check_interface
+
+    return check_interface(value.strip(), field="value")
+
+
+def url(value: str) -> str:
+    scheme, separator, rest = value.strip().partition("://")
+    if not (scheme and separator and rest):
+        raise InvalidRequest("value", f"{value!r} is not a URL such as etcd3://HOST:2379 or sqlite:///PATH")
+    return value.strip()
+
+
+def path(value: str) -> str:
+    if not value.strip().startswith("/"):
+        raise InvalidRequest("value", f"{value!r} is not an absolute path")
+    return value.strip()
+
+
+def own_address(version: int) -> Callable[[str], str]:
+    """``autodetect``, ``none`` or an address, of which a prefix length is dropped."""
+
+    def parse(value: str) -> str:
+        from calico_core.model.addresses import parse_network
+
+        cleaned = value.strip().lower()
+        if cleaned in {"autodetect", "none"}:
+            return cleaned
+        try:
+            parse_network(cleaned, version=version)
+        except InvalidRequest:
+            wanted = f"an IPv{version} address, 'autodetect' or 'none'"
+            raise InvalidRequest("value", f"{value!r} is not {wanted}") from None
+        return cleaned.partition("/")[0]
+
+    return parse
+
+
+def pool(version: int) -> Callable[[str], str]:
+    """A CIDR that holds a block at least, or ``none``."""
+
+    def parse(value: str) -> str:
+        from calico_core.model.addresses import parse_network
+        from calico_core.model.pools import BLOCK_PREFIX
+
+        cleaned = value.strip().lower()
+        if cleaned == "none":
+            return cleaned
+        network = parse_network(cleaned, field="value", version=version)
+        if network.prefixlen > BLOCK_PREFIX[version]:
+            raise InvalidRequest("value", f"{network} holds no block: give /{BLOCK_PREFIX[version]} or shorter")
+        return str(network)
+
+    return parse
+
+
+def as_number(value: str) -> str:
+    from calico_core.model.bgp import parse_as_number
+
+    parse_as_number(value, field="value")
+    return value.strip()
+
+
+def names(value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())

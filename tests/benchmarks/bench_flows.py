@@ -1,0 +1,121 @@
+"""One flow put to 20,000 rules: the shape of the peers' benchmark "evaluate one flow" (3f).
+
+``python tests/benchmarks/bench_flows.py`` prints a JSON line each for a flow that walks through every rule and for one
+that the first rule allows: in microseconds and in units (an iteration of the yardstick loop), by the plain evaluator,
+by lists compiled before, and once with the compilation.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from netaddr import IPAddress
+from pyroaring import FrozenBitMap
+
+from calico_core.model.hoststate import (
+    AddressSet,
+    HostRule,
+    HostRules,
+    HostState,
+    HostWorkload,
+    PolicyList,
+    RulesId,
+    SetId,
+    TierPolicies,
+)
+from calico_core.model.keys import WorkloadEndpointKey
+from calico_core.policy.compiled import Evaluator
+from calico_core.policy.explain import Packet, explain_side
+
+POLICIES, RULES_EACH = 294, 68
+FLOW = Packet(src=IPAddress("192.0.2.10"), dst=IPAddress("198.51.100.20"), protocol=6, src_port=45000, dst_port=8080)
+OTHER_PORT = ((65001, 65001),)
+
+
+def world(chance: random.Random) -> tuple[HostState, list[SetId]]:
+    """The sets: many small ones, a few large."""
+    sizes = [0] * 4 + [chance.randint(1, 9) for _ in range(3035)] + [chance.randint(10, 99) for _ in range(446)]
+    sizes += [chance.randint(100, 999) for _ in range(64)] + [chance.randint(1000, 9999) for _ in range(158)] + [54_566]
+    state, first = HostState(), 0x0A000000
+    for number, size in enumerate(sizes):
+        state.sets[SetId(f"sel-{number:016x}")] = AddressSet(v4=FrozenBitMap(range(first, first + size)))
+        first += size
+    return state, list(state.sets)
+
+
+def workload(state: HostState, sets: list[SetId], chance: random.Random, *, is_early: bool) -> HostWorkload:
+    total = POLICIES * RULES_EACH
+    odd = chance.sample(range(total), 11)
+    actions: dict[int, Any] = {**dict.fromkeys(odd[1:], "deny"), odd[0]: "allow"}
+    lists: list[RulesId] = []
+    for policy in range(POLICIES):
+        rules = [HostRule(action="allow")] if is_early and not policy else []
+        for number in range(policy * RULES_EACH, (policy + 1) * RULES_EACH):
+            fields: dict[str, Any] = {"action": actions.get(number, "pass"), "protocol": 6}
+            side = "dst"
+            if chance.random() < 0.242:
+                side = chance.choice(["src", "dst"])
+                fields[f"{side}_sets"] = (chance.choice(sets),)
+            rules.append(HostRule(**fields, **{f"{side}_ports": OTHER_PORT}))
+        lists.append(RulesId(f"policy/default/{'early' if is_early else 'all'}-{policy}"))
+        state.rules[lists[-1]] = HostRules(id=lists[-1], inbound=tuple(rules))
+    return HostWorkload(
+        key=WorkloadEndpointKey("localhost", "k8s", "wep", "eth0"),
+        interface="cali0",
+        is_active=True,
+        inbound=PolicyList(tiers=(TierPolicies(tier="default", policies=tuple(lists)),)),
+    )
+
+
+def timed(run: Callable[[], Any], rounds: int) -> float:
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def loop() -> None:
+    counts: dict[int, int] = {}
+    for i in range(1_000_000):
+        k = (i * 2654435761) & 0xFFFF
+        counts[k] = counts.get(k, 0) + 1
+
+
+def measure(*, is_early: bool) -> dict[str, Any]:
+    chance = random.Random(3)
+    state, sets = world(chance)
+    judged = workload(state, sets, chance, is_early=is_early)
+    (step,) = explain_side(state, judged, "inbound", FLOW)
+    assert step.outcome == ("allow" if is_early else "deny")
+    evaluator = Evaluator(state)
+    evaluator.explain_side(judged, "inbound", FLOW)  # the second time a list is asked for it is compiled
+    unit = timed(loop, 5) / 1e6
+    seconds = {
+        "first": timed(lambda: evaluator.explain_side(judged, "inbound", FLOW), 1),
+        "plain": timed(lambda: explain_side(state, judged, "inbound", FLOW), 20),
+        "compiled": timed(lambda: evaluator.explain_side(judged, "inbound", FLOW), 500),
+    }
+    assert evaluator.explain_side(judged, "inbound", FLOW) == [step]
+    return {
+        "name": f"flow-{'early' if is_early else 'all'}",
+        "rules": POLICIES * RULES_EACH + is_early,
+        "sets": len(sets),
+        **{f"{name}_us": round(value * 1e6, 2) for name, value in seconds.items()},
+        **{f"{name}_units": round(value / unit, 1) for name, value in seconds.items()},
+        "unit_us": round(unit * 1e6, 4),
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+    }
+
+
+if __name__ == "__main__":
+    for is_early in (False, True):
+        print(json.dumps(measure(is_early=is_early)), flush=True)

@@ -1,0 +1,59 @@
+"""A running node and the datastore's configuration: it ends for its supervisor when it cannot follow."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from calico_core.lab.host import LabHost
+from calico_core.lab.topology import Laboratory
+
+pytestmark = pytest.mark.needs_root
+
+
+@pytest.fixture
+def host() -> Iterator[LabHost]:
+    with Laboratory.create(f"s{uuid.uuid4().hex[:8]}", 1, datastore="sqlite", routing="none") as made:
+        yield made.hosts[0]
+
+
+def wait_until(holds: Callable[[], bool], within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return holds()
+
+
+def says(host: LabHost, text: str) -> bool:
+    return text in host.node_log.read_text()
+
+
+def test_a_setting_that_needs_a_start_ends_the_node_and_equal_values_do_not(host: LabHost) -> None:
+    host.start_node()
+    first = host.node_pid
+    host.calicoctl("config", "set", "LogActionRateLimit", "0")
+    host.calicoctl("config", "set", "LogSeverityScreen", "debug")
+    assert wait_until(lambda: says(host, "log.level"), 10)
+    assert host.node_pid == first
+    host.calicoctl("config", "set", "LogActionRateLimit", "7")
+    assert wait_until(lambda: host.node_pid is None, 15)
+    assert says(host, "settings.needs_start")
+    assert says(host, "node.restart_wanted")
+    host.start_node()
+    assert host.node_pid != first
+    shown = host.calicoctl("config", "show", "-o", "json").stdout
+    assert '"datastore global LogActionRateLimit"' in shown
+
+
+def test_a_change_that_is_taken_back_within_the_pause_costs_nothing(host: LabHost) -> None:
+    host.start_node()
+    first = host.node_pid
+    host.calicoctl("config", "set", "LogActionRateLimit", "7")
+    host.calicoctl("config", "remove", "LogActionRateLimit")
+    assert wait_until(lambda: says(host, "settings.needs_start"), 10)
+    host.calicoctl("config", "set", "LogSeverityScreen", "debug")
+    assert wait_until(lambda: says(host, "log.level"), 10)
+    assert not wait_until(lambda: host.node_pid != first, 3)

@@ -1,0 +1,85 @@
+"""From settings to what a driver is opened with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from netaddr import IPAddress, IPNetwork
+
+from calico_core.errors import InvalidSettings
+from calico_core.interfaces.dataplane import FailsafePort
+from calico_core.node.dataplane_options import dataplane_options, refuse_loose_rpf, warn_of_open_policy
+from calico_core.settings import load_settings
+
+
+def test_every_option_follows_its_setting() -> None:
+    options = dataplane_options(
+        load_settings(
+            {
+                "FELIX_INTERFACEPREFIX": "tap",
+                "FELIX_DEFAULTENDPOINTTOHOSTACTION": "DROP",
+                "FELIX_IPV6SUPPORT": "false",
+                "FELIX_IPTABLESFILTERDENYACTION": "REJECT",
+                "FELIX_DROPACTIONOVERRIDE": "LOG-and-DROP",
+                "FELIX_FAILSAFEINBOUNDHOSTPORTS": "22,udp:192.0.2.0/24:53",
+                "FELIX_FAILSAFEOUTBOUNDHOSTPORTS": "none",
+                "FELIX_METADATAADDR": "127.0.0.1",
+                "FELIX_METADATAPORT": "80",
+                "FELIX_LOGPREFIX": "deny",
+                "FELIX_LOGACTIONRATELIMIT": "3",
+                "FELIX_LOGACTIONRATELIMITBURST": "4",
+                "FELIX_IPTABLESMARKMASK": "0xff",
+                "FELIX_DEVICEROUTEPROTOCOL": "99",
+                "CALICO_DENIED_GROUP": "7",
+            }
+        ),
+        "rack-a",
+    )
+    assert (options.host, options.interface_prefix, options.endpoint_to_host) == ("rack-a", "tap", "DROP")
+    assert (options.is_ipv6_enabled, options.route_protocol) == (False, 99)
+    assert (options.deny_action, options.drop_override) == ("REJECT", "LOG-and-DROP")
+    assert options.failsafe_inbound == (FailsafePort(6, 22), FailsafePort(17, 53, IPNetwork("192.0.2.0/24")))
+    assert options.failsafe_outbound == ()
+    assert options.metadata == (IPAddress("127.0.0.1"), 80)
+    assert (options.log_prefix, options.log_rate, options.log_burst) == ("deny", 3, 4)
+    assert (options.mark_mask, options.denied_group) == (0xFF, 7)
+
+
+def test_without_settings_no_metadata_and_the_usual_ports() -> None:
+    options = dataplane_options(load_settings({}), "rack-a")
+    assert options.metadata is None
+    assert FailsafePort(6, 22) in options.failsafe_inbound
+    assert FailsafePort(17, 53) in options.failsafe_outbound
+
+
+def test_a_metadata_name_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(InvalidSettings, match="no IPv4 address") as caught:
+        dataplane_options(load_settings({"FELIX_METADATAADDR": "metadata.invalid"}), "rack-a")
+    assert caught.value.name == "metadata_address"
+
+
+@pytest.mark.parametrize("value", ["0", "1", None])
+def test_a_strict_or_absent_filter_is_fine(tmp_path: Path, value: str | None) -> None:
+    path = tmp_path / "rp_filter"
+    if value is not None:
+        path.write_text(f"{value}\n")
+    refuse_loose_rpf(load_settings({}), path)
+
+
+def test_a_loose_filter_ends_the_start_unless_it_is_wanted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "rp_filter"
+    path.write_text("2\n")
+    with pytest.raises(InvalidSettings, match="rp_filter is 2") as caught:
+        refuse_loose_rpf(load_settings({}), path)
+    assert caught.value.name == "ignore_loose_rpf"
+    refuse_loose_rpf(load_settings({"FELIX_IGNORELOOSERPF": "true"}), path)
+    assert "kernel.loose_rpf" in [each.getMessage() for each in caplog.records]
+
+
+@pytest.mark.parametrize(("override", "is_told"), [("DROP", False), ("LOG-and-DROP", False), ("LOG-and-ACCEPT", True)])
+def test_policy_that_is_off_is_an_error_in_the_log(
+    override: str, *, is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_open_policy(load_settings({"FELIX_DROPACTIONOVERRIDE": override}))
+    assert ("policy.switched_off" in [each.getMessage() for each in caplog.records]) is is_told
