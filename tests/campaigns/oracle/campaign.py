@@ -85,7 +85,7 @@ class Oracle:
         inbound, outbound = FAILSAFE_TEXTS
         good, _ = _decoded(records.items())
         cluster = Cluster(good, endpoint_to_host=case["to_host"], failsafe_inbound=inbound, failsafe_outbound=outbound)
-        place = _place_of(case)
+        place = _place_of(case, answers_early=self._bench.answers_early)
         is_untracked = any(isinstance(record, Policy) and record.untracked for _, record in good)
         probes = [
             probe for probe in case["probes"] if not (_is_to_itself(probe) or (is_untracked and probe.get("stray")))
@@ -149,12 +149,12 @@ class Oracle:
 # --- opinions ------------------------------------------------------------------------------------------------------
 
 
-def _place_of(case: dict[str, Any]) -> naive.Place:
+def _place_of(case: dict[str, Any], *, answers_early: bool) -> naive.Place:
     def texts(ports: Any) -> tuple[naive.Failsafe, ...]:
         return tuple((protocol, port, None if net is None else str(net)) for protocol, port, net in ports)
 
     uplink = frozenset(KNOWN_HOST)
-    return naive.Place(HOSTS, uplink, case["to_host"], texts(FAILSAFE_IN), texts(FAILSAFE_OUT))
+    return naive.Place(HOSTS, uplink, case["to_host"], texts(FAILSAFE_IN), texts(FAILSAFE_OUT), answers_early)
 
 
 def _expected(records: naive.Stored, place: naive.Place, probe: dict[str, Any]) -> str:
