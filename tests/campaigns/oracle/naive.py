@@ -14,7 +14,8 @@ from tests.campaigns.oracle.selectors import BadSelector, matches
 
 Stored = dict[str, Any]
 Failsafe = tuple[int, int, str | None]
-Outcome = Literal["allow", "deny", "reject"]
+Outcome = Literal["allow", "deny", "reject", "either"]
+"""``either``: denied, and its sender may be told so or not."""
 HOST, UPLINK = "here", "up0"
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "dccp": 33, "icmpv6": 58, "sctp": 132, "udplite": 136}
 _MATCHES = (
@@ -153,6 +154,8 @@ def _at_uplink(records: Stored, place: Place, flow: Flow, direction: str, *, is_
         action = _tiers_say(records, endpoint, direction, flow, hook)
         if action is None and hook == "normal":
             action = _profiles_say(records, endpoint, direction, flow)
+        if action == "reject" and hook == "untracked" and place.answers_early:
+            return "either"  # the answer belongs to no connection, so policy of what the host sends may drop it
         if action == "reject" and hook in _EARLY and not place.answers_early:
             return "deny"
         if action is not None:
