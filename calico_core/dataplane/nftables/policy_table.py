@@ -116,12 +116,22 @@ class PolicyTable:
         return msgspec.structs.replace(report, healed=foreign)
 
     def purge(self) -> None:
-        """Remove the table, and what was added to Docker's."""
-        errors = self._library.run("\n".join(delete_table()) + "\n")
-        if errors:
-            raise KernelRefused(f"delete {_WHOLE_TABLE}", errno.EBUSY, errors[0].reason)
+        """Remove the table, and what was added to Docker's.
+
+        First nobody enters it any more: a packet on its way through goes by the rules it began with, but by the sets
+        as they are now, and would find itself unknown to them.
+        """
+        for lines in (self._empty_hooks(), delete_table()):
+            errors = self._library.run("\n".join(lines) + "\n") if lines else []
+            if errors:
+                raise KernelRefused(f"delete {_WHOLE_TABLE}", errno.EBUSY, errors[0].reason)
         self._observed, self._generation = None, None
         self._docker.remove()
+
+    def _empty_hooks(self) -> list[str]:
+        found, _ = self._socket.read()
+        hooks = [name for name, each in found.chains.items() if each.hook] if found is not None else []
+        return [f"flush chain {FAMILY} {TABLE} {name}" for name in hooks]
 
     def live_beside_docker(self) -> tuple[tuple[str, ...], tuple[Failure, ...]]:
         """What was changed for it, and what could not be."""
