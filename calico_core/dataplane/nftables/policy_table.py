@@ -1,8 +1,8 @@
 """Our table in the kernel: desired state in, one transaction out, and what went wrong by subject.
 
 The kernel's content is known from reading it once and from our own commits; its generation counter tells whether
-anybody else has written since. Changes of set elements alone go by netlink messages of our own, everything else
-through libnftables.
+anybody else has written since. Changes of elements and of chains whose rules have the usual shapes go by netlink
+messages of our own, everything else through libnftables.
 """
 
 from __future__ import annotations
@@ -227,8 +227,8 @@ class PolicyTable:
     def _transact(self, plan: Plan, builder: TableBuilder, guilty: dict[str, str] | None = None) -> str:
         """One transaction. When it is refused nothing has changed, and ``guilty`` receives what could be told."""
         desired = builder.table
-        if plan.is_elements_only and plan.element_count <= _NETLINK_ELEMENTS and guilty is None:
-            self._socket.change_elements(plan, {name: desired.sets[name].kind for name in plan.names})
+        is_small = plan.element_count <= _NETLINK_ELEMENTS and guilty is None
+        if is_small and self._socket.change(plan, desired, self._observed):
             path = "netlink"
         else:
             self._run_script(plan, builder, guilty)
