@@ -75,6 +75,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     reporting_interval_s: float = 30.0
     reporting_ttl_s: float = 90.0
     endpoint_reporting: bool = True
+    endpoint_reporting_delay_s: float = 1.0
     collector_interval_s: float = 600.0
     collector_grace_s: float = 900.0
     health_enabled: bool = True

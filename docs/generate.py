@@ -85,6 +85,8 @@ MEANINGS = {
     "reporting_interval_s": "seconds between two reports of liveness; 0 or less: none",
     "reporting_ttl_s": "seconds such a report lasts",
     "endpoint_reporting": "write the status of each endpoint to the datastore",
+    "endpoint_reporting_delay_s": "seconds between two writes of such statuses at least, give or take a tenth; a value "
+    "that cannot be used counts as the default",
     "established_flows": "`cut`: connections that a change of policy denies end with it; `keep`: they go on until they "
     "end by themselves, as in the reference system",
     "confirm_removals_after_s": "how long the datastore must say the same before a "

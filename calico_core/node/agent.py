@@ -372,7 +372,7 @@ class Agent:
         if record is None:
             self._progress.remove(key)
         else:
-            self._progress.write(key, revision, record.name)
+            self._progress.write(key, revision, record.name, is_active=record.state == "active")
 
     def _apply(self, changes: HostChanges) -> None:
         is_retry = self._retry_at is not None and time.monotonic() >= self._retry_at

@@ -276,6 +276,7 @@ class Runtime:
             interval_s=settings.reporting_interval_s,
             ttl_s=settings.reporting_ttl_s,
             reports_endpoints=settings.endpoint_reporting,
+            endpoints_delay_s=settings.endpoint_reporting_delay_s,
             routing_status=lambda: self._require_routing().status(),
             integrations=lambda: dict(self._states),
         )

@@ -6,6 +6,7 @@ specification 2.4.
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import Counter
@@ -50,15 +51,19 @@ class StatusReporter:
         interval_s: float,
         ttl_s: float,
         reports_endpoints: bool,
+        endpoints_delay_s: float = 0.0,
         routing_status: Callable[[], RoutingStatus],
         integrations: Callable[[], dict[str, str]],
     ) -> None:
+        """``endpoints_delay_s``: at least so long, give or take a tenth, between two writes of endpoints' statuses."""
         self._records = records
         self._host = host
         self._version = version
         self._interval_s = interval_s
         self._ttl_s = ttl_s if ttl_s > interval_s else interval_s * 2.5
         self._reports_endpoints = reports_endpoints
+        self._endpoints_delay_s = endpoints_delay_s
+        self._endpoints_at = 0.0  # the earliest time of their next write
         self._routing_status = routing_status
         self._integrations = integrations
         self._slot: LatestSlot[AgentState] = LatestSlot()
@@ -94,7 +99,8 @@ class StatusReporter:
         next_beat = 0.0
         is_behind = False
         while not self._stopping.is_set():
-            state = self._slot.take(max(0.05, min(next_beat - time.monotonic(), 10.0)))
+            at = min(next_beat, self._endpoints_at) if is_behind else next_beat
+            state = self._slot.take(max(0.05, min(at - time.monotonic(), 10.0)))
             if state is not None:
                 # beside an attach it would be in the way; after a burst of them it is one write
                 self._stopping.wait(_GATHER_S)
@@ -103,15 +109,18 @@ class StatusReporter:
                 if bool(before) != bool(self._dataplane_failure):
                     next_beat = 0.0  # who asks whether policy is in force shall not hear it an interval later
             try:
-                if is_behind and self._state is not None and self._state.is_applied:
-                    self._write_endpoints(self._state)
+                if is_behind and self._state is not None and not self._state.is_applied:
+                    is_behind = False  # another state will come
+                if is_behind and self._state is not None and time.monotonic() >= self._endpoints_at:
+                    if self._write_endpoints(self._state):
+                        self._endpoints_at = time.monotonic() + self._endpoints_delay_s * random.uniform(0.9, 1.1)
                     is_behind = False
                 if time.monotonic() >= next_beat:
                     self._beat()
                     next_beat = time.monotonic() + self._beat_interval_s
             except DatastoreError as error:
                 log.warning("status.not_written", reason=str(error))
-                next_beat = time.monotonic() + _RETRY_S
+                next_beat = self._endpoints_at = time.monotonic() + _RETRY_S
                 self._lease = self._felix_lease = None
                 self._node_written = None
         self._last_words()
@@ -120,9 +129,10 @@ class StatusReporter:
     def _beat_interval_s(self) -> float:
         return min(self._interval_s, _NODE_TTL_S / 3) if self._interval_s > 0 else _NODE_TTL_S / 3
 
-    def _write_endpoints(self, state: AgentState) -> None:
+    def _write_endpoints(self, state: AgentState) -> bool:
+        """Whether there was anything to write."""
         if not self._reports_endpoints:
-            return
+            return False
         if not self._is_swept:
             self._sweep(state)
         changed = {key: said for key, said in state.endpoints.items() if self._written.get(key) != said}
@@ -134,6 +144,7 @@ class StatusReporter:
         self._written.update(changed)
         for key in gone:
             del self._written[key]
+        return bool(operations)
 
     def _sweep(self, state: AgentState) -> None:
         """After a start: statuses of endpoints that went while we were away."""
