@@ -42,8 +42,8 @@ MEANINGS = {
     "socket": "where shims and calicoctl reach the node",
     "run_directory": "what may go at a reboot: lock, saved settings, BIRD's files",
     "state_directory": "what stays: the node's name",
-    "dataplane_driver": "a name from [`calico.dataplanes`](entry-points.md), or `auto`: nftables, or iptables where the "
-    "kernel has no nftables. At a change, policy of the other one stays until the new one's is complete",
+    "dataplane_driver": "a name from [`calico.dataplanes`](entry-points.md), or `auto`: nftables, or iptables where "
+    "the kernel has no nftables. At a change, policy of the other one stays until the new one's is complete",
     "routing_driver": "a name from [`calico.routing`](entry-points.md)",
     "integrations": "names, separated by commas; `-NAME` leaves one out; empty means all that are installed",
     "ip": "an IPv4 address of this host, `autodetect` or `none`",
