@@ -42,8 +42,8 @@ class Attach(Value, frozen=True):
     ``addresses``: an :class:`AddressRequest` to be committed together with the endpoint, or addresses the caller
     already holds. ``namespace``: path or description for messages; ``namespace_fd`` None means no interface is made
     (the caller or a later :meth:`Workloads.make_pair` does it). ``routes``: destinations beside the default route.
-    ``endpoint_labels`` go to the record. An existing record of another ``container_id`` is replaced only with
-    ``replaces``.
+    ``floating``: addresses that lead to the workload's own of the same family. ``labels`` go to the record. An
+    existing record of another ``container_id`` is replaced only with ``replaces``.
     """
 
     key: WorkloadEndpointKey
@@ -62,6 +62,7 @@ class Attach(Value, frozen=True):
     replaces: bool = False
     is_default_route: bool = True
     routes: tuple[IPNetwork, ...] = ()
+    floating: tuple[IPAddress, ...] = ()
     allow_ip_forwarding: bool = False
     policy_timeout_s: float = 10.0
 

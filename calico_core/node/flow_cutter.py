@@ -25,7 +25,8 @@ from calico_core.model.hoststate import HostChanges, HostState, HostWorkload, Po
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.rules import PORT_PROTOCOLS, PROTOCOLS
 from calico_core.node.mailbox import LatestSlot
-from calico_core.policy.explain import Direction, Packet, explain_side
+from calico_core.policy.compiled import Evaluator
+from calico_core.policy.explain import Direction, Packet
 
 _GATHER_S = 0.05
 _REST = 9
@@ -162,6 +163,7 @@ def denied_now(
         for net in workload.nets:
             judges[direction][net.ip].append(workload)
     outbound, inbound = judges["outbound"], judges["inbound"]
+    evaluator = Evaluator(state)
     found = []
     for connection in connections:
         sender, receiver = connection.src, connection.reply_src
@@ -170,7 +172,7 @@ def denied_now(
         packet = _packet(connection)
         sides: list[tuple[Direction, HostWorkload]] = [("outbound", each) for each in outbound.get(sender, ())]
         sides += [("inbound", each) for each in inbound.get(receiver, ())]
-        if any(explain_side(state, each, direction, packet)[-1].outcome == "deny" for direction, each in sides):
+        if any(evaluator.explain_side(each, direction, packet)[-1].outcome == "deny" for direction, each in sides):
             found.append(connection)
     return found
 

@@ -2,7 +2,7 @@
 its protocol and ports can match.
 
 The answers are those of :func:`calico_core.policy.explain.walk`, step by step; the rules that are left are asked by the
-one evaluator. A list is compiled when it is first needed, which costs as much as a few flows that walk all through it.
+one evaluator. To compile a list costs as much as a few flows that walk all through it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from calico_core.policy.explain import (
     explain_side,
     rule_matches,
     undecided,
+    walk,
 )
 from calico_core.policy.policy_lists import Hook
 
@@ -127,7 +128,7 @@ class CompiledList:
 
 
 class Evaluator:
-    """Of one state, as long as that does not change."""
+    """Of one state, as long as that does not change. A list is compiled when it is asked for the second time."""
 
     def __init__(self, state: HostState) -> None:
         self._state = state
@@ -138,6 +139,7 @@ class Evaluator:
                 self._carriers[net].append(workload)
             self._floating.update((nat.external, nat.internal) for nat in workload.nats)
         self._lists: dict[tuple[PolicyList, Direction], CompiledList] = {}
+        self._asked: set[tuple[PolicyList, Direction]] = set()
 
     def explain(self, packet: Packet) -> Verdict:
         """As :func:`calico_core.policy.explain.explain`."""
@@ -164,7 +166,11 @@ class Evaluator:
         policies: PolicyList,
         packet: Packet,
     ) -> list[Step]:
-        found = self._lists.get((policies, direction))
+        key = policies, direction
+        found = self._lists.get(key)
         if found is None:
-            found = self._lists[policies, direction] = CompiledList(self._state, policies, direction)
+            if key not in self._asked:
+                self._asked.add(key)
+                return walk(self._state, endpoint, hook, direction, policies, packet)
+            found = self._lists[key] = CompiledList(self._state, policies, direction)
         return found.walk(endpoint, hook, packet)

@@ -24,7 +24,7 @@ from calico_core.locks import NamedLocks
 from calico_core.log import get_logger
 from calico_core.model import codec
 from calico_core.model.addresses import host_network, mac_from_bytes
-from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.endpoints import Nat, WorkloadEndpoint
 from calico_core.model.ids import check_name
 from calico_core.model.keys import (
     PROFILES,
@@ -362,6 +362,8 @@ def _unchecked(request: Attach, mac: EUI, addresses: tuple[IPAddress, ...]) -> W
         profile_ids=request.profiles,
         ipv4_nets=tuple(host_network(address) for address in addresses if address.version == 4),
         ipv6_nets=tuple(host_network(address) for address in addresses if address.version == 6),
+        ipv4_nat=_nats(request, addresses, 4),
+        ipv6_nat=_nats(request, addresses, 6),
         labels=request.labels,
         container_id=request.container_id,
         ifname=request.container_interface,
@@ -369,6 +371,14 @@ def _unchecked(request: Attach, mac: EUI, addresses: tuple[IPAddress, ...]) -> W
         netns=request.namespace or None,
         created=round(time.time(), 3),
     )
+
+
+def _nats(request: Attach, addresses: tuple[IPAddress, ...], version: int) -> tuple[Nat, ...]:
+    own = next((address for address in addresses if address.version == version), None)
+    wanted = [address for address in request.floating if address.version == version]
+    if wanted and own is None:
+        raise InvalidRequest("floating", f"{wanted[0]} leads nowhere: the workload has no IPv{version} address")
+    return tuple(Nat(int_ip=own, ext_ip=address) for address in wanted) if own is not None else ()
 
 
 def _profile_writes(profiles: tuple[NewProfile, ...]) -> Companion:

@@ -96,6 +96,7 @@ def measure(*, is_early: bool) -> dict[str, Any]:
     (step,) = explain_side(state, judged, "inbound", FLOW)
     assert step.outcome == ("allow" if is_early else "deny")
     evaluator = Evaluator(state)
+    evaluator.explain_side(judged, "inbound", FLOW)  # the second time a list is asked for it is compiled
     unit = timed(loop, 5) / 1e6
     seconds = {
         "first": timed(lambda: evaluator.explain_side(judged, "inbound", FLOW), 1),

@@ -8,6 +8,7 @@ packet matches at most one of the rules that a rule becomes.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     SetNames = Callable[[SetId, int], str]
 
 _PORTS_A_MATCH = 15
+#: Matches of excluded ports that one rule may carry; iptables takes 255 words a line.
+_NEGATIONS_A_RULE = 20
+_EVERY_PORT: tuple[PortRange, ...] = ((0, 65535),)
 _ICMP_ANY = 255  # iptables takes this type for "every type"
 _ACTIONS = ("allow", "deny", "reject", "pass", "log")
 
@@ -135,23 +139,26 @@ def _matches(rule: HostRule, family: int, set_names: SetNames, nets: list[tuple[
 
 def _with_ports(rule: HostRule, family: int, set_names: SetNames, parts: list[str]) -> list[str]:
     """The matches by port added to the others: one way for each that a wanted port may go."""
-    for option, side, ports, sets in (
-        ("--sports", "src,src", rule.not_src_ports, rule.not_src_port_sets),
-        ("--dports", "dst,dst", rule.not_dst_ports, rule.not_dst_port_sets),
+    alternatives: list[list[str]] = []
+    for option, side, ports, sets, not_ports, not_sets in (
+        ("--sports", "src,src", rule.src_ports, rule.src_port_sets, rule.not_src_ports, rule.not_src_port_sets),
+        ("--dports", "dst,dst", rule.dst_ports, rule.dst_port_sets, rule.not_dst_ports, rule.not_dst_port_sets),
     ):
-        if ports:
-            parts += [f"-m multiport ! {option} {chunk}" for chunk in _chunks(ports)]
-        if sets:
-            parts += [_not_in_set(set_names(each, family), side) for each in sets]
-    alternatives = [" ".join(parts)]
-    for option, side, ports, sets in (
-        ("--sports", "src,src", rule.src_ports, rule.src_port_sets),
-        ("--dports", "dst,dst", rule.dst_ports, rule.dst_port_sets),
-    ):
-        if ports or sets:
-            ways = _port_ways(option, side, ports, [set_names(each, family) for each in sets])
-            alternatives = [f"{each} {way}".lstrip() for each in alternatives for way in ways]
-    return alternatives
+        wanted, excluded = ports, _chunks(not_ports) if not_ports else []
+        if len(excluded) > _NEGATIONS_A_RULE and not sets:
+            # a rule has no room for so many matches: what is left is so many rules
+            wanted, excluded = _without(ports or _EVERY_PORT, not_ports), []
+            if not wanted:
+                raise _NeverMatches
+        parts += [f"-m multiport ! {option} {chunk}" for chunk in excluded]
+        if not_sets:
+            parts += [_not_in_set(set_names(each, family), side) for each in not_sets]
+        if wanted or sets:
+            alternatives.append(_port_ways(option, side, wanted, [set_names(each, family) for each in sets]))
+    matches = [" ".join(parts)]
+    for ways in alternatives:
+        matches = [f"{each} {way}".lstrip() for each in matches for way in ways]
+    return matches
 
 
 def _port_ways(option: str, side: str, ports: tuple[PortRange, ...], sets: list[str]) -> list[str]:
@@ -237,6 +244,24 @@ def _merged(ports: tuple[PortRange, ...]) -> list[PortRange]:
         else:
             merged.append((low, high))
     return merged
+
+
+def _without(ports: tuple[PortRange, ...], excluded: tuple[PortRange, ...]) -> tuple[PortRange, ...]:
+    """The ports that are in none of the excluded ranges."""
+    left: list[PortRange] = []
+    holes = _merged(excluded)
+    ends = [high for _, high in holes]
+    for first, last in _merged(ports):
+        at = first
+        for low, high in holes[bisect_left(ends, first) :]:
+            if low > last:
+                break
+            if low > at:
+                left.append((at, low - 1))
+            at = high + 1
+        if at <= last:
+            left.append((at, last))
+    return tuple(left)
 
 
 def _icmp(rule: HostRule) -> list[str]:

@@ -68,6 +68,9 @@ PLACES = (
     Place("pre_dnat", "dnat", "in", "host_dnat", "hep_dnat", "hd", FAILSAFE_IN),
 )
 
+_AFTER_DNAT = ("inbound", "forward_inbound")
+"""What one hook of an interface lets through is not asked at the later ones."""
+
 
 class HostChains(msgspec.Struct, frozen=True):
     """All chains and maps host endpoints need, hooks of others' aside. ``subjects``: whose a chain is, where it is one
@@ -113,9 +116,10 @@ def render_hosts(
             policies: PolicyList = getattr(interface, place.field)
             if place.kind != "host" and not policies.tiers and (place.kind == "forward" or not policies.profiles):
                 continue
-            name = f"{place.prefix}_{digest(msgspec.json.encode(policies), 8)}"
+            follows_dnat = place.field in _AFTER_DNAT and bool(interface.pre_dnat.tiers)
+            name = f"{place.prefix}_{digest(msgspec.json.encode(policies), 8)}{'_d' * follows_dnat}"
             if name not in chains:
-                chains[name] = chain(_place_rules(place, policies, verdicts, families))
+                chains[name] = chain(_place_rules(place, policies, verdicts, families, follows_dnat=follows_dnat))
                 subjects[name] = interface.key.path
             elements[place][interface.interface] = name
     sets: dict[str, NamedSet] = {}
@@ -157,22 +161,32 @@ def _dispatch(place: Place, any_chain: str | None, prefix: str) -> list[str]:
     return rules
 
 
-def _place_rules(place: Place, policies: PolicyList, verdicts: Verdicts, families: Sequence[int]) -> list[str]:
+def _place_rules(
+    place: Place, policies: PolicyList, verdicts: Verdicts, families: Sequence[int], *, follows_dnat: bool
+) -> list[str]:
+    """``follows_dnat``: the interface has pre-DNAT policy, which has set or cleared the mark by now."""
     passing = "return" if place.kind == "forward" else "accept"
     rules: list[str] = []
     if place.kind != "raw":
         states = f"established : {passing}, related : {passing}, invalid : goto {INVALID_CHAIN}"
         rules.append(f"ct state vmap {{ {states} }}")
-    if place.kind in ("host", "dnat"):
+    if follows_dnat:
+        rules.append(f"{verdicts.if_accepted} {passing}")
+    elif place.kind != "raw":
         # let through by an untracked policy; a mark alone might be anybody's
-        rules.append(f"ct state untracked {verdicts.if_accepted} accept")
+        rules.append(f"ct state untracked {verdicts.if_accepted} {passing}")
+    if place.kind == "dnat":
+        rules.append(verdicts.clear_marks)
     if 6 in families:
         rules.append(f"{_NEIGHBOURS} {passing}")
     if place.failsafe:
         rules.append(f"jump {place.failsafe}")
     if place.kind in ("host", "forward"):
-        return rules + list_rules(policies, place.direction, verdicts)
-    rules.append(verdicts.clear_marks)
+        # what every tier passes on is forwarded; only the list of a closed endpoint has no policies
+        denies_rest = place.kind == "host" or not any(tier.policies for tier in policies.tiers)
+        return rules + list_rules(policies, place.direction, verdicts, denies_rest=denies_rest)
+    if place.kind == "raw":
+        rules.append(verdicts.clear_marks)
     accepted = f"{verdicts.if_accepted} {'notrack ' if place.kind == 'raw' else ''}accept"
     for number, tier in enumerate(policies.tiers):
         rules += [verdicts.clear_pass] if number else []

@@ -243,9 +243,11 @@ def rules_chain_name(rules_id: RulesId, direction: str) -> str:
     return kernel_name("pi" if direction == "in" else "po", rules_id)
 
 
-def list_rules(policies: PolicyList, direction: Direction, verdicts: Verdicts) -> list[str]:
+def list_rules(
+    policies: PolicyList, direction: Direction, verdicts: Verdicts, *, denies_rest: bool = True
+) -> list[str]:
     """Tiers in order, profiles in order, denial. "Accept" is to return with the accept mark set: the caller may have
-    the other end's policy to ask."""
+    the other end's policy to ask. ``denies_rest`` False: what nobody decides passes."""
     side: Literal["inbound", "outbound"] = "inbound" if direction == "in" else "outbound"
     rules = [verdicts.clear_marks]
     passed_before = False
@@ -264,5 +266,7 @@ def list_rules(policies: PolicyList, direction: Direction, verdicts: Verdicts) -
             rules += verdicts.deny(verdicts.if_not_passed, origin, f"end of tier {readable(tier.tier, 40)}")
     for rules_id in policies.profiles:
         rules += [f"jump {rules_chain_name(rules_id, direction)}", verdicts.if_accepted_return]
+    if not denies_rest:
+        return rules
     origin = DenialOrigin(reason="no profile matched", direction=side)
     return rules + verdicts.deny("", origin, "no profile matched")

@@ -148,7 +148,9 @@ class AttachCall:
         )
         if self._pod is not None:
             # a new sandbox of the pod takes the place of the one before, which may be deleted later or never
-            request = msgspec.structs.replace(request, labels=self._pod.labels, replaces=True)
+            request = msgspec.structs.replace(
+                request, labels=self._pod.labels, floating=self._pod.floating, replaces=True
+            )
         if self._pod is not None and self._pod.profiles:
             request = msgspec.structs.replace(request, profiles=self._pod.profiles, new_profiles=())
         timeout_s = configuration.policy_setup_timeout_seconds

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
+from netaddr import IPAddress
 
 from calico_cni.environment import Invocation
 from calico_cni.errors import NotAvailable, PolicySourceFailed, UnsupportedField
@@ -20,7 +21,7 @@ from calico_cni.pod_cidr import with_pod_cidrs
 from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.wire import NetworkConfiguration
 from calico_core.errors import InvalidRequest, NotReady
-from calico_core.model.addresses import parse_mac, parse_network
+from calico_core.model.addresses import parse_address, parse_mac, parse_network
 from calico_core.model.kubernetes import (
     NAMESPACE_LABEL,
     ORCHESTRATOR,
@@ -34,7 +35,8 @@ PREFIX = "cni.projectcalico.org/"
 CONFIG_HASH = "kubernetes.io/config.hash"
 """Of a pod that a kubelet runs from a file: it knows that one as the pod's identity, the API gives another."""
 _POOLS = {4: "ipv4pools", 6: "ipv6pools"}
-_REFUSED = ("ipAddrsNoIpam", "floatingIPs", "allowedSourcePrefixes")
+_REFUSED = ("ipAddrsNoIpam", "allowedSourcePrefixes")
+_FLOATING = "floatingIPs"
 _MAX_SOURCES = 64
 
 
@@ -50,10 +52,12 @@ class PodName(NamedTuple):
 
 
 class PodPolicy(NamedTuple):
-    """How policies see the endpoint. ``profiles`` empty: the network's own."""
+    """How policies see the endpoint. ``profiles`` empty: the network's own. ``floating``: addresses that lead to the
+    pod's own."""
 
     labels: dict[str, str]
     profiles: tuple[str, ...] = ()
+    floating: tuple[IPAddress, ...] = ()
 
 
 class Pods:
@@ -82,7 +86,8 @@ class Pods:
         if not any(each in annotations for each in _POOLS.values()):
             of_namespace = _ours(api.namespace(name.namespace).metadata.annotations)
             annotations |= {key: of_namespace[key] for key in _POOLS.values() if key in of_namespace}
-        policy = PodPolicy(endpoint_labels(pod), endpoint_profiles(pod))
+        floating = floating_addresses(configuration, annotations)
+        policy = PodPolicy(endpoint_labels(pod), endpoint_profiles(pod), floating)
         return policy, with_annotations(configuration, annotations)
 
     def with_pod_cidrs(self, configuration: NetworkConfiguration, stdin: bytes, host: str) -> bytes:
@@ -137,6 +142,16 @@ def with_annotations(configuration: NetworkConfiguration, annotations: Mapping[s
         args = msgspec.structs.replace(configuration.args, cni=conventions)
         configuration = msgspec.structs.replace(configuration, args=args)
     return msgspec.structs.replace(configuration, ipam=_with_pools(configuration, annotations))
+
+
+def floating_addresses(configuration: NetworkConfiguration, annotations: Mapping[str, str]) -> tuple[IPAddress, ...]:
+    """:raises InvalidRequest: naming the annotation; also when the configuration does not allow them."""
+    if not annotations.get(_FLOATING):
+        return ()
+    field = PREFIX + _FLOATING
+    if not configuration.feature_control.floating_ips:
+        raise InvalidRequest(field, "feature_control.floating_ips is not true in the network configuration")
+    return tuple(parse_address(text, field=field) for text in _list(annotations, _FLOATING))
 
 
 def _with_pools(configuration: NetworkConfiguration, annotations: Mapping[str, str]) -> Any:

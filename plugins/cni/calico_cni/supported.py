@@ -31,12 +31,8 @@ def check_supported(configuration: NetworkConfiguration, *, host: str) -> None:
         if value not in served:
             raise InvalidRequest(key, f"{value!r} is not one of {_words(served + unserved)}")
     _check_numbers(configuration)
-    for key, is_set in (
-        ("require_mtu_file", configuration.require_mtu_file),
-        ("feature_control.floating_ips", configuration.feature_control.floating_ips),
-    ):
-        if is_set:
-            raise UnsupportedField(key, "true", "is not supported")
+    if configuration.require_mtu_file:
+        raise UnsupportedField("require_mtu_file", "true", "is not supported")
     check_gates(configuration.readiness_gates)
     if configuration.feature_control.ip_addrs_no_ipam:
         raise InvalidRequest("feature_control.ip_addrs_no_ipam", "addresses without IPAM exist under Kubernetes only")

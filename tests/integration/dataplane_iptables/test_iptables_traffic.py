@@ -14,8 +14,10 @@ from tests.integration.dataplane_nftables.test_nftables_traffic import (
     allow,
     inbound,
     only,
+    test_a_workload_cannot_send_into_the_hosts_tunnels,
     test_connection_survives_a_policy_change_but_not_the_loss_of_its_address,
     test_icmp,
+    test_long_lists_of_ports,
     test_matches,
     test_names_and_leases_may_be_asked_for_by_a_closed_workload,
     test_own_second_address_and_unknown_mac_pass,
@@ -37,8 +39,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.needs_root
 
 __all__ = [
+    "test_a_workload_cannot_send_into_the_hosts_tunnels",
     "test_connection_survives_a_policy_change_but_not_the_loss_of_its_address",
     "test_icmp",
+    "test_long_lists_of_ports",
     "test_matches",
     "test_names_and_leases_may_be_asked_for_by_a_closed_workload",
     "test_own_second_address_and_unknown_mac_pass",

@@ -277,6 +277,19 @@ def test_the_pod_goes_before_its_namespace_and_that_before_the_configuration(
     assert setup.ipam.requests[-1].pools_v4 == (IPNetwork("10.65.0.0/24"),)
 
 
+def test_floating_addresses_where_the_network_allows_them(setup: CniSetup, api: KubernetesApi) -> None:
+    annotate(api, floatingIPs='["192.0.2.7", "192.0.2.8"]')
+    network = a_pod_network(api, feature_control={"floating_ips": True})
+    stdout_of(setup.call("ADD", network, CNI_ARGS=ARGUMENTS))
+    assert [str(each) for each in setup.workloads.attach_requests[0].floating] == ["192.0.2.7", "192.0.2.8"]
+    annotate(api, floatingIPs='["here"]')
+    error = error_of(setup.call("ADD", network, container="other", CNI_ARGS=ARGUMENTS))
+    assert (error["code"], "cni.projectcalico.org/floatingIPs" in error["msg"]) == (7, True)
+    annotate(api, floatingIPs='["192.0.2.7"]')
+    error = error_of(setup.call("ADD", a_pod_network(api), container="other", CNI_ARGS=ARGUMENTS))
+    assert "feature_control.floating_ips" in error["msg"]
+
+
 def test_the_runtime_goes_before_annotations(setup: CniSetup, api: KubernetesApi) -> None:
     annotate(api, ipAddrs='["10.65.0.7"]', hwAddr="02:00:5e:10:00:99")
     network = a_pod_network(api, runtimeConfig={"ips": ["10.65.0.8"], "mac": "02:00:5e:10:00:98"})
@@ -296,7 +309,7 @@ def test_the_runtime_goes_before_annotations(setup: CniSetup, api: KubernetesApi
         ({"ipv6pools": '["pool"]'}, 7),
         ({"ipFamilies": '["IPv5"]'}, 7),
         ({"hwAddr": "nothing"}, 7),
-        ({"floatingIPs": '["1.2.3.4"]'}, 2),
+        ({"floatingIPs": '["1.2.3.4"]'}, 7),
         ({"ipAddrsNoIpam": '["1.2.3.4"]'}, 2),
         ({"allowedSourcePrefixes": '["1.2.3.0/24"]'}, 2),
     ],

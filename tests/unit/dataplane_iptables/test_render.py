@@ -162,6 +162,18 @@ def test_named_ports(fields: dict[str, Any], expected: list[str]) -> None:
     assert render(**fields) == expected
 
 
+def test_more_excluded_ports_than_a_rule_has_room_for() -> None:
+    odd = tuple((port, port) for port in range(1001, 2001, 2))
+    rules = render(protocol=6, not_dst_ports=odd)
+    assert all("!" not in rule for rule in rules)
+    listed = [each for rule in rules for each in rule.split()[5].split(",")]
+    assert listed == ["0:1000", *(str(port) for port in range(1002, 2000, 2)), "2000:65535"]
+    assert render(protocol=6, dst_ports=((1001, 1003),), not_dst_ports=odd) == [
+        "-p 6 -m multiport --dports 1002 -j DROP"
+    ]
+    assert render(protocol=6, dst_ports=odd, not_dst_ports=odd) == []
+
+
 def test_ports_that_touch_are_one_range() -> None:
     (rule,) = render(protocol=6, dst_ports=((80, 80), (81, 90), (85, 99), (7, 7)))
     assert rule == "-p 6 -m multiport --dports 7,80:99 -j DROP"

@@ -21,6 +21,7 @@ from calico_core.errors import (
     Unavailable,
 )
 from calico_core.interfaces.datastore import Batch
+from calico_core.model.endpoints import Nat
 from calico_core.model.keys import (
     HandleKey,
     ProfileLabelsKey,
@@ -384,6 +385,22 @@ def test_detach_whose_write_is_refused_keeps_record_and_addresses_together(bench
     bench.service.detach(bench.detach_request())
     assert _record(bench) is None
     assert bench.ipam.by_handle("net.c1") == ()
+
+
+def test_floating_addresses_lead_to_the_workloads_own(bench: Bench) -> None:
+    floating = (IPAddress("192.0.2.7"), IPAddress("192.0.2.8"))
+    attached = bench.service.attach(bench.attach_request(floating=floating))
+    own = attached.addresses[0].ip
+    record = _record(bench)
+    assert record is not None
+    assert record.ipv4_nat == tuple(Nat(int_ip=own, ext_ip=each) for each in floating)
+
+
+def test_a_floating_address_of_a_family_that_the_workload_lacks(bench: Bench) -> None:
+    with pytest.raises(InvalidRequest, match="no IPv6 address"):
+        bench.service.attach(bench.attach_request(floating=(IPAddress("2001:db8::7"),)))
+    assert _record(bench) is None
+    check_laws(bench.store)
 
 
 # --- detach ------------------------------------------------------------------------------------------

@@ -1,0 +1,23 @@
+"""Sysctls, neighbours and addresses: what nftables keeps, iptables keeps."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.integration.dataplane_nftables.test_nftables_links import (
+    test_address_of_two_goes_to_the_first_whatever_the_order,
+    test_forwarding_of_the_host_is_put_back,
+    test_interface_is_set_up_and_kept_so,
+    test_loopback_is_open_with_metadata_only,
+    test_neighbours_follow_the_record,
+)
+
+pytestmark = pytest.mark.needs_root
+
+__all__ = [
+    "test_address_of_two_goes_to_the_first_whatever_the_order",
+    "test_forwarding_of_the_host_is_put_back",
+    "test_interface_is_set_up_and_kept_so",
+    "test_loopback_is_open_with_metadata_only",
+    "test_neighbours_follow_the_record",
+]
