@@ -72,6 +72,7 @@ MEANINGS = {
     "workloads; `none`. The reference system's default is 127.0.0.1; ours is none, since it takes the metadata "
     "service of a cloud away",
     "metadata_port": "and the port there",
+    "max_set_size": "how many members an ipset holds at most (iptables alone)",
     "log_prefix": "how the kernel's log lines of rules with the action `log` begin, where the rule names nothing",
     "log_rate": "such lines a second and rule (`10` or `10/second`); 0: no limit",
     "log_burst": "and how many at once",
@@ -94,6 +95,7 @@ MEANINGS = {
     "collector_interval_s": "seconds between two looks for [leaked addresses](../how-to/leaked-addresses.md); 0: never",
     "collector_grace_s": "seconds an address must have been without any sign of life before it is freed",
     "health_enabled": "serve `/liveness`, `/readiness` and `/health`",
+    "loop_limit_s": "seconds that one turn of any loop of the node may take; after that the node counts as dead",
     "health_host": "the address they are served on",
     "health_port": "and the port; 0: not at all",
     "metrics_enabled": "serve `/metrics` for Prometheus",

@@ -105,6 +105,7 @@ class Runtime:
         stored = read_stored_config(records, self.host)
         settings = self._settings = with_stored_config(settings, self._environment, stored)
         tell_settings(settings, self._environment, stored)
+        self._signs.limit_s = settings.loop_limit_s
         live = self._live = LiveSettings(settings, self.host, stored, self._restart_later)
         live.begin()
         self._serve_health(settings)
@@ -165,7 +166,7 @@ class Runtime:
     def watch(self) -> bool:
         """Until :attr:`stopping` is set: True; or until a part has died: False."""
         while not self.stopping.wait(_WATCH_S):
-            for part in (self._agent, self._router, self._tunnels):
+            for part in (self._agent, self._router, self._tunnels, self._reporter):
                 if part is not None and not part.is_alive:
                     log.error("node.part_died", part=type(part).__name__)
                     return False
@@ -286,6 +287,7 @@ class Runtime:
         self._stack.callback(lambda: self._require_routing().close(stop_daemon=os.getpid() == 1))
         self._stack.callback(self._reporter.stop)
         self._reporter.start()
+        self._signs.loops["reporter"] = self._reporter
 
     def _require_routing(self) -> Routing:
         assert self._routing is not None
@@ -307,6 +309,7 @@ class Runtime:
         )
         self._stack.callback(self._tunnels.stop)
         self._tunnels.start()
+        self._signs.loops["tunnels"] = self._tunnels
         # the first workload asks for its MTU
         self._tunnels.wait_judged(_READY_WAIT_S)
         return self._tunnels

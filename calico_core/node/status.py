@@ -29,6 +29,7 @@ from calico_core.model.keys import (
     WorkloadStatusKey,
 )
 from calico_core.node.agent import AgentState
+from calico_core.node.busy import Busy
 from calico_core.node.mailbox import LatestSlot
 
 log = get_logger(__name__)
@@ -67,6 +68,7 @@ class StatusReporter:
         self._routing_status = routing_status
         self._integrations = integrations
         self._slot: LatestSlot[AgentState] = LatestSlot()
+        self._busy = Busy()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self._started = time.time()
@@ -81,6 +83,15 @@ class StatusReporter:
     @property
     def state(self) -> AgentState | None:
         return self._state
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def busy_s(self) -> float:
+        """How long it writes to the datastore already; 0: it does not."""
+        return self._busy.seconds
 
     def put(self, state: AgentState) -> None:
         self._slot.put(state)
@@ -111,13 +122,14 @@ class StatusReporter:
             try:
                 if is_behind and self._state is not None and not self._state.is_applied:
                     is_behind = False  # another state will come
-                if is_behind and self._state is not None and time.monotonic() >= self._endpoints_at:
-                    if self._write_endpoints(self._state):
-                        self._endpoints_at = time.monotonic() + self._endpoints_delay_s * random.uniform(0.9, 1.1)
-                    is_behind = False
-                if time.monotonic() >= next_beat:
-                    self._beat()
-                    next_beat = time.monotonic() + self._beat_interval_s
+                with self._busy.turn():
+                    if is_behind and self._state is not None and time.monotonic() >= self._endpoints_at:
+                        if self._write_endpoints(self._state):
+                            self._endpoints_at = time.monotonic() + self._endpoints_delay_s * random.uniform(0.9, 1.1)
+                        is_behind = False
+                    if time.monotonic() >= next_beat:
+                        self._beat()
+                        next_beat = time.monotonic() + self._beat_interval_s
             except DatastoreError as error:
                 log.warning("status.not_written", reason=str(error))
                 next_beat = self._endpoints_at = time.monotonic() + _RETRY_S

@@ -267,7 +267,7 @@ def test_every_name_of_the_reference_agent_is_known() -> None:
         "DefaultEndpointToHostAction DropActionOverride IgnoreLooseRPF ClusterGUID UsageReportingEnabled LogFilePath "
         "EtcdDriverLogFilePath LogSeverityFile LogSeveritySys LogSeverityScreen IpInIpEnabled IpInIpMtu "
         "IpInIpTunnelAddr ReportingIntervalSecs ReportingTTLSecs EndpointReportingEnabled "
-        "EndpointReportingDelaySecs IptablesMarkMask "
+        "EndpointReportingDelaySecs HostInterfacePollInterval MaxIpsetSize IptablesMarkMask "
         "PrometheusMetricsEnabled PrometheusMetricsPort EtcdDriverPrometheusMetricsPort FailsafeInboundHostPorts "
         "FailsafeOutboundHostPorts Ipv6Support IptablesGeneratorPlugin"
     )
