@@ -46,6 +46,9 @@ def _text(found: dict[str, Any]) -> str:
         f"  endpoints    {counts}",
     ]
     lines += [f"  {path}: {e['status']}: {e['reason']}" for path, e in found["endpoints"].items() if e["reason"]]
+    lines += [
+        f"  {path}: {e['status']}: {e['reason']}" for path, e in found.get("host_endpoints", {}).items() if e["reason"]
+    ]
     lines += [f"  integration  {name}: {state}" for name, state in sorted(found["integrations"].items())]
     lines += _removals(found.get("removals", {}))
     lines += _collector(found.get("collector", {}))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import NamedTuple
 
+import msgspec
 from netaddr import IPAddress
 
 from calico_core.datastore.syncer import SyncBatch, Syncer, SyncStatus, Update
@@ -30,6 +31,7 @@ from calico_core.model.keys import (
     V1,
     GlobalConfigKey,
     HostConfigKey,
+    HostEndpointKey,
     Key,
     ProfileRulesKey,
     ReadyKey,
@@ -39,6 +41,7 @@ from calico_core.model.record import Value
 from calico_core.model.workloads import InterfaceEvent
 from calico_core.node.counters import AgentCounters, CountedRule
 from calico_core.node.flow_cutter import FlowCutter
+from calico_core.node.host_endpoint_status import HostEndpointStatuses
 from calico_core.node.mailbox import Mailbox
 from calico_core.node.metrics import AgentFigures
 from calico_core.node.progress import EndpointProgress
@@ -64,6 +67,8 @@ class AgentState(Value, frozen=True):
     """Status (``up``, ``down``, ``error``) and reason of each local endpoint."""
     bad_records: tuple[str, ...] = ()
     last_error: str = ""
+    host_endpoints: dict[HostEndpointKey, tuple[str, str]] = msgspec.field(default_factory=dict)
+    """The same of its host endpoints."""
     freeze: RemovalFreeze | None = None
     """Deletions wait for confirmation. ``since`` is monotonic."""
 
@@ -148,6 +153,7 @@ class Agent:
         self._profiles: set[str] = set()  # those with rules
         # Shared with waiting threads.
         self._progress = EndpointProgress()
+        self._host_endpoints = HostEndpointStatuses()
         self._applied = threading.Event()
 
     def start(self) -> None:
@@ -325,6 +331,9 @@ class Agent:
                 change(update.key.profile)
             elif isinstance(update.key, WorkloadEndpointKey) and update.key.host == self._host:
                 self._track(update.key, update.record, update.mod_revision)
+            elif isinstance(update.key, HostEndpointKey) and update.key.host == self._host:
+                follow = self._host_endpoints.remove if update.record is None else self._host_endpoints.write
+                follow(update.key)
             elif self._on_config is not None and isinstance(update.key, GlobalConfigKey | HostConfigKey):
                 self._on_config(update.key, update.record)
         self._resolver.apply(updates)
@@ -393,6 +402,7 @@ class Agent:
         self.counters.note_apply(time.perf_counter() - started, is_first=changes.is_complete)
         log.debug("dataplane.applied", changes=report.changes, ms=round((time.perf_counter() - started) * 1000, 2))
         self._is_behind = False
+        self._host_endpoints.note(changes)
         if self._cutter is not None:
             self._cutter.note(changes, time.monotonic())
         if changes.is_complete:
@@ -464,6 +474,7 @@ class Agent:
             is_in_sync=self._is_in_sync,
             is_applied=self._applied.is_set(),
             endpoints=dict(self._progress.status),
+            host_endpoints=self._host_endpoints.status(self._failures),
             bad_records=tuple(self._syncer.bad_records),
             last_error=self._last_error,
             freeze=self._freeze,

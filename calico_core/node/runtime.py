@@ -435,6 +435,10 @@ class Runtime:
             "dataplane": self._dataplane_name,
             "is_in_sync": bool(self._agent and self._agent.is_in_sync),
             "endpoints": {key.path: {"status": status, "reason": why} for key, (status, why) in endpoints.items()},
+            "host_endpoints": {
+                key.path: {"status": status, "reason": why}
+                for key, (status, why) in (state.host_endpoints if state else {}).items()
+            },
             "bad_records": list(state.bad_records) if state else [],
             "last_error": state.last_error if state else "",
             "removals": _removals(state),

@@ -24,6 +24,8 @@ from calico_core.model.keys import (
     FELIX_STATUS,
     FelixLastStatusKey,
     FelixStatusKey,
+    HostEndpointKey,
+    HostEndpointStatusKey,
     NodeStatusKey,
     WorkloadEndpointKey,
     WorkloadStatusKey,
@@ -37,6 +39,7 @@ log = get_logger(__name__)
 _NODE_TTL_S = 90.0
 _RETRY_S = 5.0
 _GATHER_S = 0.02
+_EndpointKey = WorkloadEndpointKey | HostEndpointKey
 _BATCH = 64  # operations a transaction
 
 
@@ -74,7 +77,7 @@ class StatusReporter:
         self._started = time.time()
         self._started_monotonic = time.monotonic()
         self._state: AgentState | None = None
-        self._written: dict[WorkloadEndpointKey, tuple[str, str]] = {}
+        self._written: dict[_EndpointKey, tuple[str, str]] = {}
         self._is_swept = False
         self._lease: Lease | None = None
         self._felix_lease: Lease | None = None
@@ -147,8 +150,10 @@ class StatusReporter:
             return False
         if not self._is_swept:
             self._sweep(state)
-        changed = {key: said for key, said in state.endpoints.items() if self._written.get(key) != said}
-        gone = self._written.keys() - state.endpoints.keys()
+        wanted: dict[_EndpointKey, tuple[str, str]] = dict(state.endpoints.items())
+        wanted.update(state.host_endpoints.items())
+        changed = {key: said for key, said in wanted.items() if self._written.get(key) != said}
+        gone = self._written.keys() - wanted.keys()
         operations: list[Operation] = [_put(key, *said) for key, said in changed.items()]
         operations += [Delete(_status_key(key).path) for key in gone]
         for start in range(0, len(operations), _BATCH):
@@ -160,10 +165,13 @@ class StatusReporter:
 
     def _sweep(self, state: AgentState) -> None:
         """After a start: statuses of endpoints that went while we were away."""
-        known = {_status_key(key).path for key in state.endpoints}
-        for entry in self._records.store.list(f"{FELIX_STATUS}{self._host}/workload/").entries:
-            if entry.key not in known:
-                self._records.store.delete(entry.key)
+        known = {_status_key(key).path for key in state.endpoints} | {
+            _status_key(key).path for key in state.host_endpoints
+        }
+        for kind in ("workload", "endpoint"):
+            for entry in self._records.store.list(f"{FELIX_STATUS}{self._host}/{kind}/").entries:
+                if entry.key not in known:
+                    self._records.store.delete(entry.key)
         self._is_swept = True
 
     def _beat(self) -> None:
@@ -219,10 +227,12 @@ class StatusReporter:
             log.warning("status.not_written", reason=str(error))
 
 
-def _put(key: WorkloadEndpointKey, status: str, reason: str) -> Put:
+def _put(key: _EndpointKey, status: str, reason: str) -> Put:
     record = EndpointStatus(status=status, reason=reason or None)  # type: ignore[arg-type]
     return Put(_status_key(key).path, codec.encode(record))
 
 
-def _status_key(key: WorkloadEndpointKey) -> WorkloadStatusKey:
+def _status_key(key: _EndpointKey) -> WorkloadStatusKey | HostEndpointStatusKey:
+    if isinstance(key, HostEndpointKey):
+        return HostEndpointStatusKey(key.host, key.endpoint)
     return WorkloadStatusKey(key.host, key.orchestrator, key.workload, key.endpoint)

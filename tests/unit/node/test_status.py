@@ -16,6 +16,8 @@ from calico_core.model.hosts import DATAPLANE_FAILED
 from calico_core.model.keys import (
     FelixLastStatusKey,
     FelixStatusKey,
+    HostEndpointKey,
+    HostEndpointStatusKey,
     NodeStatusKey,
     WorkloadEndpointKey,
     WorkloadStatusKey,
@@ -232,3 +234,14 @@ def test_a_flapping_endpoint_is_not_written_at_each_turn(bench: Bench) -> None:
     eventually(lambda: bench.endpoint("a") == EndpointStatus(status="down", reason="turn 39"))
     assert time.monotonic() - first > 0.45
     assert len(revisions) <= 2
+
+
+def test_host_endpoints_have_a_status_too_and_leftovers_go(bench: Bench) -> None:
+    old, key = HostEndpointStatusKey(HOST, "old"), HostEndpointKey(HOST, "eth0")
+    bench.records.put(old, EndpointStatus(status="up"))
+    reporter = bench.start()
+    reporter.put(AgentState(is_in_sync=True, is_applied=True, endpoints={}, host_endpoints={key: ("up", "")}))
+    written = HostEndpointStatusKey(HOST, "eth0")
+    eventually(lambda: bench.records.get(written) is not None and bench.records.get(old) is None)
+    reporter.put(state())
+    eventually(lambda: bench.records.get(written) is None)
