@@ -42,6 +42,7 @@ def _text(found: dict[str, Any]) -> str:
     lines = [
         f"calico-node {found['version']} on {found['host']}: running for {_ago(found['started'])} (pid {found['pid']})",
         f"  engine       {'in sync' if found['is_in_sync'] else 'not in sync yet'}, dataplane {found['dataplane']}",
+        *([f"               {found['dataplane_lack']}"] if found.get("dataplane_lack") else []),
         f"  datastore    {found['datastore']}",
         f"  endpoints    {counts}",
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import random
 import threading
 import time
 from collections import Counter
@@ -53,6 +54,7 @@ log = get_logger(__name__)
 
 _RETRY_FIRST_S = 0.1
 _RETRY_MAX_S = 10.0
+_REFRESH_JITTER = 1.2
 _COUNTS_WAIT_S = 4.0
 _COUNTS_FOR_METRICS_S = 1.0
 _COUNTS_LAST_S = 10.0
@@ -259,7 +261,7 @@ class Agent:
     # --- engine thread -----------------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._refresh_at = time.monotonic() + self._refresh_interval_s
+        self._refresh_at = self._next_refresh()
         try:
             while not self._mailbox.is_closed:
                 items = self._mailbox.take(self._wait_s())
@@ -457,10 +459,14 @@ class Agent:
         self._retry_s = min(max(self._retry_s * 2, _RETRY_FIRST_S), _RETRY_MAX_S)
         self._retry_at = time.monotonic() + self._retry_s
 
+    def _next_refresh(self) -> float:
+        """Up to a fifth later than said, so that hosts that were started together do not work together."""
+        return time.monotonic() + self._refresh_interval_s * random.uniform(1.0, _REFRESH_JITTER)
+
     def _refresh(self) -> None:
         if self._is_behind or self._refresh_interval_s <= 0 or time.monotonic() < self._refresh_at:
             return
-        self._refresh_at = time.monotonic() + self._refresh_interval_s
+        self._refresh_at = self._next_refresh()
         try:
             report = self._dataplane.resync()
         except CalicoError as error:

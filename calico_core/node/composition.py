@@ -74,6 +74,15 @@ def dataplane_name(settings: Settings) -> str:
     return choose_dataplane(settings.dataplane_driver, origin, lambda name: load_driver(DATAPLANES, name).missing())
 
 
+def dataplane_lack(name: str) -> str:
+    """Why it is not the first choice of "auto" that programs this host, or ''."""
+    first = KERNEL_DATAPLANES[0]
+    if name == first or name not in KERNEL_DATAPLANES:
+        return ""
+    lack: str = load_driver(DATAPLANES, first).missing()
+    return f"{first}: {lack}" if lack else ""
+
+
 def choose_dataplane(wanted: str, origin: str, missing: Callable[[str], str]) -> str:
     """``missing`` says what a driver lacks here. Raises ``InvalidSettings`` that says it too."""
     lacks: dict[str, str] = {}

@@ -81,6 +81,7 @@ class Runtime:
         self._live: LiveSettings | None = None
         self._denied: DeniedLog | None = None
         self._dataplane_name = settings.dataplane_driver
+        self._dataplane_lack = ""
         self._restart_timer: threading.Timer | None = None
         self.wants_restart = False
         """A setting that this process cannot follow has changed: it ends, and its supervisor starts another."""
@@ -113,6 +114,7 @@ class Runtime:
         warn_of_open_policy(settings)
         dataplane = composition.open_dataplane(settings, self.host)
         self._dataplane_name = composition.dataplane_name(settings)
+        self._dataplane_lack = composition.dataplane_lack(self._dataplane_name)
         self._stack.callback(dataplane.close)
         startup.register_host(records, host=self.host, ipv4=ipv4, ipv6=ipv6, settings=settings)
         self._remember_name()
@@ -433,6 +435,7 @@ class Runtime:
             "started": self._started,
             "datastore": _without_secrets(self._settings.datastore),
             "dataplane": self._dataplane_name,
+            "dataplane_lack": self._dataplane_lack,
             "is_in_sync": bool(self._agent and self._agent.is_in_sync),
             "endpoints": {key.path: {"status": status, "reason": why} for key, (status, why) in endpoints.items()},
             "host_endpoints": {
