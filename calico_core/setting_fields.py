@@ -6,7 +6,6 @@ also read from ``FELIX_`` and the name in capitals. Source: felix specification 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -166,6 +165,8 @@ IGNORED: Mapping[str, str] = {
 def unknown_names(names: Iterable[str], *, is_file: bool = False) -> dict[str, str]:
     """Names that mean nothing here, each with a known one that is near ('' when none is). In a file case does not
     count; in the datastore it does."""
+    import difflib  # only a start asks; every process reads this module
+
     known = {*BY_CONFIG, *IGNORED}
     if is_file:
         known |= ETCD_NAMES | {name for field in FIELDS for name in (field.name, *field.local_names)}
