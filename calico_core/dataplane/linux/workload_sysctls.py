@@ -8,12 +8,14 @@ from calico_core.dataplane.linux.sysctl import Setting
 
 def host_end(interface: str, *, has_v4: bool, has_v6: bool, has_metadata: bool) -> tuple[Setting, ...]:
     """For the host end, to be written before it goes up. ``has_metadata``: what a workload asks of the metadata
-    address may lead to the host's loopback; nothing else may."""
+    address may lead to the host's loopback. Without it ``route_localnet`` is not ours: a plugin behind us that maps
+    ports sets it where it needs it."""
     v4, v6 = f"ipv4/conf/{interface}/", f"ipv6/conf/{interface}/"
     settings: list[Setting] = []
     if has_v4:
+        if has_metadata:
+            settings.append(Setting(v4 + "route_localnet", "1"))
         settings += (
-            Setting(v4 + "route_localnet", "1" if has_metadata else "0"),
             Setting(f"ipv4/neigh/{interface}/proxy_delay", "0", is_vital=False),
             Setting(v4 + "proxy_arp", "1"),
             Setting(v4 + "forwarding", "1"),

@@ -55,6 +55,14 @@ def test_loopback_is_open_with_metadata_only(make_lab: Callable[..., Any]) -> No
     assert lab.dataplane.resync().healed == ()
 
 
+def test_what_a_port_mapper_needs_is_left_to_it(lab: Any) -> None:
+    a = lab.workload()
+    lab.start(a.endpoint())
+    lab.host.run("sysctl", "-qw", "net.ipv4.conf.cali1.route_localnet=1")
+    assert lab.dataplane.resync().healed == ()
+    assert sysctl(lab, "ipv4.conf.cali1.route_localnet") == "1"
+
+
 def test_forwarding_of_the_host_is_put_back(lab: Any) -> None:
     lab.start()
     lab.host.run("sysctl", "-qw", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0")
