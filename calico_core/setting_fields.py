@@ -6,7 +6,6 @@ also read from ``FELIX_`` and the name in capitals. Source: felix specification 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -91,6 +90,7 @@ FIELDS: tuple[Field, ...] = (
     _field("failsafe_outbound", values.failsafe_ports, (), "FailsafeOutboundHostPorts"),
     _field("metadata_address", values.host_or_none, (), "MetadataAddr"),
     _field("metadata_port", values.integer(1, 65535), (), "MetadataPort"),
+    _field("max_set_size", values.integer(1, 1 << 30), (), "MaxIpsetSize", has_fallback=True),
     _field("log_prefix", values.text, (), "LogPrefix"),
     _field("log_rate", values.rate, (), "LogActionRateLimit"),
     _field("log_burst", values.integer(1, 10000), (), "LogActionRateLimitBurst"),
@@ -105,9 +105,11 @@ FIELDS: tuple[Field, ...] = (
     _field("reporting_interval_s", values.number(-1, 86400), (), "ReportingIntervalSecs"),
     _field("reporting_ttl_s", values.number(0, 86400), (), "ReportingTTLSecs"),
     _field("endpoint_reporting", values.boolean, (), "EndpointReportingEnabled"),
+    _field("endpoint_reporting_delay_s", values.number(0, 3600), (), "EndpointReportingDelaySecs", has_fallback=True),
     _field("collector_interval_s", values.number(0, 86400), ("CALICO_COLLECTOR_INTERVAL",)),
     _field("collector_grace_s", values.number(0, 86400), ("CALICO_COLLECTOR_GRACE",)),
     _field("health_enabled", values.boolean, (), "HealthEnabled"),
+    _field("loop_limit_s", values.number(1, 86400), (), "DataplaneWatchdogTimeout"),
     _field("health_host", values.text, (), "HealthHost"),
     _field("health_port", values.integer(0, 65535), (), "HealthPort"),
     _field("metrics_enabled", values.boolean, (), "PrometheusMetricsEnabled"),
@@ -142,6 +144,8 @@ IGNORED: Mapping[str, str] = {
     "LogSeveritySys": "the log goes to standard error, which the supervisor keeps",
     "StartupCleanupDelay": "the first complete apply replaces what was left in one transaction",
     "PeriodicResyncInterval": "a watch that missed something begins again with a snapshot",
+    "HealthTimeoutOverrides": "one limit counts for all loops: DataplaneWatchdogTimeout",
+    "HostInterfacePollInterval": "the kernel tells of each change of an address, and all are listed when it lost some",
     "IpInIpEnabled": "a pool says itself whether it is encapsulated",
     "IpInIpMtu": "it follows from the MTU of the host's own interface",
     "IpInIpTunnelAddr": "the node writes it",
@@ -161,6 +165,8 @@ IGNORED: Mapping[str, str] = {
 def unknown_names(names: Iterable[str], *, is_file: bool = False) -> dict[str, str]:
     """Names that mean nothing here, each with a known one that is near ('' when none is). In a file case does not
     count; in the datastore it does."""
+    import difflib  # only a start asks; every process reads this module
+
     known = {*BY_CONFIG, *IGNORED}
     if is_file:
         known |= ETCD_NAMES | {name for field in FIELDS for name in (field.name, *field.local_names)}

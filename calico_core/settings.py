@@ -62,6 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     failsafe_outbound: str = "udp:53,udp:67,tcp:179,tcp:2379,tcp:2380,tcp:5473,tcp:6443,tcp:6666,tcp:6667"
     metadata_address: str = "none"
     metadata_port: int = 8775
+    max_set_size: int = 1048576
     log_prefix: str = "calico-packet"
     log_rate: int = 0
     log_burst: int = 5
@@ -75,9 +76,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     reporting_interval_s: float = 30.0
     reporting_ttl_s: float = 90.0
     endpoint_reporting: bool = True
+    endpoint_reporting_delay_s: float = 1.0
     collector_interval_s: float = 600.0
     collector_grace_s: float = 900.0
     health_enabled: bool = True
+    loop_limit_s: float = 90.0
     health_host: str = "127.0.0.1"
     health_port: int = 9099
     metrics_enabled: bool = False

@@ -42,8 +42,8 @@ MEANINGS = {
     "socket": "where shims and calicoctl reach the node",
     "run_directory": "what may go at a reboot: lock, saved settings, BIRD's files",
     "state_directory": "what stays: the node's name",
-    "dataplane_driver": "a name from [`calico.dataplanes`](entry-points.md), or `auto`: nftables, or iptables where the "
-    "kernel has no nftables. At a change, policy of the other one stays until the new one's is complete",
+    "dataplane_driver": "a name from [`calico.dataplanes`](entry-points.md), or `auto`: nftables, or iptables where "
+    "the kernel has no nftables. At a change, policy of the other one stays until the new one's is complete",
     "routing_driver": "a name from [`calico.routing`](entry-points.md)",
     "integrations": "names, separated by commas; `-NAME` leaves one out; empty means all that are installed",
     "ip": "an IPv4 address of this host, `autodetect` or `none`",
@@ -72,6 +72,7 @@ MEANINGS = {
     "workloads; `none`. The reference system's default is 127.0.0.1; ours is none, since it takes the metadata "
     "service of a cloud away",
     "metadata_port": "and the port there",
+    "max_set_size": "how many members an ipset holds at most (iptables alone)",
     "log_prefix": "how the kernel's log lines of rules with the action `log` begin, where the rule names nothing",
     "log_rate": "such lines a second and rule (`10` or `10/second`); 0: no limit",
     "log_burst": "and how many at once",
@@ -85,6 +86,8 @@ MEANINGS = {
     "reporting_interval_s": "seconds between two reports of liveness; 0 or less: none",
     "reporting_ttl_s": "seconds such a report lasts",
     "endpoint_reporting": "write the status of each endpoint to the datastore",
+    "endpoint_reporting_delay_s": "seconds between two writes of such statuses at least, give or take a tenth; a value "
+    "that cannot be used counts as the default",
     "established_flows": "`cut`: connections that a change of policy denies end with it; `keep`: they go on until they "
     "end by themselves, as in the reference system",
     "confirm_removals_after_s": "how long the datastore must say the same before a "
@@ -92,6 +95,7 @@ MEANINGS = {
     "collector_interval_s": "seconds between two looks for [leaked addresses](../how-to/leaked-addresses.md); 0: never",
     "collector_grace_s": "seconds an address must have been without any sign of life before it is freed",
     "health_enabled": "serve `/liveness`, `/readiness` and `/health`",
+    "loop_limit_s": "seconds that one turn of any loop of the node may take; after that the node counts as dead",
     "health_host": "the address they are served on",
     "health_port": "and the port; 0: not at all",
     "metrics_enabled": "serve `/metrics` for Prometheus",

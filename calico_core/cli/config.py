@@ -42,7 +42,8 @@ def show(context: CliContext, host: str | None) -> None:
     source = _source(context, host)
     stored = _stored(context, host)
     rows = [_row(field, source, stored) for field in FIELDS]
-    answer(context, rows, {"Setting": "setting", "Datastore name": "name", "Value": "value", "Origin": "origin"})
+    columns = {"Setting": "setting", "Datastore name": "name", "Value": "value", "Origin": "origin", "Change": "change"}
+    answer(context, rows, columns)
     for row in rows:
         for each in row["shadowed"]:
             note(f"{row['setting']}: comes before {each['value']} ({each['origin']})")
@@ -72,7 +73,7 @@ def set_(context: CliContext, name: str, value: str, host: str | None) -> None:
         click.echo(f"{name} {whose} is {value.strip()}: unchanged")
         return
     click.echo(f"{name} {whose} set to {value.strip()}" + (f" (was {before})" if before is not None else ""))
-    note("in force at once" if field.name in LIVE else "in force when calico-node is started again")
+    note("in force at once" if field.is_live else "nodes that run with another value are started again for it")
 
 
 @config.command()
@@ -167,9 +168,17 @@ def _row(field: Field, source: _Source, stored: dict[tuple[str, str], str]) -> d
         "shadowed": [
             {"origin": each.origin, "value": shown_value(field.name, each.text)} for each in (*others, *candidates)
         ],
+        "change": _change(field),
         "invalid": invalid or None,
         "running": running,
     }
+
+
+def _change(field: Field) -> str:
+    """What a change in the datastore does to a running node; without a name there, there is none."""
+    if not field.config:
+        return "by hand"
+    return "at once" if field.is_live else "restart"
 
 
 def _is_nearer(origin: str) -> bool:

@@ -7,16 +7,17 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from calico_core.cli.context import CliContext, pass_context
 from calico_core.cli.failure import Refused
-from calico_core.cli.output import answer
+from calico_core.cli.output import answer, answer_one, note
 from calico_core.cli.running import ask_node, run_directory
 from calico_core.cli.slowest import print_slowest
 from calico_core.cli.status import print_status
-from calico_core.errors import NotReady
+from calico_core.errors import CalicoError, InvalidSettings, NotReady
 from calico_core.model.hosts import NODE_STOPPED
 from calico_core.model.keys import (
     BGP_HOSTS,
@@ -27,6 +28,9 @@ from calico_core.model.keys import (
     NodeStatusKey,
     WorkloadEndpointKey,
 )
+
+if TYPE_CHECKING:
+    from calico_core.settings import Settings
 
 _STOP_TIMEOUT_S = 20.0
 
@@ -84,6 +88,63 @@ def stop(context: CliContext, force: bool) -> None:
             raise NotReady(f"the node (pid {pid}) has not ended within {_STOP_TIMEOUT_S:g} s")
         time.sleep(0.05)
     click.echo("Node stopped")
+
+
+@node.command()
+@click.option("--yes", "-y", "is_sure", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Also while workloads are attached.")
+@pass_context
+def purge(context: CliContext, is_sure: bool, force: bool) -> None:
+    """Remove all policy, routes and tunnels of a node that runs here no more, and what reference agents left."""
+    if os.geteuid() != 0:
+        raise click.UsageError("'calicoctl node purge' programs the kernel: run it as root")
+    if _pid_of_node() is not None:
+        raise Refused("the node runs and would put everything back", "stop it first: calicoctl node stop")
+    from calico_core.node.composition import node_name
+    from calico_core.node.purge import purge_host
+
+    settings = _settings_here()
+    host = node_name(settings)
+    _warn_of_attached(context, host, force=force)
+    if not is_sure:
+        note(
+            f"This removes from host {host}, and from nowhere else: policy tables, chains and sets of Calico (ours, and"
+        )
+        note("felix-… and cali-… of reference agents), routes of workloads, tunnels and their routes.")
+        note("Workloads that are still attached lose their network. Records in the datastore stay.")
+        click.confirm("Remove it all?", abort=True, err=True)
+    found = purge_host(settings, host)
+    value = {"done": list(found.done), "failed": list(found.failed)}
+    answer_one(context, value, "\n".join([*found.done, *(f"FAILED: {each}" for each in found.failed)]))
+    if found.failed:
+        raise click.exceptions.Exit(1)
+
+
+def _warn_of_attached(context: CliContext, host: str, *, force: bool) -> None:
+    """A host that is given up may have no datastore any more: then it is not known who is attached."""
+    try:
+        found = context.records.list(f"{HOSTS}{host}/")
+    except CalicoError as error:
+        note(f"it is not known which workloads are attached: {error}")
+        return
+    attached = [each.key for each in found if isinstance(each.key, WorkloadEndpointKey)]
+    if attached and not force:
+        raise Refused(
+            f"{len(attached)} endpoints are attached to this host, among them {attached[0].endpoint}",
+            "detach them first, or give --force to cut them off",
+        )
+
+
+def _settings_here() -> Settings:
+    """As the last node here ran; without it as the environment says."""
+    from calico_core.node.composition import load_saved_settings
+    from calico_core.settings_file import load_local_settings
+
+    here = load_local_settings(os.environ)
+    try:
+        return load_saved_settings(here.run_directory)
+    except (OSError, InvalidSettings):
+        return here
 
 
 @node.command()

@@ -42,10 +42,14 @@ def _text(found: dict[str, Any]) -> str:
     lines = [
         f"calico-node {found['version']} on {found['host']}: running for {_ago(found['started'])} (pid {found['pid']})",
         f"  engine       {'in sync' if found['is_in_sync'] else 'not in sync yet'}, dataplane {found['dataplane']}",
+        *([f"               {found['dataplane_lack']}"] if found.get("dataplane_lack") else []),
         f"  datastore    {found['datastore']}",
         f"  endpoints    {counts}",
     ]
     lines += [f"  {path}: {e['status']}: {e['reason']}" for path, e in found["endpoints"].items() if e["reason"]]
+    lines += [
+        f"  {path}: {e['status']}: {e['reason']}" for path, e in found.get("host_endpoints", {}).items() if e["reason"]
+    ]
     lines += [f"  integration  {name}: {state}" for name, state in sorted(found["integrations"].items())]
     lines += _removals(found.get("removals", {}))
     lines += _collector(found.get("collector", {}))

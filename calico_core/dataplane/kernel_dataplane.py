@@ -122,7 +122,12 @@ class KernelDataplane(Dataplane, Generic[P]):
         self._wiring = VethWiring(namespace_fd, interface_prefix=self._prefix, has_metadata=has_metadata)
 
     def ensure_closed(self) -> None:
-        if not self._other_kind_stands():
+        try:
+            is_closed = self._other_kind_stands()
+        except DataplaneError as error:  # who cannot tell closes
+            log.warning("dataplane.other_kind_unknown", error=str(error))
+            is_closed = False
+        if not is_closed:
             self._policy.ensure_closed()
 
     def apply(self, changes: HostChanges) -> ApplyReport:
@@ -254,7 +259,10 @@ class KernelDataplane(Dataplane, Generic[P]):
 
     def _other_kind_stands(self) -> bool:
         """Whether policy of ours by a driver of another kind closes this host while there is none by this one; a
-        driver that knows of some overrides it."""
+        driver that knows of some overrides it.
+
+        :raises DataplaneError: it cannot be told.
+        """
         return False
 
     def _remove_other_kinds(self) -> None:

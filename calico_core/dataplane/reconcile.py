@@ -104,12 +104,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         chains = {*self.new_chains, *self.written_chains, *self.removed_chains}
         return len(chains) + len(self.new_sets) + len(self.removed_sets) + self.element_count
 
-    @property
-    def is_elements_only(self) -> bool:
-        """No rule, chain or set comes or goes."""
-        others = (self.new_sets, self.new_chains, self.written_chains, self.removed_chains, self.removed_sets)
-        return not self.is_rebuild and not any(others)
-
 
 def reconcile(desired: Table, observed: Table | None, names: Iterable[str] | None = None) -> Plan:
     """The plan that makes ``observed`` equal to ``desired``.

@@ -152,6 +152,13 @@ class Dataplane(abc.ABC):
         """What this host lacks for it, in words and by the names of modules or programs; '' when it has all."""
         return ""
 
+    @staticmethod
+    def remove_reference(namespace_fd: int | None = None) -> tuple[str, ...]:
+        """Remove what the reference system's agents left by the means of this driver, for a host that runs none of
+        them any more. Gives what was removed."""
+        del namespace_fd
+        return ()
+
     @abc.abstractmethod
     def ensure_closed(self) -> None:
         """Make sure that traffic of unknown workload interfaces is dropped. If our table stands already, or policy of

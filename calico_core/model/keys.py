@@ -330,6 +330,16 @@ class WorkloadStatusKey(Key, frozen=True):
         return f"/calico/felix/v1/host/{self.host}/workload/{self.orchestrator}/{workload}/endpoint/{endpoint}"
 
 
+class HostEndpointStatusKey(Key, frozen=True):
+    record_type: ClassVar[Any] = EndpointStatus
+    host: str
+    endpoint: str
+
+    @property
+    def path(self) -> str:
+        return f"/calico/felix/v1/host/{self.host}/endpoint/{ids.escape(self.endpoint)}"
+
+
 class NodeStatusKey(Key, frozen=True):
     record_type: ClassVar[Any] = NodeStatus
     host: str
@@ -444,6 +454,8 @@ def _felix(p: _Parts) -> Key | None:
             return FelixStatusKey(host)
         case ["host", host, "last_reported_status"]:
             return FelixLastStatusKey(host)
+        case ["host", host, "endpoint", endpoint]:
+            return HostEndpointStatusKey(host, ids.unescape(endpoint))
         case ["host", host, "workload", orchestrator, workload, "endpoint", endpoint]:
             return WorkloadStatusKey(host, orchestrator, ids.unescape(workload), ids.unescape(endpoint))
     return None

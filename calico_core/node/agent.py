@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import random
 import threading
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import NamedTuple
 
+import msgspec
 from netaddr import IPAddress
 
 from calico_core.datastore.syncer import SyncBatch, Syncer, SyncStatus, Update
@@ -30,6 +32,7 @@ from calico_core.model.keys import (
     V1,
     GlobalConfigKey,
     HostConfigKey,
+    HostEndpointKey,
     Key,
     ProfileRulesKey,
     ReadyKey,
@@ -39,6 +42,7 @@ from calico_core.model.record import Value
 from calico_core.model.workloads import InterfaceEvent
 from calico_core.node.counters import AgentCounters, CountedRule
 from calico_core.node.flow_cutter import FlowCutter
+from calico_core.node.host_endpoint_status import HostEndpointStatuses
 from calico_core.node.mailbox import Mailbox
 from calico_core.node.metrics import AgentFigures
 from calico_core.node.progress import EndpointProgress
@@ -50,6 +54,7 @@ log = get_logger(__name__)
 
 _RETRY_FIRST_S = 0.1
 _RETRY_MAX_S = 10.0
+_REFRESH_JITTER = 1.2
 _COUNTS_WAIT_S = 4.0
 _COUNTS_FOR_METRICS_S = 1.0
 _COUNTS_LAST_S = 10.0
@@ -64,6 +69,8 @@ class AgentState(Value, frozen=True):
     """Status (``up``, ``down``, ``error``) and reason of each local endpoint."""
     bad_records: tuple[str, ...] = ()
     last_error: str = ""
+    host_endpoints: dict[HostEndpointKey, tuple[str, str]] = msgspec.field(default_factory=dict)
+    """The same of its host endpoints."""
     freeze: RemovalFreeze | None = None
     """Deletions wait for confirmation. ``since`` is monotonic."""
 
@@ -148,6 +155,7 @@ class Agent:
         self._profiles: set[str] = set()  # those with rules
         # Shared with waiting threads.
         self._progress = EndpointProgress()
+        self._host_endpoints = HostEndpointStatuses()
         self._applied = threading.Event()
 
     def start(self) -> None:
@@ -253,7 +261,7 @@ class Agent:
     # --- engine thread -----------------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._refresh_at = time.monotonic() + self._refresh_interval_s
+        self._refresh_at = self._next_refresh()
         try:
             while not self._mailbox.is_closed:
                 items = self._mailbox.take(self._wait_s())
@@ -325,6 +333,9 @@ class Agent:
                 change(update.key.profile)
             elif isinstance(update.key, WorkloadEndpointKey) and update.key.host == self._host:
                 self._track(update.key, update.record, update.mod_revision)
+            elif isinstance(update.key, HostEndpointKey) and update.key.host == self._host:
+                follow = self._host_endpoints.remove if update.record is None else self._host_endpoints.write
+                follow(update.key)
             elif self._on_config is not None and isinstance(update.key, GlobalConfigKey | HostConfigKey):
                 self._on_config(update.key, update.record)
         self._resolver.apply(updates)
@@ -372,7 +383,7 @@ class Agent:
         if record is None:
             self._progress.remove(key)
         else:
-            self._progress.write(key, revision, record.name)
+            self._progress.write(key, revision, record.name, is_active=record.state == "active")
 
     def _apply(self, changes: HostChanges) -> None:
         is_retry = self._retry_at is not None and time.monotonic() >= self._retry_at
@@ -393,6 +404,7 @@ class Agent:
         self.counters.note_apply(time.perf_counter() - started, is_first=changes.is_complete)
         log.debug("dataplane.applied", changes=report.changes, ms=round((time.perf_counter() - started) * 1000, 2))
         self._is_behind = False
+        self._host_endpoints.note(changes)
         if self._cutter is not None:
             self._cutter.note(changes, time.monotonic())
         if changes.is_complete:
@@ -447,10 +459,14 @@ class Agent:
         self._retry_s = min(max(self._retry_s * 2, _RETRY_FIRST_S), _RETRY_MAX_S)
         self._retry_at = time.monotonic() + self._retry_s
 
+    def _next_refresh(self) -> float:
+        """Up to a fifth later than said, so that hosts that were started together do not work together."""
+        return time.monotonic() + self._refresh_interval_s * random.uniform(1.0, _REFRESH_JITTER)
+
     def _refresh(self) -> None:
         if self._is_behind or self._refresh_interval_s <= 0 or time.monotonic() < self._refresh_at:
             return
-        self._refresh_at = time.monotonic() + self._refresh_interval_s
+        self._refresh_at = self._next_refresh()
         try:
             report = self._dataplane.resync()
         except CalicoError as error:
@@ -464,6 +480,7 @@ class Agent:
             is_in_sync=self._is_in_sync,
             is_applied=self._applied.is_set(),
             endpoints=dict(self._progress.status),
+            host_endpoints=self._host_endpoints.status(self._failures),
             bad_records=tuple(self._syncer.bad_records),
             last_error=self._last_error,
             freeze=self._freeze,

@@ -22,8 +22,8 @@ from calico_core.settings import Settings
 
 log = get_logger(__name__)
 
-_AUTO = ("nftables", "iptables")
-"""In this order."""
+KERNEL_DATAPLANES = ("nftables", "iptables")
+"""Those that "auto" chooses from, the first that the host can have."""
 
 
 def node_name(settings: Settings) -> str:
@@ -74,14 +74,23 @@ def dataplane_name(settings: Settings) -> str:
     return choose_dataplane(settings.dataplane_driver, origin, lambda name: load_driver(DATAPLANES, name).missing())
 
 
+def dataplane_lack(name: str) -> str:
+    """Why it is not the first choice of "auto" that programs this host, or ''."""
+    first = KERNEL_DATAPLANES[0]
+    if name == first or name not in KERNEL_DATAPLANES:
+        return ""
+    lack: str = load_driver(DATAPLANES, first).missing()
+    return f"{first}: {lack}" if lack else ""
+
+
 def choose_dataplane(wanted: str, origin: str, missing: Callable[[str], str]) -> str:
     """``missing`` says what a driver lacks here. Raises ``InvalidSettings`` that says it too."""
     lacks: dict[str, str] = {}
-    for name in _AUTO if wanted == "auto" else (wanted,):
+    for name in KERNEL_DATAPLANES if wanted == "auto" else (wanted,):
         lacks[name] = missing(name)
         if not lacks[name]:
             if len(lacks) > 1:
-                log.warning("dataplane.second_choice", chosen=name, because=lacks[_AUTO[0]])
+                log.warning("dataplane.second_choice", chosen=name, because=lacks[KERNEL_DATAPLANES[0]])
             return name
     reasons = "; ".join(f"{name}: {reason}" for name, reason in lacks.items())
     raise InvalidSettings("dataplane_driver", origin, reasons)

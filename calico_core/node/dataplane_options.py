@@ -38,6 +38,7 @@ def dataplane_options(settings: Settings, host: str) -> DataplaneOptions:
         metadata=_metadata(settings),
         denied_group=settings.denied_group,
         mark_mask=settings.mark_mask,
+        max_set_size=settings.max_set_size,
     )
 
 

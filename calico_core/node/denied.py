@@ -1,7 +1,7 @@
 """What was denied lately, for people who ask through the node's socket.
 
-The kernel is listened to only while somebody asks: a packet costs this process some 50 µs, which under an attack nobody
-wants to pay for nothing. Who asks again with the cursor of the last answer misses nothing that is still in the ring,
+The kernel is listened to only while somebody asks: each packet wakes and decodes, which under an attack nobody wants to
+pay for nothing. Who asks again with the cursor of the last answer misses nothing that is still in the ring,
 and is told how much went over its edge.
 """
 

@@ -4,6 +4,7 @@ start, which the supervisor gives it. Source: felix specification 2.1.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from calico_core import log as logging
@@ -59,6 +60,12 @@ class LiveSettings:
         if self._stored.get(key) == (value or None):
             return
         if value:
+            try:
+                field.parse(value)
+            except CalicoError as error:
+                # a slip of the pen must not start every node of the cluster again, without any stored setting
+                log.warning("settings.stored_value_ignored", key=key.path, reason=str(error))
+                return
             self._stored[key] = value
         else:
             self._stored.pop(key, None)
@@ -95,10 +102,7 @@ class LiveSettings:
         keys = [HostConfigKey(self._host, name) for name in field.config]
         for key in (*keys, *(GlobalConfigKey(name) for name in field.config)):
             text = self._stored.get(key)
-            if text is None:
-                continue
-            try:
-                return field.parse(text)
-            except CalicoError as error:
-                log.warning("settings.stored_value_ignored", key=key.path, reason=str(error))
+            if text is not None:
+                with contextlib.suppress(CalicoError):  # of the start, which has told it
+                    return field.parse(text)
         return getattr(Settings(), field.name)

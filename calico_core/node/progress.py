@@ -14,6 +14,7 @@ from types import MappingProxyType
 from calico_core.model.keys import WorkloadEndpointKey
 
 _NO_LINK = "its interface does not exist"
+_INACTIVE = "its record says that it is inactive"
 
 
 class EndpointProgress:
@@ -25,6 +26,7 @@ class EndpointProgress:
         self._owners: defaultdict[str, set[WorkloadEndpointKey]] = defaultdict(set)
         self._written: dict[WorkloadEndpointKey, int] = {}
         self._without_link: set[WorkloadEndpointKey] = set()
+        self._inactive: set[WorkloadEndpointKey] = set()
         self._errors: dict[WorkloadEndpointKey, str] = {}
         self._status: dict[WorkloadEndpointKey, tuple[str, str]] = {}
         # Shared with waiting threads, under the condition.
@@ -41,8 +43,10 @@ class EndpointProgress:
         """``up``, ``down`` or ``error``, and why. An endpoint that no apply has decided about yet is not in it."""
         return MappingProxyType(self._status)
 
-    def write(self, key: WorkloadEndpointKey, revision: int, interface: str) -> None:
+    def write(self, key: WorkloadEndpointKey, revision: int, interface: str, *, is_active: bool = True) -> None:
         self._leave_interface(key)
+        change = self._inactive.discard if is_active else self._inactive.add
+        change(key)
         self._interfaces[key] = interface
         self._paths[key.path] = key
         self._owners[interface].add(key)
@@ -54,6 +58,7 @@ class EndpointProgress:
         self._paths.pop(key.path, None)
         self._written.pop(key, None)
         self._without_link.discard(key)
+        self._inactive.discard(key)
         self._errors.pop(key, None)
         self._status.pop(key, None)
         with self._changed:
@@ -127,5 +132,7 @@ class EndpointProgress:
                 continue  # what was true of the record before
             elif key in self._without_link:
                 self._status[key] = ("down", _NO_LINK)
+            elif key in self._inactive:
+                self._status[key] = ("down", _INACTIVE)
             else:
                 self._status[key] = ("up", "")

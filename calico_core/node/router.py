@@ -14,6 +14,7 @@ from calico_core.interfaces.datastore import Datastore
 from calico_core.interfaces.routing import Routing, RoutingState
 from calico_core.log import get_logger
 from calico_core.model.keys import AFFINITIES, BGP, POOLS
+from calico_core.node.busy import Busy
 from calico_core.node.mailbox import Mailbox
 from calico_core.routing.peerings import PeeringTable
 
@@ -32,6 +33,7 @@ class Router:
         self._table = PeeringTable(host)
         self._mailbox: Mailbox[SyncBatch] = Mailbox()
         self._syncer = Syncer(store, (BGP, POOLS, f"{AFFINITIES}{host}/"), self._mailbox.post, name="sync-routing")
+        self._busy = Busy()
         self._thread = threading.Thread(target=self._run, name="routing", daemon=True)
         self._stopping = threading.Event()
         self._is_in_sync = False
@@ -53,6 +55,11 @@ class Router:
     def is_alive(self) -> bool:
         return self._thread.is_alive() and self._syncer.is_alive
 
+    @property
+    def busy_s(self) -> float:
+        """How long the daemon is being configured already; 0: nothing goes on."""
+        return self._busy.seconds
+
     def _run(self) -> None:
         wait_s = _CHECK_S
         while not self._mailbox.is_closed:
@@ -64,7 +71,8 @@ class Router:
                 continue
             is_new = state != self._configured
             # An equal state again is the driver's chance to find its daemon gone and start it.
-            wait_s = _CHECK_S if self._configure(state) else _RETRY_S
+            with self._busy.turn():
+                wait_s = _CHECK_S if self._configure(state) else _RETRY_S
             if is_new:
                 self._stopping.wait(_MIN_INTERVAL_S)
 

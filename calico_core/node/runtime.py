@@ -81,6 +81,7 @@ class Runtime:
         self._live: LiveSettings | None = None
         self._denied: DeniedLog | None = None
         self._dataplane_name = settings.dataplane_driver
+        self._dataplane_lack = ""
         self._restart_timer: threading.Timer | None = None
         self.wants_restart = False
         """A setting that this process cannot follow has changed: it ends, and its supervisor starts another."""
@@ -105,6 +106,7 @@ class Runtime:
         stored = read_stored_config(records, self.host)
         settings = self._settings = with_stored_config(settings, self._environment, stored)
         tell_settings(settings, self._environment, stored)
+        self._signs.limit_s = settings.loop_limit_s
         live = self._live = LiveSettings(settings, self.host, stored, self._restart_later)
         live.begin()
         self._serve_health(settings)
@@ -112,6 +114,7 @@ class Runtime:
         warn_of_open_policy(settings)
         dataplane = composition.open_dataplane(settings, self.host)
         self._dataplane_name = composition.dataplane_name(settings)
+        self._dataplane_lack = composition.dataplane_lack(self._dataplane_name)
         self._stack.callback(dataplane.close)
         startup.register_host(records, host=self.host, ipv4=ipv4, ipv6=ipv6, settings=settings)
         self._remember_name()
@@ -165,7 +168,7 @@ class Runtime:
     def watch(self) -> bool:
         """Until :attr:`stopping` is set: True; or until a part has died: False."""
         while not self.stopping.wait(_WATCH_S):
-            for part in (self._agent, self._router, self._tunnels):
+            for part in (self._agent, self._router, self._tunnels, self._reporter):
                 if part is not None and not part.is_alive:
                     log.error("node.part_died", part=type(part).__name__)
                     return False
@@ -276,6 +279,7 @@ class Runtime:
             interval_s=settings.reporting_interval_s,
             ttl_s=settings.reporting_ttl_s,
             reports_endpoints=settings.endpoint_reporting,
+            endpoints_delay_s=settings.endpoint_reporting_delay_s,
             routing_status=lambda: self._require_routing().status(),
             integrations=lambda: dict(self._states),
         )
@@ -285,6 +289,7 @@ class Runtime:
         self._stack.callback(lambda: self._require_routing().close(stop_daemon=os.getpid() == 1))
         self._stack.callback(self._reporter.stop)
         self._reporter.start()
+        self._signs.loops["reporter"] = self._reporter
 
     def _require_routing(self) -> Routing:
         assert self._routing is not None
@@ -306,6 +311,7 @@ class Runtime:
         )
         self._stack.callback(self._tunnels.stop)
         self._tunnels.start()
+        self._signs.loops["tunnels"] = self._tunnels
         # the first workload asks for its MTU
         self._tunnels.wait_judged(_READY_WAIT_S)
         return self._tunnels
@@ -429,8 +435,13 @@ class Runtime:
             "started": self._started,
             "datastore": _without_secrets(self._settings.datastore),
             "dataplane": self._dataplane_name,
+            "dataplane_lack": self._dataplane_lack,
             "is_in_sync": bool(self._agent and self._agent.is_in_sync),
             "endpoints": {key.path: {"status": status, "reason": why} for key, (status, why) in endpoints.items()},
+            "host_endpoints": {
+                key.path: {"status": status, "reason": why}
+                for key, (status, why) in (state.host_endpoints if state else {}).items()
+            },
             "bad_records": list(state.bad_records) if state else [],
             "last_error": state.last_error if state else "",
             "removals": _removals(state),

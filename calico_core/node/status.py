@@ -6,6 +6,7 @@ specification 2.4.
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import Counter
@@ -23,11 +24,14 @@ from calico_core.model.keys import (
     FELIX_STATUS,
     FelixLastStatusKey,
     FelixStatusKey,
+    HostEndpointKey,
+    HostEndpointStatusKey,
     NodeStatusKey,
     WorkloadEndpointKey,
     WorkloadStatusKey,
 )
 from calico_core.node.agent import AgentState
+from calico_core.node.busy import Busy
 from calico_core.node.mailbox import LatestSlot
 
 log = get_logger(__name__)
@@ -35,6 +39,7 @@ log = get_logger(__name__)
 _NODE_TTL_S = 90.0
 _RETRY_S = 5.0
 _GATHER_S = 0.02
+_EndpointKey = WorkloadEndpointKey | HostEndpointKey
 _BATCH = 64  # operations a transaction
 
 
@@ -50,24 +55,29 @@ class StatusReporter:
         interval_s: float,
         ttl_s: float,
         reports_endpoints: bool,
+        endpoints_delay_s: float = 0.0,
         routing_status: Callable[[], RoutingStatus],
         integrations: Callable[[], dict[str, str]],
     ) -> None:
+        """``endpoints_delay_s``: at least so long, give or take a tenth, between two writes of endpoints' statuses."""
         self._records = records
         self._host = host
         self._version = version
         self._interval_s = interval_s
         self._ttl_s = ttl_s if ttl_s > interval_s else interval_s * 2.5
         self._reports_endpoints = reports_endpoints
+        self._endpoints_delay_s = endpoints_delay_s
+        self._endpoints_at = 0.0  # the earliest time of their next write
         self._routing_status = routing_status
         self._integrations = integrations
         self._slot: LatestSlot[AgentState] = LatestSlot()
+        self._busy = Busy()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
         self._started = time.time()
         self._started_monotonic = time.monotonic()
         self._state: AgentState | None = None
-        self._written: dict[WorkloadEndpointKey, tuple[str, str]] = {}
+        self._written: dict[_EndpointKey, tuple[str, str]] = {}
         self._is_swept = False
         self._lease: Lease | None = None
         self._felix_lease: Lease | None = None
@@ -76,6 +86,15 @@ class StatusReporter:
     @property
     def state(self) -> AgentState | None:
         return self._state
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def busy_s(self) -> float:
+        """How long it writes to the datastore already; 0: it does not."""
+        return self._busy.seconds
 
     def put(self, state: AgentState) -> None:
         self._slot.put(state)
@@ -94,7 +113,8 @@ class StatusReporter:
         next_beat = 0.0
         is_behind = False
         while not self._stopping.is_set():
-            state = self._slot.take(max(0.05, min(next_beat - time.monotonic(), 10.0)))
+            at = min(next_beat, self._endpoints_at) if is_behind else next_beat
+            state = self._slot.take(max(0.05, min(at - time.monotonic(), 10.0)))
             if state is not None:
                 # beside an attach it would be in the way; after a burst of them it is one write
                 self._stopping.wait(_GATHER_S)
@@ -103,15 +123,19 @@ class StatusReporter:
                 if bool(before) != bool(self._dataplane_failure):
                     next_beat = 0.0  # who asks whether policy is in force shall not hear it an interval later
             try:
-                if is_behind and self._state is not None and self._state.is_applied:
-                    self._write_endpoints(self._state)
-                    is_behind = False
-                if time.monotonic() >= next_beat:
-                    self._beat()
-                    next_beat = time.monotonic() + self._beat_interval_s
+                if is_behind and self._state is not None and not self._state.is_applied:
+                    is_behind = False  # another state will come
+                with self._busy.turn():
+                    if is_behind and self._state is not None and time.monotonic() >= self._endpoints_at:
+                        if self._write_endpoints(self._state):
+                            self._endpoints_at = time.monotonic() + self._endpoints_delay_s * random.uniform(0.9, 1.1)
+                        is_behind = False
+                    if time.monotonic() >= next_beat:
+                        self._beat()
+                        next_beat = time.monotonic() + self._beat_interval_s
             except DatastoreError as error:
                 log.warning("status.not_written", reason=str(error))
-                next_beat = time.monotonic() + _RETRY_S
+                next_beat = self._endpoints_at = time.monotonic() + _RETRY_S
                 self._lease = self._felix_lease = None
                 self._node_written = None
         self._last_words()
@@ -120,13 +144,16 @@ class StatusReporter:
     def _beat_interval_s(self) -> float:
         return min(self._interval_s, _NODE_TTL_S / 3) if self._interval_s > 0 else _NODE_TTL_S / 3
 
-    def _write_endpoints(self, state: AgentState) -> None:
+    def _write_endpoints(self, state: AgentState) -> bool:
+        """Whether there was anything to write."""
         if not self._reports_endpoints:
-            return
+            return False
         if not self._is_swept:
             self._sweep(state)
-        changed = {key: said for key, said in state.endpoints.items() if self._written.get(key) != said}
-        gone = self._written.keys() - state.endpoints.keys()
+        wanted: dict[_EndpointKey, tuple[str, str]] = dict(state.endpoints.items())
+        wanted.update(state.host_endpoints.items())
+        changed = {key: said for key, said in wanted.items() if self._written.get(key) != said}
+        gone = self._written.keys() - wanted.keys()
         operations: list[Operation] = [_put(key, *said) for key, said in changed.items()]
         operations += [Delete(_status_key(key).path) for key in gone]
         for start in range(0, len(operations), _BATCH):
@@ -134,13 +161,17 @@ class StatusReporter:
         self._written.update(changed)
         for key in gone:
             del self._written[key]
+        return bool(operations)
 
     def _sweep(self, state: AgentState) -> None:
         """After a start: statuses of endpoints that went while we were away."""
-        known = {_status_key(key).path for key in state.endpoints}
-        for entry in self._records.store.list(f"{FELIX_STATUS}{self._host}/workload/").entries:
-            if entry.key not in known:
-                self._records.store.delete(entry.key)
+        known = {_status_key(key).path for key in state.endpoints} | {
+            _status_key(key).path for key in state.host_endpoints
+        }
+        for kind in ("workload", "endpoint"):
+            for entry in self._records.store.list(f"{FELIX_STATUS}{self._host}/{kind}/").entries:
+                if entry.key not in known:
+                    self._records.store.delete(entry.key)
         self._is_swept = True
 
     def _beat(self) -> None:
@@ -196,10 +227,12 @@ class StatusReporter:
             log.warning("status.not_written", reason=str(error))
 
 
-def _put(key: WorkloadEndpointKey, status: str, reason: str) -> Put:
+def _put(key: _EndpointKey, status: str, reason: str) -> Put:
     record = EndpointStatus(status=status, reason=reason or None)  # type: ignore[arg-type]
     return Put(_status_key(key).path, codec.encode(record))
 
 
-def _status_key(key: WorkloadEndpointKey) -> WorkloadStatusKey:
+def _status_key(key: _EndpointKey) -> WorkloadStatusKey | HostEndpointStatusKey:
+    if isinstance(key, HostEndpointKey):
+        return HostEndpointStatusKey(key.host, key.endpoint)
     return WorkloadStatusKey(key.host, key.orchestrator, key.workload, key.endpoint)

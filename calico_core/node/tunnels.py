@@ -26,6 +26,7 @@ from calico_core.model.keys import BGP_HOSTS, BLOCKS, POOLS
 from calico_core.model.pools import Pool
 from calico_core.model.tunnels import TUNNELS, HostTunnels, TunnelId
 from calico_core.model.workloads import AddressRequest
+from calico_core.node.busy import Busy
 from calico_core.node.mailbox import Mailbox
 from calico_core.policy.tunnel_routes import TunnelTable
 
@@ -63,6 +64,7 @@ class TunnelKeeper:
         self._mailbox: Mailbox[_Post] = Mailbox()
         self._syncers = {"pools": self._follow("pools", (POOLS,))}
         self._in_sync: set[str] = set()
+        self._busy = Busy()
         self._thread = threading.Thread(target=self._run, name="tunnels", daemon=True)
         self._stopping = threading.Event()
         self._has_judged = threading.Event()
@@ -114,6 +116,11 @@ class TunnelKeeper:
 
     # --- the thread ----------------------------------------------------------------------------------
 
+    @property
+    def busy_s(self) -> float:
+        """How long the pass under way takes already; 0: there is none."""
+        return self._busy.seconds
+
     def _run(self) -> None:
         refresh_s = self._refresh_interval_s if self._refresh_interval_s > 0 else math.inf
         refresh_at = time.monotonic() + refresh_s
@@ -127,7 +134,8 @@ class TunnelKeeper:
                 if is_due:
                     refresh_at = time.monotonic() + refresh_s
                 continue
-            has_succeeded = self._pass(is_due=is_due)
+            with self._busy.turn():
+                has_succeeded = self._pass(is_due=is_due)
             if is_due:
                 refresh_at = time.monotonic() + refresh_s
             retry_at = math.inf if has_succeeded else time.monotonic() + _RETRY_S

@@ -14,22 +14,32 @@ from calico_core.interfaces.routing import RoutingStatus
 from calico_core.node.agent import Agent
 from calico_core.node.health import Component
 
-ENGINE_LIMIT_S = 90.0
-"""A pass that takes longer hangs. As the reference system's dataplane watchdog."""
+LIMIT_S = 90.0
+"""A turn of a loop that takes longer hangs. As the reference system's dataplane watchdog."""
 
 
-class RouterSigns(Protocol):
-    last_error: str
+class LoopSigns(Protocol):
+    """A part with a thread that goes round."""
 
     @property
     def is_alive(self) -> bool: ...
+
+    @property
+    def busy_s(self) -> float: ...
+
+
+class RouterSigns(LoopSigns, Protocol):
+    last_error: str
 
 
 class VitalSigns:
     """Filled in by the runtime as its parts come; read by any thread. None: not there yet."""
 
-    def __init__(self, integrations: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(self, integrations: Callable[[], Mapping[str, str]], *, limit_s: float = LIMIT_S) -> None:
         self._integrations = integrations
+        self.limit_s = limit_s
+        self.loops: dict[str, LoopSigns] = {}
+        """The other parts with a loop, by the name of their component."""
         self.agent: Agent | None = None
         self.router: RouterSigns | None = None
         self.routing_status: Callable[[], RoutingStatus] | None = None
@@ -42,6 +52,14 @@ class VitalSigns:
         yield from self._plugins()
         yield Component("socket", "ready") if self.is_serving else Component("socket", "unready", "not listening yet")
         yield self._routing()
+        for name, loop in dict(self.loops).items():
+            yield Component(name, "dead", reason) if (reason := self._death(loop)) else Component(name, "ready")
+
+    def _death(self, loop: LoopSigns) -> str:
+        if not loop.is_alive:
+            return "a thread of it ended"
+        busy_s = loop.busy_s
+        return f"one turn takes {busy_s:.0f} s already" if busy_s > self.limit_s else ""
 
     def _engine(self) -> Component:
         agent = self.agent
@@ -50,7 +68,7 @@ class VitalSigns:
         if not agent.is_alive:
             return Component("engine", "dead", "a thread of it ended")
         busy_s = agent.counters.busy_s
-        if busy_s > ENGINE_LIMIT_S:
+        if busy_s > self.limit_s:
             return Component("engine", "dead", f"one pass takes {busy_s:.0f} s already")
         if not agent.is_in_sync:
             reason = agent.frozen_because or agent.last_error or "no complete state is in the kernel yet"
@@ -76,8 +94,8 @@ class VitalSigns:
     def _routing(self) -> Component:
         if self.router is None or self.routing_status is None:
             return Component("routing", "unready", "not started yet")
-        if not self.router.is_alive:
-            return Component("routing", "dead", "a thread of it ended")
+        if reason := self._death(self.router):
+            return Component("routing", "dead", reason)
         status = self.routing_status()
         if not status.is_running:
             return Component("routing", "degraded", self.router.last_error or "the routing daemon does not answer")

@@ -45,12 +45,15 @@ class Result(NamedTuple):
     restarts: int
     ways: Counter[str]
     sent: int
-    lost: int
+    losses: dict[str, int]
     forbidden: int
     wrongly_passed: int
     tcp_bytes: int
-    retransmits: int
     seconds: float
+
+    @property
+    def lost(self) -> int:
+        return sum(self.losses.values())
 
     @property
     def last_line(self) -> str:
@@ -93,16 +96,17 @@ class Traffic:
         answered = [stream.stop() for stream in self._answered]
         forbidden = [flood.stop() for flood in self._forbidden]
         tcp = self._tcp.stop()
-        lost = sum(flood.sent - flood.arrived for flood in permitted) + sum(stream.lost for stream in answered)
+        losses = {f"one way IPv{n}": flood.sent - flood.arrived for n, flood in zip((4, 6), permitted, strict=True)}
+        losses |= {f"answered IPv{n}": stream.lost for n, stream in zip((4, 6), answered, strict=True)}
+        losses |= {"TCP retransmissions": tcp.retransmits, "TCP connections": 1 if tcp.error else 0}
         return Result(
             restarts=restarts,
             ways=ways,
             sent=sum(flood.sent for flood in permitted) + sum(stream.sent for stream in answered),
-            lost=lost + tcp.retransmits + (1 if tcp.error else 0),
+            losses=losses,
             forbidden=sum(flood.sent for flood in forbidden),
             wrongly_passed=sum(flood.arrived for flood in forbidden),
             tcp_bytes=tcp.bytes_arrived,
-            retransmits=tcp.retransmits,
             seconds=seconds,
         )
 
@@ -169,7 +173,9 @@ def main() -> int:
     result = run(count=chosen.count, dataplane=chosen.dataplane, ways=tuple(chosen.ways))
     print(", ".join(f"{count} × {way}" for way, count in result.ways.items()), f"in {result.seconds:.0f} s")
     print(f"permitted: {result.sent} packets; forbidden: {result.forbidden}")
-    print(f"TCP: {result.tcp_bytes} bytes, {result.retransmits} retransmissions")
+    print(
+        f"TCP: {result.tcp_bytes} bytes; lost: {', '.join(f'{count} {kind}' for kind, count in result.losses.items())}"
+    )
     print(result.last_line)
     return 1 if result.lost or result.wrongly_passed else 0
 

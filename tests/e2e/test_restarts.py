@@ -11,7 +11,7 @@ pytestmark = pytest.mark.needs_root
 
 def test_restart_kill_and_upgrade_lose_nothing_and_let_nothing_pass() -> None:
     result = restarts.run(count=3, dataplane="nftables", ways=("clean", "kill", "upgrade"))
-    assert result.last_line == "3 restarts, 0 lost, 0 wrongly passed"
+    assert result.last_line == "3 restarts, 0 lost, 0 wrongly passed", result.losses
     assert result.sent > 2000
     assert result.forbidden > 2000
     assert result.tcp_bytes > 0
@@ -19,4 +19,9 @@ def test_restart_kill_and_upgrade_lose_nothing_and_let_nothing_pass() -> None:
 
 def test_restarts_of_the_iptables_driver() -> None:
     result = restarts.run(count=2, dataplane="iptables", ways=("kill", "upgrade"))
-    assert result.last_line == "2 restarts, 0 lost, 0 wrongly passed"
+    assert result.last_line == "2 restarts, 0 lost, 0 wrongly passed", result.losses
+
+
+def test_a_switch_of_the_dataplane_and_back() -> None:
+    result = restarts.run(count=2, dataplane="nftables", ways=("driver",))
+    assert result.last_line == "2 restarts, 0 lost, 0 wrongly passed", result.losses

@@ -243,6 +243,7 @@ def test_every_field_has_one_source_list_and_a_default() -> None:
         ("FELIX_IPTABLESMARKMASK", "0x1", "mark_mask"),
         ("FELIX_IPTABLESMARKMASK", "0x1ffffffff", "mark_mask"),
         ("FELIX_PROMETHEUSMETRICSPORT", "high", "metrics_port"),
+        ("FELIX_ENDPOINTREPORTINGDELAYSECS", "-1", "endpoint_reporting_delay_s"),
     ],
 )
 def test_some_bad_values_count_as_the_default_and_are_noted(variable: str, text: str, field: str) -> None:
@@ -265,7 +266,8 @@ def test_every_name_of_the_reference_agent_is_known() -> None:
         "PeriodicResyncInterval IptablesRefreshInterval MetadataAddr MetadataPort InterfacePrefix "
         "DefaultEndpointToHostAction DropActionOverride IgnoreLooseRPF ClusterGUID UsageReportingEnabled LogFilePath "
         "EtcdDriverLogFilePath LogSeverityFile LogSeveritySys LogSeverityScreen IpInIpEnabled IpInIpMtu "
-        "IpInIpTunnelAddr ReportingIntervalSecs ReportingTTLSecs EndpointReportingEnabled IptablesMarkMask "
+        "IpInIpTunnelAddr ReportingIntervalSecs ReportingTTLSecs EndpointReportingEnabled "
+        "EndpointReportingDelaySecs HostInterfacePollInterval MaxIpsetSize IptablesMarkMask "
         "PrometheusMetricsEnabled PrometheusMetricsPort EtcdDriverPrometheusMetricsPort FailsafeInboundHostPorts "
         "FailsafeOutboundHostPorts Ipv6Support IptablesGeneratorPlugin"
     )

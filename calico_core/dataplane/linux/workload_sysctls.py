@@ -8,8 +8,8 @@ from calico_core.dataplane.linux.sysctl import Setting
 
 def host_end(interface: str, *, has_v4: bool, has_v6: bool, has_metadata: bool) -> tuple[Setting, ...]:
     """For the host end, to be written before it goes up. ``has_metadata``: what a workload asks of the metadata
-    address may lead to the host's loopback. Without, ``route_localnet`` stays as it is: 0 of itself, and 1 where the
-    CNI plugin ``portmap`` behind us maps ports of the host's loopback."""
+    address may lead to the host's loopback. Without it ``route_localnet`` is not ours: a plugin behind us that maps
+    ports sets it where it needs it."""
     v4, v6 = f"ipv4/conf/{interface}/", f"ipv6/conf/{interface}/"
     settings: list[Setting] = []
     if has_v4:

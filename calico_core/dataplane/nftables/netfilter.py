@@ -1,4 +1,4 @@
-"""Our table by nfnetlink messages of our own: reading it, asking for the generation, changing elements.
+"""Our table by nfnetlink messages of our own: reading it, asking for the generation, changing what stands.
 
 On one socket kept open a set element costs microseconds whatever the size of the table, and reading back needs
 neither a process nor text. Layouts: linux/netfilter/nf_tables.h. A rule is known by the comment it carries
@@ -32,6 +32,7 @@ from calico_core.dataplane.linux.netlink import (
     refused,
     text,
 )
+from calico_core.dataplane.nftables import rule_messages
 from calico_core.dataplane.nftables.elements import (
     KINDS,
     NFT_SET_ANONYMOUS,
@@ -138,16 +139,25 @@ class NftSocket(NetlinkSocket):
             counts.setdefault(_name(found[2]), []).append(_count(found.get(4, b"")))
         return counts
 
-    def change_elements(self, plan: Plan, kinds: dict[str, str]) -> None:
-        """Remove and add the plan's elements in one transaction. Nothing is changed when it fails."""
-        messages: list[tuple[int, int, bytes]] = []
-        for name, elements in plan.removed_elements.items():
-            kind = KINDS[kinds[name]]
-            messages += [(DELSETELEM, 0, body) for body in _element_bodies(name, kind, elements, is_removal=True)]
-        for name, elements in plan.added_elements.items():
-            kind = KINDS[kinds[name]]
-            messages += [(NEWSETELEM, NLM_F_CREATE, body) for body in _element_bodies(name, kind, elements)]
-        self._commit(messages, "change set elements")
+    def change(self, plan: Plan, desired: Table, observed: Table | None) -> bool:
+        """Carry out the plan in one transaction; nothing is changed when it fails. False: it has something that is
+        not written here, and nothing was sent."""
+        before, middle = rule_messages.before_elements(plan, desired), rule_messages.chains(plan, desired)
+        after = rule_messages.after_elements(plan, observed)
+        if observed is None or before is None or middle is None or after is None:
+            return False
+        removed = [
+            (DELSETELEM, 0, body)
+            for name, elements in plan.removed_elements.items()
+            for body in _element_bodies(name, KINDS[observed.sets[name].kind], elements, is_removal=True)
+        ]
+        added = [
+            (NEWSETELEM, NLM_F_CREATE, body)
+            for name, elements in plan.added_elements.items()
+            for body in _element_bodies(name, KINDS[desired.sets[name].kind], elements)
+        ]
+        self._commit([*before, *removed, *middle, *added, *after], "change chains and sets")
+        return True
 
     def _commit(self, messages: list[tuple[int, int, bytes]], operation: str) -> None:
         """A batch. Only its last message asks for an answer: kernels differ in whether they answer the frame."""

@@ -1,8 +1,8 @@
 """Our table in the kernel: desired state in, one transaction out, and what went wrong by subject.
 
 The kernel's content is known from reading it once and from our own commits; its generation counter tells whether
-anybody else has written since. Changes of set elements alone go by netlink messages of our own, everything else
-through libnftables.
+anybody else has written since. Changes of elements and of chains whose rules have the usual shapes go by netlink
+messages of our own, everything else through libnftables.
 """
 
 from __future__ import annotations
@@ -116,12 +116,22 @@ class PolicyTable:
         return msgspec.structs.replace(report, healed=foreign)
 
     def purge(self) -> None:
-        """Remove the table, and what was added to Docker's."""
-        errors = self._library.run("\n".join(delete_table()) + "\n")
-        if errors:
-            raise KernelRefused(f"delete {_WHOLE_TABLE}", errno.EBUSY, errors[0].reason)
+        """Remove the table, and what was added to Docker's.
+
+        First nobody enters it any more: a packet on its way through goes by the rules it began with, but by the sets
+        as they are now, and would find itself unknown to them.
+        """
+        for lines in (self._empty_hooks(), delete_table()):
+            errors = self._library.run("\n".join(lines) + "\n") if lines else []
+            if errors:
+                raise KernelRefused(f"delete {_WHOLE_TABLE}", errno.EBUSY, errors[0].reason)
         self._observed, self._generation = None, None
         self._docker.remove()
+
+    def _empty_hooks(self) -> list[str]:
+        found, _ = self._socket.read()
+        hooks = [name for name, each in found.chains.items() if each.hook] if found is not None else []
+        return [f"flush chain {FAMILY} {TABLE} {name}" for name in hooks]
 
     def live_beside_docker(self) -> tuple[tuple[str, ...], tuple[Failure, ...]]:
         """What was changed for it, and what could not be."""
@@ -217,8 +227,8 @@ class PolicyTable:
     def _transact(self, plan: Plan, builder: TableBuilder, guilty: dict[str, str] | None = None) -> str:
         """One transaction. When it is refused nothing has changed, and ``guilty`` receives what could be told."""
         desired = builder.table
-        if plan.is_elements_only and plan.element_count <= _NETLINK_ELEMENTS and guilty is None:
-            self._socket.change_elements(plan, {name: desired.sets[name].kind for name in plan.names})
+        is_small = plan.element_count <= _NETLINK_ELEMENTS and guilty is None
+        if is_small and self._socket.change(plan, desired, self._observed):
             path = "netlink"
         else:
             self._run_script(plan, builder, guilty)

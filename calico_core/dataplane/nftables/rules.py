@@ -180,7 +180,13 @@ def _ports(side: str, ports: tuple[PortRange, ...]) -> list[str]:
 
 
 def _not_ports(side: str, ports: tuple[PortRange, ...]) -> list[str]:
-    return [f"th {side} != {_port_set(ports)}"] if ports else []
+    if not ports:
+        return []
+    value = _port_set(ports)
+    if value.isdigit():
+        # libnftables (1.0.6) makes of "sport != a dport != b" one comparison, "not (a and b)"; of a range it does not
+        value = f"{value}-{value}"
+    return [f"th {side} != {value}"]
 
 
 def _port_set(ports: tuple[PortRange, ...]) -> str:

@@ -91,6 +91,7 @@ class Bench:
 
     def __init__(self, dataplane: str) -> None:
         self._driver = DRIVERS[dataplane]
+        self.answers_early = dataplane == "nftables"
         self._stack = contextlib.ExitStack()
         self._ports: dict[str, _Port] = {}
         self._to_host: str | None = None

@@ -14,7 +14,8 @@ from tests.campaigns.oracle.selectors import BadSelector, matches
 
 Stored = dict[str, Any]
 Failsafe = tuple[int, int, str | None]
-Outcome = Literal["allow", "deny", "reject"]
+Outcome = Literal["allow", "deny", "reject", "either"]
+"""``either``: denied, and its sender may be told so or not."""
 HOST, UPLINK = "here", "up0"
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "dccp": 33, "icmpv6": 58, "sctp": 132, "udplite": 136}
 _MATCHES = (
@@ -23,6 +24,7 @@ _MATCHES = (
 )  # fmt: skip
 _RULE_FIELDS = {"action", "ip_version", "log_prefix", *_MATCHES, *(f"!{name}" for name in _MATCHES)}
 _LOCAL = f"/calico/v1/host/{HOST}/workload/"
+_EARLY = ("untracked", "pre_dnat")
 _NEIGHBOURS = {130, 131, 132, 133, 135, 136, 143}
 
 
@@ -43,13 +45,15 @@ class Flow(NamedTuple):
 
 class Place(NamedTuple):
     """What the records do not say: the host's own addresses, those of its uplink, what it does with packets of
-    workloads to them, and its fail-safe ports as (protocol, port, whom)."""
+    workloads to them, its fail-safe ports as (protocol, port, whom), and whether its kernel can answer before
+    connection tracking and translation: iptables rejects in its filter table only (iptables-extensions(8))."""
 
     host_addresses: frozenset[str]
     uplink_addresses: frozenset[str]
     to_host: str
     failsafe_in: tuple[Failsafe, ...]
     failsafe_out: tuple[Failsafe, ...]
+    answers_early: bool = True
 
 
 def judge(records: Stored, place: Place, flow: Flow, interface: str, mac: str) -> Outcome:
@@ -150,6 +154,10 @@ def _at_uplink(records: Stored, place: Place, flow: Flow, direction: str, *, is_
         action = _tiers_say(records, endpoint, direction, flow, hook)
         if action is None and hook == "normal":
             action = _profiles_say(records, endpoint, direction, flow)
+        if action == "reject" and hook == "untracked" and place.answers_early:
+            return "either"  # the answer belongs to no connection, so policy of what the host sends may drop it
+        if action == "reject" and hook in _EARLY and not place.answers_early:
+            return "deny"
         if action is not None:
             return action
     return "allow"
@@ -196,8 +204,7 @@ def _tiers_say(records: Stored, endpoint: Any, direction: str, flow: Flow, hook:
         for _, _, policy in sorted(tiers[tier], key=lambda each: each[:2]):
             action = action or _first_action(records, policy.get(f"{direction}_rules", ()), flow)
         if action is None:
-            may_end = hook in ("untracked", "pre_dnat")
-            action = "pass" if may_end else metadata(tier).get("defaultAction", "deny")
+            action = "pass" if hook in _EARLY else metadata(tier).get("defaultAction", "deny")
         if action in ("allow", "deny", "reject"):
             return action  # type: ignore[return-value]
     return None

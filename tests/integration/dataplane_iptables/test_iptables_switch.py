@@ -15,6 +15,7 @@ from netaddr import IPAddress
 
 from calico_core.dataplane.iptables.driver import IptablesDataplane
 from calico_core.dataplane.nftables.driver import NftablesDataplane
+from calico_core.errors import ToolFailed
 from calico_core.interfaces.dataplane import is_whole_policy
 from calico_core.model.hoststate import (
     HostChanges,
@@ -179,6 +180,32 @@ def test_the_other_kind_stays_until_policy_is_in_force(lab: Any, monkeypatch: py
     assert has_ours(lab)
     assert lab.dataplane.apply(state).is_clean
     assert not has_ours(lab)
+
+
+def test_a_start_touches_nothing_while_policy_of_the_other_kind_stands(lab: Any) -> None:
+    a = lab.workload()
+    state = HostChanges(is_complete=True, workloads=(a.endpoint(PolicyList(), PolicyList()),))
+    assert lab.dataplane.apply(state).is_clean
+    with contextlib.closing(nftables(lab)) as second:
+        second.ensure_closed()
+        assert not has_ours(lab)
+        assert second.apply(state).is_clean
+    before = lab.save()
+    lab.restart()
+    lab.dataplane.ensure_closed()
+    assert has_ours(lab)
+    assert ":calico-" not in lab.save()
+    assert ":calico-" not in before
+
+
+def test_who_cannot_tell_whether_the_other_kind_stands_closes(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_refused(_: NftablesDataplane) -> bool:
+        raise ToolFailed(("iptables-save",), 1, "Permission denied")
+
+    monkeypatch.setattr(NftablesDataplane, "_other_kind_stands", is_refused)
+    with contextlib.closing(nftables(lab)) as first:
+        first.ensure_closed()
+    assert has_ours(lab)
 
 
 OLD = """*filter

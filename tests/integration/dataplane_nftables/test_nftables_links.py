@@ -55,8 +55,7 @@ def test_loopback_is_open_with_metadata_only(make_lab: Callable[..., Any]) -> No
     assert lab.dataplane.resync().healed == ()
 
 
-def test_what_portmap_opens_stays_open(lab: Any) -> None:
-    """Ports of the host's loopback that are mapped to the workload: the CNI plugin behind us opened it, not damage."""
+def test_what_a_port_mapper_needs_is_left_to_it(lab: Any) -> None:
     a = lab.workload()
     lab.start(a.endpoint())
     lab.host.run("sysctl", "-qw", "net.ipv4.conf.cali1.route_localnet=1")

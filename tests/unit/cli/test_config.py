@@ -41,6 +41,8 @@ def test_set_and_remove(calicoctl: Calicoctl, records: TypedRecords) -> None:
     done = calicoctl("config", "set", "LogSeverityScreen", "Warn")
     assert (done.code, "at once" in done.err) == (0, True)
     assert "started again" in calicoctl("config", "set", "InterfacePrefix", "tap").err
+    changes = {name: row(calicoctl, name)["change"] for name in ("log_level", "interface_prefix", "datastore")}
+    assert changes == {"log_level": "at once", "interface_prefix": "restart", "datastore": "by hand"}
     found = records.get(GlobalConfigKey("LogSeverityScreen"))
     assert found is not None
     assert found.record == "Warn"

@@ -75,7 +75,11 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({"protocol": 6, "dst_ports": ((80, 80),)}, [f"meta l4proto 6 th dport 80 {ACCEPT}"]),
     (
         {"protocol": 17, "src_ports": ((5, 9), (1, 1), (8, 20)), "not_dst_ports": ((7, 7),)},
-        [f"meta l4proto 17 th sport {{ 1, 5-20 }} th dport != 7 {ACCEPT}"],
+        [f"meta l4proto 17 th sport {{ 1, 5-20 }} th dport != 7-7 {ACCEPT}"],
+    ),
+    (
+        {"protocol": 6, "not_src_ports": ((80, 80),), "not_dst_ports": ((80, 80),)},
+        [f"meta l4proto 6 th sport != 80-80 th dport != 80-80 {ACCEPT}"],
     ),
     (
         {"protocol": 6, "dst_ports": ((80, 80),), "dst_port_sets": (WEB,), "ip_version": 4},

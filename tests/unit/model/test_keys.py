@@ -50,6 +50,7 @@ KEYS = [
     (keys.HandleKey("net.c1"), "/calico/ipam/v2/handle/net.c1"),
     (keys.FelixStatusKey("h1"), "/calico/felix/v1/host/h1/status"),
     (keys.FelixLastStatusKey("h1"), "/calico/felix/v1/host/h1/last_reported_status"),
+    (keys.HostEndpointStatusKey("h1", "eth0/a"), "/calico/felix/v1/host/h1/endpoint/eth0%2fa"),
     (
         keys.WorkloadStatusKey("h1", "cni", "w", "e"),
         "/calico/felix/v1/host/h1/workload/cni/w/endpoint/e",

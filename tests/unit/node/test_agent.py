@@ -13,11 +13,12 @@ from calico_core.datastore.memory import MemoryDatastore
 from calico_core.datastore.records import TypedRecords
 from calico_core.errors import KernelRefused, NotReady
 from calico_core.interfaces.dataplane import ApplyReport, DataplaneOptions, Failure
-from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.endpoints import HostEndpoint, WorkloadEndpoint
 from calico_core.model.hoststate import HostPeers, RulesId
 from calico_core.model.keys import (
     BgpHostAddressKey,
     GlobalConfigKey,
+    HostEndpointKey,
     HostIpKey,
     PoolKey,
     ProfileRulesKey,
@@ -432,3 +433,22 @@ def test_the_addresses_of_all_hosts_and_both_families_reach_the_dataplane(bench:
     bench.records.put(BgpHostAddressKey("rack-b", 6), "fd00::2")
     wanted = HostPeers(addresses=(IPAddress("192.0.2.1"), IPAddress("fd00::2")), is_vxlan=True)
     eventually(lambda: bench.dataplane.state.peers == wanted)
+
+
+def test_a_host_endpoint_is_up_where_an_interface_has_it(bench: Bench) -> None:
+    bench.start()
+    key = HostEndpointKey(HOST, "eth")
+    bench.records.put(key, HostEndpoint(expected_ipv4_addrs=(IPAddress("192.0.2.1"),)))
+    bench.records.put(HostEndpointKey("rack-b", "eth"), HostEndpoint(name="eth0"))
+
+    def said() -> tuple[str, str] | None:
+        return bench.states[-1].host_endpoints.get(key) if bench.states else None
+
+    eventually(lambda: (said() or ("", ""))[0] == "down")
+    assert bench.states[-1].host_endpoints.keys() == {key}
+    bench.dataplane.set_addresses("eth0", IPAddress("192.0.2.1"))
+    eventually(lambda: said() == ("up", ""))
+    bench.dataplane.remove_interface("eth0")
+    eventually(lambda: (said() or ("", ""))[0] == "down")
+    bench.records.delete(key)
+    eventually(lambda: said() is None)

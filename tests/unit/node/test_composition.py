@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from calico_core.errors import InvalidSettings
-from calico_core.node.composition import choose_dataplane, dataplane_name
+from calico_core.node.composition import choose_dataplane, dataplane_lack, dataplane_name
 from calico_core.settings import load_settings
 
 
@@ -46,3 +46,8 @@ def test_the_reference_agents_words(word: str, name: str) -> None:
     assert load_settings({"FELIX_NFTABLESMODE": word}).dataplane_driver == name
     assert load_settings({}, file={"nftablesmode": word}).dataplane_driver == name
     assert load_settings({}, global_config={"NFTablesMode": word}).dataplane_driver == "auto"
+
+
+@pytest.mark.parametrize("name", ["nftables", "memory", "other"])
+def test_only_a_second_choice_has_a_reason(name: str) -> None:
+    assert dataplane_lack(name) == ""

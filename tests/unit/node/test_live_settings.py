@@ -97,3 +97,15 @@ def test_an_unknown_name_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> 
         live.take(GlobalConfigKey(name), "2")
     said = [each for each in caplog.records if each.getMessage() == "settings.unknown_name"]
     assert [each.calico_fields["name"] for each in said] == ["HealthPrt"]  # type: ignore[attr-defined]
+
+
+def test_a_bad_value_changes_nothing_until_it_is_a_good_one() -> None:
+    asked: list[int] = []
+    stored = StoredConfig({"HealthPort": "9100"}, {})
+    live = LiveSettings(load_settings({}, host_config=stored.of_host), "rack-a", stored, lambda: asked.append(1))
+    own = HostConfigKey("rack-a", "HealthPort")
+    for text in ("high", "9100", "99999999"):
+        live.take(own, text)
+        assert (asked, live.differing) == ([], {})
+    live.take(own, "9101")
+    assert (asked, live.differing) == ([1], {"health_port": 9101})

@@ -113,3 +113,18 @@ def test_whoever_waits_is_let_go(progress: EndpointProgress, ending: str) -> Non
         else:
             progress.decide({A.path: "bad"} if ending == "failed" else {})
         assert [each.result(WAIT_S) for each in waiting] == [ending == "programmed"] * 4
+
+
+def test_an_inactive_endpoint_is_down_unless_something_worse(progress: EndpointProgress) -> None:
+    progress.write(A, 7, "cali-a", is_active=False)
+    progress.decide({})
+    assert progress.status[A] == ("down", "its record says that it is inactive")
+    progress.note_links([A], [A])
+    assert progress.status[A] == ("down", "its interface does not exist")
+    progress.decide({A.path: "refused"})
+    assert progress.status[A] == ("error", "refused")
+    progress.decide({})
+    progress.note_links([A], [])
+    progress.write(A, 8, "cali-a")
+    progress.decide({})
+    assert progress.status[A] == ("up", "")

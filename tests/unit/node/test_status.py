@@ -16,6 +16,8 @@ from calico_core.model.hosts import DATAPLANE_FAILED
 from calico_core.model.keys import (
     FelixLastStatusKey,
     FelixStatusKey,
+    HostEndpointKey,
+    HostEndpointStatusKey,
     NodeStatusKey,
     WorkloadEndpointKey,
     WorkloadStatusKey,
@@ -47,7 +49,9 @@ class Bench:
         self.records = TypedRecords(self.store)
         self.reporters: list[StatusReporter] = []
 
-    def start(self, *, interval_s: float = 30.0, reports_endpoints: bool = True) -> StatusReporter:
+    def start(
+        self, *, interval_s: float = 30.0, reports_endpoints: bool = True, delay_s: float = 0.0
+    ) -> StatusReporter:
         reporter = StatusReporter(
             records=self.records,
             host=HOST,
@@ -55,6 +59,7 @@ class Bench:
             interval_s=interval_s,
             ttl_s=90.0,
             reports_endpoints=reports_endpoints,
+            endpoints_delay_s=delay_s,
             routing_status=lambda: RoutingStatus(driver="none", is_running=False),
             integrations=lambda: {"cni": "ready"},
         )
@@ -215,3 +220,28 @@ def test_what_could_not_be_written_is_written_later(bench: Bench, monkeypatch: p
     bench.store.faults.down = False
     eventually(lambda: bench.endpoint("a"))
     eventually(lambda: bench.records.get(NodeStatusKey(HOST)))
+
+
+def test_a_flapping_endpoint_is_not_written_at_each_turn(bench: Bench) -> None:
+    reporter = bench.start(delay_s=0.6)
+    reporter.put(state(a=("up", "")))
+    eventually(lambda: bench.endpoint("a") == EndpointStatus(status="up"))
+    first = time.monotonic()
+    revisions = {bench.records.get(status_key("a")).mod_revision}  # type: ignore[union-attr]
+    for turn in range(40):
+        reporter.put(state(a=("down", f"turn {turn}")))
+        revisions.add(bench.records.get(status_key("a")).mod_revision)  # type: ignore[union-attr]
+    eventually(lambda: bench.endpoint("a") == EndpointStatus(status="down", reason="turn 39"))
+    assert time.monotonic() - first > 0.45
+    assert len(revisions) <= 2
+
+
+def test_host_endpoints_have_a_status_too_and_leftovers_go(bench: Bench) -> None:
+    old, key = HostEndpointStatusKey(HOST, "old"), HostEndpointKey(HOST, "eth0")
+    bench.records.put(old, EndpointStatus(status="up"))
+    reporter = bench.start()
+    reporter.put(AgentState(is_in_sync=True, is_applied=True, endpoints={}, host_endpoints={key: ("up", "")}))
+    written = HostEndpointStatusKey(HOST, "eth0")
+    eventually(lambda: bench.records.get(written) is not None and bench.records.get(old) is None)
+    reporter.put(state())
+    eventually(lambda: bench.records.get(written) is None)

@@ -15,7 +15,8 @@ from calico_core.interfaces.dataplane import DataplaneOptions
 from calico_core.interfaces.routing import PeerStatus, RoutingStatus
 from calico_core.model.keys import ReadyKey
 from calico_core.node.agent import Agent
-from calico_core.node.vital_signs import ENGINE_LIMIT_S, VitalSigns
+from calico_core.node.busy import Busy
+from calico_core.node.vital_signs import LIMIT_S, VitalSigns
 
 WAIT_S = 10.0
 
@@ -26,6 +27,7 @@ class StillRouter:
     def __init__(self) -> None:
         self.is_alive = True
         self.last_error = ""
+        self.busy_s = 0.0
 
 
 class Node:
@@ -116,8 +118,38 @@ def test_an_engine_that_hangs_or_ended_is_dead(node: Node) -> None:
     hanging.run()
     try:
         eventually(lambda: hanging.agent.counters.busy_since is None)
-        hanging.agent.counters.busy_since = time.monotonic() - ENGINE_LIMIT_S - 1
+        hanging.agent.counters.busy_since = time.monotonic() - LIMIT_S - 1
         assert hanging.look()["engine"] == "dead"
         assert "one pass takes 91 s" in hanging.reason("engine")
     finally:
         hanging.agent.stop()
+
+
+def test_any_loop_may_hang_or_end(node: Node) -> None:
+    node.records.put(ReadyKey(), "true")
+    node.run()
+    reporter = node.signs.loops["reporter"] = StillRouter()
+    eventually(lambda: set(node.look().values()) == {"ready"})
+    reporter.busy_s = LIMIT_S - 1
+    assert node.look()["reporter"] == "ready"
+    reporter.busy_s = LIMIT_S + 1
+    assert (node.look()["reporter"], node.reason("reporter")) == ("dead", "one turn takes 91 s already")
+    node.signs.limit_s = 200
+    assert node.look()["reporter"] == "ready"
+    node.router.busy_s = 201.0
+    assert node.look()["routing"] == "dead"
+    reporter.is_alive = False
+    assert (node.look()["reporter"], node.reason("reporter")) == ("dead", "a thread of it ended")
+
+
+def test_a_turn_is_timed_and_a_wait_is_not() -> None:
+    now = [5.0]
+    busy = Busy(lambda: now[0])
+    assert busy.seconds == 0
+    with busy.turn():
+        now[0] += 3
+        assert busy.seconds == 3
+    assert busy.seconds == 0
+    with pytest.raises(ValueError, match="x"), busy.turn():
+        raise ValueError("x")
+    assert busy.seconds == 0

@@ -1,0 +1,322 @@
+"""The policy table of a host in the kernel: one element, one chain, full load, resync; and a table of routes.
+
+``python tests/benchmarks/bench_dataplane.py [100|500|2000|policies|endpoint|routes] …``. Needs root and ``nft``. The
+table is that of the peer's benchmark: S sets of M addresses, P chains of ten rules (TCP from a set to a port). The
+yardstick Y-nft is the program ``nft`` on the same table, measured beside: ``nft -f`` of the text ``nft list`` gives,
+and the list itself. Prints a JSON line a workload. Everything happens in a network namespace of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from netaddr import EUI, IPNetwork
+from pyroaring import FrozenBitMap
+
+from calico_core.dataplane.linux import netns
+from calico_core.dataplane.linux.netlink import Request
+from calico_core.dataplane.linux.prefix import Prefix
+from calico_core.dataplane.linux.route_messages import Route, replace_route
+from calico_core.dataplane.linux.routes import observe, plan_routes
+from calico_core.dataplane.linux.rtnetlink import RouteSocket
+from calico_core.dataplane.nftables.policy_table import PolicyTable
+from calico_core.interfaces.dataplane import DataplaneOptions
+from calico_core.model.hoststate import (
+    AddressSet,
+    HostChanges,
+    HostRule,
+    HostRules,
+    HostState,
+    HostWorkload,
+    PolicyList,
+    RulesId,
+    SetChange,
+    SetId,
+    TierPolicies,
+)
+from calico_core.model.keys import WorkloadEndpointKey
+
+TABLES = {"100": (100, 20, 100), "500": (500, 50, 500), "2000": (2000, 100, 2000)}
+TCP = 6
+FIRST = 0x0A000001
+
+
+def _load_yardsticks() -> Any:
+    spec = importlib.util.spec_from_file_location("yardsticks", Path(__file__).resolve().parent / "yardsticks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+yardsticks = _load_yardsticks()
+
+
+class Bench:
+    """A policy table in a namespace, and the state it was given."""
+
+    def __init__(self, name: str, namespace_fd: int) -> None:
+        self._name = name
+        self.policy = PolicyTable(DataplaneOptions(is_ipv6_enabled=False), namespace_fd)
+        self.state = HostState()
+
+    def take(self, changes: HostChanges) -> float:
+        """Seconds until the kernel has it."""
+        self.state.update(changes)
+        started = time.perf_counter()
+        report = self.policy.follow(changes, self.state)
+        seconds = time.perf_counter() - started
+        if report.failures or not report.changes:
+            raise RuntimeError(f"refused, or nothing was done: {report}")
+        return seconds
+
+    def nft(self, *argv: str, stdin: str | None = None) -> str:
+        """The program itself, as a child."""
+        command = ["nsenter", f"--net=/var/run/netns/{self._name}", "nft", *argv]
+        return subprocess.run(command, check=True, capture_output=True, text=True, input=stdin).stdout
+
+    def forget_and_resync(self) -> float:
+        """As a fresh process would: nothing is known of the kernel; it is right already."""
+        self.policy._generation = -1
+        started = time.perf_counter()
+        report = self.policy.resync()
+        seconds = time.perf_counter() - started
+        if report.changes or report.failures or report.healed:
+            raise RuntimeError(f"the kernel was not right: {report}")
+        return seconds
+
+    def unchanged_resync(self) -> float:
+        started = time.perf_counter()
+        self.policy.resync()
+        return time.perf_counter() - started
+
+    def yardstick_nft(self, rounds: int = 3) -> dict[str, float]:
+        """Seconds of ``nft list`` as text, and of ``nft -f`` of that text in place of what stands."""
+        text = ""
+        listing, loading = [], []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            text = self.nft("list", "table", "inet", "calico")
+            listing.append(time.perf_counter() - started)
+        with tempfile.NamedTemporaryFile("w", suffix=".nft") as file, a_namespace() as (name, _):
+            file.write(f"add table inet calico\ndelete table inet calico\n{text}")
+            file.flush()
+            for _ in range(rounds):
+                started = time.perf_counter()
+                enter = ["nsenter", f"--net=/var/run/netns/{name}", "nft", "-f", file.name]
+                subprocess.run(enter, check=True, capture_output=True)
+                loading.append(time.perf_counter() - started)
+        return {"list_s": round(min(listing), 5), "load_s": round(min(loading), 5)}
+
+    def close(self) -> None:
+        self.policy.close()
+
+
+_numbers = itertools.count()
+
+
+@contextmanager
+def a_namespace() -> Any:
+    name = f"bench-dp-{os.getpid()}-{next(_numbers)}"
+    descriptor = netns.open_namespace(str(netns.create_namespace(name)))
+    try:
+        yield name, descriptor
+    finally:
+        os.close(descriptor)
+        netns.delete_namespace(name)
+
+
+@contextmanager
+def a_bench() -> Any:
+    with a_namespace() as (name, descriptor):
+        made = Bench(name, descriptor)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+def peer_table(sets: int, members: int, chains: int) -> HostChanges:
+    address = itertools.count(FIRST)
+    return HostChanges(
+        is_complete=True,
+        sets=tuple(
+            SetChange(
+                id=SetId(f"set-{number:016x}"),
+                is_new=True,
+                added=AddressSet(v4=FrozenBitMap(itertools.islice(address, members))),
+            )
+            for number in range(sets)
+        ),
+        rules=tuple(chain_of(number, sets, range(10)) for number in range(chains)),
+    )
+
+
+def chain_of(number: int, sets: int, rules: Iterable[int], port: int = 1000) -> HostRules:
+    return HostRules(
+        id=RulesId(f"policy/p-{number}"),
+        inbound=tuple(
+            HostRule(
+                action="pass",
+                protocol=TCP,
+                ip_version=4,
+                src_sets=(SetId(f"set-{(10 * number + rule) % sets:016x}"),),
+                dst_ports=((port + rule, port + rule),),
+            )
+            for rule in rules
+        ),
+    )
+
+
+def table(size: str) -> None:
+    sets, members, chains = TABLES[size]
+    before = yardsticks.measure()
+    with a_bench() as bench:
+        load = [bench.take(peer_table(sets, members, chains))]
+        reference = bench.yardstick_nft()
+        added, removed = [], []
+        for number in range(200):
+            change = AddressSet(v4=FrozenBitMap([0x0B000000 + number]))
+            set_id = SetId(f"set-{0:016x}")
+            added.append(bench.take(HostChanges(sets=(SetChange(id=set_id, added=change),))))
+            removed.append(bench.take(HostChanges(sets=(SetChange(id=set_id, removed=change),))))
+        chain = [
+            bench.take(HostChanges(rules=(chain_of(0, sets, range(1), port=2000 + turn % 2),))) for turn in range(100)
+        ]
+        resync = [bench.forget_and_resync() for _ in range(3)]
+        unchanged = [bench.unchanged_resync() for _ in range(100)]
+        reference_after = bench.yardstick_nft()
+    with a_bench() as bench:
+        load.append(bench.take(peer_table(sets, members, chains)))
+    ends = {
+        "yardsticks_before": before, "yardsticks_after": yardsticks.measure(),
+        "nft_before": reference, "nft_after": reference_after, **yardsticks.machine(),
+    }  # fmt: skip
+    list_s, load_s = (min(reference[key], reference_after[key]) for key in ("list_s", "load_s"))
+    shape = {"sets": sets, "members": members, "chains": chains}
+    yardsticks.report("4a-element-added", **shape, **yardsticks.summary(added), **ends)
+    yardsticks.report("4a-element-removed", **shape, **yardsticks.summary(removed), **ends)
+    yardsticks.report("4b-chain", **shape, **yardsticks.summary(chain), **ends)
+    yardsticks.report(
+        "4c-resync", **shape, **yardsticks.summary(resync), to_nft_list=round(min(resync) / list_s, 2), **ends
+    )
+    yardsticks.report("4c-generation", **shape, **yardsticks.summary(unchanged), **ends)
+    yardsticks.report("4-load", **shape, **yardsticks.summary(load), to_nft_load=round(min(load) / load_s, 2), **ends)
+
+
+def policies(count: int = 10_000) -> None:
+    """10,000 policies on a host, text and transaction, beside one ``nft -f`` of the same."""
+    before = yardsticks.measure()
+    load = []
+    reference: dict[str, float] = {}
+    for _ in range(3):
+        with a_bench() as bench:
+            load.append(bench.take(peer_table(100, 20, count)))
+            found = bench.yardstick_nft(1)
+            reference = {key: min(value, reference.get(key, value)) for key, value in found.items()}
+    yardsticks.report(
+        "policies", policies=count, **yardsticks.summary(load), nft=reference,
+        to_nft_load=round(min(load) / reference["load_s"], 2), yardsticks_before=before,
+        yardsticks_after=yardsticks.measure(), **yardsticks.machine(),
+    )  # fmt: skip
+
+
+def a_workload(number: int, policies: PolicyList) -> HostWorkload:
+    return HostWorkload(
+        key=WorkloadEndpointKey("host", "bench", f"w{number}", "eth0"),
+        interface=f"cali{number}",
+        is_active=True,
+        mac=EUI(0x02_00_00_00_00_00 + number),
+        nets=(IPNetwork((FIRST + number, 32), version=4),),
+        inbound=policies,
+        outbound=policies,
+    )
+
+
+def endpoint(count: int = 1000) -> None:
+    """One endpoint more on a host of 1,000, beside the smallest transaction there is: one element."""
+    before = yardsticks.measure()
+    with a_bench() as bench:
+        changes = peer_table(100, 20, 100)
+        lists = [
+            PolicyList(tiers=(TierPolicies(tier="default", policies=(RulesId(f"policy/p-{number % 100}"),)),))
+            for number in range(count + 1)
+        ]
+        bench.take(
+            HostChanges(
+                is_complete=True,
+                sets=changes.sets,
+                rules=changes.rules,
+                workloads=tuple(a_workload(number, lists[number]) for number in range(count)),
+            )
+        )
+        added, removed, smallest = [], [], []
+        for turn in range(100):
+            one = a_workload(count, lists[count])
+            added.append(bench.take(HostChanges(workloads=(one,))))
+            removed.append(bench.take(HostChanges(removed_workloads=(one.key,))))
+            change = AddressSet(v4=FrozenBitMap([0x0B000000 + turn]))
+            smallest.append(bench.take(HostChanges(sets=(SetChange(id=SetId(f"set-{0:016x}"), added=change),))))
+    ends = {"yardsticks_before": before, "yardsticks_after": yardsticks.measure(), **yardsticks.machine()}
+    smallest_ms = yardsticks.summary(smallest)
+    for name, seconds in (("endpoint-added", added), ("endpoint-removed", removed)):
+        found = yardsticks.summary(seconds)
+        ratio = round(found["median_ms"] / smallest_ms["median_ms"], 2)
+        yardsticks.report(name, endpoints=count, **found, smallest=smallest_ms, to_smallest=ratio, **ends)
+
+
+def routes() -> None:
+    """Everything is right already: dump the table, parse it, compare."""
+    for count in (1024, 4096, 65536):
+        before = yardsticks.measure()
+        with a_namespace() as (name, descriptor):
+            subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+            with RouteSocket(descriptor) as route_socket:
+                wanted = [
+                    Route(destination=Prefix(socket.AF_INET, (FIRST + number).to_bytes(4, "big"), 32), index=1)
+                    for number in range(count)
+                ]
+                requests: list[Request] = [replace_route(each) for each in wanted]
+                failed = [each.error for each in route_socket.attempt(requests) if each.error is not None]
+                if failed:
+                    raise RuntimeError(str(failed[0]))
+                seconds = []
+                for _ in range(5):
+                    started = time.perf_counter()
+                    plan = plan_routes(wanted, observe(route_socket))
+                    seconds.append(time.perf_counter() - started)
+                    if plan:
+                        raise RuntimeError("the routes were not right")
+        yardsticks.report(
+            "4d-routes", routes=count, **yardsticks.summary(seconds), us_a_route=round(min(seconds) / count * 1e6, 2),
+            yardsticks_before=before, yardsticks_after=yardsticks.measure(), **yardsticks.machine(),
+        )  # fmt: skip
+
+
+WORKLOADS: dict[str, Callable[[], None]] = {
+    **{size: (lambda size=size: table(size)) for size in TABLES},
+    "policies": policies,
+    "endpoint": endpoint,
+    "routes": routes,
+}
+
+
+def main(names: list[str]) -> None:
+    for name in names or list(WORKLOADS):
+        WORKLOADS[name]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
