@@ -21,9 +21,9 @@ _has_iptables = shutil.which("iptables") is not None and shutil.which("ipset") i
 @pytest.mark.parametrize(
     ("dataplane", "cases"),
     [
-        ("nftables", 100),
+        ("nftables", 60),
         pytest.param(
-            *("iptables", 40),
+            *("iptables", 15),
             marks=pytest.mark.skipif(not _has_iptables, reason="iptables and ipset are not installed"),
         ),
     ],
@@ -31,8 +31,8 @@ _has_iptables = shutil.which("iptables") is not None and shutil.which("ipset") i
 def test_naive_reading_evaluator_and_kernel_agree(dataplane: str, cases: int) -> None:
     result = campaign.run(cases=cases, seed=20, dataplane=dataplane)
     assert result.disagreement is None, f"{result.disagreement.case}\n{result.disagreement}"
-    assert result.outcomes["allow"] > 1000
-    assert result.outcomes["deny"] > 1000
+    assert result.outcomes["allow"] > 300
+    assert result.outcomes["deny"] > 300
 
 
 class Undone(campaign.Oracle):
