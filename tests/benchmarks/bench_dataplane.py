@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +307,7 @@ def routes() -> None:
 
 
 WORKLOADS: dict[str, Callable[[], None]] = {
-    **{size: (lambda size=size: table(size)) for size in TABLES},
+    **{size: partial(table, size) for size in TABLES},
     "policies": policies,
     "endpoint": endpoint,
     "routes": routes,
