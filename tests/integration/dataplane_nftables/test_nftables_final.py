@@ -42,7 +42,7 @@ def a_list(name: str, default_action: Literal["deny", "pass"] = "deny") -> Polic
     return PolicyList(tiers=(TierPolicies(tier="default", policies=ids, default_action=default_action),))
 
 
-def early_lists(hooks: tuple[str, ...]) -> dict[str, PolicyList]:
+def early_lists(hooks: tuple[str, ...]) -> dict[str, Any]:
     """As policy calculation makes them: what no rule decides goes on."""
     fields = {"untracked": "untracked_inbound", "pre_dnat": "pre_dnat"}
     return {fields[hook]: a_list(hook, "pass") for hook in hooks}
@@ -104,7 +104,7 @@ def heard(receiver: Any, sender: Any, address: str, ports: set[int], wanted: set
 def test_packets_do_what_the_evaluator_says(host: Any, hooks: tuple[str, ...]) -> None:
     """Every mixture of what the lists of an interface and of a workload behind it say, to the host and through it."""
     workload = host.workload()
-    last = {"inbound": a_list("last"), "forward_inbound": a_list("last")}
+    last: dict[str, Any] = {"inbound": a_list("last"), "forward_inbound": a_list("last")}
     interface = endpoint(**last, **early_lists(hooks))
     changes = {"workloads": (workload.endpoint(a_list("workload"), PolicyList()),), "interfaces": (interface,)}
     state = HostState()
@@ -133,9 +133,9 @@ def test_packets_do_what_the_evaluator_says(host: Any, hooks: tuple[str, ...]) -
 def test_another_interface_is_asked_all_the_same(host: Any, field: str) -> None:
     """Let in at one, it still has to be let out at the other."""
     other = second_way_out(host)
-    closing = {"forward_outbound": a_list("out")}
+    early: dict[str, Any] = {field: a_list("early")}
     host.start(
-        interfaces=(endpoint(forward_inbound=a_list("shut"), **{field: a_list("early")}), endpoint("up1", **closing)),
+        interfaces=(endpoint(forward_inbound=a_list("shut"), **early), endpoint("up1", forward_outbound=a_list("out"))),
         rules=(rules("early", udp("allow", 90, 91)), rules("shut"), rules("out", outbound=(udp("allow", 90),))),
     )
     assert heard(other, host.neighbour, OTHER, {90, 91, 92}, {90}) == {90}
@@ -146,7 +146,9 @@ def test_another_interface_is_asked_all_the_same(host: Any, field: str) -> None:
 def test_connection_let_in_before_translation_lives_on(host: Any) -> None:
     """Its answers and later packets belong to it, whatever the lists that were not asked say by then."""
     workload = host.workload()
-    shut = {field: a_list("shut") for field in ("inbound", "outbound", "forward_inbound", "forward_outbound")}
+    shut: dict[str, Any] = {
+        field: a_list("shut") for field in ("inbound", "outbound", "forward_inbound", "forward_outbound")
+    }
     host.start(
         workload.endpoint(),
         interfaces=(endpoint(pre_dnat=a_list("early"), **shut),),
@@ -180,7 +182,7 @@ def test_mark_that_a_packet_came_with_opens_nothing(host: Any, hooks: tuple[str,
     """As what comes out of a tunnel carries the mark of the packet around it; tracked or not, fail-safe port or not."""
     workload = host.workload()
     undecided = (rules(hook, udp("allow", 99)) for hook in hooks)
-    shut = {field: a_list("shut") for field in ("inbound", "forward_inbound")}
+    shut: dict[str, Any] = {field: a_list("shut") for field in ("inbound", "forward_inbound")}
     # at a hook before all of ours
     host.host.run(
         "nft",
