@@ -24,6 +24,17 @@ def kernel_state(host: LabHost) -> dict[str, Any]:
     }
 
 
+def kernel_handles(host: LabHost) -> dict[str, int]:
+    """nft handle of every object and rule of our table."""
+    listing = json.loads(host.run(["nft", "-j", "-a", "list", "table", "inet", "calico"]).stdout)
+    handles = {}
+    for entry in listing["nftables"]:
+        for kind, found in entry.items():
+            if "handle" in found:
+                handles[f"{kind} {found.get('chain', '')} {found.get('name', '')} {found['handle']}"] = found["handle"]
+    return handles
+
+
 def workload_keys(host: LabHost) -> list[str]:
     """Datastore keys that belong to workloads: endpoints, handles, their status, and addresses in use."""
     endpoints = json.loads(host.calicoctl("endpoint", "show", "-o", "json").stdout)

@@ -8,11 +8,10 @@ import sys
 import pytest
 
 from calico_core.lab.flood import Flood
-from calico_core.lab.host import LabHost
 from calico_core.lab.probes import probe, probe_until
 from calico_core.lab.stream import Stream
 from calico_core.lab.tcp_stream import TcpStream
-from tests.e2e.observing import MakeLab
+from tests.e2e.observing import MakeLab, kernel_handles
 
 pytestmark = pytest.mark.needs_root
 
@@ -27,7 +26,7 @@ def test_kill_and_restart_lose_no_packet_and_keep_every_rule(
     second.attach(network="net1")
     stranger.attach(network="other")
     assert probe_until(first, second, "tcp", is_reachable=True, within_s=5).is_reachable
-    before = _handles(host)
+    before = kernel_handles(host)
     with (
         TcpStream(first, second) as stream,
         Stream(second, first, "udp", interval_s=0.001) as datagrams,
@@ -36,7 +35,7 @@ def test_kill_and_restart_lose_no_packet_and_keep_every_rule(
         host.kill_node()
         assert probe(first, second, "tcp").is_reachable
         host.start_node()
-        assert _handles(host) == before
+        assert kernel_handles(host) == before
         tcp, udp, flood = stream.stop(), datagrams.stop(), forbidden.stop()
     assert flood.arrived == 0
     assert flood.sent > 100
@@ -80,14 +79,3 @@ def test_an_attach_while_it_is_down_is_closed_until_it_is_back(make_lab: MakeLab
     host.kill_node()
     late.detach()
     assert json.loads(host.calicoctl("ipam", "show", "-o", "json").stdout)[0]["used"] == 1
-
-
-def _handles(host: LabHost) -> dict[str, int]:
-    """nft handle of every object and rule of our table."""
-    listing = json.loads(host.run(["nft", "-j", "-a", "list", "table", "inet", "calico"]).stdout)
-    handles = {}
-    for entry in listing["nftables"]:
-        for kind, found in entry.items():
-            if "handle" in found:
-                handles[f"{kind} {found.get('chain', '')} {found.get('name', '')} {found['handle']}"] = found["handle"]
-    return handles

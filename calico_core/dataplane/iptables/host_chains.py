@@ -245,12 +245,13 @@ def _wanted(interface: HostInterface) -> list[tuple[_Hook, PolicyList, Purpose]]
         for each in (layout.HOST_IN, layout.FORWARD_IN)
     )
     out = layout.after_early(layout.HOST_OUT, is_untracked=bool(early_out), is_pre_dnat=False)
+    pre_dnat = layout.after_early(layout.PRE_DNAT, is_untracked=bool(early_in), is_pre_dnat=False)
     wanted = [(_IN, interface.inbound, into), (_OUT, interface.outbound, out)]
     optional = (
         (_FORWARD_IN, interface.forward_inbound, through),
         (_FORWARD_OUT, interface.forward_outbound, layout.FORWARD_OUT),
         (_EARLY_IN, interface.untracked_inbound, layout.UNTRACKED_IN),
         (_EARLY_OUT, interface.untracked_outbound, layout.UNTRACKED_OUT),
-        (_PRE_DNAT, interface.pre_dnat, layout.PRE_DNAT),
+        (_PRE_DNAT, interface.pre_dnat, pre_dnat),
     )
     return wanted + [each for each in optional if each[1].tiers]

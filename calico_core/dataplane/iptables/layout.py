@@ -217,7 +217,9 @@ class Layout:
         accepted = f"{verdicts.if_accepted} {_ACCEPTED.get(purpose.letters[0], RETURN)}"
         # what comes early, or is only forwarded, leaves to others what it does not decide
         is_last, ends_tiers = purpose.letters[0] in "tfh", purpose.table == FILTER
-        rules = [*self._before_policy(purpose, family), verdicts.clear_marks]
+        rules = self._before_policy(purpose, family)
+        if verdicts.clear_marks not in rules:
+            rules.append(verdicts.clear_marks)
         passed_before = False
         for tier in policies.tiers:
             if not tier.policies:
@@ -246,7 +248,12 @@ class Layout:
             return []
         rules: list[str] = []
         if kind == "d":
-            rules.append(f"-m conntrack --ctstate RELATED,ESTABLISHED,UNTRACKED {RETURN}")
+            rules.append(f"{_ESTABLISHED} {RETURN}")
+            if "u" in purpose.letters:
+                rules.append(f"{verdicts.if_accepted} -m conntrack --ctstate UNTRACKED {RETURN}")
+        if kind in "ud":
+            # before the fail-safe ports, too: a decapsulated packet carries the mark of the packet around it
+            rules.append(verdicts.clear_marks)
         elif kind in "hv":
             # let through by an earlier policy of the interface; a mark alone might be anybody's
             passing = ACCEPT if kind == "h" else RETURN

@@ -68,8 +68,12 @@ PLACES = (
     Place("pre_dnat", "dnat", "in", "host_dnat", "hep_dnat", "hd", FAILSAFE_IN),
 )
 
-_AFTER_DNAT = ("inbound", "forward_inbound")
-"""What one hook of an interface lets through is not asked at the later ones."""
+_ASKED_LATER = {
+    "in": ("pre_dnat", "inbound", "forward_inbound"),
+    "out": ("outbound",),
+}
+"""By direction: where what the same interface let through untracked is not asked again. What leaves by it after
+forwarding is: it may have been let in elsewhere."""
 
 
 class HostChains(msgspec.Struct, frozen=True):
@@ -114,12 +118,12 @@ def render_hosts(
             interface = _closed(interface)  # noqa: PLW2901 (what stands in for it)
         for place in PLACES:
             policies: PolicyList = getattr(interface, place.field)
-            if place.kind != "host" and not policies.tiers and (place.kind == "forward" or not policies.profiles):
+            if not _is_asked(place.kind, policies):
                 continue
-            follows_dnat = place.field in _AFTER_DNAT and bool(interface.pre_dnat.tiers)
-            name = f"{place.prefix}_{digest(msgspec.json.encode(policies), 8)}{'_d' * follows_dnat}"
+            earlier = _earlier(place, interface)
+            name = f"{place.prefix}_{digest(msgspec.json.encode(policies), 8)}{'_' * bool(earlier)}{earlier}"
             if name not in chains:
-                chains[name] = chain(_place_rules(place, policies, verdicts, families, follows_dnat=follows_dnat))
+                chains[name] = chain(_place_rules(place, policies, verdicts, families, earlier))
                 subjects[name] = interface.key.path
             elements[place][interface.interface] = name
     sets: dict[str, NamedSet] = {}
@@ -143,6 +147,20 @@ def rules_of(interface: HostInterface) -> Iterator[RulesId]:
         yield from policies.profiles
 
 
+def _is_asked(kind: str, policies: PolicyList) -> bool:
+    """Whether there is a chain for the list; the host itself is closed without one."""
+    return kind == "host" or bool(policies.tiers) or (kind != "forward" and bool(policies.profiles))
+
+
+def _earlier(place: Place, interface: HostInterface) -> str:
+    """The hooks of the same interface whose accept mark counts here: ``u`` untracked, ``d`` pre-DNAT."""
+    if place.field not in _ASKED_LATER[place.direction]:
+        return ""
+    untracked = interface.untracked_inbound if place.direction == "in" else interface.untracked_outbound
+    follows_dnat = place.direction == "in" and place.kind != "dnat" and _is_asked("dnat", interface.pre_dnat)
+    return "u" * _is_asked("raw", untracked) + "d" * follows_dnat
+
+
 def _closed(interface: HostInterface) -> HostInterface:
     """What stands in the place of one that cannot be programmed: nobody is let in or out, nobody goes untracked."""
     shut = PolicyList(tiers=(TierPolicies(tier="closed", policies=()),))
@@ -162,20 +180,21 @@ def _dispatch(place: Place, any_chain: str | None, prefix: str) -> list[str]:
 
 
 def _place_rules(
-    place: Place, policies: PolicyList, verdicts: Verdicts, families: Sequence[int], *, follows_dnat: bool
+    place: Place, policies: PolicyList, verdicts: Verdicts, families: Sequence[int], earlier: str
 ) -> list[str]:
-    """``follows_dnat``: the interface has pre-DNAT policy, which has set or cleared the mark by now."""
+    """``earlier``: as :func:`_earlier` has it. Elsewhere a mark might be anybody's: a decapsulated packet still carries
+    the one of the packet around it."""
     passing = "return" if place.kind == "forward" else "accept"
     rules: list[str] = []
     if place.kind != "raw":
         states = f"established : {passing}, related : {passing}, invalid : goto {INVALID_CHAIN}"
         rules.append(f"ct state vmap {{ {states} }}")
-    if follows_dnat:
+    if "d" in earlier:
+        # the chain before translation has cleared what it did not set or believe
         rules.append(f"{verdicts.if_accepted} {passing}")
-    elif place.kind != "raw":
-        # let through by an untracked policy; a mark alone might be anybody's
+    elif earlier:
         rules.append(f"ct state untracked {verdicts.if_accepted} {passing}")
-    if place.kind == "dnat":
+    if place.kind in ("raw", "dnat"):
         rules.append(verdicts.clear_marks)
     if 6 in families:
         rules.append(f"{_NEIGHBOURS} {passing}")
@@ -185,8 +204,6 @@ def _place_rules(
         # what every tier passes on is forwarded; only the list of a closed endpoint has no policies
         denies_rest = place.kind == "host" or not any(tier.policies for tier in policies.tiers)
         return rules + list_rules(policies, place.direction, verdicts, denies_rest=denies_rest)
-    if place.kind == "raw":
-        rules.append(verdicts.clear_marks)
     accepted = f"{verdicts.if_accepted} {'notrack ' if place.kind == 'raw' else ''}accept"
     for number, tier in enumerate(policies.tiers):
         rules += [verdicts.clear_pass] if number else []

@@ -114,7 +114,13 @@ def test_policy_before_translation_stands_in_the_mangle_table() -> None:
     made = built(interfaces=(endpoint(pre_dnat=LIST),))
     assert rules(made, "mangle", "calico-PREROUTING") == ["-i cali+ -j RETURN", "-g calico-dfrom"]
     listed = rules(made, "mangle", only(made, "mangle", "calico-di-"))
-    assert listed[0] == "-m conntrack --ctstate RELATED,ESTABLISHED,UNTRACKED -j RETURN"
+    clear = "-j MARK --set-xmark 0x0/0x3000000"
+    assert listed[:2] == ["-m conntrack --ctstate RELATED,ESTABLISHED -j RETURN", clear]
+    assert listed.count(clear) == 1
+    both = built(interfaces=(endpoint(pre_dnat=LIST, untracked_inbound=LIST),))
+    assert rules(both, "mangle", only(both, "mangle", "calico-diu-"))[:3] == [
+        listed[0], "-m mark --mark 0x1000000/0x1000000 -m conntrack --ctstate UNTRACKED -j RETURN", clear,
+    ]  # fmt: skip
     assert listed[-1] == "-m mark --mark 0x1000000/0x1000000 -j ACCEPT"
     assert only(made, "mangle", "calico-pi-")
     assert not any(name.startswith("calico-po-") for name in made.desired.tables[4, "mangle"].chains)

@@ -65,13 +65,32 @@ def test_an_endpoint_brings_what_its_lists_need() -> None:
     assert "raw_output" in hooks(built(endpoint(untracked_outbound=A_LIST)).table)
 
 
+def test_marks_of_earlier_hooks_count_where_they_can_be_the_interfaces_own() -> None:
+    untracked, marked = "ct state untracked meta mark & 0x01000000 != 0", "meta mark & 0x01000000 != 0"
+    every: dict[str, Any] = {
+        field: A_LIST for field in HostInterface.__struct_fields__ if field not in ("key", "interface")
+    }
+    cases: tuple[tuple[dict[str, Any], dict[str, str]], ...] = (
+        ({}, dict.fromkeys(("hep_dnat", "hep_in", "hep_fwd_in", "hep_out", "hep_fwd_out"), "")),
+        ({"untracked_inbound": A_LIST}, {"hep_in": f"{untracked} accept", "hep_out": ""}),
+        ({"untracked_outbound": A_LIST}, {"hep_in": "", "hep_out": f"{untracked} accept"}),
+        ({"pre_dnat": A_LIST}, {"hep_in": f"{marked} accept", "hep_dnat": "", "hep_out": ""}),
+        (every, {"hep_fwd_in": f"{marked} return", "hep_dnat": f"{untracked} accept", "hep_fwd_out": ""}),
+    )
+    for lists, wanted in cases:
+        table = built(endpoint(**lists)).table
+        for name, expected in wanted.items():
+            for _, chain in table.sets[name].elements if name in table.sets else ():
+                believed = [text for text in texts(table, chain)[:2] if "mark &" in text and "set" not in text]
+                assert believed == ([expected] if expected else []), (lists, name)
+
+
 def test_chain_of_an_endpoint() -> None:
     table = built(endpoint(inbound=A_LIST)).table
     ((interface, name),) = table.sets["hep_in"].elements
     assert interface == "eth0"
-    assert texts(table, name)[:3] == [
+    assert texts(table, name)[:2] == [
         "ct state vmap { established : accept, related : accept, invalid : goto invalid }",
-        "ct state untracked meta mark & 0x01000000 != 0 accept",
         "jump failsafe_in",
     ]
     assert texts(table, name)[-1] == "counter drop"
