@@ -43,7 +43,8 @@ class Attach(Value, frozen=True):
     already holds. ``namespace``: path or description for messages; ``namespace_fd`` None means no interface is made
     (the caller or a later :meth:`Workloads.make_pair` does it). ``routes``: destinations beside the default route.
     ``floating``: addresses that lead to the workload's own of the same family. ``labels`` go to the record. An
-    existing record of another ``container_id`` is replaced only with ``replaces``.
+    existing record of another ``container_id`` is replaced only with ``replaces``. ``requires_mtu``: fail where neither
+    the request nor the node names an MTU. ``queues``: of each end, both ways.
     """
 
     key: WorkloadEndpointKey
@@ -57,6 +58,8 @@ class Attach(Value, frozen=True):
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     mac: EUI | None = None
     mtu_bytes: int | None = None
+    requires_mtu: bool = False
+    queues: int = 1
     container_id: str | None = None
     network: str | None = None
     replaces: bool = False
@@ -98,7 +101,8 @@ class Detach(Value, frozen=True):
 
 class WiringRequest(Value, frozen=True):
     """An interface pair to make. ``addresses`` are /32 and /128. ``mac`` None: a random, locally administered one.
-    ``routes``: destinations that the container reaches through the pair beside the default route."""
+    ``routes``: destinations that the container reaches through the pair beside the default route. ``queues``: how many
+    a new pair gets at each end, both ways."""
 
     interface: str
     container_interface: str
@@ -107,6 +111,7 @@ class WiringRequest(Value, frozen=True):
     addresses: tuple[IPNetwork, ...]
     mac: EUI | None = None
     mtu_bytes: int | None = None
+    queues: int = 1
     is_default_route: bool = True
     routes: tuple[IPNetwork, ...] = ()
     allow_ip_forwarding: bool = False

@@ -99,6 +99,7 @@ class WorkloadService(Workloads):
         with self._locks.hold(request.key, timeout_s=_LOCK_TIMEOUT_S), UndoStack() as undo:
             watch.lap("lock")
             self._require_ready()
+            self._require_mtu(request)
             committed = self._record(request)
             endpoint, revision = committed.endpoint, committed.revision
             if committed.is_new:
@@ -138,6 +139,11 @@ class WorkloadService(Workloads):
         ready = self._records.get(ReadyKey())
         if ready is None or ready.record != "true":
             raise NotReady(f"{ReadyKey().path} in the datastore is not 'true'")
+
+    def _require_mtu(self, request: Attach) -> None:
+        if request.requires_mtu and not request.mtu_bytes and not self._default_mtu_bytes():
+            reason = "the node has none of its own: no pool has a tunnel here, and its setting mtu_bytes is 0"
+            raise InvalidRequest("mtu", f"is required and not given, and {reason}")
 
     def _record(self, request: Attach) -> _Committed:
         """Commit addresses and record, or find that they stand."""
@@ -219,6 +225,7 @@ class WorkloadService(Workloads):
                 addresses=endpoint.nets,
                 mac=endpoint.mac,
                 mtu_bytes=request.mtu_bytes or self._default_mtu_bytes(),
+                queues=request.queues,
                 is_default_route=request.is_default_route,
                 routes=request.routes,
                 allow_ip_forwarding=request.allow_ip_forwarding,

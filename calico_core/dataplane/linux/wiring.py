@@ -170,6 +170,7 @@ class VethWiring(WorkloadWiring):
             peer_mac=mac,
             peer_namespace_fd=request.namespace_fd,
             mtu_bytes=request.mtu_bytes or 0,
+            queues=request.queues if request.queues > 1 else 0,
         )
         link = _create(host, create, request.interface)
         if link is None:

@@ -64,6 +64,8 @@ class AttachCall:
             raise NotReady("the node does not run, and the configuration forbids to do without (fallback: never)")
         if self._configuration.has_prev_result:
             return self._add_policy(namespace_fd)
+        if self._pod is not None and self._pod.addresses:
+            return self._attach(namespace_fd, self._pod.addresses)
         if self._configuration.ipam.type == IPAM_PROGRAM:
             wanted = address_request(
                 self._configuration,
@@ -140,6 +142,8 @@ class AttachCall:
             labels=endpoint_labels(configuration.args, invocation.arguments),
             mac=requested_mac(configuration, invocation),
             mtu_bytes=configuration.mtu or None,
+            requires_mtu=configuration.require_mtu_file,
+            queues=configuration.num_queues,
             container_id=invocation.container_id,
             network=configuration.name,
             is_default_route=routes.has_default,

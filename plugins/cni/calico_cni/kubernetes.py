@@ -19,6 +19,7 @@ from calico_cni.kubeconfig import Source
 from calico_cni.kubernetes_api import KubernetesApi
 from calico_cni.pod_cidr import with_pod_cidrs
 from calico_cni.programs import IPAM_PROGRAM
+from calico_cni.requested import parse_pool
 from calico_cni.wire import NetworkConfiguration
 from calico_core.errors import InvalidRequest, NotReady
 from calico_core.model.addresses import parse_address, parse_mac, parse_network
@@ -35,7 +36,8 @@ PREFIX = "cni.projectcalico.org/"
 CONFIG_HASH = "kubernetes.io/config.hash"
 """Of a pod that a kubelet runs from a file: it knows that one as the pod's identity, the API gives another."""
 _POOLS = {4: "ipv4pools", 6: "ipv6pools"}
-_REFUSED = ("ipAddrsNoIpam", "allowedSourcePrefixes")
+_REFUSED = ("allowedSourcePrefixes",)
+_NO_IPAM = "ipAddrsNoIpam"
 _FLOATING = "floatingIPs"
 _MAX_SOURCES = 64
 
@@ -53,11 +55,12 @@ class PodName(NamedTuple):
 
 class PodPolicy(NamedTuple):
     """How policies see the endpoint. ``profiles`` empty: the network's own. ``floating``: addresses that lead to the
-    pod's own."""
+    pod's own. ``addresses``: its own, where no IPAM is to be asked for any."""
 
     labels: dict[str, str]
     profiles: tuple[str, ...] = ()
     floating: tuple[IPAddress, ...] = ()
+    addresses: tuple[IPAddress, ...] = ()
 
 
 class Pods:
@@ -87,7 +90,8 @@ class Pods:
             of_namespace = _ours(api.namespace(name.namespace).metadata.annotations)
             annotations |= {key: of_namespace[key] for key in _POOLS.values() if key in of_namespace}
         floating = floating_addresses(configuration, annotations)
-        policy = PodPolicy(endpoint_labels(pod), endpoint_profiles(pod), floating)
+        addresses = addresses_without_ipam(configuration, annotations)
+        policy = PodPolicy(endpoint_labels(pod), endpoint_profiles(pod), floating, addresses)
         return policy, with_annotations(configuration, annotations)
 
     def with_pod_cidrs(self, configuration: NetworkConfiguration, stdin: bytes, host: str) -> bytes:
@@ -129,7 +133,7 @@ def with_annotations(configuration: NetworkConfiguration, annotations: Mapping[s
     """
     for key in _REFUSED:
         if annotations.get(key):
-            raise UnsupportedField(PREFIX + key, annotations[key], "is not supported")
+            raise UnsupportedField(PREFIX + key, annotations[key], "a pod sends from its own addresses only: remove it")
     if "hwAddr" in annotations and not configuration.runtime_config.mac:
         parse_mac(annotations["hwAddr"], field=f"{PREFIX}hwAddr")
         runtime = msgspec.structs.replace(configuration.runtime_config, mac=annotations["hwAddr"])
@@ -138,7 +142,7 @@ def with_annotations(configuration: NetworkConfiguration, annotations: Mapping[s
         addresses = _list(annotations, "ipAddrs")
         if configuration.ipam.type != IPAM_PROGRAM:
             raise InvalidRequest(f"{PREFIX}ipAddrs", f"needs ipam.type {IPAM_PROGRAM}")
-        conventions = msgspec.structs.replace(configuration.args.cni, ips=_addresses(addresses))
+        conventions = msgspec.structs.replace(configuration.args.cni, ips=_one_of_each(addresses, "ipAddrs"))
         args = msgspec.structs.replace(configuration.args, cni=conventions)
         configuration = msgspec.structs.replace(configuration, args=args)
     return msgspec.structs.replace(configuration, ipam=_with_pools(configuration, annotations))
@@ -154,6 +158,30 @@ def floating_addresses(configuration: NetworkConfiguration, annotations: Mapping
     return tuple(parse_address(text, field=field) for text in _list(annotations, _FLOATING))
 
 
+def addresses_without_ipam(
+    configuration: NetworkConfiguration, annotations: Mapping[str, str]
+) -> tuple[IPAddress, ...]:
+    """Addresses that somebody else looks after, IPv4 first. What the runtime or the ``args`` ask for is asked of IPAM,
+    so it cannot go before these.
+
+    :raises InvalidRequest: naming the annotation; also when the configuration does not allow them.
+    """
+    if not annotations.get(_NO_IPAM):
+        return ()
+    field = PREFIX + _NO_IPAM
+    if not configuration.feature_control.ip_addrs_no_ipam:
+        raise InvalidRequest(field, "feature_control.ip_addrs_no_ipam is not true in the network configuration")
+    if annotations.get("ipAddrs"):
+        raise InvalidRequest(field, f"does not go with {PREFIX}ipAddrs: give one of them")
+    if configuration.ipam.type != IPAM_PROGRAM:
+        raise InvalidRequest(field, f"needs ipam.type {IPAM_PROGRAM}")
+    if configuration.runtime_config.ips or configuration.args.cni.ips:
+        raise InvalidRequest(field, "does not go with addresses in runtimeConfig.ips or args.cni.ips")
+    texts = _one_of_each(_list(annotations, _NO_IPAM), _NO_IPAM)
+    addresses = [parse_address(text.partition("/")[0], field=field) for text in texts]
+    return tuple(sorted(addresses, key=lambda address: int(address.version)))
+
+
 def _with_pools(configuration: NetworkConfiguration, annotations: Mapping[str, str]) -> Any:
     ipam = configuration.ipam
     changes: dict[str, Any] = {}
@@ -161,7 +189,7 @@ def _with_pools(configuration: NetworkConfiguration, annotations: Mapping[str, s
         if key in annotations:
             texts = _list(annotations, key)
             for text in texts:
-                parse_network(text, field=PREFIX + key, version=version)
+                parse_pool(text, field=PREFIX + key, version=version)
             changes[f"ipv{version}_pools"] = texts
     if "ipFamilies" in annotations:
         families = _list(annotations, "ipFamilies")
@@ -171,11 +199,11 @@ def _with_pools(configuration: NetworkConfiguration, annotations: Mapping[str, s
     return msgspec.structs.replace(ipam, **changes)
 
 
-def _addresses(texts: tuple[str, ...]) -> tuple[str, ...]:
+def _one_of_each(texts: tuple[str, ...], key: str) -> tuple[str, ...]:
     """Checked here, where the name of the annotation is known."""
-    versions = [parse_network(text, field=f"{PREFIX}ipAddrs").version for text in texts]
+    versions = [parse_network(text, field=PREFIX + key).version for text in texts]
     if len(set(versions)) < len(versions):
-        raise InvalidRequest(f"{PREFIX}ipAddrs", f"{', '.join(texts)}: only one address of a family can be requested")
+        raise InvalidRequest(PREFIX + key, f"{', '.join(texts)}: only one address of a family can be requested")
     return texts
 
 

@@ -6,6 +6,7 @@ The first place that names an address wins: ``runtimeConfig.ips``, ``args.cni.ip
 from __future__ import annotations
 
 import datetime as dt
+import re
 from typing import Any
 
 from netaddr import EUI, IPAddress, IPNetwork
@@ -16,6 +17,7 @@ from calico_core.errors import InvalidRequest
 from calico_core.model.addresses import parse_address, parse_mac, parse_network
 from calico_core.model.workloads import AddressRequest
 
+_NAME = re.compile(r"(?=.*[g-zG-Z-])[A-Za-z0-9][A-Za-z0-9.-]*")  # of a pool: no address has such a letter
 _GROUP_BIT = 1 << 40  # first bit on the wire: multicast
 
 
@@ -92,9 +94,16 @@ def _one_of_each(field: str, addresses: list[IPAddress]) -> tuple[IPAddress, ...
     return tuple(sorted(addresses, key=lambda address: int(address.version)))
 
 
+def parse_pool(text: str, *, field: str, version: int) -> IPNetwork:
+    """The CIDR of a pool. The reference plugin also takes names; pools here have none."""
+    if _NAME.fullmatch(text):
+        raise InvalidRequest(field, f"{text!r}: pools have no names here, give the CIDR as calicoctl pool show has it")
+    return parse_network(text, field=field, version=version)
+
+
 def _pools(texts: tuple[str, ...] | None, version: int) -> tuple[IPNetwork, ...]:
     field = f"ipam.ipv{version}_pools"
-    return tuple(parse_network(text, field=field, version=version) for text in texts or ())
+    return tuple(parse_pool(text, field=field, version=version) for text in texts or ())
 
 
 def _attributes(

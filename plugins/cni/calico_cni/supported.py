@@ -17,9 +17,17 @@ from calico_cni.wire import NetworkConfiguration
 from calico_core.errors import InvalidRequest
 
 _MAX_MTU_BYTES = 65535
+_MAX_QUEUES = 4096  # the kernel's limit
 
-# key → words that are served, words that are legal but not served
-_Choice = tuple[str, str, tuple[str, ...], tuple[str, ...]]
+_USE_K8S = "use k8s, with a NetworkPolicy or a policy of ours in place of the annotation"
+_USE_ATTACHMENTS = "every network has an interface of its own in the container: use per-attachment or leave the key out"
+_USE_FALLBACK = "auto uses the node where it runs and does without where it does not"
+_USE_VETH = "it needs a kernel with CONFIG_NETKIT, and the node makes veth pairs: use veth"
+_USE_NODE = "the node makes the interfaces itself: leave the key out"
+_USE_POOLS = "encapsulation is a matter of pools (calicoctl pool add --vxlan): leave the key out"
+
+# key, value, words that are served, words that are legal but not served with what to write in their place
+_Choice = tuple[str, str, tuple[str, ...], dict[str, str]]
 
 
 def check_supported(configuration: NetworkConfiguration, *, host: str) -> None:
@@ -27,14 +35,12 @@ def check_supported(configuration: NetworkConfiguration, *, host: str) -> None:
     _check_ipam(configuration)
     for key, value, served, unserved in _choices(configuration):
         if value in unserved:
-            raise UnsupportedField(key, value, f"{value!r} is not supported; supported: {_words(served)}")
+            raise UnsupportedField(key, value, f"{value!r} is not served: {unserved[value]}")
         if value not in served:
-            raise InvalidRequest(key, f"{value!r} is not one of {_words(served + unserved)}")
+            raise InvalidRequest(key, f"{value!r} is not one of {_words((*served, *unserved))}")
     _check_numbers(configuration)
-    if configuration.require_mtu_file:
-        raise UnsupportedField("require_mtu_file", "true", "is not supported")
     check_gates(configuration.readiness_gates)
-    if configuration.feature_control.ip_addrs_no_ipam:
+    if configuration.feature_control.ip_addrs_no_ipam and not asks_for_pods(configuration):
         raise InvalidRequest("feature_control.ip_addrs_no_ipam", "addresses without IPAM exist under Kubernetes only")
     if configuration.mode == "policy-only" and not configuration.has_prev_result:
         raise InvalidRequest("mode", "policy-only works behind another plugin: there is no prevResult")
@@ -42,6 +48,11 @@ def check_supported(configuration: NetworkConfiguration, *, host: str) -> None:
     if wanted and wanted != host:
         key = "nodename" if configuration.nodename else "hostname"
         raise InvalidRequest(key, f"{wanted!r} is not the name of the node that runs here, {host!r}")
+
+
+def asks_for_pods(configuration: NetworkConfiguration) -> bool:
+    """Whether pods are looked up, and their annotations read."""
+    return configuration.policy.type == "k8s" and configuration.orchestrator != "cni"
 
 
 def _check_ipam(configuration: NetworkConfiguration) -> None:
@@ -56,14 +67,14 @@ def _check_ipam(configuration: NetworkConfiguration) -> None:
 
 def _choices(configuration: NetworkConfiguration) -> Iterator[_Choice]:
     policy = configuration.policy.type
-    yield "policy.type", policy, ("", "k8s"), ("k8s-annotations",)
-    yield "orchestrator", configuration.orchestrator, ("auto", "cni", "k8s"), ()
-    yield "interface_mode", configuration.interface_mode, ("auto", "per-attachment"), ("single",)
-    yield "fallback", configuration.fallback, ("auto", "never"), ("always",)
-    yield "device_type", configuration.device_type, ("veth", ""), ("netkit",)
-    yield "dataplane_options.type", configuration.dataplane_options.type, ("",), ("grpc",)
-    yield "mode", configuration.mode, ("", "policy-only"), ("vxlan",)
-    yield "default_route", str(configuration.default_route).lower(), ("auto", "true", "false"), ()
+    yield "policy.type", policy, ("", "k8s"), {"k8s-annotations": _USE_K8S}
+    yield "orchestrator", configuration.orchestrator, ("auto", "cni", "k8s"), {}
+    yield "interface_mode", configuration.interface_mode, ("auto", "per-attachment"), {"single": _USE_ATTACHMENTS}
+    yield "fallback", configuration.fallback, ("auto", "never"), {"always": _USE_FALLBACK}
+    yield "device_type", configuration.device_type, ("veth", ""), {"netkit": _USE_VETH}
+    yield "dataplane_options.type", configuration.dataplane_options.type, ("",), {"grpc": _USE_NODE}
+    yield "mode", configuration.mode, ("", "policy-only"), {"vxlan": _USE_POOLS}
+    yield "default_route", str(configuration.default_route).lower(), ("auto", "true", "false"), {}
 
 
 def _check_numbers(configuration: NetworkConfiguration) -> None:
@@ -71,8 +82,8 @@ def _check_numbers(configuration: NetworkConfiguration) -> None:
         raise InvalidRequest("mtu", f"{configuration.mtu} is not between 0 (the node's own) and {_MAX_MTU_BYTES}")
     if configuration.policy_setup_timeout_seconds < 0:
         raise InvalidRequest("policy_setup_timeout_seconds", "must not be negative")
-    if configuration.num_queues != 1:
-        raise UnsupportedField("num_queues", configuration.num_queues, "only one queue is supported")
+    if not 1 <= configuration.num_queues <= _MAX_QUEUES:
+        raise InvalidRequest("num_queues", f"{configuration.num_queues} is not between 1 and {_MAX_QUEUES}")
 
 
 def _words(words: tuple[str, ...]) -> str:

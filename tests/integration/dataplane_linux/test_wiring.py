@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import os
 import socket
+import struct
 import threading
 
 import pytest
@@ -66,6 +69,16 @@ def echoes(host, container, address: str, *, family: int) -> bool:
         _, sender = server.recvfrom(16)
         server.sendto(b"pong", sender)
         return client.recv(16) == b"pong"
+
+
+def channels(namespace_fd: int, interface: str) -> tuple[int, int]:
+    """Receive and transmit queues in use. Source: linux/ethtool.h, ETHTOOL_GCHANNELS."""
+    answer = ctypes.create_string_buffer(struct.pack("=9I", 0x3C, *[0] * 8), 36)
+    request = struct.pack("16sQ8x", interface.encode(), ctypes.addressof(answer))
+    with netns.socket_in(namespace_fd, socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, 0x8946, request)  # SIOCETHTOOL
+    _command, _mrx, _mtx, _mother, _mcombined, rx, tx, _other, _combined = struct.unpack("=9I", answer.raw)
+    return rx, tx
 
 
 def give_host_an_address(host) -> None:
@@ -289,6 +302,13 @@ def test_a_second_interface_leaves_the_first_ones_routes(wiring, host, container
     eth0 = container.route_socket.find_link("eth0").index
     defaults = [r for r in container.route_socket.routes(AF_INET) if r.destination.length == 0]
     assert [route.index for route in defaults] == [eth0]
+
+
+@pytest.mark.parametrize("queues", [1, 3])
+def test_both_ends_have_the_queues_that_were_asked_for(wiring, host, container, queues):
+    wiring.attach(a_request(container, queues=queues))
+    for fd, interface in ((host.fd, "cali1"), (container.fd, "eth0")):
+        assert channels(fd, interface) == (queues, queues)
 
 
 def test_without_a_default_route_there_is_none(wiring, container):

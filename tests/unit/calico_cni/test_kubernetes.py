@@ -307,10 +307,11 @@ def test_the_runtime_goes_before_annotations(setup: CniSetup, api: KubernetesApi
         ({"ipAddrs": '["10.65.0.7", "10.65.0.8"]'}, 7),
         ({"ipv4pools": '["fd00::/64"]'}, 7),
         ({"ipv6pools": '["pool"]'}, 7),
+        ({"ipv4pools": '["pool-1"]'}, 7),
         ({"ipFamilies": '["IPv5"]'}, 7),
         ({"hwAddr": "nothing"}, 7),
         ({"floatingIPs": '["1.2.3.4"]'}, 7),
-        ({"ipAddrsNoIpam": '["1.2.3.4"]'}, 2),
+        ({"ipAddrsNoIpam": '["1.2.3.4"]'}, 7),
         ({"allowedSourcePrefixes": '["1.2.3.0/24"]'}, 2),
     ],
 )
@@ -321,6 +322,42 @@ def test_annotations_that_cannot_be_followed(
     shape = error_of(setup.call("ADD", a_pod_network(api), CNI_ARGS=ARGUMENTS))
     assert shape["code"] == code
     assert f"cni.projectcalico.org/{next(iter(annotations))}" in json.dumps(shape)
+    assert setup.workloads.attach_requests == []
+
+
+def test_addresses_without_ipam_where_the_network_allows_them(setup: CniSetup, api: KubernetesApi) -> None:
+    annotate(api, ipAddrsNoIpam='["fd00::7", "192.0.2.7/24"]')
+    network = a_pod_network(api, cniVersion="1.1.0", feature_control={"ip_addrs_no_ipam": True})
+    result = stdout_of(setup.call("ADD", network, CNI_ARGS=f"{ARGUMENTS};IP=10.65.0.9"))
+    assert [each["address"] for each in result["ips"]] == ["192.0.2.7/32", "fd00::7/128"]
+    assert setup.ipam.requests == []
+    assert not setup.ipam.held
+    assert setup.call("CHECK", {**network, "prevResult": result}, CNI_ARGS=ARGUMENTS) == CallReply()
+    assert stdout_of(setup.call("ADD", network, CNI_ARGS=ARGUMENTS)) == result
+    assert setup.call("DEL", network, CNI_ARGS=ARGUMENTS) == CallReply()
+    assert not setup.workloads.attached
+
+
+@pytest.mark.parametrize(
+    ("annotations", "changes", "says"),
+    [
+        ({}, {"feature_control": {}}, "feature_control.ip_addrs_no_ipam is not true"),
+        ({"ipAddrs": '["10.65.0.7"]'}, {}, "cni.projectcalico.org/ipAddrs"),
+        ({}, {"ipam": {"type": "host-local"}}, "needs ipam.type calico-ipam"),
+        ({}, {"runtimeConfig": {"ips": ["10.65.0.8"]}}, "runtimeConfig.ips"),
+        ({"ipAddrsNoIpam": '["192.0.2.7", "192.0.2.8"]'}, {}, "only one address of a family"),
+        ({"ipAddrsNoIpam": '["seven"]'}, {}, "'seven'"),
+        ({"ipAddrsNoIpam": "[]"}, {}, "empty"),
+    ],
+)
+def test_addresses_without_ipam_that_cannot_be_had(
+    setup: CniSetup, api: KubernetesApi, annotations: dict[str, str], changes: dict[str, Any], says: str
+) -> None:
+    annotate(api, **{"ipAddrsNoIpam": '["192.0.2.7"]', **annotations})
+    network = a_pod_network(api, **{"feature_control": {"ip_addrs_no_ipam": True}, **changes})
+    error = error_of(setup.call("ADD", network, CNI_ARGS=ARGUMENTS))
+    assert (error["code"], "cni.projectcalico.org/ipAddrsNoIpam" in json.dumps(error)) == (7, True)
+    assert says in error["msg"]
     assert setup.workloads.attach_requests == []
 
 

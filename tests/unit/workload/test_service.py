@@ -76,6 +76,14 @@ def test_an_interface_without_a_wanted_mtu_gets_the_nodes(bench: Bench) -> None:
         service.close()
 
 
+def test_an_mtu_that_is_required_is_missed_before_anything_happens(bench: Bench) -> None:
+    with pytest.raises(InvalidRequest, match="mtu_bytes is 0") as caught:
+        bench.service.attach(bench.attach_request(requires_mtu=True))
+    assert caught.value.field == "mtu"
+    assert _record(bench) is None
+    assert bench.service.attach(bench.attach_request(requires_mtu=True, mtu_bytes=1400)).mtu_bytes == 1400
+
+
 def test_attach_gives_address_record_profile_and_interface(bench: Bench) -> None:
     attached = bench.service.attach(bench.attach_request(labels={"app": "web"}, network="net", mtu_bytes=1400))
 

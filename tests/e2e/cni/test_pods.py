@@ -1,0 +1,151 @@
+"""Pods whose Kubernetes API asks for something: packets say whether they have it. The API is a double in the host."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from netaddr import IPAddress
+
+from calico_core.dataplane.linux import netns
+from calico_core.lab.host import LabHost
+from calico_core.lab.probes import probe
+from calico_core.lab.station import PlainStation
+from tests.doubles.kubernetes_api import KubernetesApi
+from tests.e2e.cni.containers import REFERENCE, Container, a_network, assert_settles, containers, records, whole_state
+
+pytestmark = pytest.mark.needs_root
+
+PREFIX = "cni.projectcalico.org/"
+OPEN = ("--inbound", "allow", "--outbound", "allow")
+
+
+@pytest.fixture
+def api(shared_host: LabHost, tmp_path: Path) -> Iterator[KubernetesApi]:
+    descriptor = netns.open_namespace(str(shared_host.namespace))
+    server = netns.run_in(descriptor, lambda: KubernetesApi(tmp_path))
+    try:
+        server.put("namespaces", "shop")
+        yield server
+    finally:
+        server.stop()
+        os.close(descriptor)
+
+
+@pytest.fixture
+def two(shared_host: LabHost) -> Iterator[Sequence[Container]]:
+    with containers(shared_host, 2, prefix="p") as made:
+        yield made
+
+
+def a_pod(name: str) -> dict[str, str]:
+    return {"CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name}"}
+
+
+def a_pod_network(api: KubernetesApi, **changes: Any) -> dict[str, Any]:
+    kubernetes = {"policy": {"type": "k8s"}, "kubernetes": {"kubeconfig": api.kubeconfig()}}
+    return a_network(**{"cniVersion": "1.1.0", **kubernetes, **changes})
+
+
+def station(container: Container, *addresses: str) -> PlainStation:
+    """``addresses``: those it is asked for by, whoever has them."""
+    found = tuple(IPAddress(each) for each in addresses)
+    return PlainStation(name=container.id, namespace=container.namespace, addresses=found)
+
+
+def addresses_in(result: Any) -> list[str]:
+    return [each["address"].partition("/")[0] for each in result["ips"]]
+
+
+@pytest.fixture
+def all_open(shared_host: LabHost) -> Iterator[None]:
+    """Pods have profiles that a controller makes; here a policy lets everybody talk."""
+    shared_host.calicoctl("policy", "add", "default", "open", "--selector", "all()", *OPEN)
+    yield
+    shared_host.calicoctl("policy", "remove", "default", "open")
+
+
+@pytest.mark.skipif(not (REFERENCE / "host-local").exists(), reason="needs the reference plugins")
+def test_the_range_that_the_cluster_gave_the_node(
+    shared_host: LabHost, two: Sequence[Container], api: KubernetesApi, tmp_path: Path
+) -> None:
+    before = whole_state(shared_host)
+    api.put("nodes", shared_host.name, spec={"podCIDRs": ["10.77.1.0/29"]})
+    ipam = {"type": "host-local", "subnet": "usePodCidr", "dataDir": str(tmp_path / "leases")}
+    network = a_pod_network(api, policy=None, ipam=ipam, cniVersion="1.0.0")
+    results = [each.call("ADD", network) for each in two]
+    (first,), (second,) = map(addresses_in, results)
+    assert {first, second} < {f"10.77.1.{number}" for number in range(1, 7)}
+    assert probe(station(two[0], first), station(two[1], second), "tcp").is_reachable
+    assert probe(station(two[1], second), station(two[0], first), "icmp").is_reachable
+    api.stop()  # nothing but an ADD needs it
+    for container, result in zip(two, results, strict=True):
+        assert container.call("CHECK", {**network, "prevResult": result}) is None
+        container.call("DEL", network)
+    assert_settles(shared_host, before)
+    assert not list((tmp_path / "leases").glob("net1/10.*"))
+
+
+def test_queues_and_an_mtu_that_must_be_known(shared_host: LabHost, two: Sequence[Container]) -> None:
+    error = two[0].refused("ADD", a_network(require_mtu_file=True))
+    assert (error["code"], "mtu: is required" in error["msg"]) == (7, True), error
+    results = [each.call("ADD", a_network(require_mtu_file=True, mtu=1400, num_queues=3)) for each in two]
+    (first,), (second,) = map(addresses_in, results)
+    assert "mtu 1400" in two[0].ip("link", "show", "eth0")
+    script = "mount -t sysfs none /sys && ls /sys/class/net/eth0/queues"
+    entered = ["nsenter", f"--net={two[0].namespace}", "unshare", "-m", "sh", "-c", script]
+    found = subprocess.run(entered, check=True, capture_output=True, text=True).stdout.split()
+    assert sorted(found) == ["rx-0", "rx-1", "rx-2", "tx-0", "tx-1", "tx-2"]
+    assert probe(station(two[0], first), station(two[1], second), "tcp").is_reachable
+    for each in two:
+        each.call("DEL")
+
+
+@pytest.mark.usefixtures("all_open")
+def test_a_floating_address_leads_to_the_pod_until_it_is_gone(
+    shared_host: LabHost, two: Sequence[Container], api: KubernetesApi
+) -> None:
+    before = whole_state(shared_host)
+    api.put("pods", "web-0", "shop", annotations={f"{PREFIX}floatingIPs": '["192.0.2.77"]'}, spec={})
+    api.put("pods", "client", "shop", spec={})
+    network = a_pod_network(api, feature_control={"floating_ips": True})
+    web, client = two
+    (own,) = addresses_in(web.call("ADD", network, environment=a_pod("web-0")))
+    (address,) = addresses_in(client.call("ADD", network, environment=a_pod("client")))
+    source, floating = station(client, address), station(web, "192.0.2.77")
+    assert probe(source, station(web, own), "icmp").is_reachable
+    assert probe(source, floating, "icmp").is_reachable
+    web.call("DEL", network, environment=a_pod("web-0"))
+    assert not probe(source, floating, "icmp", timeout_s=0.3).is_reachable
+    client.call("DEL", network, environment=a_pod("client"))
+    assert_settles(shared_host, before)
+
+
+@pytest.mark.usefixtures("all_open")
+def test_an_address_that_no_ipam_was_asked_for(
+    shared_host: LabHost, two: Sequence[Container], api: KubernetesApi
+) -> None:
+    before = whole_state(shared_host)
+    api.put("pods", "web-0", "shop", annotations={f"{PREFIX}ipAddrsNoIpam": '["198.51.100.7"]'}, spec={})
+    api.put("pods", "client", "shop", spec={})
+    network = a_pod_network(api, feature_control={"ip_addrs_no_ipam": True})
+    web, client = two
+    result = web.call("ADD", network, environment=a_pod("web-0"))
+    assert addresses_in(result) == ["198.51.100.7"]
+    assert records(shared_host)["in use"] == before["store"]["in use"]
+    (address,) = addresses_in(client.call("ADD", network, environment=a_pod("client")))
+    source, target = station(client, address), station(web, "198.51.100.7")
+    assert probe(source, target, "tcp").is_reachable
+    assert probe(target, source, "tcp").is_reachable
+    assert web.call("CHECK", {**network, "prevResult": result}, environment=a_pod("web-0")) is None
+    assert web.call("ADD", network, environment=a_pod("web-0")) == result
+    web.call("DEL", network, environment=a_pod("web-0"))
+    assert not probe(source, target, "tcp", port=8080, timeout_s=0.3, has_server=True).is_reachable
+    client.call("DEL", network, environment=a_pod("client"))
+    assert_settles(shared_host, before)
+    assert json.loads(shared_host.calicoctl("endpoint", "show", "-o", "json").stdout) == []
