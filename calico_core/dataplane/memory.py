@@ -28,7 +28,7 @@ from calico_core.model.hoststate import HostChanges, HostState
 from calico_core.model.workloads import InterfaceEvent, PairRequest, WiredInterface, WiringRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from netaddr import IPAddress
 
@@ -49,6 +49,7 @@ class MemoryWiring(WorkloadWiring):
         self._callbacks: list[Callable[[InterfaceEvent], None]] = []
         self._failure: CalicoError | None = None
         self._serial = 0
+        self._abandoned: dict[str, int] = {}
 
     def fail_next(self, error: CalicoError) -> None:
         self._failure = error
@@ -67,6 +68,7 @@ class MemoryWiring(WorkloadWiring):
     def detach(self, interface: str) -> None:
         with self._lock:
             gone = self._made.pop(interface, None)
+            self._abandoned.pop(interface, None)
         if gone is not None:
             self._tell("deleted", interface)
 
@@ -88,6 +90,20 @@ class MemoryWiring(WorkloadWiring):
                 ):
                     return name
         return None
+
+    def orphans(self) -> Mapping[str, int]:
+        with self._lock:
+            return dict(self._abandoned)
+
+    def remove_orphans(self, indexes: Collection[int]) -> None:
+        for name in [name for name, index in self.orphans().items() if index in indexes]:
+            self.detach(name)
+
+    def abandon(self, interface: str) -> None:
+        """As when the last process of its container ends."""
+        with self._lock:
+            self._serial += 1
+            self._abandoned[interface] = self._serial
 
     def make_pair(self, request: PairRequest) -> WiredInterface:
         with self._lock:
@@ -114,6 +130,7 @@ class MemoryWiring(WorkloadWiring):
 
     def _make(self, interface: str, request: WiringRequest | PairRequest) -> WiredInterface:
         self._serial += 1
+        self._abandoned.pop(interface, None)
         wired = WiredInterface(
             interface=interface,
             host_mac=_HOST_MAC,

@@ -4,7 +4,7 @@ through :class:`WorkloadWiring`. Neither sees the other's."""
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Literal, NamedTuple
 
 from netaddr import IPAddress, IPNetwork
@@ -247,6 +247,15 @@ class WorkloadWiring(abc.ABC):
     def make_pair(self, request: PairRequest) -> WiredInterface:
         """Make a pair whose container end stays in the host namespace, both ends up, host routes and sysctls set.
         A leftover of the same name is replaced."""
+
+    @abc.abstractmethod
+    def orphans(self) -> Mapping[str, int]:
+        """Host ends of pairs that :meth:`attach` made, whose other end lies where no process runs; each with what
+        :meth:`remove_orphans` knows it by. A container that is not yet started looks like that."""
+
+    @abc.abstractmethod
+    def remove_orphans(self, indexes: Collection[int]) -> None:
+        """Delete them, and none that has taken a name of theirs since. Absent is fine."""
 
     @abc.abstractmethod
     def exists(self, interface: str) -> bool: ...

@@ -37,6 +37,11 @@ class Workloads(abc.ABC):
         other end is not in the host's namespace. Raises ``NamespaceGone``."""
 
     @abc.abstractmethod
+    def remove_orphans(self) -> tuple[str, ...]:
+        """Delete the host ends of pairs that no record names and no process is behind; which. None while a record of
+        this host cannot be read."""
+
+    @abc.abstractmethod
     def make_pair(self, key: WorkloadEndpointKey, request: PairRequest) -> WiredInterface:
         """For callers that move the container end themselves. Waits until the endpoint's policy is in the kernel."""
 

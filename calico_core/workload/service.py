@@ -27,6 +27,7 @@ from calico_core.model.addresses import host_network, mac_from_bytes
 from calico_core.model.endpoints import Nat, WorkloadEndpoint
 from calico_core.model.ids import check_name
 from calico_core.model.keys import (
+    HOSTS,
     PROFILES,
     ProfileLabelsKey,
     ProfileRulesKey,
@@ -305,6 +306,23 @@ class WorkloadService(Workloads):
 
     def host_end(self, namespace_fd: int, container_interface: str) -> str | None:
         return self._wiring.host_end(namespace_fd, container_interface)
+
+    def remove_orphans(self) -> tuple[str, ...]:
+        found = self._wiring.orphans()
+        if not found:
+            return ()
+        # later than the look at the kernel: an attach writes its record before it makes the interface
+        prefix = f"{HOSTS}{self._host}/workload/"
+        count = len(self._records.store.list(prefix).entries)
+        recorded = self._records.list(prefix)
+        if len(recorded) < count:
+            log.warning("orphans.kept", interfaces=sorted(found), reason="a record cannot be read")
+            return ()
+        names = tuple(sorted(set(found) - {each.record.name for each in recorded}))
+        self._wiring.remove_orphans([found[name] for name in names])
+        if names:
+            log.info("orphans.removed", interfaces=names)
+        return names
 
     # --- pairs -----------------------------------------------------------------------------------
 

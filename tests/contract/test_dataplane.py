@@ -15,7 +15,7 @@ from netaddr import EUI, IPAddress, IPNetwork
 
 from calico_core.dataplane.iptables.driver import IptablesDataplane
 from calico_core.dataplane.linux import netns
-from calico_core.dataplane.memory import MemoryDataplane
+from calico_core.dataplane.memory import MemoryDataplane, MemoryWiring
 from calico_core.dataplane.nftables.driver import NftablesDataplane
 from calico_core.errors import InvalidRequest
 from calico_core.interfaces.dataplane import ApplyReport, Connection, DataplaneOptions, RuleCount, WorkloadWiring
@@ -222,6 +222,24 @@ def test_wiring_makes_and_removes(bench: Bench) -> None:
     assert not bench.wiring.exists("cali1")
     assert bench.wiring.check(bench.request) != ()
     assert bench.wiring.routes("cali1") == ()
+
+
+def test_removing_an_orphan_by_an_index_of_before_leaves_the_new_pair(bench: Bench) -> None:
+    bench.wiring.attach(bench.request)
+    if isinstance(bench.wiring, MemoryWiring):
+        bench.wiring.abandon("cali1")
+    before = bench.wiring.orphans()
+    assert set(before) == {"cali1"}
+    bench.wiring.detach("cali1")
+    assert bench.wiring.orphans() == {}
+    bench.wiring.attach(bench.request)
+    bench.wiring.remove_orphans(before.values())
+    assert bench.wiring.exists("cali1")
+    if isinstance(bench.wiring, MemoryWiring):
+        bench.wiring.abandon("cali1")
+    bench.wiring.remove_orphans(bench.wiring.orphans().values())
+    assert not bench.wiring.exists("cali1")
+    bench.wiring.remove_orphans([])
 
 
 def test_wiring_makes_pairs(bench: Bench) -> None:

@@ -50,6 +50,7 @@ class MemoryWorkloads(Workloads):
         self.check_requests: list[WiringRequest] = []
         self.damage: tuple[str, ...] = ()
         self.host_ends: dict[str, str] = {}
+        self.orphans: tuple[str, ...] = ()
         self.failure: BaseException | None = None
         self._records = records
         self._lock = threading.Lock()
@@ -93,6 +94,12 @@ class MemoryWorkloads(Workloads):
 
     def host_end(self, namespace_fd: int, container_interface: str) -> str | None:
         return self.host_ends.get(container_interface)
+
+    def remove_orphans(self) -> tuple[str, ...]:
+        with self._lock:
+            self._fail()
+            gone, self.orphans = self.orphans, ()
+            return gone
 
     def make_pair(self, key: WorkloadEndpointKey, request: PairRequest) -> WiredInterface:
         with self._lock:

@@ -24,6 +24,7 @@ from calico_core.dataplane.linux.address_messages import SCOPE_LINK, add_address
 from calico_core.dataplane.linux.container_end import GATEWAY_V6, WantedAddresses
 from calico_core.dataplane.linux.host_routes import raise_and_route
 from calico_core.dataplane.linux.link_messages import add_veth, get_link, set_link
+from calico_core.dataplane.linux.orphans import delete_orphans, find_orphans
 from calico_core.dataplane.linux.prefix import network_of, prefix_of
 from calico_core.dataplane.linux.reaper import LinkReaper
 from calico_core.dataplane.linux.route_messages import PROTOCOL, delete_route, workload_route
@@ -35,6 +36,8 @@ from calico_core.model.addresses import mac_from_bytes
 from calico_core.model.workloads import PairRequest, WiredInterface, WiringRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from netaddr import EUI, IPNetwork
 
     from calico_core.dataplane.linux.link_messages import Link
@@ -142,6 +145,14 @@ class VethWiring(WorkloadWiring):
             self._raise_host_end(host, link, wanted)
             undo.pop_all()
         return _wired(link, mac)
+
+    def orphans(self) -> Mapping[str, int]:
+        with self._sockets.borrow() as host:
+            return {link.name: link.index for link in find_orphans(host, self._interface_prefix, HOST_MAC)}
+
+    def remove_orphans(self, indexes: Collection[int]) -> None:
+        with self._sockets.borrow() as host:
+            delete_orphans(host, indexes)
 
     def exists(self, interface: str) -> bool:
         with self._sockets.borrow() as host:

@@ -184,6 +184,8 @@ def collect(
     if has_endpoints:
         garbage.collect_endpoints()
     garbage.collect_handles()
+    if has_endpoints:
+        garbage.collect_interfaces()
     if has_endpoints and is_foreign(configuration):
         garbage.forward(lambda: Delegate(configuration.ipam.type, call).forward("GC"))
     garbage.raise_failures()

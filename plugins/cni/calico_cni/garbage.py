@@ -94,6 +94,10 @@ class Garbage:
             log.info("garbage.handle", handle=handle)
             self._attempt(functools.partial(self._context.ipam.release_by_handle, (handle,)))
 
+    def collect_interfaces(self) -> None:
+        """Host ends of which nobody has a record, whatever network they were of: no list can name them."""
+        self._attempt(self._context.workloads.remove_orphans)
+
     def forward(self, to_delegate: Callable[[], None]) -> None:
         self._attempt(to_delegate)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,14 +31,28 @@ def age(host: LabHost, container: Container) -> None:
     """Let the endpoint of a container look two minutes old."""
     key, value = next((key, value) for key, value in records(host).items() if f"/{container.id}/endpoint/" in key)
     record = json.loads(value) | {"created": time.time() - 120}
+    on_store(host, "store.put(sys.argv[2], sys.argv[3].encode())", key, json.dumps(record))
+
+
+def forget(host: LabHost, container: Container) -> None:
+    """Delete its record as a person would: nobody else is told."""
+    key = next(key for key in records(host) if f"/{container.id}/endpoint/" in key)
+    on_store(host, "store.delete(sys.argv[2])", key)
+
+
+def address_of(host: LabHost, container: Container) -> str:
+    record = next(value for key, value in records(host).items() if f"/{container.id}/endpoint/" in key)
+    return str(json.loads(record)["ipv4_nets"][0]).partition("/")[0]
+
+
+def on_store(host: LabHost, what: str, *arguments: str) -> None:
     script = (
         "import sys; from calico_core.interfaces.datastore import DatastoreOptions\n"
         "from calico_core.plugin_host.loader import load_driver\n"
         "store = load_driver('calico.datastores', sys.argv[1].partition('://')[0])"
-        ".open(sys.argv[1], DatastoreOptions())\n"
-        "store.put(sys.argv[2], sys.argv[3].encode()); store.close()"
+        f".open(sys.argv[1], DatastoreOptions())\n{what}; store.close()"
     )
-    host.run([sys.executable, "-c", script, host.environment["CALICO_DATASTORE"], key, json.dumps(record)])
+    host.run([sys.executable, "-c", script, host.environment["CALICO_DATASTORE"], *arguments])
 
 
 def test_exactly_what_is_stale(make_lab: MakeLab) -> None:
@@ -61,6 +76,33 @@ def test_exactly_what_is_stale(make_lab: MakeLab) -> None:
         for each in (valid, stale, young):
             each.call("DEL")
         other.call("DEL", a_network(name="net2"))
+        assert_settles(host, empty)
+
+
+def test_interfaces_that_nobody_has_a_record_of(make_lab: MakeLab) -> None:
+    host: LabHost = make_lab(1).hosts[0]
+    empty = whole_state(host)
+    with containers(host, 3) as (forgotten, running, recorded):
+        for each in (forgotten, running, recorded):
+            each.call("ADD")
+        with subprocess.Popen(
+            ["nsenter", f"--net={running.namespace}", "sh", "-c", "echo; read x"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"\n"  # it is inside
+            for each in (forgotten, running):
+                forget(host, each)
+            valid = attachments(running, recorded)
+            assert collect(recorded, valid) is None
+            assert ["eth0" in each.ip("-o", "link") for each in (forgotten, running, recorded)] == [False, True, True]
+            process.communicate(b"")
+        assert collect(recorded, valid) is None
+        assert ["eth0" in each.ip("-o", "link") for each in (forgotten, running, recorded)] == [False, False, True]
+        assert "1 received" in host.run(["ping", "-c1", "-W2", address_of(host, recorded)]).stdout
+        for each in (forgotten, running, recorded):
+            each.call("DEL")
         assert_settles(host, empty)
 
 

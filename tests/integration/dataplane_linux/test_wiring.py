@@ -5,6 +5,7 @@ import fcntl
 import os
 import socket
 import struct
+import subprocess
 import threading
 
 import pytest
@@ -309,6 +310,28 @@ def test_both_ends_have_the_queues_that_were_asked_for(wiring, host, container, 
     wiring.attach(a_request(container, queues=queues))
     for fd, interface in ((host.fd, "cali1"), (container.fd, "eth0")):
         assert channels(fd, interface) == (queues, queues)
+
+
+def test_orphans_are_our_pairs_with_no_process_behind_them(wiring, host, container, make_namespace):
+    lived_in, foreign = make_namespace(), make_namespace()
+    wiring.attach(a_request(container))
+    wiring.attach(a_request(lived_in, interface="cali2", addresses=("10.65.0.3",)))
+    host.route_socket.execute(add_veth("cali3", "eth0", mac=b"\x02" * 6, peer_namespace_fd=foreign.fd))
+    wiring.make_pair(PairRequest(interface="cali4", peer="here"))
+    with subprocess.Popen(
+        ["nsenter", f"--net=/run/netns/{lived_in.name}", "sh", "-c", "echo; read x"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout.readline() == b"\n"  # it is inside
+        assert set(wiring.orphans()) == {"cali1"}
+        wiring.remove_orphans(wiring.orphans().values())
+        assert not wiring.exists("cali1")
+        assert wiring.orphans() == {}
+        process.stdin.close()
+    assert set(wiring.orphans()) == {"cali2"}
+    wiring.remove_orphans(wiring.orphans().values())
+    assert sorted(link.name for link in host.route_socket.links()) == ["cali3", "cali4", "here", "lo"]
 
 
 def test_without_a_default_route_there_is_none(wiring, container):

@@ -72,6 +72,13 @@ def test_a_failure_stops_nothing_and_is_told(setup: CniSetup) -> None:
 
 
 @pytest.mark.parametrize("program", ["calico", "calico-ipam"])
+def test_interfaces_that_nobody_has_a_record_of(setup: CniSetup, program: str) -> None:
+    setup.workloads.orphans = ("cali0",)
+    assert gc(setup, [], program=program).status == 0
+    assert setup.workloads.orphans == (() if program == "calico" else ("cali0",))
+
+
+@pytest.mark.parametrize("program", ["calico", "calico-ipam"])
 def test_addresses_without_an_endpoint(setup: CniSetup, program: str) -> None:
     """As another network plugin leaves them, with our IPAM."""
     old, new = "2020-01-01T00:00:00+00:00", time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())

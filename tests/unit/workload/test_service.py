@@ -84,6 +84,24 @@ def test_an_mtu_that_is_required_is_missed_before_anything_happens(bench: Bench)
     assert bench.service.attach(bench.attach_request(requires_mtu=True, mtu_bytes=1400)).mtu_bytes == 1400
 
 
+def test_orphans_go_unless_a_record_names_them_or_one_cannot_be_read(bench: Bench) -> None:
+    other = WorkloadEndpointKey("rack-a", "cni", "c2", "e1")
+    bench.service.attach(bench.attach_request())
+    bench.service.attach(bench.attach_request("c2", key=other))
+    assert bench.service.remove_orphans() == ()
+    for interface in ("calic1", "calic2"):
+        bench.wiring.abandon(interface)
+    assert bench.service.remove_orphans() == ()
+    bench.records.delete(other)
+    damaged = WorkloadEndpointKey("rack-a", "cni", "c3", "e1").path
+    bench.store.put(damaged, b"{")
+    assert bench.service.remove_orphans() == ()
+    bench.store.delete(damaged)
+    assert bench.service.remove_orphans() == ("calic2",)
+    assert (bench.wiring.exists("calic1"), bench.wiring.exists("calic2")) == (True, False)
+    assert bench.service.remove_orphans() == ()
+
+
 def test_attach_gives_address_record_profile_and_interface(bench: Bench) -> None:
     attached = bench.service.attach(bench.attach_request(labels={"app": "web"}, network="net", mtu_bytes=1400))
 

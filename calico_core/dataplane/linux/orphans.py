@@ -1,0 +1,65 @@
+"""Pairs of ours that lead to nobody: the container's end lies in a namespace in which no process runs.
+
+A container that is not yet started is such a one too, so who deletes these must know that nothing is recorded of them.
+They are named by index: a name may be given to a new pair meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from calico_core.dataplane.linux.link_messages import delete_group, set_link
+from calico_core.dataplane.linux.reaper import DOOMED_GROUP
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from calico_core.dataplane.linux.link_messages import Link
+    from calico_core.dataplane.linux.rtnetlink import RouteSocket
+
+
+def find_orphans(host: RouteSocket, interface_prefix: str, mac: bytes) -> tuple[Link, ...]:
+    """Host ends with our prefix (a comma list) and our MAC whose other end is in a namespace without a process."""
+    prefixes = tuple(each.strip() for each in interface_prefix.split(","))
+    ours = [
+        link
+        for link in host.links()
+        if (link.kind, link.mac) == ("veth", mac)
+        and link.name.startswith(prefixes)
+        and link.peer_namespace_id is not None
+    ]
+    if not ours:
+        return ()
+    alive = {host.namespace_id(descriptor) for descriptor in _namespaces_of_processes()}
+    return tuple(link for link in ours if link.peer_namespace_id not in alive)
+
+
+def delete_orphans(host: RouteSocket, indexes: Collection[int]) -> None:
+    """All at once; those already gone are success. Raises ``KernelRefused``."""
+    marked = host.attempt([set_link(index=index, group=DOOMED_GROUP) for index in sorted(indexes)])
+    deleted = host.attempt([delete_group(DOOMED_GROUP)]) if any(each.error is None for each in marked) else []
+    for outcome in (*marked, *deleted):
+        if outcome.error is not None and outcome.error.errno != errno.ENODEV:
+            raise outcome.error
+
+
+def _namespaces_of_processes() -> Iterator[int]:
+    """A descriptor of each network namespace in which a process runs, open until the next one is asked for."""
+    seen: set[tuple[int, int]] = set()
+    for name in os.listdir("/proc"):  # noqa: PTH208 - names only
+        if not name.isdigit():
+            continue
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            path = f"/proc/{name}/ns/net"
+            found = os.stat(path)  # noqa: PTH116 - of the thing linked to
+            if (found.st_dev, found.st_ino) in seen:
+                continue
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                seen.add((found.st_dev, found.st_ino))
+                yield descriptor
+            finally:
+                os.close(descriptor)
