@@ -45,7 +45,8 @@ class EndpointPort(Record, frozen=True):
 
 class WorkloadEndpoint(Record, frozen=True):
     """One interface of a container. ``name`` is the host side. The fields after ``ports`` are ours: readers of the
-    reference system ignore them; absence means unknown. ``created`` is seconds since the epoch."""
+    reference system ignore them; absence means unknown. ``created`` is seconds since the epoch;
+    ``own_profiles`` are deleted with the endpoint."""
 
     state: Literal["active", "inactive"]
     name: str
@@ -64,6 +65,7 @@ class WorkloadEndpoint(Record, frozen=True):
     ifname: str | None = None
     network: str | None = None
     netns: str | None = None
+    own_profiles: tuple[str, ...] = ()
     created: float | None = None
 
     def __post_init__(self) -> None:

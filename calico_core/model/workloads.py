@@ -28,12 +28,14 @@ class AddressRequest(Value, frozen=True):
 
 
 class NewProfile(Value, frozen=True):
-    """A profile to create if it does not exist; an existing one is never touched."""
+    """A profile to create if it does not exist; an existing one is never touched. ``is_own``: of one endpoint alone; it
+    is written in any case, and goes with the endpoint."""
 
     name: str
     tags: tuple[str, ...] = ()
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     rules: RuleLists = RuleLists()
+    is_own: bool = False
 
 
 class Attach(Value, frozen=True):

@@ -17,7 +17,7 @@ from netaddr import EUI, IPAddress
 
 from calico_core.errors import Conflict, InvalidRecord, InvalidRequest, KeyExists, NotReady, Unavailable
 from calico_core.interfaces.dataplane import WorkloadWiring
-from calico_core.interfaces.datastore import Compare, Delete, Operation, Precondition, Put, Records, Versioned, absent
+from calico_core.interfaces.datastore import Compare, Delete, Put, Records, Versioned, absent
 from calico_core.interfaces.ipam import Companion, Ipam
 from calico_core.interfaces.workloads import Workloads
 from calico_core.locks import NamedLocks
@@ -25,13 +25,8 @@ from calico_core.log import get_logger
 from calico_core.model import codec
 from calico_core.model.addresses import host_network, mac_from_bytes
 from calico_core.model.endpoints import Nat, WorkloadEndpoint
-from calico_core.model.ids import check_name
 from calico_core.model.keys import (
     HOSTS,
-    PROFILES,
-    ProfileLabelsKey,
-    ProfileRulesKey,
-    ProfileTagsKey,
     ReadyKey,
     WorkloadEndpointKey,
 )
@@ -47,6 +42,7 @@ from calico_core.model.workloads import (
 )
 from calico_core.stopwatch import Stopwatch, lap, measured
 from calico_core.workload.gate import PolicyGate
+from calico_core.workload.profiles import profile_copies, profile_deletions, profile_writes, profiles_to_write
 from calico_core.workload.slowest import SlowestAttaches
 from calico_core.workload.undo import UndoStack
 
@@ -151,10 +147,13 @@ class WorkloadService(Workloads):
         replaced: Versioned[WorkloadEndpoint] | None = None
         for _attempt in range(_ATTEMPTS):
             expected = Compare(request.key.path, replaced.mod_revision) if replaced else absent(request.key.path)
-            profiles = self._missing_profiles(request.new_profiles)
+            profiles = profiles_to_write(self._records, request.new_profiles, self._gate.knows_profile)
             try:
-                endpoint, revision = self._commit(request, expected, profiles)
-                return _Committed(endpoint, revision, is_new=True, replaced=replaced.record if replaced else None)
+                before = replaced.record.own_profiles if replaced else ()
+                copies = profile_copies(self._records, before)
+                endpoint, revision = self._commit(request, expected, profiles, before)
+                standing = replaced.record if replaced else None
+                return _Committed(endpoint, revision, is_new=True, replaced=standing, copies=copies)
             except Conflict as conflict:
                 if conflict.key != request.key.path:
                     continue  # a profile came or went meanwhile: look again
@@ -168,18 +167,19 @@ class WorkloadService(Workloads):
         raise Conflict(request.key.path, None)
 
     def _commit(
-        self, request: Attach, expected: Compare, profiles: tuple[NewProfile, ...]
+        self, request: Attach, expected: Compare, profiles: tuple[NewProfile, ...], before: tuple[str, ...]
     ) -> tuple[WorkloadEndpoint, int]:
         mac = request.mac or _random_mac()
-        profile_writes = _profile_writes(profiles)
+        written = profile_writes(profiles)
+        gone = profile_deletions(set(before) - {profile.name for profile in profiles})
         made: list[WorkloadEndpoint] = []
         revisions: list[int] = []
 
         def companion(addresses: tuple[IPAddress, ...]) -> Companion:
             made[:] = [_endpoint(request, mac, addresses)]
             put = Put(request.key.path, codec.encode(made[0]))
-            preconditions = (expected, *profile_writes.preconditions)
-            return Companion(preconditions, (put, *profile_writes.operations), revisions.append)
+            preconditions = (expected, *written.preconditions)
+            return Companion(preconditions, (put, *gone, *written.operations), revisions.append)
 
         if not isinstance(request.addresses, AddressRequest):
             revision = self._transact(companion(request.addresses))
@@ -203,17 +203,6 @@ class WorkloadService(Workloads):
                 raise Conflict(check, entry)
         raise Conflict(keys[0], None)
 
-    def _missing_profiles(self, wanted: tuple[NewProfile, ...]) -> tuple[NewProfile, ...]:
-        """A profile exists if any of its keys does. Source: datastore specification 4.4."""
-        store = self._records.store
-        for new in wanted:
-            check_name(new.name, field="new_profiles")
-        return tuple(
-            new
-            for new in wanted
-            if not self._gate.knows_profile(new.name) and not store.list(f"{PROFILES}{new.name}/").entries
-        )
-
     def _wire(self, request: Attach, endpoint: WorkloadEndpoint) -> WiredInterface | None:
         if request.namespace_fd is None:
             return None
@@ -235,10 +224,12 @@ class WorkloadService(Workloads):
 
     def _forget(self, request: Attach, committed: _Committed) -> None:
         """Take back what :meth:`_record` committed, if nobody has changed it since: the record it replaced returns.
-        Profiles stay: others may have come to use them."""
+        Profiles that are not its own stay: others may have come to use them."""
         path = request.key.path
         back = Put(path, codec.encode(committed.replaced)) if committed.replaced is not None else Delete(path)
-        companion = Companion((Compare(path, committed.revision),), (back,))
+        restored = {put.key for put in committed.copies}
+        gone = [each for each in profile_deletions(committed.endpoint.own_profiles) if each.key not in restored]
+        companion = Companion((Compare(path, committed.revision),), (back, *committed.copies, *gone))
         if isinstance(request.addresses, AddressRequest):
             self._ipam.release_by_handle([request.addresses.handle], companion)
         else:
@@ -289,7 +280,9 @@ class WorkloadService(Workloads):
             if owner is not None:
                 log.info("endpoint.kept", endpoint=path, owner=owner.container_id, asked_by=request.container_id)
             elif standing is not None:
-                companion = Companion((Compare(path, standing.mod_revision),), (Delete(path),))
+                own = standing.record.own_profiles if standing.record is not None else ()
+                operations = (Delete(path), *profile_deletions(own))
+                companion = Companion((Compare(path, standing.mod_revision),), operations)
             try:
                 self._ipam.release_by_handle(request.handles, companion)
                 return
@@ -352,12 +345,13 @@ class WorkloadService(Workloads):
 
 class _Committed(NamedTuple):
     """What stands after the datastore's part of an attach. ``replaced``: the record of another container that was
-    there before."""
+    there before. ``copies`` bring its own profiles back."""
 
     endpoint: WorkloadEndpoint
     revision: int
     is_new: bool
     replaced: WorkloadEndpoint | None = None
+    copies: tuple[Put, ...] = ()
 
 
 def _next_owner(request: Detach, standing: Versioned[WorkloadEndpoint | None] | None) -> WorkloadEndpoint | None:
@@ -394,6 +388,7 @@ def _unchecked(request: Attach, mac: EUI, addresses: tuple[IPAddress, ...]) -> W
         ifname=request.container_interface,
         network=request.network,
         netns=request.namespace or None,
+        own_profiles=tuple(new.name for new in request.new_profiles if new.is_own),
         created=round(time.time(), 3),
     )
 
@@ -404,21 +399,6 @@ def _nats(request: Attach, addresses: tuple[IPAddress, ...], version: int) -> tu
     if wanted and own is None:
         raise InvalidRequest("floating", f"{wanted[0]} leads nowhere: the workload has no IPv{version} address")
     return tuple(Nat(int_ip=own, ext_ip=address) for address in wanted) if own is not None else ()
-
-
-def _profile_writes(profiles: tuple[NewProfile, ...]) -> Companion:
-    preconditions: list[Precondition] = []
-    operations: list[Operation] = []
-    for profile in profiles:
-        writes = (
-            (ProfileRulesKey(profile.name), profile.rules),
-            (ProfileTagsKey(profile.name), profile.tags),
-            (ProfileLabelsKey(profile.name), profile.labels),
-        )
-        for key, record in writes:
-            preconditions.append(absent(key.path))
-            operations.append(Put(key.path, codec.encode(record)))
-    return Companion(tuple(preconditions), tuple(operations))
 
 
 def _random_mac() -> EUI:

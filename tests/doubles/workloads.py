@@ -81,6 +81,8 @@ class MemoryWorkloads(Workloads):
             if request.network is not None and standing.endpoint.network not in {None, request.network}:
                 return
             del self.attached[request.key]
+            for profile in standing.endpoint.own_profiles:
+                del self.profiles[profile]
             if self._records is not None:
                 self._records.delete(request.key)
 
@@ -130,6 +132,8 @@ class MemoryWorkloads(Workloads):
 
     def _write(self, request: Attach, endpoint: WorkloadEndpoint) -> None:
         for profile in request.new_profiles:
+            if profile.is_own:
+                self.profiles[profile.name] = profile
             self.profiles.setdefault(profile.name, profile)
         if self._records is None:
             return
@@ -156,6 +160,7 @@ def _attached(request: Attach, nets: tuple[IPNetwork, ...]) -> Attached:
         container_id=request.container_id,
         ifname=request.container_interface,
         network=request.network,
+        own_profiles=tuple(profile.name for profile in request.new_profiles if profile.is_own),
     )
     return Attached(
         addresses=nets,

@@ -156,7 +156,8 @@ class AttachCall:
                 request, labels=self._pod.labels, floating=self._pod.floating, replaces=True
             )
         if self._pod is not None and self._pod.profiles:
-            request = msgspec.structs.replace(request, profiles=self._pod.profiles, new_profiles=())
+            own = (self._pod.profile,) if self._pod.profile is not None else ()
+            request = msgspec.structs.replace(request, profiles=self._pod.profiles, new_profiles=own)
         timeout_s = configuration.policy_setup_timeout_seconds
         return msgspec.structs.replace(request, policy_timeout_s=timeout_s) if timeout_s else request
 

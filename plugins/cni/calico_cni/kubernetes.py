@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 from netaddr import IPAddress
 
+from calico_cni import annotated_policy
 from calico_cni.environment import Invocation
 from calico_cni.errors import NotAvailable, PolicySourceFailed, UnsupportedField
 from calico_cni.kubeconfig import Source
@@ -31,6 +32,7 @@ from calico_core.model.kubernetes import (
     endpoint_labels,
     endpoint_profiles,
 )
+from calico_core.model.workloads import NewProfile
 
 PREFIX = "cni.projectcalico.org/"
 CONFIG_HASH = "kubernetes.io/config.hash"
@@ -55,12 +57,14 @@ class PodName(NamedTuple):
 
 class PodPolicy(NamedTuple):
     """How policies see the endpoint. ``profiles`` empty: the network's own. ``floating``: addresses that lead to the
-    pod's own. ``addresses``: its own, where no IPAM is to be asked for any."""
+    pod's own. ``addresses``: its own, where no IPAM is to be asked for any.
+    ``profile``: of the pod alone."""
 
     labels: dict[str, str]
     profiles: tuple[str, ...] = ()
     floating: tuple[IPAddress, ...] = ()
     addresses: tuple[IPAddress, ...] = ()
+    profile: NewProfile | None = None
 
 
 class Pods:
@@ -79,6 +83,8 @@ class Pods:
         :raises PolicySourceFailed: the API refuses, or has no such pod (any more).
         :raises InvalidRequest: naming the annotation, or the key that is missing.
         """
+        if configuration.policy.type == annotated_policy.TYPE:
+            return self._annotated(configuration, invocation, name), configuration
         if configuration.policy.type != "k8s":
             labels = {NAMESPACE_LABEL: name.namespace, ORCHESTRATOR_LABEL: ORCHESTRATOR}
             return PodPolicy(labels), configuration
@@ -107,12 +113,23 @@ class Pods:
 
         :raises InvalidRequest: naming the key; :raises NotAvailable: it does not answer, or refuses us.
         """
-        if configuration.policy.type != "k8s" and not needs_node:
+        if configuration.policy.type not in {"k8s", annotated_policy.TYPE} and not needs_node:
             return
         try:
             self._api(Source.of(configuration)).check()
         except (NotReady, PolicySourceFailed) as error:
             raise NotAvailable(str(error)) from error
+
+    def _annotated(self, configuration: NetworkConfiguration, invocation: Invocation, name: PodName) -> PodPolicy:
+        """Other annotations mean nothing with this policy. Pods of the cluster's own start without the API."""
+        if name.namespace == annotated_policy.OPEN_NAMESPACE:
+            labels = {NAMESPACE_LABEL: name.namespace, ORCHESTRATOR_LABEL: ORCHESTRATOR}
+            profile = annotated_policy.open_pod_profile(*name, invocation.interface)
+        else:
+            pod = self._api(Source.of(configuration)).pod(*name)
+            _check_uid(pod, invocation.arguments.get("K8S_POD_UID", ""))
+            labels, profile = endpoint_labels(pod), annotated_policy.pod_profile(pod, invocation.interface)
+        return PodPolicy(labels, (profile.name,), profile=profile)
 
     def close(self) -> None:
         with self._lock:

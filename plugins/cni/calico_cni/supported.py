@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from calico_cni import annotated_policy
 from calico_cni.environment import NAME
 from calico_cni.errors import UnsupportedField
 from calico_cni.programs import IPAM_PROGRAM
@@ -19,7 +20,6 @@ from calico_core.errors import InvalidRequest
 _MAX_MTU_BYTES = 65535
 _MAX_QUEUES = 4096  # the kernel's limit
 
-_USE_K8S = "use k8s, with a NetworkPolicy or a policy of ours in place of the annotation"
 _USE_ATTACHMENTS = "every network has an interface of its own in the container: use per-attachment or leave the key out"
 _USE_FALLBACK = "auto uses the node where it runs and does without where it does not"
 _USE_VETH = "it needs a kernel with CONFIG_NETKIT, and the node makes veth pairs: use veth"
@@ -67,7 +67,7 @@ def _check_ipam(configuration: NetworkConfiguration) -> None:
 
 def _choices(configuration: NetworkConfiguration) -> Iterator[_Choice]:
     policy = configuration.policy.type
-    yield "policy.type", policy, ("", "k8s"), {"k8s-annotations": _USE_K8S}
+    yield "policy.type", policy, ("", "k8s", annotated_policy.TYPE), {}
     yield "orchestrator", configuration.orchestrator, ("auto", "cni", "k8s"), {}
     yield "interface_mode", configuration.interface_mode, ("auto", "per-attachment"), {"single": _USE_ATTACHMENTS}
     yield "fallback", configuration.fallback, ("auto", "never"), {"always": _USE_FALLBACK}

@@ -227,7 +227,8 @@ def is_of_kubernetes(stdin: bytes) -> bool:
         found = msgspec.json.decode(stdin, type=_OrchestratorOnly)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
-    return found.orchestrator == "k8s" or (found.orchestrator == "auto" and found.policy.type == "k8s")
+    is_asked = found.policy.type in {"k8s", "k8s-annotations"}
+    return found.orchestrator == "k8s" or (found.orchestrator == "auto" and is_asked)
 
 
 def parse_configuration(stdin: bytes, kind: type[C]) -> C:

@@ -17,7 +17,16 @@ from calico_core.lab.host import LabHost
 from calico_core.lab.probes import probe
 from calico_core.lab.station import PlainStation
 from tests.doubles.kubernetes_api import KubernetesApi
-from tests.e2e.cni.containers import REFERENCE, Container, a_network, assert_settles, containers, records, whole_state
+from tests.e2e.cni.containers import (
+    REFERENCE,
+    Container,
+    a_network,
+    assert_settles,
+    containers,
+    records,
+    store_dump,
+    whole_state,
+)
 
 pytestmark = pytest.mark.needs_root
 
@@ -43,8 +52,8 @@ def two(shared_host: LabHost) -> Iterator[Sequence[Container]]:
         yield made
 
 
-def a_pod(name: str) -> dict[str, str]:
-    return {"CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name}"}
+def a_pod(name: str, namespace: str = "shop") -> dict[str, str]:
+    return {"CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}"}
 
 
 def a_pod_network(api: KubernetesApi, **changes: Any) -> dict[str, Any]:
@@ -104,6 +113,43 @@ def test_queues_and_an_mtu_that_must_be_known(shared_host: LabHost, two: Sequenc
     assert probe(station(two[0], first), station(two[1], second), "tcp").is_reachable
     for each in two:
         each.call("DEL")
+
+
+def test_an_annotation_says_who_may_reach_a_pod(shared_host: LabHost, api: KubernetesApi) -> None:
+    before = whole_state(shared_host)
+    rule = "allow tcp from label app=client to ports 8080"
+    api.put("pods", "web-0", "shop", annotations={"projectcalico.org/policy": rule}, spec={})
+    api.put("pods", "client", "shop", labels={"app": "client"}, spec={})
+    api.put("pods", "other", "shop", spec={})
+    api.put("pods", "client", "yard", labels={"app": "client"}, spec={})
+    network = a_pod_network(api, policy={"type": "k8s-annotations"})
+    pods = [a_pod("web-0"), a_pod("client"), a_pod("other"), a_pod("client", "yard")]
+    with containers(shared_host, 5, prefix="q") as made:
+        found = [each.call("ADD", network, environment=pod) for each, pod in zip(made, pods, strict=False)]
+        web, client, other, stranger = (
+            station(each, *addresses_in(result)) for each, result in zip(made, found, strict=False)
+        )
+        assert probe(client, web, "tcp", 8080).is_reachable
+        assert probe(web, client, "tcp", 8080).is_reachable, "by default the namespace may come in"
+        for source, target, port in (
+            (client, web, 8081),
+            (other, web, 8080),
+            (stranger, web, 8080),
+            (stranger, other, 80),
+        ):
+            assert not probe(source, target, "tcp", port, timeout_s=0.2).is_reachable
+        # a new sandbox of the pod, with another annotation
+        api.put("pods", "web-0", "shop", annotations={"projectcalico.org/policy": "allow tcp to ports 8081"}, spec={})
+        anew = station(made[4], *addresses_in(made[4].call("ADD", network, environment=pods[0])))
+        assert probe(stranger, anew, "tcp", 8081).is_reachable
+        assert not probe(client, anew, "tcp", 8080, timeout_s=0.2).is_reachable
+        made[0].call("DEL", network, environment=pods[0])
+        assert probe(stranger, anew, "tcp", 8081).is_reachable, "that was of the old sandbox"
+        for each, pod in zip(made[1:], (*pods[1:], pods[0]), strict=True):
+            each.call("DEL", network, environment=pod)
+        assert_settles(shared_host, before)
+        dump = json.loads(shared_host.run([*store_dump(shared_host)]).stdout)
+        assert not [key for key in dump if "/profile/shop_" in key or "/profile/yard_" in key]
 
 
 @pytest.mark.usefixtures("all_open")

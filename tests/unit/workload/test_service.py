@@ -102,6 +102,47 @@ def test_orphans_go_unless_a_record_names_them_or_one_cannot_be_read(bench: Benc
     assert bench.service.remove_orphans() == ()
 
 
+def _profile(text: str) -> NewProfile:
+    return NewProfile(name=f"own-{text}", tags=(text,), is_own=True)
+
+
+def test_a_profile_of_its_own_comes_and_goes_with_the_endpoint(bench: Bench) -> None:
+    before = bench.contents()
+    bench.service.attach(bench.attach_request(profiles=("own-a",), new_profiles=(_profile("a"),)))
+    assert bench.records.get(ProfileTagsKey("own-a")).record == ("a",)
+    changed = NewProfile(name="own-a", tags=("changed",), is_own=True)
+    again = bench.attach_request("c2", profiles=("own-a",), new_profiles=(changed,), replaces=True)
+    bench.service.attach(again)
+    assert bench.records.get(ProfileTagsKey("own-a")).record == ("changed",)
+    bench.service.detach(bench.detach_request())
+    assert bench.records.get(ProfileTagsKey("own-a")) is not None, "a late call of the container before"
+    other = bench.attach_request("c3", profiles=("own-b",), new_profiles=(_profile("b"),), replaces=True)
+    bench.service.attach(other)
+    assert bench.records.get(ProfileTagsKey("own-a")) is None
+    for container in ("c2", "c3"):
+        bench.service.detach(bench.detach_request(container))
+    assert bench.contents() == before
+    check_laws(bench.store)
+
+
+def test_a_failed_attach_brings_back_the_profile_of_before(bench: Bench) -> None:
+    request = bench.attach_request(profiles=("own-a",), new_profiles=(_profile("a"),))
+    bench.wiring.fail_next(REFUSED)
+    before = bench.contents()
+    with pytest.raises(KernelRefused):
+        bench.service.attach(request)
+    assert bench.contents() == before
+    bench.service.attach(request)
+    before = bench.contents()
+    changed = NewProfile(name="own-a", tags=("changed",), is_own=True)
+    for new in (changed, _profile("b")):
+        bench.wiring.fail_next(REFUSED)
+        with pytest.raises(KernelRefused):
+            bench.service.attach(bench.attach_request("c2", profiles=(new.name,), new_profiles=(new,), replaces=True))
+        assert bench.contents() == before
+    check_laws(bench.store)
+
+
 def test_attach_gives_address_record_profile_and_interface(bench: Bench) -> None:
     attached = bench.service.attach(bench.attach_request(labels={"app": "web"}, network="net", mtu_bytes=1400))
 
