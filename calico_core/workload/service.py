@@ -26,7 +26,6 @@ from calico_core.model import codec
 from calico_core.model.addresses import host_network, mac_from_bytes
 from calico_core.model.endpoints import Nat, WorkloadEndpoint
 from calico_core.model.keys import (
-    HOSTS,
     ReadyKey,
     WorkloadEndpointKey,
 )
@@ -42,6 +41,7 @@ from calico_core.model.workloads import (
 )
 from calico_core.stopwatch import Stopwatch, lap, measured
 from calico_core.workload.gate import PolicyGate
+from calico_core.workload.orphans import remove_orphans
 from calico_core.workload.profiles import profile_copies, profile_deletions, profile_writes, profiles_to_write
 from calico_core.workload.slowest import SlowestAttaches
 from calico_core.workload.undo import UndoStack
@@ -301,21 +301,7 @@ class WorkloadService(Workloads):
         return self._wiring.host_end(namespace_fd, container_interface)
 
     def remove_orphans(self) -> tuple[str, ...]:
-        found = self._wiring.orphans()
-        if not found:
-            return ()
-        # later than the look at the kernel: an attach writes its record before it makes the interface
-        prefix = f"{HOSTS}{self._host}/workload/"
-        count = len(self._records.store.list(prefix).entries)
-        recorded = self._records.list(prefix)
-        if len(recorded) < count:
-            log.warning("orphans.kept", interfaces=sorted(found), reason="a record cannot be read")
-            return ()
-        names = tuple(sorted(set(found) - {each.record.name for each in recorded}))
-        self._wiring.remove_orphans([found[name] for name in names])
-        if names:
-            log.info("orphans.removed", interfaces=names)
-        return names
+        return remove_orphans(self._wiring, self._records, self._host)
 
     # --- pairs -----------------------------------------------------------------------------------
 
