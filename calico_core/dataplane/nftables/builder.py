@@ -7,7 +7,7 @@ more is then a few set elements.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,52 +16,35 @@ from netaddr import IPAddress
 from calico_core.dataplane.claims import Claims
 from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.nftables import layout
-from calico_core.dataplane.nftables.elements import merge_ranges, no_elements
+from calico_core.dataplane.nftables.desired import Desired
 from calico_core.dataplane.nftables.host_endpoints import rules_of
 from calico_core.dataplane.nftables.host_part import HostInputs, HostPart
-from calico_core.dataplane.nftables.names import digest, kernel_name
-from calico_core.dataplane.nftables.rules import render_rule
+from calico_core.dataplane.nftables.known_sets import KnownSets
+from calico_core.dataplane.nftables.policy_chains import PolicyChains
 from calico_core.dataplane.nftables.verdicts import Verdicts
-from calico_core.dataplane.reconcile import Chain, NamedSet, Table
+from calico_core.dataplane.reconcile import NamedSet, Table
 from calico_core.errors import InvalidRequest
-from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.addresses import WIDTH
 from calico_core.model.ids import check_interface
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from typing import Literal
 
+    from calico_core.dataplane.nftables.policy_chains import CountedChain
     from calico_core.interfaces.dataplane import DataplaneOptions
     from calico_core.model.hoststate import (
-        AddressSet,
         HostChanges,
         HostInterface,
         HostNat,
-        HostRule,
         HostRules,
         HostState,
         HostWorkload,
         PolicyList,
-        PortMember,
         RulesId,
-        SetId,
     )
     from calico_core.model.keys import WorkloadEndpointKey
 
-_DIRECTIONS: tuple[tuple[layout.Direction, Literal["inbound", "outbound"]], ...] = (
-    ("in", "inbound"),
-    ("out", "outbound"),
-)
 _NAT_SETS = frozenset(name for kinds in layout.NAT_KINDS.values() for name in kinds)
-
-
-class CountedChain(msgspec.Struct, frozen=True):
-    """Whose rules a chain renders: the number of the rule behind each of its lines."""
-
-    rules: RulesId
-    direction: Literal["inbound", "outbound"]
-    numbers: tuple[int, ...]
 
 
 class _Placed(msgspec.Struct, frozen=True):
@@ -84,19 +67,12 @@ class TableBuilder:
         self._options = options
         self._verdicts = Verdicts(options, Origins() if origins is None else origins)
         self.families: tuple[int, ...] = (4, 6) if options.is_ipv6_enabled else (4,)
-        self.counted: dict[str, CountedChain] = {}
         self._problems: dict[str, str] = {}
         self._closed: dict[str, str] = {}
-        self._rules: dict[RulesId, HostRules] = {}
-        self._set_names: dict[SetId, dict[int, str]] = {}
-        self._set_users: defaultdict[SetId, set[RulesId]] = defaultdict(set)
-        self._lists: Counter[str] = Counter()
         self._claims = Claims()
         self._placed: dict[str, _Placed] = {}
         self._named_rules: dict[str, frozenset[RulesId]] = {}
         self._rules_users: defaultdict[RulesId, set[str]] = defaultdict(set)
-        self._owners: dict[str, str] = {}
-        self._dirty: set[str] = set()
         self._shared: dict[str, set[Any]] = {layout.FROM_MAP: set(), layout.TO_MAP: set()}
         self._kinds = {layout.FROM_MAP: "verdict", layout.TO_MAP: "verdict"}
         for family in self.families:
@@ -110,6 +86,11 @@ class TableBuilder:
         self.table = Table(
             layout.fixed_chains(options, self.families, self._verdicts),
             {name: NamedSet(kind) for name, kind in self._kinds.items()},
+        )
+        self._desired = Desired(self.table)
+        self._sets = KnownSets(self._desired, self.families, self._closed)
+        self._policies = PolicyChains(
+            self._desired, self._sets, self.families, self._verdicts, self._problems, self._closed
         )
         self._host_part = self._render_host()
         self._put_host()
@@ -126,9 +107,9 @@ class TableBuilder:
         built = cls(options, origins)
         built._closed.update(closed or {})
         for set_id in state.sets:
-            built._put_set(set_id, state.sets[set_id])
+            built._sets.put_addresses(set_id, state.sets[set_id])
         for set_id in state.port_sets:
-            built._put_port_set(set_id, state.port_sets[set_id])
+            built._sets.put_ports(set_id, state.port_sets[set_id])
         for rules in state.rules.values():
             built._put_rules(rules)
         built._put_workloads(state.workloads.values(), ())
@@ -137,37 +118,42 @@ class TableBuilder:
         return built
 
     @property
+    def counted(self) -> dict[str, CountedChain]:
+        """By chain: whose rules it renders."""
+        return self._policies.counted
+
+    @property
     def problems(self) -> dict[str, str]:
         """What could not be rendered as wanted, by subject."""
         return {**self._problems, **self._host_part.problems}
 
     def update(self, changes: HostChanges, state: HostState) -> set[str]:
         """Follow a batch that ``state`` has taken in. Gives the names of chains and sets to compare."""
-        affected: dict[RulesId, HostRules] = {}
+        affected: dict[RulesId, None] = {}
         for change in changes.sets:
-            if change.id in state.sets:
-                affected |= self._put_set(change.id, state.sets[change.id])
+            if change.id in state.sets and self._sets.put_addresses(change.id, state.sets[change.id]):
+                affected |= dict.fromkeys(self._policies.users_of(change.id))
         for ports in changes.port_sets:
-            if ports.id in state.port_sets:
-                affected |= self._put_port_set(ports.id, state.port_sets[ports.id])
-        affected |= {rules.id: rules for rules in changes.rules}
-        for rules in affected.values():
-            if rules.id in state.rules:
-                self._put_rules(state.rules[rules.id])
+            if ports.id in state.port_sets and self._sets.put_ports(ports.id, state.port_sets[ports.id]):
+                affected |= dict.fromkeys(self._policies.users_of(ports.id))
+        affected |= dict.fromkeys(rules.id for rules in changes.rules)
+        for rules_id in affected:
+            if rules_id in state.rules:
+                self._put_rules(state.rules[rules_id])
         if changes.workloads or changes.removed_workloads:
             self._put_workloads(changes.workloads, changes.removed_workloads)
         for rules_id in changes.removed_rules:
             self._drop_rules(rules_id)
         for set_id in (*changes.removed_sets, *changes.removed_port_sets):
-            self._drop_set(set_id)
+            self._sets.drop(set_id)
         if changes.interfaces or changes.removed_interfaces or changes.pools is not None or changes.peers is not None:
             self._take_host(state)
         return self._finish()
 
     def subject_of(self, name: str, element: Any = None) -> str:
         """What a chain, a set, or an element of a shared set belongs to; empty for the fixed part."""
-        if element is None or name in self._owners:
-            return self._owners.get(name, "")
+        if element is None or name in self._desired.owners:
+            return self._desired.owners.get(name, "")
         if name in _NAT_SETS:
             claimant = self._claims.claimant(IPAddress(element[0], 4 if name.endswith("4") else 6))
             return claimant.key.path if claimant else ""
@@ -177,128 +163,21 @@ class TableBuilder:
         interface = self._host.interfaces.get(element[0])
         return interface.key.path if interface else ""
 
-    # --- sets -------------------------------------------------------------------------------------
-
-    def _put_set(self, set_id: SetId, members: AddressSet) -> dict[RulesId, HostRules]:
-        """Gives the rules to write again: those that name the set, when its kernel name changed."""
-        kind = "ranges" if members.nets else "hosts"
-        names = {family: kernel_name(f"{kind[0]}{family}", set_id) for family in self.families}
-        before = self._set_names.get(set_id)
-        for family, name in names.items():
-            self._put_named_set(name, f"{kind}{family}", _elements(members, family), set_id)
-        if before == names:
-            return {}
-        self._set_names[set_id] = names
-        for name in (before or {}).values():
-            self._drop_named_set(name)
-        return {each: self._rules[each] for each in self._set_users[set_id]}
-
-    def _put_port_set(self, set_id: SetId, members: frozenset[PortMember]) -> dict[RulesId, HostRules]:
-        """As :meth:`_put_set`."""
-        names = {family: kernel_name(f"p{family}", set_id) for family in self.families}
-        for family, name in names.items():
-            elements = frozenset(tuple(member)[1:] for member in members if member.version == family)
-            self._put_named_set(name, f"ports{family}", elements, set_id)
-        if self._set_names.get(set_id) == names:
-            return {}
-        self._set_names[set_id] = names
-        return {each: self._rules[each] for each in self._set_users[set_id]}
-
-    def _drop_set(self, set_id: SetId) -> None:
-        for name in self._set_names.pop(set_id, {}).values():
-            self._drop_named_set(name)
-        if not self._set_users.get(set_id):
-            self._set_users.pop(set_id, None)
-
-    def _set_name(self, set_id: SetId, family: int) -> str:
-        names = self._set_names.get(set_id)
-        if names is None:
-            raise InvalidRequest("sets", f"set {set_id} is not known")
-        if set_id in self._closed:
-            raise InvalidRequest("sets", f"set {set_id} could not be programmed")
-        return names[family]
-
-    def _put_named_set(self, name: str, kind: str, elements: Any, subject: str = "") -> None:
-        self.table.sets[name] = NamedSet(kind, no_elements(kind) if subject in self._closed else elements)
-        self._owners[name] = subject
-        self._dirty.add(name)
-
-    def _drop_named_set(self, name: str) -> None:
-        self.table.sets.pop(name, None)
-        self._owners.pop(name, None)
-        self._dirty.add(name)
-
     # --- rules ------------------------------------------------------------------------------------
 
     def _put_rules(self, rules: HostRules) -> None:
-        is_new = rules.id not in self._rules
-        self._forget_rules(rules.id)
-        self._rules[rules.id] = rules
-        if is_new:
+        if self._policies.put(rules):
             self._place_users(rules.id)
-        for rule in (*rules.inbound, *rules.outbound):
-            for set_id in (*rule.sets, *rule.port_sets):
-                self._set_users[set_id].add(rules.id)
-        for direction, side in _DIRECTIONS:
-            name = layout.rules_chain_name(rules.id, direction)
-            chain, numbers = self._render(rules.id, side, rules.inbound if direction == "in" else rules.outbound)
-            self.counted[name] = CountedChain(rules.id, side, numbers)
-            self._put_chain(name, chain, rules.id)
-
-    def _render(
-        self, rules_id: RulesId, side: Literal["inbound", "outbound"], rules: tuple[HostRule, ...]
-    ) -> tuple[Chain, tuple[int, ...]]:
-        """The chain, and the number of the rule behind each line."""
-        if rules_id in self._closed:
-            origin = DenialOrigin(reason="refused by the kernel", direction=side, rules=rules_id)
-            return layout.closed_chain("refused by the kernel", origin, self._verdicts), ()
-        texts: list[str] = []
-        numbers: list[int] = []
-        for number, rule in enumerate(rules):
-            origin = DenialOrigin(reason="rule", direction=side, rules=rules_id, rule=number)
-            try:
-                lines = render_rule(
-                    rule, self._set_name, families=self.families, verdicts=self._verdicts, origin=origin
-                )
-            except InvalidRequest as error:
-                self._problems[rules_id] = f"rule {number + 1}: {error}; it drops instead"
-                lines = self._verdicts.deny("", origin, f"rule {number + 1} cannot be expressed")
-            texts += lines
-            numbers += [number] * len(lines)
-        return layout.chain(texts), tuple(numbers)
-
-    def _forget_rules(self, rules_id: RulesId) -> None:
-        before = self._rules.pop(rules_id, None)
-        self._problems.pop(rules_id, None)
-        if before is None:
-            return
-        for rule in (*before.inbound, *before.outbound):
-            for set_id in (*rule.sets, *rule.port_sets):
-                self._set_users[set_id].discard(rules_id)
 
     def _drop_rules(self, rules_id: RulesId) -> None:
-        self._forget_rules(rules_id)
+        self._policies.drop(rules_id)
         self._place_users(rules_id)
-        for direction, _ in _DIRECTIONS:
-            name = layout.rules_chain_name(rules_id, direction)
-            self.counted.pop(name, None)
-            self._drop_chain(name)
 
     def _place_users(self, rules_id: RulesId) -> None:
         """The rules came or went: endpoints that name them open or close."""
         for interface in sorted(self._rules_users.get(rules_id, ())):
             self._place(interface)
         self._is_host_dirty |= rules_id in self._host_part.named
-
-    def _put_chain(self, name: str, chain: Chain, subject: str = "") -> None:
-        self.table.chains[name] = chain
-        self._owners[name] = subject
-        self._dirty.add(name)
-
-    def _drop_chain(self, name: str) -> None:
-        self.table.chains.pop(name, None)
-        self._owners.pop(name, None)
-        self._dirty.add(name)
 
     # --- workloads --------------------------------------------------------------------------------
 
@@ -320,18 +199,15 @@ class TableBuilder:
         if before is not None:
             for name, element in before.elements:
                 self._shared[name].discard(element)
-                self._dirty.add(name)
+                self._desired.dirty.add(name)
         if after is not None:
             self._placed[interface] = after
             for name, element in after.elements:
                 self._shared[name].add(element)
-                self._dirty.add(name)
+                self._desired.dirty.add(name)
         # only now, so that a list both name stays
         for name in before.chains if before is not None else ():
-            self._lists[name] -= 1
-            if not self._lists[name]:
-                del self._lists[name]
-                self._drop_chain(name)
+            self._policies.free_list(name)
 
     def _note_rules(self, interface: str, workload: HostWorkload | None) -> None:
         for rules_id in self._named_rules.pop(interface, frozenset()):
@@ -357,7 +233,7 @@ class TableBuilder:
             check_interface(workload.interface, field="interface")
             if not workload.interface.startswith(self._options.interface_prefix):
                 raise InvalidRequest("interface", f"must start with {self._options.interface_prefix!r}")
-            missing = sorted(each for each in self._named_rules[workload.interface] if each not in self._rules)
+            missing = sorted(each for each in self._named_rules[workload.interface] if each not in self._policies)
             if missing:
                 raise InvalidRequest("policies", f"there are no rules for {', '.join(missing)}")
         except InvalidRequest as error:
@@ -377,8 +253,8 @@ class TableBuilder:
                 elements.append((layout.source_set(mac_kind), (workload.interface, int(workload.mac), net.first)))
         for nat in workload.nats:
             elements += self._nat_elements(workload, nat)
-        inbound = self._use_list(workload.inbound, "in", subject)
-        outbound = self._use_list(workload.outbound, "out", subject)
+        inbound = self._policies.use_list(workload.inbound, "in", subject)
+        outbound = self._policies.use_list(workload.outbound, "out", subject)
         elements.append((layout.TO_MAP, (workload.interface, inbound)))
         elements.append((layout.FROM_MAP, (workload.interface, outbound)))
         return _Placed(subject, tuple(elements), (inbound, outbound))
@@ -405,13 +281,6 @@ class TableBuilder:
             (hairpin_map, (int(nat.internal), int(seen_as))),
         ]
 
-    def _use_list(self, policies: PolicyList, direction: layout.Direction, subject: str) -> str:
-        name = f"{'to' if direction == 'in' else 'from'}_{digest(msgspec.json.encode(policies), 8)}"
-        if not self._lists[name]:
-            self._put_chain(name, layout.chain(layout.list_rules(policies, direction, self._verdicts)), subject)
-        self._lists[name] += 1
-        return name
-
     # --- the host itself --------------------------------------------------------------------------
 
     def _take_host(self, state: HostState) -> None:
@@ -433,15 +302,15 @@ class TableBuilder:
         self._host_part = after
         for name, chain in after.chains.items():
             if self.table.chains.get(name) != chain:
-                self._put_chain(name, chain, after.subjects.get(name, ""))
+                self._desired.put_chain(name, chain, after.subjects.get(name, ""))
         for name, named_set in after.sets.items():
             if self.table.sets.get(name) != named_set:
                 self.table.sets[name] = named_set
-                self._dirty.add(name)
+                self._desired.dirty.add(name)
             if name in after.subjects:
-                self._owners[name] = after.subjects[name]
+                self._desired.owners[name] = after.subjects[name]
         for name in before - after.names:
-            (self._drop_named_set if name in self.table.sets else self._drop_chain)(name)
+            (self._desired.drop_set if name in self.table.sets else self._desired.drop_chain)(name)
 
     def _problem_of(self, interface: HostInterface) -> str | None:
         """Why a host endpoint cannot be programmed as it is wanted."""
@@ -449,19 +318,19 @@ class TableBuilder:
             return "refused by the kernel"
         if interface.interface.startswith(self._options.interface_prefix):
             return f"{interface.interface} is a workload's interface"
-        missing = sorted({each for each in rules_of(interface) if each not in self._rules})
+        missing = sorted({each for each in rules_of(interface) if each not in self._policies})
         return f"there are no rules for {', '.join(missing)}" if missing else None
 
     def _finish(self) -> set[str]:
         """Freeze the shared sets that changed and hand out the names touched since the last time."""
-        nat = self._dirty & _NAT_SETS
+        nat = self._desired.dirty & _NAT_SETS
         if nat or self._is_host_dirty:
             self._put_host()
-        for name in self._dirty & self._kinds.keys():
+        for name in self._desired.dirty & self._kinds.keys():
             self.table.sets[name] = NamedSet(self._kinds[name], frozenset(self._shared[name]))
         if nat:
             self._freeze_nat()
-        dirty, self._dirty = self._dirty, set()
+        dirty, self._desired.dirty = self._desired.dirty, set()
         return dirty
 
     def _freeze_nat(self) -> None:
@@ -469,20 +338,11 @@ class TableBuilder:
         names = [name for family in self.families for name in layout.NAT_KINDS[family]]
         is_wanted = any(self._shared[name] for name in names)
         for name in names:
-            self._dirty.add(name)
+            self._desired.dirty.add(name)
             if is_wanted:
                 self.table.sets[name] = NamedSet(name, frozenset(self._shared[name]))
             else:
                 self.table.sets.pop(name, None)
-
-
-def _elements(members: AddressSet, family: int) -> Any:
-    hosts: Any = members.v4 if family == 4 else members.v6
-    if not members.nets:
-        return hosts
-    ranges = [(value, value) for value in hosts]
-    ranges += [(net.first, net.last) for net in members.nets if net.version == family]
-    return frozenset(merge_ranges(ranges))
 
 
 def _rules_in(policies: PolicyList) -> Iterator[RulesId]:

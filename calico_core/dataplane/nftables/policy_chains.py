@@ -1,0 +1,139 @@
+"""The chains of policies and profiles, and of the lists that workloads go through. Pure.
+
+Workloads with equal lists share one chain, named by the list's content; it goes with the last that uses it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from calico_core.dataplane.nftables import layout
+from calico_core.dataplane.nftables.names import digest
+from calico_core.dataplane.nftables.rules import render_rule
+from calico_core.errors import InvalidRequest
+from calico_core.interfaces.dataplane import DenialOrigin
+from calico_core.model.hoststate import RulesId
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Literal
+
+    from calico_core.dataplane.nftables.desired import Desired
+    from calico_core.dataplane.nftables.known_sets import KnownSets
+    from calico_core.dataplane.nftables.verdicts import Verdicts
+    from calico_core.dataplane.reconcile import Chain
+    from calico_core.model.hoststate import HostRule, HostRules, PolicyList, SetId
+
+_DIRECTIONS: tuple[tuple[layout.Direction, Literal["inbound", "outbound"]], ...] = (
+    ("in", "inbound"),
+    ("out", "outbound"),
+)
+
+
+class CountedChain(msgspec.Struct, frozen=True):
+    """Whose rules a chain renders: the number of the rule behind each of its lines."""
+
+    rules: RulesId
+    direction: Literal["inbound", "outbound"]
+    numbers: tuple[int, ...]
+
+
+class PolicyChains:
+    """One thread. ``problems`` and ``closed``: reasons by subject, shared with the caller; closed rules deny.
+    ``counted`` by chain."""
+
+    def __init__(
+        self,
+        desired: Desired,
+        sets: KnownSets,
+        families: Sequence[int],
+        verdicts: Verdicts,
+        problems: dict[str, str],
+        closed: Mapping[str, str],
+    ) -> None:
+        self._desired, self._sets, self._families, self._verdicts = desired, sets, families, verdicts
+        self._problems, self._closed = problems, closed
+        self.counted: dict[str, CountedChain] = {}
+        self._rules: dict[RulesId, HostRules] = {}
+        self._set_users: defaultdict[SetId, set[RulesId]] = defaultdict(set)
+        self._lists: Counter[str] = Counter()
+
+    def __contains__(self, rules_id: RulesId) -> bool:
+        return rules_id in self._rules
+
+    def users_of(self, set_id: SetId) -> set[RulesId]:
+        """The rules that name the set."""
+        return set(self._set_users.get(set_id, ()))
+
+    def put(self, rules: HostRules) -> bool:
+        """Whether they are new: until now what names them was closed."""
+        is_new = rules.id not in self._rules
+        self._forget(rules.id)
+        self._rules[rules.id] = rules
+        for set_id in _sets_in(rules):
+            self._set_users[set_id].add(rules.id)
+        for direction, side in _DIRECTIONS:
+            name = layout.rules_chain_name(rules.id, direction)
+            chain, numbers = self._render(rules.id, side, rules.inbound if direction == "in" else rules.outbound)
+            self.counted[name] = CountedChain(rules.id, side, numbers)
+            self._desired.put_chain(name, chain, rules.id)
+        return is_new
+
+    def drop(self, rules_id: RulesId) -> None:
+        self._forget(rules_id)
+        for direction, _ in _DIRECTIONS:
+            name = layout.rules_chain_name(rules_id, direction)
+            self.counted.pop(name, None)
+            self._desired.drop_chain(name)
+
+    def use_list(self, policies: PolicyList, direction: layout.Direction, subject: str) -> str:
+        """The chain of the list, which stands until each use is freed."""
+        name = f"{'to' if direction == 'in' else 'from'}_{digest(msgspec.json.encode(policies), 8)}"
+        if not self._lists[name]:
+            chain = layout.chain(layout.list_rules(policies, direction, self._verdicts))
+            self._desired.put_chain(name, chain, subject)
+        self._lists[name] += 1
+        return name
+
+    def free_list(self, name: str) -> None:
+        self._lists[name] -= 1
+        if not self._lists[name]:
+            del self._lists[name]
+            self._desired.drop_chain(name)
+
+    def _render(
+        self, rules_id: RulesId, side: Literal["inbound", "outbound"], rules: tuple[HostRule, ...]
+    ) -> tuple[Chain, tuple[int, ...]]:
+        """The chain, and the number of the rule behind each line."""
+        if rules_id in self._closed:
+            origin = DenialOrigin(reason="refused by the kernel", direction=side, rules=rules_id)
+            return layout.closed_chain("refused by the kernel", origin, self._verdicts), ()
+        texts: list[str] = []
+        numbers: list[int] = []
+        for number, rule in enumerate(rules):
+            origin = DenialOrigin(reason="rule", direction=side, rules=rules_id, rule=number)
+            try:
+                lines = render_rule(
+                    rule, self._sets.name, families=self._families, verdicts=self._verdicts, origin=origin
+                )
+            except InvalidRequest as error:
+                self._problems[rules_id] = f"rule {number + 1}: {error}; it drops instead"
+                lines = self._verdicts.deny("", origin, f"rule {number + 1} cannot be expressed")
+            texts += lines
+            numbers += [number] * len(lines)
+        return layout.chain(texts), tuple(numbers)
+
+    def _forget(self, rules_id: RulesId) -> None:
+        before = self._rules.pop(rules_id, None)
+        self._problems.pop(rules_id, None)
+        for set_id in _sets_in(before) if before is not None else ():
+            self._set_users[set_id].discard(rules_id)
+            if not self._set_users[set_id]:
+                del self._set_users[set_id]
+
+
+def _sets_in(rules: HostRules) -> set[SetId]:
+    return {set_id for rule in (*rules.inbound, *rules.outbound) for set_id in (*rule.sets, *rule.port_sets)}
