@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from calico_core.dataplane.linux.link_messages import delete_group, set_link
 from calico_core.dataplane.linux.reaper import DOOMED_GROUP
+from calico_core.log import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -20,9 +21,14 @@ if TYPE_CHECKING:
     from calico_core.dataplane.linux.link_messages import Link
     from calico_core.dataplane.linux.rtnetlink import RouteSocket
 
+_INIT = "1"  # in no container of ours, and not everywhere to be looked at
 
-def find_orphans(host: RouteSocket, interface_prefix: str, mac: bytes) -> tuple[Link, ...]:
-    """Host ends with our prefix (a comma list) and our MAC whose other end is in a namespace without a process."""
+log = get_logger(__name__)
+
+
+def find_orphans(host: RouteSocket, interface_prefix: str, mac: bytes, *, processes: str = "/proc") -> tuple[Link, ...]:
+    """Host ends with our prefix (a comma list) and our MAC whose other end is in a namespace without a process;
+    none where we may not see what namespace a process is in."""
     prefixes = tuple(each.strip() for each in interface_prefix.split(","))
     ours = [
         link
@@ -33,7 +39,11 @@ def find_orphans(host: RouteSocket, interface_prefix: str, mac: bytes) -> tuple[
     ]
     if not ours:
         return ()
-    alive = {host.namespace_id(descriptor) for descriptor in _namespaces_of_processes()}
+    try:
+        alive = {host.namespace_id(descriptor) for descriptor in _namespaces_of(processes)}
+    except OSError as error:
+        log.warning("orphans.unknown", reason=str(error))
+        return ()
     return tuple(link for link in ours if link.peer_namespace_id not in alive)
 
 
@@ -46,14 +56,14 @@ def delete_orphans(host: RouteSocket, indexes: Collection[int]) -> None:
             raise outcome.error
 
 
-def _namespaces_of_processes() -> Iterator[int]:
+def _namespaces_of(processes: str) -> Iterator[int]:
     """A descriptor of each network namespace in which a process runs, open until the next one is asked for."""
     seen: set[tuple[int, int]] = set()
-    for name in os.listdir("/proc"):  # noqa: PTH208 - names only
-        if not name.isdigit():
+    for name in os.listdir(processes):  # noqa: PTH208 - names only
+        if not name.isdigit() or name == _INIT:
             continue
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            path = f"/proc/{name}/ns/net"
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            path = f"{processes}/{name}/ns/net"
             found = os.stat(path)  # noqa: PTH116 - of the thing linked to
             if (found.st_dev, found.st_ino) in seen:
                 continue

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import os
 import socket
 import struct
@@ -14,6 +15,7 @@ from netaddr import EUI
 from calico_core.dataplane.linux import netns, sysctl
 from calico_core.dataplane.linux.address_messages import add_address, delete_address
 from calico_core.dataplane.linux.link_messages import add_veth, add_vxlan, delete_link, set_link
+from calico_core.dataplane.linux.orphans import find_orphans
 from calico_core.dataplane.linux.prefix import AF_INET, AF_INET6, parse_prefix
 from calico_core.dataplane.linux.route_messages import (
     RTN_BLACKHOLE,
@@ -332,6 +334,15 @@ def test_orphans_are_our_pairs_with_no_process_behind_them(wiring, host, contain
     assert set(wiring.orphans()) == {"cali2"}
     wiring.remove_orphans(wiring.orphans().values())
     assert sorted(link.name for link in host.route_socket.links()) == ["cali3", "cali4", "here", "lo"]
+
+
+def test_nothing_is_an_orphan_while_processes_cannot_be_looked_at(wiring, host, container, tmp_path):
+    wiring.attach(a_request(container))
+    (tmp_path / "17" / "ns").mkdir(parents=True)
+    look = functools.partial(find_orphans, host.route_socket, "cali", HOST_MAC.packed, processes=str(tmp_path))
+    assert [link.name for link in look()] == ["cali1"], "a process that has ended says nothing"
+    (tmp_path / "17" / "ns" / "net").symlink_to("net")
+    assert look() == ()
 
 
 def test_without_a_default_route_there_is_none(wiring, container):
