@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.e2e.cni.containers import (
     store_dump,
     whole_state,
 )
+from tests.e2e.observing import MakeLab
 
 pytestmark = pytest.mark.needs_root
 
@@ -36,7 +38,13 @@ OPEN = ("--inbound", "allow", "--outbound", "allow")
 
 @pytest.fixture
 def api(shared_host: LabHost, tmp_path: Path) -> Iterator[KubernetesApi]:
-    descriptor = netns.open_namespace(str(shared_host.namespace))
+    with api_in(shared_host, tmp_path) as server:
+        yield server
+
+
+@contextmanager
+def api_in(host: LabHost, tmp_path: Path) -> Iterator[KubernetesApi]:
+    descriptor = netns.open_namespace(str(host.namespace))
     server = netns.run_in(descriptor, lambda: KubernetesApi(tmp_path))
     try:
         server.put("namespaces", "shop")
@@ -98,6 +106,33 @@ def test_the_range_that_the_cluster_gave_the_node(
         container.call("DEL", network)
     assert_settles(shared_host, before)
     assert not list((tmp_path / "leases").glob("net1/10.*"))
+
+
+@pytest.mark.skipif(not (REFERENCE / "host-local").exists(), reason="needs the reference plugins")
+def test_ranges_of_both_families_and_floating_addresses_of_both(make_lab: MakeLab, tmp_path: Path) -> None:
+    host: LabHost = make_lab(1, ipv6=True).hosts[0]
+    before = whole_state(host)
+    host.calicoctl("policy", "add", "default", "open", "--selector", "all()", *OPEN)
+    with api_in(host, tmp_path) as api, containers(host, 2, prefix="r") as (web, client):
+        api.put("nodes", host.name, spec={"podCIDRs": ["10.77.2.0/29", "fd00:77::/64"]})
+        floating = '["192.0.2.78", "2001:db8::78"]'
+        api.put("pods", "web-0", "shop", annotations={f"{PREFIX}floatingIPs": floating}, spec={})
+        api.put("pods", "client", "shop", spec={})
+        ranges = [[{"subnet": "usePodCidr"}], [{"subnet": "usePodCidrIPv6"}]]
+        ipam = {"type": "host-local", "ranges": ranges, "dataDir": str(tmp_path / "leases")}
+        network = a_pod_network(api, cniVersion="1.0.0", ipam=ipam, feature_control={"floating_ips": True})
+        own = addresses_in(web.call("ADD", network, environment=a_pod("web-0")))
+        source = station(client, *addresses_in(client.call("ADD", network, environment=a_pod("client"))))
+        assert (own[0].startswith("10.77.2."), own[1].startswith("fd00:77::")) == (True, True)
+        for version in (4, 6):
+            assert probe(source, station(web, *own), "tcp", ip_version=version).is_reachable
+            target = station(web, "192.0.2.78", "2001:db8::78")
+            assert probe(source, target, "icmp", ip_version=version).is_reachable, version
+        api.stop()
+        web.call("DEL", network, environment=a_pod("web-0"))
+        client.call("DEL", network, environment=a_pod("client"))
+    host.calicoctl("policy", "remove", "default", "open")
+    assert_settles(host, before)
 
 
 def test_queues_and_an_mtu_that_must_be_known(shared_host: LabHost, two: Sequence[Container]) -> None:
