@@ -12,6 +12,9 @@ from netaddr import IPNetwork
 from calico_cni import annotated_policy
 from calico_cni.annotated_policy import ANNOTATION, escape_tag, parse_annotation
 from calico_core.errors import InvalidRequest
+from calico_core.interfaces.integration import CallReply
+from calico_core.model.keys import PoolKey, ReadyKey
+from calico_core.model.pools import Pool
 from calico_core.model.rules import Rule
 from tests.doubles.cni import CniSetup, a_network, error_of, stdout_of
 from tests.doubles.kubernetes_api import KubernetesApi
@@ -154,3 +157,14 @@ def test_a_bad_annotation_leaves_nothing(setup: CniSetup, api: KubernetesApi) ->
     assert error_of(setup.call("ADD", annotated(api), CNI_ARGS=ARGUMENTS))["code"] == 103
     assert setup.workloads.attach_requests == []
     assert setup.ipam.held == {}
+
+
+def test_status_asks_the_api_that_an_add_would_ask(setup: CniSetup, api: KubernetesApi) -> None:
+    setup.records.put(ReadyKey(), "true")
+    pool = Pool(cidr=IPNetwork("10.65.0.0/16"))
+    setup.records.put(PoolKey(pool.cidr), pool)
+    network = {**annotated(api), "cniVersion": "1.1.0"}
+    assert setup.call("STATUS", network) == CallReply()
+    api.refuse = 403
+    error = error_of(setup.call("STATUS", network))
+    assert (error["code"], "403" in error["msg"]) == (50, True)
