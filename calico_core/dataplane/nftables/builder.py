@@ -22,6 +22,7 @@ from calico_core.dataplane.nftables.host_part import HostInputs, HostPart
 from calico_core.dataplane.nftables.names import digest, kernel_name
 from calico_core.dataplane.nftables.rules import render_rule
 from calico_core.dataplane.nftables.verdicts import Verdicts
+from calico_core.dataplane.persistent_set import PersistentSet
 from calico_core.dataplane.reconcile import Chain, NamedSet, Table
 from calico_core.errors import InvalidRequest
 from calico_core.interfaces.dataplane import DenialOrigin
@@ -97,14 +98,14 @@ class TableBuilder:
         self._rules_users: defaultdict[RulesId, set[str]] = defaultdict(set)
         self._owners: dict[str, str] = {}
         self._dirty: set[str] = set()
-        self._shared: dict[str, set[Any]] = {layout.FROM_MAP: set(), layout.TO_MAP: set()}
+        # by shared set: elements that came (True) or went since the last time
+        self._moved: defaultdict[str, dict[Any, bool]] = defaultdict(dict)
         self._kinds = {layout.FROM_MAP: "verdict", layout.TO_MAP: "verdict"}
         for family in self.families:
             for kind in layout.SOURCE_KINDS[family]:
-                self._shared[layout.source_set(kind)] = set()
                 self._kinds[layout.source_set(kind)] = kind
-            for kind in layout.NAT_KINDS[family]:
-                self._shared[kind] = set()
+        nat_kinds = [kind for family in self.families for kind in layout.NAT_KINDS[family]]
+        self._shared: dict[str, PersistentSet[Any]] = {name: PersistentSet() for name in (*self._kinds, *nat_kinds)}
         self._host = HostInputs(options, self.families, self._verdicts)
         self._is_host_dirty = True
         self.table = Table(
@@ -176,6 +177,16 @@ class TableBuilder:
             return placed.subject if placed else ""
         interface = self._host.interfaces.get(element[0])
         return interface.key.path if interface else ""
+
+    def keeps(self, name: str, element: Any) -> bool:
+        """Whether who has an address by this element of a shared set is to have it still, by whatever element."""
+        if name in _NAT_SETS:
+            return element in self._shared.get(name, ())
+        placed = self._placed.get(element[0])
+        sources = {layout.source_set(kind) for kind in layout.SOURCE_KINDS[6 if name.endswith("6") else 4]}
+        return placed is not None and any(
+            each in sources and other[-1] == element[-1] for each, other in placed.elements
+        )
 
     # --- sets -------------------------------------------------------------------------------------
 
@@ -319,13 +330,11 @@ class TableBuilder:
         before, after = self._placed.pop(interface, None), self._contribution(workload)
         if before is not None:
             for name, element in before.elements:
-                self._shared[name].discard(element)
-                self._dirty.add(name)
+                self._moved[name][element] = False
         if after is not None:
             self._placed[interface] = after
             for name, element in after.elements:
-                self._shared[name].add(element)
-                self._dirty.add(name)
+                self._moved[name][element] = True
         # only now, so that a list both name stays
         for name in before.chains if before is not None else ():
             self._lists[name] -= 1
@@ -453,12 +462,19 @@ class TableBuilder:
         return f"there are no rules for {', '.join(missing)}" if missing else None
 
     def _finish(self) -> set[str]:
-        """Freeze the shared sets that changed and hand out the names touched since the last time."""
+        """Bring the shared sets up to date and hand out the names touched since the last time."""
+        moved, self._moved = self._moved, defaultdict(dict)
+        for name, elements in moved.items():
+            self._shared[name] = self._shared[name].changed(
+                added=[each for each, is_there in elements.items() if is_there],
+                removed=[each for each, is_there in elements.items() if not is_there],
+            )
+        self._dirty |= moved.keys()
         nat = self._dirty & _NAT_SETS
         if nat or self._is_host_dirty:
             self._put_host()
         for name in self._dirty & self._kinds.keys():
-            self.table.sets[name] = NamedSet(self._kinds[name], frozenset(self._shared[name]))
+            self.table.sets[name] = NamedSet(self._kinds[name], self._shared[name])
         if nat:
             self._freeze_nat()
         dirty, self._dirty = self._dirty, set()
@@ -471,7 +487,7 @@ class TableBuilder:
         for name in names:
             self._dirty.add(name)
             if is_wanted:
-                self.table.sets[name] = NamedSet(name, frozenset(self._shared[name]))
+                self.table.sets[name] = NamedSet(name, self._shared[name])
             else:
                 self.table.sets.pop(name, None)
 

@@ -40,6 +40,11 @@ _ISOLATION_ROUNDS = 20
 _REBUILD_AFTER = 3
 #: No counter has this value: the next resync reads.
 _UNKNOWN = -1
+#: Who has which address: an interface its own, an internal address a floating one.
+_ADDRESS_SETS = {
+    "src_any4": "source4", "src_mac4": "source_mac4", "nat4": "nat4",
+    "src_any6": "source6", "src_mac6": "source_mac6", "nat6": "nat6",
+}  # fmt: skip
 _WHOLE_TABLE = f"table {FAMILY} {TABLE}"
 
 log = get_logger(__name__)
@@ -169,7 +174,7 @@ class PolicyTable:
         plan = reconcile(self._builder.table, before, names)
         if not plan:
             return TableReport(failures=self._failures())
-        lost = _lost_addresses(plan, self._builder.table, before)
+        lost = _lost_addresses(plan, self._builder, before)
         path = self._commit(plan)
         if path == "none":
             return TableReport(failures=self._failures())
@@ -298,25 +303,19 @@ def _describe(found: Table | None, believed: Table | None) -> tuple[str, ...]:
     )
 
 
-def _lost_addresses(plan: Plan, desired: Table, observed: Table | None) -> frozenset[tuple[int, int]]:
+def _lost_addresses(plan: Plan, builder: TableBuilder, observed: Table | None) -> frozenset[tuple[int, int]]:
     """Addresses that an interface may no longer send from, or that no longer lead to it: their connections are to be
     cut."""
-    before: set[tuple[int, Any, int]] = set()
-    after: set[tuple[int, Any, int]] = set()
-    for family in (4, 6):
-        for name in (f"src_any{family}", f"src_mac{family}", f"nat{family}"):
-            if not plan.is_rebuild and name not in plan.removed_elements and name not in plan.removed_sets:
-                continue
-            if observed is not None and name in observed.sets:
-                before |= {(family, *_holding(name, element)) for element in observed.sets[name].elements}
-    if before:
-        for family in (4, 6):
-            for name in (f"src_any{family}", f"src_mac{family}", f"nat{family}"):
-                if name in desired.sets:
-                    after |= {(family, *_holding(name, element)) for element in desired.sets[name].elements}
-    return frozenset((family, value) for family, _, value in before - after)
-
-
-def _holding(name: str, element: tuple[Any, ...]) -> tuple[Any, int]:
-    """Who has an address, and the address: an interface its own, an internal address a floating one."""
-    return (element[1], element[0]) if name.startswith("nat") else (element[0], element[-1])
+    if observed is None:
+        return frozenset()
+    lost: set[tuple[int, int]] = set()
+    for name, kind in _ADDRESS_SETS.items():
+        found = observed.sets.get(name)
+        if found is None or found.kind != kind:
+            continue
+        is_gone = plan.is_rebuild or name in plan.removed_sets
+        elements: Iterable[Any] = found.elements if is_gone else plan.removed_elements.get(name, ())
+        for element in elements:
+            if not builder.keeps(name, element):
+                lost.add((6 if name.endswith("6") else 4, element[0 if name.startswith("nat") else -1]))
+    return frozenset(lost)
