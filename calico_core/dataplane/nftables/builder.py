@@ -30,7 +30,7 @@ from calico_core.model.addresses import WIDTH
 from calico_core.model.ids import check_interface
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
     from typing import Literal
 
     from calico_core.interfaces.dataplane import DataplaneOptions
@@ -343,15 +343,15 @@ class TableBuilder:
                 self._drop_chain(name)
 
     def _note_rules(self, interface: str, workload: HostWorkload | None) -> None:
-        for rules_id in self._named_rules.pop(interface, frozenset()):
+        before = self._named_rules.pop(interface, frozenset())
+        named: frozenset[RulesId] = frozenset()
+        if workload is not None:
+            named = self._named_rules[interface] = _rules_in(workload.inbound) | _rules_in(workload.outbound)
+        for rules_id in before - named:
             self._rules_users[rules_id].discard(interface)
             if not self._rules_users[rules_id]:
                 del self._rules_users[rules_id]
-        if workload is None:
-            return
-        named = frozenset({*_rules_in(workload.inbound), *_rules_in(workload.outbound)})
-        self._named_rules[interface] = named
-        for rules_id in named:
+        for rules_id in named - before:
             self._rules_users[rules_id].add(interface)
 
     def _contribution(self, workload: HostWorkload | None) -> _Placed | None:
@@ -366,7 +366,7 @@ class TableBuilder:
             check_interface(workload.interface, field="interface")
             if not workload.interface.startswith(self._options.interface_prefix):
                 raise InvalidRequest("interface", f"must start with {self._options.interface_prefix!r}")
-            missing = sorted(each for each in self._named_rules[workload.interface] if each not in self._rules)
+            missing = sorted(self._named_rules[workload.interface] - self._rules.keys())
             if missing:
                 raise InvalidRequest("policies", f"there are no rules for {', '.join(missing)}")
         except InvalidRequest as error:
@@ -501,7 +501,5 @@ def _elements(members: AddressSet, family: int) -> Any:
     return frozenset(merge_ranges(ranges))
 
 
-def _rules_in(policies: PolicyList) -> Iterator[RulesId]:
-    for tier in policies.tiers:
-        yield from tier.policies
-    yield from policies.profiles
+def _rules_in(policies: PolicyList) -> frozenset[RulesId]:
+    return frozenset(policies.profiles).union(*(tier.policies for tier in policies.tiers))
