@@ -92,6 +92,8 @@ class TableBuilder:
         self._set_names: dict[SetId, dict[int, str]] = {}
         self._set_users: defaultdict[SetId, set[RulesId]] = defaultdict(set)
         self._lists: Counter[str] = Counter()
+        # by identity, so each is held as long as it stands here
+        self._digests: dict[int, tuple[PolicyList, str]] = {}
         self._claims = Claims()
         self._placed: dict[str, _Placed] = {}
         self._named_rules: dict[str, frozenset[RulesId]] = {}
@@ -415,11 +417,18 @@ class TableBuilder:
         ]
 
     def _use_list(self, policies: PolicyList, direction: layout.Direction, subject: str) -> str:
-        name = f"{'to' if direction == 'in' else 'from'}_{digest(msgspec.json.encode(policies), 8)}"
+        name = f"{'to' if direction == 'in' else 'from'}_{self._digest_of(policies)}"
         if not self._lists[name]:
             self._put_chain(name, layout.chain(layout.list_rules(policies, direction, self._verdicts)), subject)
         self._lists[name] += 1
         return name
+
+    def _digest_of(self, policies: PolicyList) -> str:
+        """Equal lists are mostly one object: its content is looked at once a batch."""
+        known = self._digests.get(id(policies))
+        if known is None:
+            known = self._digests[id(policies)] = (policies, digest(msgspec.json.encode(policies), 8))
+        return known[1]
 
     # --- the host itself --------------------------------------------------------------------------
 
@@ -463,6 +472,7 @@ class TableBuilder:
 
     def _finish(self) -> set[str]:
         """Bring the shared sets up to date and hand out the names touched since the last time."""
+        self._digests.clear()
         moved, self._moved = self._moved, defaultdict(dict)
         for name, elements in moved.items():
             self._shared[name] = self._shared[name].changed(
