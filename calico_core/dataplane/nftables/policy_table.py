@@ -8,7 +8,7 @@ messages of our own, everything else through libnftables.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -17,6 +17,7 @@ from calico_core.dataplane.kernel_dataplane import TableReport
 from calico_core.dataplane.nftables.beside_docker import BesideDocker
 from calico_core.dataplane.nftables.builder import TableBuilder
 from calico_core.dataplane.nftables.library import NftLibrary
+from calico_core.dataplane.nftables.lost_addresses import lost_addresses
 from calico_core.dataplane.nftables.names import FAMILY, TABLE
 from calico_core.dataplane.nftables.netfilter import NftSocket
 from calico_core.dataplane.nftables.script import delete_table, render_plan
@@ -40,11 +41,6 @@ _ISOLATION_ROUNDS = 20
 _REBUILD_AFTER = 3
 #: No counter has this value: the next resync reads.
 _UNKNOWN = -1
-#: Who has which address: an interface its own, an internal address a floating one.
-_ADDRESS_SETS = {
-    "src_any4": "source4", "src_mac4": "source_mac4", "nat4": "nat4",
-    "src_any6": "source6", "src_mac6": "source_mac6", "nat6": "nat6",
-}  # fmt: skip
 _WHOLE_TABLE = f"table {FAMILY} {TABLE}"
 
 log = get_logger(__name__)
@@ -174,7 +170,7 @@ class PolicyTable:
         plan = reconcile(self._builder.table, before, names)
         if not plan:
             return TableReport(failures=self._failures())
-        lost = _lost_addresses(plan, self._builder, before)
+        lost = lost_addresses(plan, self._builder, before)
         path = self._commit(plan)
         if path == "none":
             return TableReport(failures=self._failures())
@@ -301,21 +297,3 @@ def _describe(found: Table | None, believed: Table | None) -> tuple[str, ...]:
         f"{'set' if name in believed.sets or name in found.sets else 'chain'} {name}"
         for name in believed.differences(found)
     )
-
-
-def _lost_addresses(plan: Plan, builder: TableBuilder, observed: Table | None) -> frozenset[tuple[int, int]]:
-    """Addresses that an interface may no longer send from, or that no longer lead to it: their connections are to be
-    cut."""
-    if observed is None:
-        return frozenset()
-    lost: set[tuple[int, int]] = set()
-    for name, kind in _ADDRESS_SETS.items():
-        found = observed.sets.get(name)
-        if found is None or found.kind != kind:
-            continue
-        is_gone = plan.is_rebuild or name in plan.removed_sets
-        elements: Iterable[Any] = found.elements if is_gone else plan.removed_elements.get(name, ())
-        for element in elements:
-            if not builder.keeps(name, element):
-                lost.add((6 if name.endswith("6") else 4, element[0 if name.startswith("nat") else -1]))
-    return frozenset(lost)
