@@ -1,7 +1,7 @@
 """The policy table of a host in the kernel: one element, one chain, full load, resync; and a table of routes.
 
-``python tests/benchmarks/bench_dataplane.py [100|500|2000|policies|endpoint|routes] …``. Needs root and ``nft``. The
-table is that of the peer's benchmark: S sets of M addresses, P chains of ten rules (TCP from a set to a port). The
+``python tests/benchmarks/bench_dataplane.py [100|500|2000|policies|endpoint|many|routes] …``. Needs root and ``nft``.
+The table is that of the peer's benchmark: S sets of M addresses, P chains of ten rules (TCP from a set to a port). The
 yardstick Y-nft is the program ``nft`` on the same table, measured beside: ``nft -f`` of the text ``nft list`` gives,
 and the list itself. Prints a JSON line a workload. Everything happens in a network namespace of its own.
 """
@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from netaddr import EUI, IPNetwork
 from pyroaring import FrozenBitMap
 
@@ -299,6 +300,50 @@ def endpoint(count: int = 1000) -> None:
         )
 
 
+def many(count: int = 100) -> None:
+    """A policy comes to nine of ten endpoints, and goes: each tenth of them has a list of policies of its own."""
+    before = yardsticks.measure()
+
+    def rules(name: str) -> HostRules:
+        rule = HostRule(action="allow", protocol=TCP, src_sets=(SetId(f"set-{0:016x}"),), dst_ports=((1000, 1000),))
+        return HostRules(id=RulesId(name), inbound=(rule,))
+
+    profile = RulesId("profile/x")
+    named = [[RulesId(f"policy/p{number}") for number in range(group, 100, 10)] for group in range(10)]
+
+    def endpoints(numbers: Iterable[int], *more: RulesId) -> tuple[HostWorkload, ...]:
+        lists = [
+            PolicyList(
+                tiers=(TierPolicies(tier="default", policies=(*named[group], *more)),),
+                profiles=(profile,),
+            )
+            for group in range(10)
+        ]
+        outbound = PolicyList(profiles=(profile,))
+        return tuple(
+            msgspec.structs.replace(a_workload(number, outbound), inbound=lists[number % 10]) for number in numbers
+        )
+
+    everybody, concerned = range(count), [number for number in range(count) if number % 10]
+    policy = rules("policy/bench")
+    added, deleted = [], []
+    with a_bench() as bench:
+        bench.take(
+            HostChanges(
+                is_complete=True,
+                sets=peer_table(11, 20, 0).sets,
+                rules=(*(rules(f"policy/p{number}") for number in range(100)), rules(profile)),
+                workloads=endpoints(everybody),
+            )
+        )
+        for _ in range(40):
+            added.append(bench.take(HostChanges(rules=(policy,), workloads=endpoints(concerned, policy.id))))
+            deleted.append(bench.take(HostChanges(removed_rules=(policy.id,), workloads=endpoints(concerned))))
+    ends = {"yardsticks_before": before, "yardsticks_after": yardsticks.measure(), **yardsticks.machine()}
+    for name, seconds in (("policy-of-90-added", added), ("policy-of-90-deleted", deleted)):
+        yardsticks.report(name, endpoints=len(concerned), **yardsticks.summary(seconds), **ends)
+
+
 def routes() -> None:
     """Everything is right already: dump the table, parse it, compare."""
     for count in (1024, 4096, 65536):
@@ -331,6 +376,7 @@ WORKLOADS: dict[str, Callable[[], None]] = {
     **{size: partial(table, size) for size in TABLES},
     "policies": policies,
     "endpoint": endpoint,
+    "many": many,
     "routes": routes,
 }
 
