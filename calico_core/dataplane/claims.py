@@ -30,6 +30,10 @@ class Claims:
 
     def put(self, workload: HostWorkload) -> set[str]:
         """Gives the interfaces for which something may be different now."""
+        before = self._workloads.get(workload.key)
+        if before is not None and _claims_the_same(before, workload):
+            self._workloads[workload.key] = workload
+            return {workload.interface}
         touched = self.remove(workload.key)
         self._workloads[workload.key] = workload
         self._by_interface[workload.interface].add(workload.key)
@@ -85,6 +89,16 @@ class Claims:
 
     def _interfaces(self, network: IPNetwork) -> set[str]:
         return {self._workloads[key].interface for key in self._by_network.get(network, ())}
+
+
+def _claims_the_same(one: HostWorkload, other: HostWorkload) -> bool:
+    """Most changes are of policies: nobody else need be looked at."""
+    return (
+        one.interface == other.interface
+        and one.is_active == other.is_active
+        and one.nets == other.nets
+        and one.nats == other.nats
+    )
 
 
 def _networks(workload: HostWorkload) -> dict[IPNetwork, None]:

@@ -134,9 +134,9 @@ class KernelDataplane(Dataplane, Generic[P]):
         if not self._is_complete and not changes.is_complete:
             raise InvalidRequest("is_complete", "the first batch must carry the whole state")
         started = time.perf_counter()
-        touched = self._take_in(changes)
+        touched, leaving = self._take_in(changes)
         # what goes loses its routes while its rules still stand
-        going = self._routes.sync([name for name in touched if not self._claims.networks(name)])
+        going = self._routes.sync(leaving)
         policy_started = time.perf_counter()
         table = self._policy.follow(changes, self._state)
         policy_done = time.perf_counter()
@@ -227,8 +227,8 @@ class KernelDataplane(Dataplane, Generic[P]):
 
     # --- state ------------------------------------------------------------------------------------
 
-    def _take_in(self, changes: HostChanges) -> list[str]:
-        """Update the state and the routes wanted; gives the interfaces concerned."""
+    def _take_in(self, changes: HostChanges) -> tuple[list[str], list[str]]:
+        """Update the state and the routes wanted; gives the interfaces concerned, and those of them without any."""
         self._state.update(changes)
         self._is_complete = True
         touched: set[str] = set()
@@ -239,11 +239,14 @@ class KernelDataplane(Dataplane, Generic[P]):
             touched |= self._claims.put(workload)
         for key in changes.removed_workloads:
             touched |= self._claims.remove(key)
-        for interface in touched:
+        leaving: list[str] = []
+        for interface in sorted(touched):
             networks = self._claims.networks(interface)
+            if not networks:
+                leaving.append(interface)
             self._routes.want(interface, tuple(net for net in networks if net.version in self._families))
             self._links.want(interface, self._claims.owner(interface))
-        return sorted(touched)
+        return sorted(touched), leaving
 
     def _take_over(self, table: TableReport) -> tuple[Failure, ...]:
         """Once policy of ours is in force, what a dataplane of another kind left is removed."""

@@ -57,11 +57,12 @@ def load_driver(namespace: str, name: str) -> Any:
     except NoMatches:
         if failures:
             entry_point, error = failures[0]
-            raise PluginBroken(name, _distribution(entry_point)[0], f"{type(error).__name__}: {error}") from error
+            owner, _ = _owner(_owners(namespace), entry_point)
+            raise PluginBroken(name, owner, f"{type(error).__name__}: {error}") from error
         raise PluginMissing(namespace, name, names(namespace)) from None
     reason = _mismatch(namespace, manager.driver)
     if reason:
-        raise PluginBroken(name, _distribution(manager[name].entry_point)[0], reason)
+        raise PluginBroken(name, _owner(_owners(namespace), manager[name].entry_point)[0], reason)
     return manager.driver
 
 
@@ -69,9 +70,10 @@ def load_all(namespace: str) -> Plugins:
     """Everything installed in a namespace, the broken ones apart."""
     loaded: list[LoadedPlugin] = []
     broken: list[BrokenPlugin] = []
+    owners = _owners(namespace)
 
     def keep(_manager: Any, entry_point: Any, error: BaseException) -> None:
-        distribution, version = _distribution(entry_point)
+        distribution, version = _owner(owners, entry_point)
         details = "".join(traceback.format_exception(error))
         broken.append(
             BrokenPlugin(entry_point.name, distribution, version, f"{type(error).__name__}: {error}", details)
@@ -79,7 +81,7 @@ def load_all(namespace: str) -> Plugins:
 
     manager = ExtensionManager(namespace, invoke_on_load=False, on_load_failure_callback=keep)
     for extension in manager:
-        distribution, version = _distribution(extension.entry_point)
+        distribution, version = _owner(owners, extension.entry_point)
         reason = _mismatch(namespace, extension.plugin)
         if reason:
             broken.append(BrokenPlugin(extension.name, distribution, version, reason))
@@ -125,9 +127,17 @@ def _api_mismatch(target: Any) -> str:
     return ""
 
 
-def _distribution(entry_point: Any) -> tuple[str, str]:
-    """Name and version of the package an entry point belongs to. stevedore's cached entry points do not carry it."""
-    for candidate in importlib.metadata.entry_points(group=entry_point.group, name=entry_point.name):
-        if candidate.value == entry_point.value and candidate.dist is not None:
-            return candidate.dist.name, candidate.dist.version
-    return "unknown", "unknown"
+def _owners(namespace: str) -> dict[tuple[str, str], tuple[str, str]]:
+    """Name and version of the package behind each entry point, by its name and value.
+
+    stevedore's cached entry points do not carry it, and each look reads all that is installed: so once for all.
+    """
+    return {
+        (each.name, each.value): (each.dist.name, each.dist.version)
+        for each in reversed(tuple(importlib.metadata.entry_points(group=namespace)))
+        if each.dist is not None
+    }
+
+
+def _owner(owners: dict[tuple[str, str], tuple[str, str]], entry_point: Any) -> tuple[str, str]:
+    return owners.get((entry_point.name, entry_point.value), ("unknown", "unknown"))

@@ -1,7 +1,7 @@
 """The policy table of a host in the kernel: one element, one chain, full load, resync; and a table of routes.
 
-``python tests/benchmarks/bench_dataplane.py [100|500|2000|policies|endpoint|routes] …``. Needs root and ``nft``. The
-table is that of the peer's benchmark: S sets of M addresses, P chains of ten rules (TCP from a set to a port). The
+``python tests/benchmarks/bench_dataplane.py [100|500|2000|policies|endpoint|many|routes] …``. Needs root and ``nft``.
+The table is that of the peer's benchmark: S sets of M addresses, P chains of ten rules (TCP from a set to a port). The
 yardstick Y-nft is the program ``nft`` on the same table, measured beside: ``nft -f`` of the text ``nft list`` gives,
 and the list itself. Prints a JSON line a workload. Everything happens in a network namespace of its own.
 """
@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from netaddr import EUI, IPNetwork
 from pyroaring import FrozenBitMap
 
@@ -32,6 +33,7 @@ from calico_core.dataplane.linux.route_messages import Route, replace_route
 from calico_core.dataplane.linux.routes import observe, plan_routes
 from calico_core.dataplane.linux.rtnetlink import RouteSocket
 from calico_core.dataplane.nftables.policy_table import PolicyTable
+from calico_core.dataplane.reconcile import Plan
 from calico_core.interfaces.dataplane import DataplaneOptions
 from calico_core.model.hoststate import (
     AddressSet,
@@ -96,6 +98,19 @@ class Bench:
         seconds = time.perf_counter() - started
         if report.changes or report.failures or report.healed:
             raise RuntimeError(f"the kernel was not right: {report}")
+        return seconds
+
+    def lead_somewhere(self, interface: str) -> float:
+        """One element of the verdict map and nothing else, sent as it is; and back again, not timed."""
+        observed = self.policy._observed
+        assert observed is not None
+        (_, somewhere) = next(iter(observed.sets["wl_to"].elements))
+        element = frozenset({(interface, somewhere)})
+        started = time.perf_counter()
+        self.policy._socket.change(Plan(added_elements={"wl_to": element}), observed, observed)
+        seconds = time.perf_counter() - started
+        self.policy._socket.change(Plan(removed_elements={"wl_to": element}), observed, observed)
+        self.policy._generation = self.policy._socket.generation()
         return seconds
 
     def unchanged_resync(self) -> float:
@@ -247,7 +262,8 @@ def a_workload(number: int, policies: PolicyList) -> HostWorkload:
 
 
 def endpoint(count: int = 1000) -> None:
-    """One endpoint more on a host of 1,000, beside the smallest transaction there is: one element."""
+    """One endpoint more on a host of 1,000, beside the smallest transactions there are: one element of a set, and one
+    of the map from interfaces to chains, after which the kernel walks all chains from every hook."""
     before = yardsticks.measure()
     with a_bench() as bench:
         changes = peer_table(100, 20, 100)
@@ -263,19 +279,69 @@ def endpoint(count: int = 1000) -> None:
                 workloads=tuple(a_workload(number, lists[number]) for number in range(count)),
             )
         )
-        added, removed, smallest = [], [], []
+        added, removed, smallest, verdict = [], [], [], []
         for turn in range(100):
+            verdict.append(bench.lead_somewhere(f"cali{count}"))
             one = a_workload(count, lists[count])
             added.append(bench.take(HostChanges(workloads=(one,))))
             removed.append(bench.take(HostChanges(removed_workloads=(one.key,))))
             change = AddressSet(v4=FrozenBitMap([0x0B000000 + turn]))
             smallest.append(bench.take(HostChanges(sets=(SetChange(id=SetId(f"set-{0:016x}"), added=change),))))
     ends = {"yardsticks_before": before, "yardsticks_after": yardsticks.measure(), **yardsticks.machine()}
-    smallest_ms = yardsticks.summary(smallest)
+    smallest_ms, verdict_ms = yardsticks.summary(smallest), yardsticks.summary(verdict)
     for name, seconds in (("endpoint-added", added), ("endpoint-removed", removed)):
         found = yardsticks.summary(seconds)
-        ratio = round(found["median_ms"] / smallest_ms["median_ms"], 2)
-        yardsticks.report(name, endpoints=count, **found, smallest=smallest_ms, to_smallest=ratio, **ends)
+        ratios = {
+            "to_smallest": round(found["median_ms"] / smallest_ms["median_ms"], 2),
+            "to_smallest_verdict": round(found["median_ms"] / verdict_ms["median_ms"], 2),
+        }
+        yardsticks.report(
+            name, endpoints=count, **found, smallest=smallest_ms, smallest_verdict=verdict_ms, **ratios, **ends
+        )
+
+
+def many(count: int = 100) -> None:
+    """A policy comes to nine of ten endpoints, and goes: each tenth of them has a list of policies of its own."""
+    before = yardsticks.measure()
+
+    def rules(name: str) -> HostRules:
+        rule = HostRule(action="allow", protocol=TCP, src_sets=(SetId(f"set-{0:016x}"),), dst_ports=((1000, 1000),))
+        return HostRules(id=RulesId(name), inbound=(rule,))
+
+    profile = RulesId("profile/x")
+    named = [[RulesId(f"policy/p{number}") for number in range(group, 100, 10)] for group in range(10)]
+
+    def endpoints(numbers: Iterable[int], *more: RulesId) -> tuple[HostWorkload, ...]:
+        lists = [
+            PolicyList(
+                tiers=(TierPolicies(tier="default", policies=(*named[group], *more)),),
+                profiles=(profile,),
+            )
+            for group in range(10)
+        ]
+        outbound = PolicyList(profiles=(profile,))
+        return tuple(
+            msgspec.structs.replace(a_workload(number, outbound), inbound=lists[number % 10]) for number in numbers
+        )
+
+    everybody, concerned = range(count), [number for number in range(count) if number % 10]
+    policy = rules("policy/bench")
+    added, deleted = [], []
+    with a_bench() as bench:
+        bench.take(
+            HostChanges(
+                is_complete=True,
+                sets=peer_table(11, 20, 0).sets,
+                rules=(*(rules(f"policy/p{number}") for number in range(100)), rules(profile)),
+                workloads=endpoints(everybody),
+            )
+        )
+        for _ in range(40):
+            added.append(bench.take(HostChanges(rules=(policy,), workloads=endpoints(concerned, policy.id))))
+            deleted.append(bench.take(HostChanges(removed_rules=(policy.id,), workloads=endpoints(concerned))))
+    ends = {"yardsticks_before": before, "yardsticks_after": yardsticks.measure(), **yardsticks.machine()}
+    for name, seconds in (("policy-of-90-added", added), ("policy-of-90-deleted", deleted)):
+        yardsticks.report(name, endpoints=len(concerned), **yardsticks.summary(seconds), **ends)
 
 
 def routes() -> None:
@@ -310,6 +376,7 @@ WORKLOADS: dict[str, Callable[[], None]] = {
     **{size: partial(table, size) for size in TABLES},
     "policies": policies,
     "endpoint": endpoint,
+    "many": many,
     "routes": routes,
 }
 

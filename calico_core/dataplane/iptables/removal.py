@@ -7,13 +7,12 @@ import re
 from typing import TYPE_CHECKING
 
 from calico_core.dataplane.iptables.names import PREFIX
-from calico_core.dataplane.iptables.policy_tables import PolicyTables
 from calico_core.dataplane.iptables.reference import foreign_sets, removal_script
 from calico_core.dataplane.iptables.tools import available_tools, is_legacy_used
-from calico_core.interfaces.dataplane import DataplaneOptions
 from calico_core.log import get_logger
 
 if TYPE_CHECKING:
+    from calico_core.dataplane.iptables.policy_tables import PolicyTables
     from calico_core.dataplane.iptables.tools import Tools
 
 _FAMILIES = (4, 6)
@@ -38,12 +37,12 @@ def remove_ours(namespace_fd: int | None = None) -> None:
     removed: list[str] = []
     for tools in _used(namespace_fd):
         if any(f":{PREFIX}" in tools.save(family) for family in _FAMILIES):
-            PolicyTables(DataplaneOptions(), tools).purge_chains()
+            _tables(tools).purge_chains()
             removed.append(f"chains ({tools.backend})")
     # the backends share the sets
     for tools in available_tools(namespace_fd)[:1]:
         if f"create {PREFIX}" in tools.save_sets():
-            PolicyTables(DataplaneOptions(), tools).purge()
+            _tables(tools).purge()
             removed.append("sets")
     if removed:
         log.info("iptables.removed", what=removed)
@@ -69,6 +68,14 @@ def remove_reference(namespace_fd: int | None = None) -> tuple[str, ...]:
             tools.destroy_sets(names)
             removed += [f"set {name}" for name in names]
     return tuple(removed)
+
+
+def _tables(tools: Tools) -> PolicyTables:
+    """Imported here: every start of the other dataplane asks what stands, and hardly any has something to remove."""
+    from calico_core.dataplane.iptables.policy_tables import PolicyTables
+    from calico_core.interfaces.dataplane import DataplaneOptions
+
+    return PolicyTables(DataplaneOptions(), tools)
 
 
 def _used(namespace_fd: int | None) -> list[Tools]:

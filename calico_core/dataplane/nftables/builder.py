@@ -22,13 +22,14 @@ from calico_core.dataplane.nftables.host_part import HostInputs, HostPart
 from calico_core.dataplane.nftables.known_sets import KnownSets
 from calico_core.dataplane.nftables.policy_chains import PolicyChains
 from calico_core.dataplane.nftables.verdicts import Verdicts
+from calico_core.dataplane.persistent_set import PersistentSet
 from calico_core.dataplane.reconcile import NamedSet, Table
 from calico_core.errors import InvalidRequest
 from calico_core.model.addresses import WIDTH
 from calico_core.model.ids import check_interface
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from calico_core.dataplane.nftables.policy_chains import CountedChain
     from calico_core.interfaces.dataplane import DataplaneOptions
@@ -73,14 +74,14 @@ class TableBuilder:
         self._placed: dict[str, _Placed] = {}
         self._named_rules: dict[str, frozenset[RulesId]] = {}
         self._rules_users: defaultdict[RulesId, set[str]] = defaultdict(set)
-        self._shared: dict[str, set[Any]] = {layout.FROM_MAP: set(), layout.TO_MAP: set()}
+        # by shared set: elements that came (True) or went since the last time
+        self._moved: defaultdict[str, dict[Any, bool]] = defaultdict(dict)
         self._kinds = {layout.FROM_MAP: "verdict", layout.TO_MAP: "verdict"}
         for family in self.families:
             for kind in layout.SOURCE_KINDS[family]:
-                self._shared[layout.source_set(kind)] = set()
                 self._kinds[layout.source_set(kind)] = kind
-            for kind in layout.NAT_KINDS[family]:
-                self._shared[kind] = set()
+        nat_kinds = [kind for family in self.families for kind in layout.NAT_KINDS[family]]
+        self._shared: dict[str, PersistentSet[Any]] = {name: PersistentSet() for name in (*self._kinds, *nat_kinds)}
         self._host = HostInputs(options, self.families, self._verdicts)
         self._is_host_dirty = True
         self.table = Table(
@@ -163,6 +164,16 @@ class TableBuilder:
         interface = self._host.interfaces.get(element[0])
         return interface.key.path if interface else ""
 
+    def keeps(self, name: str, element: Any) -> bool:
+        """Whether who has an address by this element of a shared set is to have it still, by whatever element."""
+        if name in _NAT_SETS:
+            return element in self._shared.get(name, ())
+        placed = self._placed.get(element[0])
+        sources = {layout.source_set(kind) for kind in layout.SOURCE_KINDS[6 if name.endswith("6") else 4]}
+        return placed is not None and any(
+            each in sources and other[-1] == element[-1] for each, other in placed.elements
+        )
+
     # --- rules ------------------------------------------------------------------------------------
 
     def _put_rules(self, rules: HostRules) -> None:
@@ -198,27 +209,25 @@ class TableBuilder:
         before, after = self._placed.pop(interface, None), self._contribution(workload)
         if before is not None:
             for name, element in before.elements:
-                self._shared[name].discard(element)
-                self._desired.dirty.add(name)
+                self._moved[name][element] = False
         if after is not None:
             self._placed[interface] = after
             for name, element in after.elements:
-                self._shared[name].add(element)
-                self._desired.dirty.add(name)
+                self._moved[name][element] = True
         # only now, so that a list both name stays
         for name in before.chains if before is not None else ():
             self._policies.free_list(name)
 
     def _note_rules(self, interface: str, workload: HostWorkload | None) -> None:
-        for rules_id in self._named_rules.pop(interface, frozenset()):
+        before = self._named_rules.pop(interface, frozenset())
+        named: frozenset[RulesId] = frozenset()
+        if workload is not None:
+            named = self._named_rules[interface] = _rules_in(workload.inbound) | _rules_in(workload.outbound)
+        for rules_id in before - named:
             self._rules_users[rules_id].discard(interface)
             if not self._rules_users[rules_id]:
                 del self._rules_users[rules_id]
-        if workload is None:
-            return
-        named = frozenset({*_rules_in(workload.inbound), *_rules_in(workload.outbound)})
-        self._named_rules[interface] = named
-        for rules_id in named:
+        for rules_id in named - before:
             self._rules_users[rules_id].add(interface)
 
     def _contribution(self, workload: HostWorkload | None) -> _Placed | None:
@@ -322,12 +331,20 @@ class TableBuilder:
         return f"there are no rules for {', '.join(missing)}" if missing else None
 
     def _finish(self) -> set[str]:
-        """Freeze the shared sets that changed and hand out the names touched since the last time."""
+        """Bring the shared sets up to date and hand out the names touched since the last time."""
+        self._policies.end_batch()
+        moved, self._moved = self._moved, defaultdict(dict)
+        for name, elements in moved.items():
+            self._shared[name] = self._shared[name].changed(
+                added=[each for each, is_there in elements.items() if is_there],
+                removed=[each for each, is_there in elements.items() if not is_there],
+            )
+        self._desired.dirty |= moved.keys()
         nat = self._desired.dirty & _NAT_SETS
         if nat or self._is_host_dirty:
             self._put_host()
         for name in self._desired.dirty & self._kinds.keys():
-            self.table.sets[name] = NamedSet(self._kinds[name], frozenset(self._shared[name]))
+            self.table.sets[name] = NamedSet(self._kinds[name], self._shared[name])
         if nat:
             self._freeze_nat()
         dirty, self._desired.dirty = self._desired.dirty, set()
@@ -340,12 +357,10 @@ class TableBuilder:
         for name in names:
             self._desired.dirty.add(name)
             if is_wanted:
-                self.table.sets[name] = NamedSet(name, frozenset(self._shared[name]))
+                self.table.sets[name] = NamedSet(name, self._shared[name])
             else:
                 self.table.sets.pop(name, None)
 
 
-def _rules_in(policies: PolicyList) -> Iterator[RulesId]:
-    for tier in policies.tiers:
-        yield from tier.policies
-    yield from policies.profiles
+def _rules_in(policies: PolicyList) -> frozenset[RulesId]:
+    return frozenset(policies.profiles).union(*(tier.policies for tier in policies.tiers))

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import socket
 import struct
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from pyroaring import FrozenBitMap
@@ -262,8 +263,13 @@ def _encode(kind: Kind, element: Any, *, is_removal: bool) -> list[bytes]:
         return [nested(_LIST_ELEMENT, key)]
     if kind.name != "verdict":
         return [nested(_LIST_ELEMENT, key, nested(2, attribute(1, element_data(kind, element))))]
-    verdict = nested(2, attribute(1, _U32.pack(_NFT_GOTO)), text(2, element[1]))
-    return [nested(_LIST_ELEMENT, key, nested(2, verdict))]
+    return [nested(_LIST_ELEMENT, key, _goto(element[1]))]
+
+
+@lru_cache(maxsize=1024)
+def _goto(chain: str) -> bytes:
+    """What a map's element holds: many lead to one chain."""
+    return nested(2, nested(2, attribute(1, _U32.pack(_NFT_GOTO)), text(2, chain)))
 
 
 def _encode_range(kind: Kind, first: int, last: int) -> list[bytes]:

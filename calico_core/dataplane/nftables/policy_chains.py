@@ -60,6 +60,8 @@ class PolicyChains:
         self._rules: dict[RulesId, HostRules] = {}
         self._set_users: defaultdict[SetId, set[RulesId]] = defaultdict(set)
         self._lists: Counter[str] = Counter()
+        # by identity, so each is held as long as it stands here
+        self._digests: dict[int, tuple[PolicyList, str]] = {}
 
     def __contains__(self, rules_id: RulesId) -> bool:
         return rules_id in self._rules
@@ -91,12 +93,23 @@ class PolicyChains:
 
     def use_list(self, policies: PolicyList, direction: layout.Direction, subject: str) -> str:
         """The chain of the list, which stands until each use is freed."""
-        name = f"{'to' if direction == 'in' else 'from'}_{digest(msgspec.json.encode(policies), 8)}"
+        name = f"{'to' if direction == 'in' else 'from'}_{self._digest_of(policies)}"
         if not self._lists[name]:
             chain = layout.chain(layout.list_rules(policies, direction, self._verdicts))
             self._desired.put_chain(name, chain, subject)
         self._lists[name] += 1
         return name
+
+    def end_batch(self) -> None:
+        """Lists may be made anew after this."""
+        self._digests.clear()
+
+    def _digest_of(self, policies: PolicyList) -> str:
+        """Equal lists are mostly one object: its content is looked at once a batch."""
+        known = self._digests.get(id(policies))
+        if known is None:
+            known = self._digests[id(policies)] = (policies, digest(msgspec.json.encode(policies), 8))
+        return known[1]
 
     def free_list(self, name: str) -> None:
         self._lists[name] -= 1

@@ -8,7 +8,7 @@ messages of our own, everything else through libnftables.
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -17,6 +17,7 @@ from calico_core.dataplane.kernel_dataplane import TableReport
 from calico_core.dataplane.nftables.beside_docker import BesideDocker
 from calico_core.dataplane.nftables.builder import TableBuilder
 from calico_core.dataplane.nftables.library import NftLibrary
+from calico_core.dataplane.nftables.lost_addresses import lost_addresses
 from calico_core.dataplane.nftables.names import FAMILY, TABLE
 from calico_core.dataplane.nftables.netfilter import NftSocket
 from calico_core.dataplane.nftables.script import delete_table, render_plan
@@ -169,7 +170,7 @@ class PolicyTable:
         plan = reconcile(self._builder.table, before, names)
         if not plan:
             return TableReport(failures=self._failures())
-        lost = _lost_addresses(plan, self._builder.table, before)
+        lost = lost_addresses(plan, self._builder, before)
         path = self._commit(plan)
         if path == "none":
             return TableReport(failures=self._failures())
@@ -296,27 +297,3 @@ def _describe(found: Table | None, believed: Table | None) -> tuple[str, ...]:
         f"{'set' if name in believed.sets or name in found.sets else 'chain'} {name}"
         for name in believed.differences(found)
     )
-
-
-def _lost_addresses(plan: Plan, desired: Table, observed: Table | None) -> frozenset[tuple[int, int]]:
-    """Addresses that an interface may no longer send from, or that no longer lead to it: their connections are to be
-    cut."""
-    before: set[tuple[int, Any, int]] = set()
-    after: set[tuple[int, Any, int]] = set()
-    for family in (4, 6):
-        for name in (f"src_any{family}", f"src_mac{family}", f"nat{family}"):
-            if not plan.is_rebuild and name not in plan.removed_elements and name not in plan.removed_sets:
-                continue
-            if observed is not None and name in observed.sets:
-                before |= {(family, *_holding(name, element)) for element in observed.sets[name].elements}
-    if before:
-        for family in (4, 6):
-            for name in (f"src_any{family}", f"src_mac{family}", f"nat{family}"):
-                if name in desired.sets:
-                    after |= {(family, *_holding(name, element)) for element in desired.sets[name].elements}
-    return frozenset((family, value) for family, _, value in before - after)
-
-
-def _holding(name: str, element: tuple[Any, ...]) -> tuple[Any, int]:
-    """Who has an address, and the address: an interface its own, an internal address a floating one."""
-    return (element[1], element[0]) if name.startswith("nat") else (element[0], element[-1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import socket
 import sys
+from functools import lru_cache
 
 from calico_core.dataplane.linux.netlink import attribute, nested
 from calico_core.dataplane.nftables import expressions as ex
@@ -27,6 +28,8 @@ _LEVELS = {"notice": 5}
 _ADMIN_PROHIBITED = 3
 _ALL_BITS = 0xFFFFFFFF
 _LONGEST_COMMENT = 126
+#: Rules whose bytes are kept: lists of policies name the same ones again and again. A few MB when full.
+_KEPT = 8192
 _RULE_EXPRESSIONS, _RULE_USERDATA = 4, 7
 
 
@@ -34,6 +37,7 @@ class _Unknown(Exception):
     """Not a shape of ours; control flow inside this module, no error."""
 
 
+@lru_cache(maxsize=_KEPT)
 def encode_rule(rule: str) -> bytes | None:
     """The expressions and the comment as attributes of a rule message. None: leave it to libnftables."""
     encoder = _Encoder(_TOKEN.findall(rule))

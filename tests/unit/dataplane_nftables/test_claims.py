@@ -5,7 +5,7 @@ from __future__ import annotations
 from netaddr import IPNetwork
 
 from calico_core.dataplane.claims import Claims
-from calico_core.model.hoststate import HostWorkload
+from calico_core.model.hoststate import HostWorkload, PolicyList, RulesId
 from calico_core.model.keys import WorkloadEndpointKey
 
 ONE, TWO = IPNetwork("10.0.0.1/32"), IPNetwork("10.0.0.2/32")
@@ -64,3 +64,19 @@ def test_moved_interface_leaves_the_old_one() -> None:
     assert claims.put(a_workload("a", "cali2", ONE)) == {"cali1", "cali2"}
     assert claims.networks("cali1") == ()
     assert claims.interfaces() == {"cali2"}
+
+
+def test_a_workload_that_claims_the_same_touches_nobody_else_and_is_the_new_one() -> None:
+    a, b = a_workload("a", "cali1", ONE), a_workload("b", "cali2", ONE)
+    claims = Claims()
+    claims.put(a)
+    claims.put(b)
+    other = HostWorkload(
+        key=a.key, interface="cali1", is_active=True, nets=(ONE,), inbound=PolicyList(profiles=(RulesId("p"),))
+    )
+    assert claims.put(other) == {"cali1"}
+    assert claims.owner("cali1") is other
+    assert claims.put(a_workload("a", "cali1", TWO)) == {"cali1", "cali2"}
+    assert claims.put(a_workload("a", "cali1", TWO, is_active=False)) == {"cali1"}
+    assert claims.networks("cali1") == ()
+    assert claims.networks("cali2") == (ONE,)
