@@ -1,7 +1,7 @@
 """Costs of single operations of policy calculation: the peers' rows 3a to 3f.
 
 ``python tests/benchmarks/bench_index.py [3a … 3f]`` prints a JSON line a row and size, with the yardsticks before and
-after. Times are CPU time; ``units`` are iterations of the yardstick loop, by its CPU time: these may be compared between
+after. Times are CPU time; ``units`` are iterations of the yardstick loop, by its CPU time, and may be compared between
 machines that run the same Python. Every row checks that what should have come out did.
 
 3a, 3b and 3c speak to the address sets, which is where the peers' label index with its members is; each operation is
