@@ -323,10 +323,13 @@ class LabelIndex:
 
     def _fill_label(self, label: str) -> None:
         key, labels = self._postings.keys[label], self._labels
-        holders = [item for item in self._all if label in labels[item]]
+        holders = [item for item, own in enumerate(labels) if label in own]  # those that are gone have no labels
         key.own.update(holders)
-        for item in holders:
-            key.add(item, labels[item][label])
+        if key.present is not None:
+            key.present.items.update(holders)
+        if key.values or key.texts:
+            for item in holders:
+                key.add(item, labels[item][label])
         givers = [
             (members, given[label])
             for parent, given in self._parent_labels.items()
