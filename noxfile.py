@@ -101,7 +101,7 @@ def kubernetes(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """``nox -s bench -- cni policy dataplane agent``: JSON lines, the yardsticks among them. Needs root."""
+    """``nox -s bench -- cni policy index dataplane agent throughput``: JSON lines, yardsticks with them. Needs root."""
     _install(session, "node", "test")
     for name in session.posargs or ("cni",):
         session.run("python", f"tests/benchmarks/bench_{name}.py")

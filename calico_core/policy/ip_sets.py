@@ -21,10 +21,11 @@ from calico_core.policy.dense_ids import DenseIds
 from calico_core.policy.label_index import Delta, LabelIndex, Query
 from calico_core.policy.members import NO_HOSTS, V6, Hosts, MemberTable, addresses_of, each_host, outermost
 from calico_core.policy.port_sets import PortSets, node_of, with_port_labels
+from calico_core.policy.postings import EMPTY
 from calico_core.policy.rules import NamedPort, Source
 
 Member = WorkloadEndpoint | HostEndpoint | NetworkSet
-_UNCHANGED = Delta(BitMap(), BitMap())
+_UNCHANGED = Delta(EMPTY, EMPTY)
 _FEW_ITEMS = 64
 """Up to here the sets that an endpoint is in are asked for one endpoint at a time."""
 
@@ -129,7 +130,7 @@ class IpSets:
         deltas = {
             active: delta for query, delta in answers.items() if (active := self._of_query.get(query)) is not None
         }
-        touched = BitMap(self._hosts_before) | self._nets_changed
+        touched = BitMap(self._hosts_before) | self._nets_changed if self._hosts_before else self._nets_changed
         for active in self._sets_with(touched):
             deltas.setdefault(active, _UNCHANGED)
         for set_id in self._begun:
@@ -143,6 +144,8 @@ class IpSets:
 
     def _sets_with(self, items: BitMap) -> Iterable[_ActiveSet]:
         """The sets that hold one of the items."""
+        if not items:
+            return ()
         if len(items) > _FEW_ITEMS:
             return [active for active in self._sets.values() if not items.isdisjoint(active.query.matched)]
         queries = {query for item in items for query in self._index.matching(item)}
@@ -150,18 +153,21 @@ class IpSets:
 
     def _change(self, active: _ActiveSet, delta: Delta, touched: BitMap) -> SetChange | None:
         matched = active.query.matched
-        kept = matched & touched
+        kept = matched & touched if touched else EMPTY
         nets_added, nets_removed = self._change_nets(active, delta, kept)
         if active.is_new:
             active.is_new = False
             active.v4, active.v6 = self._table.collect(matched)
             return SetChange(id=active.id, is_new=True, added=_address_set(active.v4, active.v6, nets_added))
-        v4, v6 = self._table.collect(delta.added | kept)
-        v4 -= active.v4
+        # most changes are of one side only, and each operation on bitmaps costs some microseconds, empty or not
+        v4, v6 = self._table.collect(delta.added | kept if kept else delta.added)
+        v4_gone, v6_gone = self._gone(active, delta.removed | kept if kept else delta.removed)
+        if v4:
+            v4 -= active.v4
+            active.v4 |= v4
+        if v4_gone:
+            active.v4 -= v4_gone
         v6 -= active.v6
-        v4_gone, v6_gone = self._gone(active, delta.removed | kept)
-        active.v4 |= v4
-        active.v4 -= v4_gone
         active.v6 |= v6
         active.v6 -= v6_gone
         if not (v4 or v6 or v4_gone or v6_gone or nets_added or nets_removed):
@@ -176,6 +182,8 @@ class IpSets:
         """Of the addresses these endpoints had, those that no endpoint of the set has any more."""
         v4: list[int] = []
         v6: set[int] = set()
+        if not left:
+            return BitMap(), v6
         table, matched = self._table, active.query.matched
         for item in left:
             hosts = self._hosts_before.get(item)
@@ -191,6 +199,8 @@ class IpSets:
     def _change_nets(
         self, active: _ActiveSet, delta: Delta, kept: BitMap
     ) -> tuple[frozenset[IPNetwork], frozenset[IPNetwork]]:
+        if not self._table.with_nets and not self._nets_changed:
+            return frozenset(), frozenset()
         of_nets = self._table.with_nets | self._nets_changed
         if not active.is_new and of_nets.isdisjoint(delta.added | delta.removed | kept):
             return frozenset(), frozenset()

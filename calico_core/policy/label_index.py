@@ -41,7 +41,7 @@ class Query:
 
 
 class Delta(msgspec.Struct, frozen=True):
-    """How the items of one query changed over a batch."""
+    """How the items of one query changed over a batch. Read the bitmaps, never change them."""
 
     added: BitMap
     removed: BitMap
@@ -122,8 +122,11 @@ class LabelIndex:
         return merged
 
     def _gift(self, parent: str) -> Labels:
+        given = self._parent_labels.get(parent)
+        if given is None:
+            return NO_LABELS
         wanted = self._postings.keys
-        return {label: value for label, value in self._parent_labels.get(parent, NO_LABELS).items() if label in wanted}
+        return {label: value for label, value in given.items() if label in wanted}
 
     def expect(self, count: int) -> None:
         """So many items come in this batch. With many, nothing is worked out for each."""
@@ -281,11 +284,14 @@ class LabelIndex:
                 (added if matches else removed).append(item)
         if not added and not removed:
             return None
-        delta = Delta(BitMap(added), BitMap(removed))
         if query.matched is EMPTY:
             query.matched = BitMap()
-        query.matched |= delta.added
-        query.matched -= delta.removed
+        # a bitmap costs some microseconds to make, and most of these would be empty
+        delta = Delta(BitMap(added) if added else EMPTY, BitMap(removed) if removed else EMPTY)
+        if added:
+            query.matched |= delta.added
+        if removed:
+            query.matched -= delta.removed
         return delta
 
     def _evaluated(self, query: Query) -> Delta | None:
@@ -317,14 +323,17 @@ class LabelIndex:
 
     def _fill_label(self, label: str) -> None:
         key, labels = self._postings.keys[label], self._labels
-        holders = [item for item in self._all if label in labels[item]]
+        holders = [item for item, own in enumerate(labels) if label in own]  # those that are gone have no labels
         key.own.update(holders)
-        for item in holders:
-            key.add(item, labels[item][label])
+        if key.present is not None:
+            key.present.items.update(holders)
+        if key.values or key.texts:
+            for item in holders:
+                key.add(item, labels[item][label])
         givers = [
             (members, given[label])
-            for parent, members in self._members.items()
-            if label in (given := self._parent_labels.get(parent, NO_LABELS))
+            for parent, given in self._parent_labels.items()
+            if label in given and (members := self._members.get(parent)) is not None
         ]
         for members, value in givers:
             heirs = members - self._several - key.own

@@ -113,10 +113,10 @@ class MemberTable:
     def collect(self, items: BitMap) -> tuple[BitMap, set[int]]:
         """The IPv4 and the IPv6 addresses of the items."""
         hosts = self._hosts
-        regular = items - self._irregular
-        v4 = BitMap(cast(list[int], [hosts[item] for item in regular]))
+        regular = items - self._irregular if self._irregular else items
+        v4 = BitMap(cast(list[int], [hosts[item] for item in regular])) if items else BitMap()
         v6: set[int] = set()
-        if len(regular) != len(items):
+        if regular is not items and len(regular) != len(items):
             v4_values: list[int] = []
             for item in items & self._irregular:
                 for host in each_host(hosts[item]):

@@ -1,251 +1,175 @@
-"""Policy calculation on a full snapshot: the shapes of the peers' benchmarks "tags" and "network sets".
+"""Policy calculation on a full snapshot: the peers' rows 2a to 2i, each in a process of its own.
 
-``python tests/benchmarks/bench_policy.py [tags|netsets-1000|netsets-10000|single] …`` prints a JSON line each, with
-the yardsticks (interpreter speed, allocator speed) taken before and after. Records are made beforehand and not timed;
-selectors are parsed when a record is made, so their cache is emptied first and the parsing timed on its own.
+``python tests/benchmarks/bench_policy.py [2a … 2i] [--rounds N]`` prints a JSON line a row, with the yardsticks taken
+before and after by the parent. Records are made beforehand and not timed; the cache of selectors is emptied, so that
+parsing them is inside the time. A round starts with an empty calculator, applies all records as one batch, flushes and
+counts what came; the counts are checked. Rows 2d, 2e and 2f then delete the local endpoints one by one, each in a batch
+of its own, and must end with nothing.
 
-With ``inputs_frozen`` the collector leaves the records alone, as a process may that has just read them; without, each
-full collection walks all of them, which costs as much as the calculation.
+Wall clock and CPU time are both told: on a machine that others use only the latter, divided by a yardstick's CPU time,
+means anything. The records are frozen for the collector as the agent does it, and in one more round they are not:
+each full collection then walks all of them. ``max_rss_mb`` is that of the process after the first round, records and
+all.
 """
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
-import platform
-import resource
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from netaddr import IPNetwork
+import policy_inputs
+import yardsticks
+from policy_inputs import HOST, Counts, Updates
 
-from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.hoststate import HostChanges
-from calico_core.model.keys import (
-    Key,
-    NetworkSetKey,
-    PolicyKey,
-    ProfileLabelsKey,
-    ProfileRulesKey,
-    WorkloadEndpointKey,
-)
-from calico_core.model.policies import NetworkSet, Policy
-from calico_core.model.rules import Rule, RuleLists
+from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.selectors import parse_selector
 from calico_core.policy.resolver import PolicyResolver
 
-Updates = list[tuple[Key, Any]]
-_SEVEN = tuple(f"calico/{name}" for name in (
-    "FizzBuzz", "BoffBip", "Bazzle", "Razzle", "DoopDeeDoo", "SOME_LABEL", "BORED_NOW",
-))  # fmt: skip
-MARKERS = (
-    "FOO_BAR", "FOO_BAR", "BIFF_BOP", *_SEVEN, "MyMarkerLabel",
-    *(f"x{name}" for name in ("FOO_BAR", "BIFF_BOP", *_SEVEN)),
-    *(f"yx{name}" for name in ("MyMarkerLabel", "FOO_BAR", "BIFF_BOP", *_SEVEN, "MyMarkerLabel")),
-)  # fmt: skip
-FIRST = 0x0A000001
-SIZES = (1, 1, 1, 1, 2, 3, 4, 5, 100, 1000)
+
+class Row(NamedTuple):
+    """``aim``: of the CPU time ÷ that of the yardstick ``alloc``."""
+
+    name: str
+    make: Callable[[], tuple[Updates, Counts]]
+    aim: float
+    deletes: bool = False
 
 
-def endpoints(count: int, host: str, *, first: int) -> Iterator[tuple[Key, Any]]:
-    for number in range(first, first + count):
-        serial = number + 1
-        labels = {f"one-in-{n}": f"value-{serial % n}" for n in (10, 11, 20, 30, 40)}
-        labels[MARKERS[serial % len(MARKERS)]] = "true"
-        yield (
-            WorkloadEndpointKey(host, "k8s", f"wep-{number}", "eth0"),
-            WorkloadEndpoint(
-                state="active",
-                name=f"cali{number}",
-                profile_ids=(f"namespace-{number % 100}",),
-                ipv4_nets=(IPNetwork((FIRST + number, 32), version=4),),
-                labels=labels,
-            ),
-        )
+ROWS = {
+    "2a": Row("tags", policy_inputs.tags, 4),
+    "2b": Row("network sets 1,000", lambda: policy_inputs.network_sets(1_000), 0.7),
+    "2c": Row("network sets 10,000", lambda: policy_inputs.network_sets(10_000), 5),
+    "2d": Row("tags, then delete", policy_inputs.tags, 5.2, deletes=True),
+    "2e": Row("network sets 1,000, then delete", lambda: policy_inputs.network_sets(1_000), 0.91, deletes=True),
+    "2f": Row("network sets 10,000, then delete", lambda: policy_inputs.network_sets(10_000), 6.5, deletes=True),
+    "2g": Row("isolated customers 1,000", lambda: policy_inputs.customers(1_000), 0.12),
+    "2h": Row("isolated customers 10,000", lambda: policy_inputs.customers(10_000), 1.2),
+    "2i": Row("isolated customers 100,000", lambda: policy_inputs.customers(100_000), 12),
+}
 
 
-def profiles() -> Iterator[tuple[Key, Any]]:
-    for number in range(100):
-        name = f"namespace-{number}"
-        yield ProfileLabelsKey(name), {"pcns.projectcalico.org/name": name}
-        yield ProfileRulesKey(name), RuleLists()
+class Clock:
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def seconds(self) -> tuple[float, float]:
+        """Wall, CPU."""
+        return time.perf_counter() - self._wall, time.process_time() - self._cpu
 
 
-def tags() -> Updates:
-    updates: Updates = []
-    size = len(MARKERS)
-    for number in range(10_000):
-        rules = tuple(Rule(src_selector=f"has({MARKERS[(number + j) % size]})") for j in range(5))
-        policy = Policy(selector=f"has({MARKERS[number % size]})", inbound_rules=rules)
-        updates.append((PolicyKey("default", f"policy-{number}"), policy))
-    updates += profiles()
-    updates += endpoints(250_000, "remote", first=0)
-    updates += endpoints(200, "localhost", first=250_000)
-    return updates
-
-
-def network_sets(count: int) -> Updates:
-    updates: Updates = [*profiles(), *endpoints(10_000, "remote", first=0)]
-    address = FIRST
-    for number in range(count):
-        name = f"network-set-{number}"
-        size = SIZES[number % len(SIZES)]
-        nets = tuple(IPNetwork((address + i, 32), version=4) for i in range(size))
-        address += size
-        updates.append((NetworkSetKey(name), NetworkSet(nets=nets, labels={"network-set-name": name})))
-        rule = Rule(src_selector=f"network-set-name == '{name}'")
-        updates.append((PolicyKey("default", f"policy-{number}"), Policy(selector="all()", inbound_rules=(rule,))))
-    updates += endpoints(200, "localhost", first=10_000)
-    return updates
-
-
-def selectors_of(updates: Updates) -> Iterator[str]:
-    for _, record in updates:
-        if isinstance(record, Policy):
-            yield record.selector
-            yield from (rule.src_selector for rule in record.inbound_rules if rule.src_selector is not None)
-
-
-def snapshot(name: str, updates: Updates, *, rounds: int, is_frozen: bool) -> dict[str, Any]:
-    seconds, parsing, deleting = [], [], []
-    changes = HostChanges()
-    for _ in range(rounds):
-        parse_selector.cache_clear()
-        started = time.perf_counter()
-        for text in selectors_of(updates):
-            parse_selector(text)
-        parsing.append(time.perf_counter() - started)
-        gc.collect()
-        if is_frozen:
-            gc.freeze()
-        started = time.perf_counter()
-        resolver = PolicyResolver("localhost")
-        resolver.apply(updates)
-        resolver.in_sync()
-        changes = resolver.flush()
-        seconds.append(time.perf_counter() - started)
-        gc.unfreeze()
-        started = time.perf_counter()
-        resolver.apply(
-            (key, None) for key, _ in updates if isinstance(key, WorkloadEndpointKey) and key.host == "localhost"
-        )
-        resolver.flush()
-        deleting.append(time.perf_counter() - started)
-        del resolver
-    return {
-        "name": name,
-        "n": rounds,
-        "inputs_frozen": is_frozen,
-        **spread(seconds),
-        "parse": spread(parsing),
-        "then_delete_local": spread(deleting),
-        "sets": len(changes.sets),
-        "members": sum(len(change.added) for change in changes.sets),
-        "rule_lists": len(changes.rules),
-        "rules": sum(len(each.inbound) + len(each.outbound) for each in changes.rules),
-        "workloads": len(changes.workloads),
-        "listed": sum(
+def counts_of(changes: HostChanges) -> Counts:
+    return Counts(
+        sets=len(changes.sets),
+        members=sum(len(change.added) for change in changes.sets),
+        rule_lists=len(changes.rules),
+        rules=sum(len(each.inbound) + len(each.outbound) for each in changes.rules),
+        workloads=len(changes.workloads),
+        listed=sum(
             len(tier.policies)
             for workload in changes.workloads
             for policies in (workload.inbound, workload.outbound)
             for tier in policies.tiers
         ),
-        "max_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-    }
-
-
-def single(sets: int, *, endpoints_count: int = 2000) -> dict[str, Any]:
-    """One new endpoint a batch, each in exactly one of the sets (``alpha == "beta" && has(ipset-i)``)."""
-    rules = tuple(Rule(src_selector=f'alpha == "beta" && has(ipset-{i})') for i in range(sets))
-    resolver = PolicyResolver("localhost")
-    resolver.apply(
-        [
-            (PolicyKey("default", "all"), Policy(selector="all()", inbound_rules=rules)),
-            *endpoints(1, "localhost", first=0),
-        ]
     )
+
+
+def one_round(updates: Updates, expected: Counts, *, deletes: bool) -> tuple[float, float]:
+    """Wall and CPU seconds."""
+    local = [key for key, _ in updates if isinstance(key, WorkloadEndpointKey) and key.host == HOST]
+    parse_selector.cache_clear()
+    gc.collect()
+    clock = Clock()
+    resolver = PolicyResolver(HOST)
+    resolver.apply(updates)
     resolver.in_sync()
-    resolver.flush()
-    updates: Updates = [
-        (
-            WorkloadEndpointKey("remote", "k8s", f"wep-{i}", "eth0"),
-            WorkloadEndpoint(
-                state="active",
-                name=f"cali{i}",
-                profile_ids=(f"profile-{i}",),
-                ipv4_nets=(IPNetwork((FIRST + 1 + i, 32), version=4),),
-                labels={"alpha": "beta", "ipset-1": "true"},
-            ),
-        )
-        for i in range(endpoints_count)
-    ]
-    seconds, members = [], 0
-    for update in updates:
-        started = time.perf_counter()
-        resolver.apply((update,))
-        changes = resolver.flush()
-        seconds.append(time.perf_counter() - started)
-        members += sum(len(change.added) for change in changes.sets)
-    return {"name": f"single-{sets}", "n": endpoints_count, **spread(seconds), "members": members}
+    counts = counts_of(resolver.flush())
+    removed = Counts(0, 0, 0, 0, 0, 0)
+    if deletes:
+        for key in local:
+            resolver.apply([(key, None)])
+            changes = resolver.flush()
+            removed = removed._replace(
+                sets=removed.sets + len(changes.removed_sets),
+                rule_lists=removed.rule_lists + len(changes.removed_rules),
+                workloads=removed.workloads + len(changes.removed_workloads),
+            )
+    seconds = clock.seconds()
+    if counts != expected:
+        raise RuntimeError(f"{counts} came, not {expected}")
+    if deletes and removed != Counts(expected.sets, 0, expected.rule_lists, 0, expected.workloads, 0):
+        raise RuntimeError(f"{removed} went of {expected}")
+    return seconds
 
 
-def spread(seconds: list[float]) -> dict[str, float]:
-    ordered = sorted(seconds)
+def measure_row(row: Row, rounds: int) -> dict[str, Any]:
+    """In this process."""
+    updates, expected = row.make()
+    gc.collect()
+    gc.freeze()
+    frozen = [one_round(updates, expected, deletes=row.deletes)]
+    max_rss_mb = peak_mb()
+    frozen += [one_round(updates, expected, deletes=row.deletes) for _ in range(rounds - 1)]
+    gc.unfreeze()
+    walked = one_round(updates, expected, deletes=row.deletes)
     return {
-        "min_s": round(ordered[0], 7),
-        "median_s": round(statistics.median(ordered), 7),
-        "p95_s": round(ordered[int(len(ordered) * 0.95)] if len(ordered) > 1 else ordered[0], 7),
+        "n": rounds,
+        **spread("s", [wall for wall, _ in frozen]),
+        **spread("cpu_s", [cpu for _, cpu in frozen]),
+        "not_frozen_cpu_s": round(walked[1], 4),
+        "max_rss_mb": max_rss_mb,
+        "counts": expected._asdict(),
     }
 
 
-def loop() -> None:
-    counts: dict[int, int] = {}
-    for i in range(1_000_000):
-        k = (i * 2654435761) & 0xFFFF
-        counts[k] = counts.get(k, 0) + 1
+def peak_mb() -> int:
+    """Of this program: what ``getrusage`` tells has the parent's in it."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) // 1024
 
 
-def alloc() -> None:
-    values = [{"name": f"wep-{i}", "ip": i * 2654435761 & 0xFFFFFFFF} for i in range(300_000)]
-    values.sort(key=lambda value: value["ip"])
+def spread(unit: str, values: list[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    return {
+        f"min_{unit}": round(ordered[0], 4),
+        f"median_{unit}": round(statistics.median(ordered), 4),
+        f"p95_{unit}": round(ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))], 4),
+    }
 
 
-def yardsticks() -> dict[str, float]:
-    return {"loop_s": best(loop, 5), "alloc_s": best(alloc, 3)}
+def report_row(number: str, rounds: int) -> None:
+    row = ROWS[number]
+    before = yardsticks.measure()
+    argv = [sys.executable, __file__, number, "--rounds", str(rounds), "--here"]
+    found = json.loads(subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    after = yardsticks.measure()
+    alloc = (before["alloc_cpu_s"] + after["alloc_cpu_s"]) / 2
+    yardsticks.report(
+        number, shape=row.name, **found, to_alloc=round(found["min_cpu_s"] / alloc, 3), aim_to_alloc=row.aim,
+        yardsticks_before=before, yardsticks_after=after, **yardsticks.machine(),
+    )  # fmt: skip
 
 
-def best(run: Callable[[], None], rounds: int) -> float:
-    seconds = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return round(min(seconds), 4)
-
-
-def snapshots(name: str, updates: Updates, *, rounds: int) -> list[dict[str, Any]]:
-    return [snapshot(name, updates, rounds=rounds, is_frozen=is_frozen) for is_frozen in (True, False)]
-
-
-WORKLOADS: dict[str, Callable[[], list[dict[str, Any]]]] = {
-    "tags": lambda: snapshots("tags", tags(), rounds=3),
-    "netsets-1000": lambda: snapshots("netsets-1000", network_sets(1_000), rounds=3),
-    "netsets-10000": lambda: snapshots("netsets-10000", network_sets(10_000), rounds=3),
-    "single": lambda: [single(sets) for sets in (10, 100, 1_000)],
-}
-
-
-def main(names: list[str]) -> None:
-    for name in names or ["tags", "netsets-1000", "single"]:
-        before = yardsticks()
-        for result in WORKLOADS[name]():
-            result["yardsticks_before"], result["yardsticks_after"] = before, yardsticks()
-            result["python"], result["kernel"] = platform.python_version(), platform.release()
-            print(json.dumps(result), flush=True)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("rows", nargs="*", choices=[[], *ROWS], help="default: all")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--here", action="store_true", help="measure one row in this process, no yardsticks")
+    given = parser.parse_args()
+    for number in given.rows or ROWS:
+        if given.here:
+            print(json.dumps(measure_row(ROWS[number], given.rounds)))
+        else:
+            report_row(number, given.rounds)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
