@@ -177,7 +177,7 @@ class Postings:
             filed = sum(len(self.keys[label].filed.get(value, ())) for label, value in option)
             return filed + len(option), option[0][1] is None
 
-        best = min(options, key=crowd)
+        best = options[0] if len(options) == 1 else min(options, key=crowd)
         for label, value in best:
             self.keys[label].filed.setdefault(value, set()).add(query)
         return best

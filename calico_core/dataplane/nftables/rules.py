@@ -97,15 +97,17 @@ def _families(rule: HostRule, families: Sequence[int]) -> list[int]:
 def _matches(rule: HostRule, family: int, set_names: SetNames) -> list[str]:
     """Each way to match: one, unless a port may be in a range or have a name."""
     parts: list[str] = []
+    sets: list[str] = []
     if family:
-        sides = [
-            *_addresses("saddr", family, rule.src_nets, rule.not_src_nets),
+        # last: a look-up costs several comparisons, and most packets fail at the port
+        sets = [
             *_sets("saddr", family, rule.src_sets, rule.not_src_sets, set_names),
-            *_addresses("daddr", family, rule.dst_nets, rule.not_dst_nets),
             *_sets("daddr", family, rule.dst_sets, rule.not_dst_sets, set_names),
         ]
-        # an address match implies its family
-        parts += sides or [f"meta nfproto ipv{family}"]
+        parts += _addresses("saddr", family, rule.src_nets, rule.not_src_nets)
+        parts += _addresses("daddr", family, rule.dst_nets, rule.not_dst_nets)
+        if not parts and not sets:  # an address match implies its family
+            parts.append(f"meta nfproto ipv{family}")
     if rule.protocol is not None:
         parts.append(f"meta l4proto {rule.protocol}")
     if rule.not_protocol is not None:
@@ -116,7 +118,7 @@ def _matches(rule: HostRule, family: int, set_names: SetNames) -> list[str]:
     sources = _ports("sport", rule.src_ports) + named.any_of("sport", rule.src_port_sets)
     destinations = _ports("dport", rule.dst_ports) + named.any_of("dport", rule.dst_port_sets)
     return [
-        " ".join(filter(None, (*parts, source, *not_source, destination, *not_destination, *_icmp(rule))))
+        " ".join(filter(None, (*parts, source, *not_source, destination, *not_destination, *_icmp(rule), *sets)))
         for source in sources or [""]
         for destination in destinations or [""]
     ]

@@ -72,6 +72,10 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
         {"src_sets": (TAG,), "not_dst_sets": (OTHER,), "ip_version": 4},
         [f"ip saddr @s4_1 ip daddr != @s4_2 {ACCEPT}"],
     ),
+    (
+        {"protocol": 6, "ip_version": 4, "src_sets": (TAG,), "dst_ports": ((80, 80),)},
+        [f"meta l4proto 6 th dport 80 ip saddr @s4_1 {ACCEPT}"],
+    ),
     ({"protocol": 6, "dst_ports": ((80, 80),)}, [f"meta l4proto 6 th dport 80 {ACCEPT}"]),
     (
         {"protocol": 17, "src_ports": ((5, 9), (1, 1), (8, 20)), "not_dst_ports": ((7, 7),)},
@@ -102,7 +106,7 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({"protocol": 1, "not_icmp": (3, None)}, [f"meta nfproto ipv4 meta l4proto 1 icmp type != 3 {ACCEPT}"]),
     (
         {"protocol": 58, "not_icmp": (1, 4), "src_sets": (TAG,)},
-        [f"ip6 saddr @s6_1 meta l4proto 58 icmpv6 type . icmpv6 code != {{ 1 . 4 }} {ACCEPT}"],
+        [f"meta l4proto 58 icmpv6 type . icmpv6 code != {{ 1 . 4 }} ip6 saddr @s6_1 {ACCEPT}"],
     ),
 ]  # fmt: skip
 
