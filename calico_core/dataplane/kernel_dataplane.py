@@ -104,6 +104,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         self._policy = policy
         run_in(namespace_fd, lambda: sysctl.apply(forwarding(has_ipv6=options.is_ipv6_enabled)))
         self._state = HostState()
+        self._unsettled: set[str] = set()  # interfaces whose links or routes could not all be made right
         self._is_complete = False
         self._is_alone = False
         self._families = (4, 6) if options.is_ipv6_enabled else (4,)
@@ -119,7 +120,12 @@ class KernelDataplane(Dataplane, Generic[P]):
         self._links = WorkloadLinks(
             self._route_socket, namespace_fd, has_metadata=has_metadata, has_ipv6=options.is_ipv6_enabled
         )
-        self._wiring = VethWiring(namespace_fd, interface_prefix=self._prefix, has_metadata=has_metadata)
+        self._wiring = VethWiring(
+            namespace_fd,
+            interface_prefix=self._prefix,
+            has_metadata=has_metadata,
+            on_settings=self._links.was_set,
+        )
 
     def ensure_closed(self) -> None:
         try:
@@ -136,12 +142,14 @@ class KernelDataplane(Dataplane, Generic[P]):
         started = time.perf_counter()
         touched, leaving = self._take_in(changes)
         # what goes loses its routes while its rules still stand
-        going = self._routes.sync(leaving)
+        going = self._leave(leaving)
         policy_started = time.perf_counter()
         table = self._policy.follow(changes, self._state)
         policy_done = time.perf_counter()
-        links = self._links.resync() if changes.is_complete else self._links.sync(touched)
-        coming = self._routes.resync() if changes.is_complete else self._routes.sync(touched)
+        if changes.is_complete:
+            links, coming = self._links.resync(), self._routes.resync()
+        else:
+            links, coming = self._follow_links(touched)
         failures = (*self._cut(table), *self._take_over(table))
         done = time.perf_counter()
         report = self._report(table, links, [going, coming], failures)
@@ -177,8 +185,8 @@ class KernelDataplane(Dataplane, Generic[P]):
         # the kernel removes the routes of a link that goes down; a new link of the name starts without
         self._routes.forget(event.name)
         self._links.forget(event.name)
-        links = self._links.sync([event.name])
-        return self._report(None, links, [self._routes.sync([event.name])], ())
+        links, routes = self._follow_links([event.name])
+        return self._report(None, links, [routes], ())
 
     def watch_interfaces(self, callback: Callable[[InterfaceEvent], None]) -> Callable[[], None]:
         monitor = LinkMonitor(callback, namespace_fd=self._namespace_fd)
@@ -247,6 +255,29 @@ class KernelDataplane(Dataplane, Generic[P]):
             self._routes.want(interface, tuple(net for net in networks if net.version in self._families))
             self._links.want(interface, self._claims.owner(interface))
         return sorted(touched), leaving
+
+    def _leave(self, interfaces: list[str]) -> RouteReport:
+        """Take the routes of interfaces that shall have none."""
+        if not interfaces:
+            return RouteReport()
+        try:
+            return self._routes.sync(interfaces, self._route_socket.find_links(interfaces))
+        except KernelRefused as error:
+            return RouteReport(failures=(Failure("interfaces", str(error)),))
+
+    def _follow_links(self, interfaces: Iterable[str]) -> tuple[LinkReport, RouteReport]:
+        """What depends on links, of these interfaces and those that failed before."""
+        names = sorted({*interfaces, *self._unsettled})
+        if not names:
+            return LinkReport(), RouteReport()
+        try:
+            found = self._route_socket.find_links(names)
+        except KernelRefused as error:
+            links, routes = LinkReport(failures=(Failure("interfaces", str(error)),)), RouteReport()
+        else:
+            links, routes = self._links.sync(names, found), self._routes.sync(names, found)
+        self._unsettled = set(names) if links.failures or routes.failures else set()
+        return links, routes
 
     def _take_over(self, table: TableReport) -> tuple[Failure, ...]:
         """Once policy of ours is in force, what a dataplane of another kind left is removed."""

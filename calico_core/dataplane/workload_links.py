@@ -19,7 +19,7 @@ from calico_core.errors import KernelRefused
 from calico_core.interfaces.dataplane import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable, Mapping
 
     from calico_core.dataplane.linux.address_messages import Neighbour
     from calico_core.dataplane.linux.link_messages import Link
@@ -44,7 +44,7 @@ class _Wanted(msgspec.Struct, frozen=True):
 
 
 class WorkloadLinks:
-    """One thread; the socket is the caller's."""
+    """One thread, but for :meth:`was_set`; the socket is the caller's."""
 
     def __init__(self, socket: RouteSocket, namespace_fd: int | None, *, has_metadata: bool, has_ipv6: bool) -> None:
         self._socket, self._namespace_fd = socket, namespace_fd
@@ -52,6 +52,9 @@ class WorkloadLinks:
         self._has_metadata, self._has_ipv6 = has_metadata, has_ipv6
         self._wanted: dict[str, _Wanted] = {}
         self._done: dict[str, _Wanted] = {}
+        # by name, with the link's index: what was written to that very link
+        self._settings: dict[str, tuple[int, tuple[Setting, ...]]] = {}
+        self._neighbours: dict[str, tuple[int, frozenset[tuple[Prefix, bytes]]]] = {}
 
     def want(self, interface: str, workload: HostWorkload | None) -> None:
         """What the interface shall have from the next :meth:`sync` on; None or inactive: nothing of ours."""
@@ -69,76 +72,105 @@ class WorkloadLinks:
     def want_nothing(self) -> None:
         self._wanted.clear()
 
+    def was_set(self, interface: str, index: int, settings: tuple[Setting, ...]) -> None:
+        """The wiring has written these. Any thread."""
+        self._settings[interface] = (index, settings)
+
     def forget(self, interface: str) -> None:
-        """The link went or came again."""
+        """The link went or came again, and its neighbours with it. Sysctls stay with a link until it is deleted."""
         self._done.pop(interface, None)
 
-    def sync(self, interfaces: Iterable[str]) -> LinkReport:
-        """Make these right, relying on what we know of them."""
-        stale = [name for name in interfaces if self._wanted.get(name) != self._done.get(name)]
-        if not stale:
-            return LinkReport()
-        return self._align(stale, lambda: {name: link for name in stale if (link := self._socket.find_link(name))})
+    def sync(self, interfaces: Iterable[str], links: Mapping[str, Link]) -> LinkReport:
+        """Make these right, relying on what we know of them. ``links``: those of them that are there."""
+        changed: list[str] = []
+        failures: list[Failure] = []
+        for name in interfaces:
+            if self._wanted.get(name) == self._done.get(name):
+                continue
+            link = links.get(name)
+            if link is not None and link.is_up:
+                self._align(link, None, changed, failures)
+            else:
+                self._lose(name, is_deleted=link is None)
+        return LinkReport(changed=tuple(changed), failures=tuple(failures))
 
     def resync(self) -> LinkReport:
-        """Look at all of them, trusting nothing."""
-        return self._align({*self._wanted, *self._done}, lambda: {link.name: link for link in self._socket.links()})
-
-    def _align(self, interfaces: Iterable[str], list_links: Callable[[], dict[str, Link]]) -> LinkReport:
+        """Look at all of them, and at the host's own sysctls, trusting nothing."""
         changed: list[str] = []
         failures: list[Failure] = []
         self._apply(self._of_the_host, changed, failures)
         try:
-            links = list_links()
-            known = self._neighbours(next(iter(links.values())).index if len(links) == 1 else 0) if links else {}
-            for interface in sorted(interfaces):
-                link = links.get(interface)
-                if link is None or not link.is_up:
-                    self.forget(interface)
-                else:
-                    self._align_one(link, known.get(link.index, {}), changed, failures)
+            links = {link.name: link for link in self._socket.links()}
+            known = self._list_neighbours()
         except KernelRefused as error:
             failures.append(Failure("interfaces", str(error)))
+            return LinkReport(changed=tuple(changed), failures=tuple(failures))
+        for name in sorted({*self._wanted, *self._done}):
+            link = links.get(name)
+            if link is not None and link.is_up:
+                self._align(link, known.get(link.index, {}), changed, failures)
+            else:
+                self._lose(name, is_deleted=link is None)
         return LinkReport(changed=tuple(changed), failures=tuple(failures))
 
-    def _align_one(
-        self, link: Link, known: dict[Prefix, Neighbour], changed: list[str], failures: list[Failure]
+    def _lose(self, name: str, *, is_deleted: bool) -> None:
+        self.forget(name)
+        if is_deleted:
+            self._settings.pop(name, None)
+            self._neighbours.pop(name, None)
+
+    def _align(
+        self, link: Link, known: dict[Prefix, Neighbour] | None, changed: list[str], failures: list[Failure]
     ) -> None:
+        """``known``: its neighbours; None: trust what we know of it."""
         wanted = self._wanted.get(link.name, _Wanted((), frozenset()))
-        self._apply(wanted.settings, changed, failures)
+        settings = (link.index, wanted.settings)
+        if (known is not None or self._settings.get(link.name) != settings) and self._apply(
+            wanted.settings, changed, failures
+        ):
+            self._settings[link.name] = settings
         macs = dict(wanted.neighbours)
-        requests = [
-            set_neighbour(link.index, address, mac)
-            for address, mac in sorted(macs.items())
-            if (entry := known.get(address)) is None or (entry.mac, entry.state) != (mac, NUD_PERMANENT)
-        ]
-        # on a workload's interface nobody else makes permanent ones
-        requests += [
-            delete_neighbour(link.index, address)
-            for address, entry in sorted(known.items())
-            if entry.state == NUD_PERMANENT and address not in macs
-        ]
+        if known is None:
+            index, before = self._neighbours.get(link.name, (0, frozenset()))
+            wrong = sorted(macs)
+            surplus = {address for address, _ in before} - macs.keys() if index == link.index else set()
+        else:
+            wrong = [
+                address
+                for address, mac in sorted(macs.items())
+                if (entry := known.get(address)) is None or (entry.mac, entry.state) != (mac, NUD_PERMANENT)
+            ]
+            # on a workload's interface nobody else makes permanent ones
+            surplus = {each for each, entry in known.items() if entry.state == NUD_PERMANENT and each not in macs}
+        requests = [set_neighbour(link.index, address, macs[address]) for address in wrong]
+        requests += [delete_neighbour(link.index, address) for address in sorted(surplus)]
         for request, outcome in zip(requests, self._socket.attempt(requests), strict=True):
             if outcome.error is None:
                 changed.append(request.operation.removeprefix("set "))
             elif outcome.error.errno not in _GONE:
                 failures.append(Failure(request.operation, str(outcome.error)))
+        self._neighbours[link.name] = (link.index, wanted.neighbours)
         if link.name in self._wanted:
             self._done[link.name] = wanted
         else:
-            self.forget(link.name)
+            self._lose(link.name, is_deleted=True)
 
-    def _apply(self, settings: tuple[Setting, ...], changed: list[str], failures: list[Failure]) -> None:
+    def _apply(self, settings: tuple[Setting, ...], changed: list[str], failures: list[Failure]) -> bool:
+        """Whether all of them are right now."""
+        is_right = True
         for setting, error in run_in(self._namespace_fd, lambda: _set(settings)):
             if error is None:
                 changed.append(f"sysctl {setting.path}")
-            elif setting.is_vital and error.errno not in _GONE:
+                continue
+            is_right = False
+            if setting.is_vital and error.errno not in _GONE:
                 failures.append(Failure(f"sysctl {setting.path}", str(error)))
+        return is_right
 
-    def _neighbours(self, index: int) -> dict[int, dict[Prefix, Neighbour]]:
-        """IPv4 neighbours by the index of their interface; of one alone when it is given."""
+    def _list_neighbours(self) -> dict[int, dict[Prefix, Neighbour]]:
+        """IPv4 neighbours by the index of their interface."""
         found: dict[int, dict[Prefix, Neighbour]] = {}
-        for each in self._socket.neighbours(index=index):
+        for each in self._socket.neighbours():
             if each.address.family == AF_INET:
                 found.setdefault(each.index, {})[each.address] = each
         return found

@@ -18,7 +18,7 @@ from calico_core.errors import KernelRefused
 from calico_core.interfaces.dataplane import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from netaddr import IPNetwork
 
@@ -64,14 +64,15 @@ class WorkloadRoutes:
         """The link went or came again, and its routes with it."""
         self._programmed.pop(interface, None)
 
-    def sync(self, interfaces: Iterable[str]) -> RouteReport:
-        """Make the routes of these interfaces right, relying on what we know of them."""
+    def sync(self, interfaces: Iterable[str], links: Mapping[str, Link]) -> RouteReport:
+        """Make the routes of these interfaces right, relying on what we know of them. ``links``: those of them that
+        are there."""
         changed: list[str] = []
         failures: list[Failure] = []
         without_link: set[str] = set()
         for interface in interfaces:
             try:
-                link = self._socket.find_link(interface)
+                link = links.get(interface)
                 if link is None or not link.is_up:
                     self.forget(interface)
                     if interface in self._wanted:

@@ -21,7 +21,17 @@ from netaddr import IPAddress
 from calico_core.errors import CalicoError
 from calico_core.interfaces.dataplane import Connection, Dataplane
 from calico_core.log import get_logger
-from calico_core.model.hoststate import HostChanges, HostState, HostWorkload, PolicyList, RulesId, SetId
+from calico_core.model.hoststate import (
+    HostChanges,
+    HostRule,
+    HostState,
+    HostWorkload,
+    PolicyList,
+    PortSetChange,
+    RulesId,
+    SetChange,
+    SetId,
+)
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.rules import PORT_PROTOCOLS, PROTOCOLS
 from calico_core.node.mailbox import LatestSlot
@@ -37,6 +47,24 @@ _STOP_WAIT_S = 5.0
 log = get_logger(__name__)
 
 
+class Known:
+    """What stood before a change. A workload that was not there has no connections: those of its address ended with
+    whoever had it before. Rules that were not there are new to workloads that are new or judged themselves."""
+
+    def __init__(self) -> None:
+        self.workloads: set[WorkloadEndpointKey] = set()
+        self.rules: set[RulesId] = set()
+
+    def note(self, changes: HostChanges) -> None:
+        if changes.is_complete:
+            self.workloads.clear()
+            self.rules.clear()
+        self.workloads.update(workload.key for workload in changes.workloads)
+        self.rules.update(rules.id for rules in changes.rules)
+        self.workloads.difference_update(changes.removed_workloads)
+        self.rules.difference_update(changes.removed_rules)
+
+
 class Touched:
     """What changed since the last look. ``is_all``: everything may have."""
 
@@ -44,24 +72,27 @@ class Touched:
         self.is_all = False
         self.workloads: set[WorkloadEndpointKey] = set()
         self.rules: set[RulesId] = set()
-        self.sets: set[SetId] = set()
+        self.gained: set[SetId] = set()
+        self.lost: set[SetId] = set()
 
-    def note(self, changes: HostChanges) -> bool:
+    def note(self, changes: HostChanges, known: Known) -> bool:
         """Whether any of it may deny what was permitted."""
         self.is_all |= changes.is_complete
-        self.workloads.update(workload.key for workload in changes.workloads)
-        self.rules.update(rules.id for rules in changes.rules)
-        self.sets.update(change.id for change in changes.sets if not change.is_new)
-        self.sets.update(change.id for change in changes.port_sets if not change.is_new)
-        return self.is_all or bool(self.workloads or self.rules or self.sets)
+        self.workloads.update(known.workloads.intersection(workload.key for workload in changes.workloads))
+        self.rules.update(known.rules.intersection(rules.id for rules in changes.rules))
+        sets: tuple[SetChange | PortSetChange, ...] = (*changes.sets, *changes.port_sets)
+        for change in sets:
+            if not change.is_new:
+                self.gained.update((change.id,) if change.added else ())
+                self.lost.update((change.id,) if change.removed else ())
+        return self.is_all or bool(self.workloads or self.rules or self.gained or self.lost)
 
     def concerns(self, state: HostState) -> Iterator[tuple[HostWorkload, Direction]]:
-        """The directions of workloads whose verdicts may be others now."""
+        """The directions of workloads whose verdicts may be others now, and be denials."""
         rules = self.rules | {
             rules.id
-            for rules in (state.rules.values() if self.sets else ())
-            for rule in (*rules.inbound, *rules.outbound)
-            if not self.sets.isdisjoint((*rule.sets, *rule.port_sets))
+            for rules in (state.rules.values() if self.gained or self.lost else ())
+            if any(self._may_deny(rule) for rule in (*rules.inbound, *rules.outbound))
         }
         for workload in state.workloads.values():
             is_touched = self.is_all or workload.key in self.workloads
@@ -69,6 +100,16 @@ class Touched:
                 yield workload, "outbound"
             if is_touched or not rules.isdisjoint(_rules_in(workload.inbound)):
                 yield workload, "inbound"
+
+    def _may_deny(self, rule: HostRule) -> bool:
+        """Whether its sets changed so that something it permitted may be denied: it permits less, or denies more."""
+        if rule.action == "log":
+            return False
+        asked = {*rule.src_sets, *rule.dst_sets, *rule.src_port_sets, *rule.dst_port_sets}
+        refused = {*rule.not_src_sets, *rule.not_dst_sets, *rule.not_src_port_sets, *rule.not_dst_port_sets}
+        matches_less = not (self.lost.isdisjoint(asked) and self.gained.isdisjoint(refused))
+        matches_more = not (self.gained.isdisjoint(asked) and self.lost.isdisjoint(refused))
+        return (matches_less and rule.action in ("allow", "pass")) or (matches_more and rule.action != "allow")
 
 
 class _Look(NamedTuple):
@@ -82,6 +123,7 @@ class FlowCutter:
 
     def __init__(self, dataplane: Dataplane) -> None:
         self._dataplane = dataplane
+        self._known = Known()
         self._touched = Touched()
         self._due: float | None = None
         self._rest_until = 0.0
@@ -100,8 +142,9 @@ class FlowCutter:
             self._thread.join(_STOP_WAIT_S)
 
     def note(self, changes: HostChanges, now: float) -> None:
-        if self._touched.note(changes) and self._due is None:
+        if self._touched.note(changes, self._known) and self._due is None:
             self._due = now + _GATHER_S
+        self._known.note(changes)
 
     def next_look(self, now: float) -> float | None:
         """When to ask again; None: nothing has changed."""

@@ -75,6 +75,7 @@ class RemovalGuard:
         self._host, self._exists, self._count = host, exists, count
         self._confirm_after_s = confirm_after_s
         self._local: dict[Key, WorkloadEndpoint] = {}
+        self._interfaces: frozenset[str] | None = None  # those of the above, when it was asked last
         self._recent: deque[tuple[float, str]] = deque()
         self._waiting: dict[Key, Update] = {}
         self._reason, self._since, self._believed_since = "", 0.0, 0.0
@@ -96,7 +97,9 @@ class RemovalGuard:
     @property
     def interfaces(self) -> frozenset[str]:
         """Of the local endpoints that were passed on."""
-        return frozenset(record.name for record in self._local.values())
+        if self._interfaces is None:
+            self._interfaces = frozenset(record.name for record in self._local.values())
+        return self._interfaces
 
     # --- what passes -----------------------------------------------------------------------------------------
 
@@ -166,12 +169,14 @@ class RemovalGuard:
             taken = [key for key in self._waiting if self._is_local(key) and _overlap(self._local[key], record)]
             released += self._release(taken)
             self._local[update.key] = record
+            self._interfaces = None
         return released
 
     def _let_go(self, deletions: Iterable[Update]) -> list[Update]:
         released = list(deletions)
         for update in released:
-            self._local.pop(update.key, None)
+            if self._local.pop(update.key, None) is not None:
+                self._interfaces = None
         return released
 
     def _release(self, keys: list[Key]) -> list[Update]:

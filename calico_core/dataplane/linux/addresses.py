@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from calico_core.dataplane.linux.address_messages import InterfaceAddress
+    from calico_core.dataplane.linux.prefix import Prefix
     from calico_core.model.workloads import InterfaceEvent
 
     AddressesCallback = Callable[[str, frozenset[IPAddress] | None], None]
@@ -27,13 +28,17 @@ log = get_logger(__name__)
 class AddressMonitor:
     """Calls back with an interface's name and all its addresses, None when it is gone; for each interface first from
     :meth:`start`, later from the monitor's thread, and only when something is different. Interfaces whose name starts
-    with ``prefix`` are left out."""
+    with ``prefix`` are left out.
+
+    It lists at the start and when the kernel has dropped events; else it follows the events alone, however many links
+    there are."""
 
     def __init__(self, callback: AddressesCallback, *, prefix: str, namespace_fd: int | None = None) -> None:
         self._callback, self._prefix = callback, prefix
         self._lock = threading.RLock()
         self._told: dict[str, frozenset[IPAddress]] = {}
-        self._indexes: frozenset[int] = frozenset()
+        self._names: dict[int, str] = {}
+        self._addresses: dict[int, set[Prefix]] = {}
         self._sockets = RouteSockets(namespace_fd)
         self._monitor = LinkMonitor(self._link_changed, namespace_fd=namespace_fd, on_address=self._address_changed)
 
@@ -47,40 +52,72 @@ class AddressMonitor:
         self._monitor.stop()
         self._sockets.close()
 
+    # --- the monitor's thread --------------------------------------------------------------------------------
+
     def _link_changed(self, event: InterfaceEvent) -> None:
-        is_workload = event.name.startswith(self._prefix) and event.index not in self._indexes
-        if event.kind == "resync" or not is_workload:
+        if event.kind == "resync":
             self._look()
+            return
+        with self._lock:
+            before = self._names.get(event.index)
+            is_gone = event.kind == "deleted"
+            if before is not None and (before == event.name) is is_gone:
+                del self._names[event.index], self._addresses[event.index]
+                self._tell(before, None)
+                before = None
+            if before is None and not is_gone and not event.name.startswith(self._prefix):
+                self._names[event.index] = event.name
+                # one that was renamed brings its addresses
+                addresses = self._addresses[event.index] = self._list_one(event.index)
+                self._tell(event.name, addresses)
 
     def _address_changed(self, address: InterfaceAddress, is_there: bool) -> None:
-        del is_there
-        # a link is told before its addresses: an index we do not know is a workload's
-        if address.index in self._indexes:
-            self._look()
+        with self._lock:
+            # a link is told before its addresses: an index we do not know is a workload's
+            known = self._addresses.get(address.index)
+            if known is None:
+                return
+            change = known.add if is_there else known.discard
+            change(address.prefix)
+            self._tell(self._names[address.index], known)
+
+    # --- both ------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """List everything and tell what is not as it was told. A host has few interfaces besides its workloads'."""
-        with self._lock:
+        with self._lock, self._sockets.borrow() as socket:
             try:
-                found = self._list()
+                names = {link.index: link.name for link in socket.links() if not link.name.startswith(self._prefix)}
+                addresses: dict[int, set[Prefix]] = {index: set() for index in names}
+                for each in socket.addresses():
+                    if each.index in addresses:
+                        addresses[each.index].add(each.prefix)
             except KernelRefused as error:
                 log.warning("addresses.not_listed", error=str(error))
                 return
-            before, self._told = self._told, found
-            for name in before.keys() - found.keys():
-                self._callback(name, None)
-            for name, addresses in found.items():
-                if before.get(name) != addresses:
-                    self._callback(name, addresses)
+            self._names, self._addresses = names, addresses
+            for name in self._told.keys() - set(names.values()):
+                self._tell(name, None)
+            for index, name in names.items():
+                self._tell(name, addresses[index])
 
-    def _list(self) -> dict[str, frozenset[IPAddress]]:
+    def _list_one(self, index: int) -> set[Prefix]:
         with self._sockets.borrow() as socket:
-            names = {link.index: link.name for link in socket.links() if not link.name.startswith(self._prefix)}
-            self._indexes = frozenset(names)
-            addresses: dict[str, set[IPAddress]] = {name: set() for name in names.values()}
-            for each in socket.addresses():
-                name = names.get(each.index)
-                if name is not None:
-                    value = int.from_bytes(each.prefix.address, "big")
-                    addresses[name].add(IPAddress(value, 4 if each.prefix.family == AF_INET else 6))
-        return {name: frozenset(each) for name, each in addresses.items()}
+            try:
+                return {each.prefix for each in socket.addresses(index)}
+            except KernelRefused:  # gone again, which the next event says
+                return set()
+
+    def _tell(self, name: str, prefixes: set[Prefix] | None) -> None:
+        """Unless it was told so."""
+        addresses = frozenset(map(_ip, prefixes)) if prefixes is not None else None
+        if self._told.get(name) == addresses:
+            return
+        if addresses is None:
+            del self._told[name]
+        else:
+            self._told[name] = addresses
+        self._callback(name, addresses)
+
+
+def _ip(prefix: Prefix) -> IPAddress:
+    return IPAddress(int.from_bytes(prefix.address, "big"), 4 if prefix.family == AF_INET else 6)

@@ -35,7 +35,7 @@ from calico_core.dataplane.linux.route_messages import RT_TABLE_MAIN, Route, dum
 from calico_core.errors import KernelRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from calico_core.dataplane.linux.netlink import Outcome
 
@@ -56,6 +56,16 @@ class RouteSocket(NetlinkSocket):
         if outcome.error.errno == errno.ENODEV:
             return None
         raise outcome.error
+
+    def find_links(self, names: Sequence[str]) -> dict[str, Link]:
+        """Those of these names that are there, asked for in one message."""
+        found: dict[str, Link] = {}
+        for name, outcome in zip(names, self.attempt([get_link(name) for name in names]), strict=True):
+            if outcome.error is None:
+                found[name] = link_of(outcome)
+            elif outcome.error.errno != errno.ENODEV:
+                raise outcome.error
+        return found
 
     def links(self) -> list[Link]:
         return [parse_link(body) for body in self.dump(dump_links())]

@@ -36,13 +36,15 @@ from calico_core.model.addresses import mac_from_bytes
 from calico_core.model.workloads import PairRequest, WiredInterface, WiringRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from netaddr import EUI, IPNetwork
 
     from calico_core.dataplane.linux.link_messages import Link
     from calico_core.dataplane.linux.netlink import Request
     from calico_core.dataplane.linux.sysctl import Setting
+
+    SettingsCallback = Callable[[str, int, tuple[Setting, ...]], None]
 
 HOST_MAC = b"\xee" * 6
 
@@ -55,6 +57,7 @@ class VethWiring(WorkloadWiring):
     ``namespace_fd`` None: the process's own namespace is the host's. ``pins_gateway`` gives the container a permanent
     neighbour entry for its next hop: no ARP before the first packet, and no need for a default route on the host,
     without which proxy ARP is silent. ``has_metadata``: workloads may be led to the host's loopback.
+    ``on_settings`` hears which sysctls a host end was given, with its name and index.
     """
 
     def __init__(
@@ -64,8 +67,10 @@ class VethWiring(WorkloadWiring):
         interface_prefix: str = "cali",
         pins_gateway: bool = True,
         has_metadata: bool = False,
+        on_settings: SettingsCallback | None = None,
     ) -> None:
         self._namespace_fd = namespace_fd
+        self._on_settings = on_settings
         self._sockets = RouteSockets(namespace_fd)
         self._reaper = LinkReaper(self._sockets)
         self._interface_prefix = interface_prefix
@@ -272,6 +277,8 @@ class VethWiring(WorkloadWiring):
         """Sysctls while it is down, then up with its link-local address and the routes."""
         settings = self._host_settings(link.name, wanted)
         netns.run_in(self._namespace_fd, lambda: sysctl.apply(settings))
+        if self._on_settings is not None:
+            self._on_settings(link.name, link.index, settings)
         raise_and_route(
             host,
             link.index,

@@ -77,3 +77,21 @@ def test_workloads_are_not_told_of(
     ip(host, "address", "add", "192.0.2.8/32", "dev", "up0")
     eventually(lambda: told[-1] == ("up0", of("192.0.2.1", "192.0.2.8")))
     assert len(told) == before + 1
+
+
+def test_an_address_stays_while_one_of_its_prefixes_does(
+    host: Namespace, told: Told, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    ip(host, "address", "add", "192.0.2.1/32", "dev", "up0")
+    ip(host, "address", "del", "192.0.2.1/24", "dev", "up0")
+    ip(host, "address", "add", "192.0.2.2/24", "dev", "up0")
+    eventually(lambda: told[-1] == ("up0", of("192.0.2.1", "192.0.2.2")))
+
+
+def test_a_workloads_interface_that_is_renamed_is_told_with_its_addresses(
+    host: Namespace, told: Told, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    ip(host, "link", "add", "cali1", "type", "bridge")
+    ip(host, "address", "add", "192.0.2.7/32", "dev", "cali1")
+    ip(host, "link", "set", "cali1", "name", "up1")
+    eventually(lambda: told[-1] == ("up1", of("192.0.2.7")))

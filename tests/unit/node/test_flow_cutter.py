@@ -23,7 +23,7 @@ from calico_core.model.hoststate import (
     SetId,
 )
 from calico_core.model.keys import WorkloadEndpointKey
-from calico_core.node.flow_cutter import FlowCutter, Touched, denied_now
+from calico_core.node.flow_cutter import FlowCutter, Known, Touched, denied_now
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,10 +76,16 @@ def judge(state: HostState, touched: Touched, *connections: Connection) -> list[
 
 def after(dataplane: MemoryDataplane, **fields: Any) -> tuple[HostState, Touched]:
     changes = HostChanges(**fields)
+    known, touched = Known(), Touched()
+    known.note(dataplane_as_changes(dataplane))
     dataplane.apply(changes)
-    touched = Touched()
-    touched.note(changes)
+    touched.note(changes, known)
     return dataplane.wanted(), touched
+
+
+def dataplane_as_changes(dataplane: MemoryDataplane) -> HostChanges:
+    state = dataplane.wanted()
+    return HostChanges(is_complete=True, workloads=tuple(state.workloads.values()), rules=tuple(state.rules.values()))
 
 
 def test_what_is_permitted_goes_on_and_what_is_not_ends(dataplane: MemoryDataplane) -> None:
@@ -118,6 +124,28 @@ def test_a_member_that_leaves_a_set_is_cut_and_others_are_not_asked(dataplane: M
     assert judge(state, touched, tcp(FRIEND, TWO), tcp(ONE, TWO)) == [tcp(FRIEND, TWO)]
 
 
+@pytest.mark.parametrize(
+    ("rule", "gain", "loss"),
+    [
+        (HostRule(action="allow", src_sets=(FRIENDS,)), False, True),
+        (HostRule(action="allow", not_dst_sets=(FRIENDS,)), True, False),
+        (HostRule(action="deny", dst_sets=(FRIENDS,)), True, False),
+        (HostRule(action="reject", not_src_sets=(FRIENDS,)), False, True),
+        (HostRule(action="pass", src_sets=(FRIENDS,)), True, True),
+        (HostRule(action="log", src_sets=(FRIENDS,)), False, False),
+    ],
+)
+def test_only_a_set_that_permits_less_or_denies_more_is_a_reason(
+    dataplane: MemoryDataplane, rule: HostRule, gain: bool, loss: bool
+) -> None:
+    after(dataplane, rules=(rules(rule, outbound=()),))
+    gained = SetChange(id=FRIENDS, added=AddressSet.of([STRANGER]))
+    lost = SetChange(id=FRIENDS, removed=AddressSet.of([STRANGER]))
+    for change, is_reason in ((gained, gain), (lost, loss)):
+        state, touched = after(dataplane, sets=(change,))
+        assert bool(list(touched.concerns(state))) is is_reason
+
+
 def test_echoes_are_judged_by_type_and_code(dataplane: MemoryDataplane) -> None:
     state, touched = after(dataplane, rules=(rules(HostRule(action="allow", protocol=1, icmp=(8, 0))),))
     ping, other = (Connection(1, STRANGER, TWO, kind, 0, TWO, STRANGER, 0, 0) for kind in (8, 13))
@@ -125,15 +153,26 @@ def test_echoes_are_judged_by_type_and_code(dataplane: MemoryDataplane) -> None:
 
 
 def test_what_changes_nothing_for_policy_is_no_reason_to_look() -> None:
-    touched = Touched()
-    assert not touched.note(HostChanges(removed_workloads=(workload("one", ONE).key,)))
-    assert not touched.note(HostChanges(sets=(SetChange(id=FRIENDS, is_new=True),)))
-    assert touched.note(START)
+    known, touched = Known(), Touched()
+    assert not touched.note(HostChanges(removed_workloads=(workload("one", ONE).key,)), known)
+    assert not touched.note(HostChanges(sets=(SetChange(id=FRIENDS, is_new=True),)), known)
+    assert touched.note(START, known)
+
+
+def test_a_new_workload_has_no_connections_to_judge_and_a_changed_one_has() -> None:
+    new = HostChanges(rules=(rules(),), workloads=(workload("one", ONE),))
+    known, touched = Known(), Touched()
+    assert not touched.note(new, known)
+    known.note(new)
+    assert touched.note(new, known)
+    known.note(HostChanges(removed_workloads=(workload("one", ONE).key,), removed_rules=(rules().id,)))
+    assert not Touched().note(new, known)
 
 
 @pytest.fixture
 def cutter(dataplane: MemoryDataplane) -> Iterator[FlowCutter]:
     made = FlowCutter(dataplane)
+    made.note(HostChanges(rules=START.rules, workloads=START.workloads), 0.0)
     made.start()
     yield made
     made.stop()
