@@ -239,19 +239,12 @@ class _SqliteWatch(Watch):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return self._progress()
-            self._wait(heard, remaining)
+            self._doorbell.wait(self._prefix, heard, lambda: self._is_ended, remaining)
         return None
 
     def close(self) -> None:
-        with self._doorbell.changed:
-            self._closed = True
-            self._doorbell.changed.notify_all()
-
-    def _wait(self, heard: int, timeout_s: float) -> None:
-        with self._doorbell.changed:
-            self._doorbell.changed.wait_for(
-                lambda: self._is_ended or self._doorbell.concerns(self._prefix, heard), timeout_s
-            )
+        self._closed = True
+        self._doorbell.wake()
 
     @property
     def _is_ended(self) -> bool:

@@ -33,13 +33,13 @@ log = get_logger(__name__)
 
 
 class Doorbell:
-    """``changed`` is notified, and ``count`` grows, after every commit anyone made; :meth:`concerns` says whether a
-    watch need look. ``sweep`` runs about once a second in the listening thread, which starts with the first
-    :meth:`listen`."""
+    """``count`` grows after every commit anyone made, and who waits for what it changed wakes, nobody else. ``sweep``
+    runs about once a second in the listening thread, which starts with the first :meth:`listen`."""
 
     def __init__(self, path: str, sweep: Callable[[], object]) -> None:
-        self.changed = threading.Condition()
         self.count = 0
+        self._lock = threading.Lock()
+        self._sleepers: dict[threading.Condition, str] = {}  # with the prefix that each waits for
         self._rings: deque[frozenset[str] | None] = deque(maxlen=_REMEMBERED_RINGS)
         self._path, self._folder, self._sweep = path, Path(f"{path}.watch"), sweep
         self._name = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -91,20 +91,38 @@ class Doorbell:
         self._sender.close()
         self._notify()
 
+    def wait(self, prefix: str, heard: int, is_over: Callable[[], bool], timeout_s: float) -> None:
+        """Until a commit after the count ``heard`` may have changed a key below ``prefix``, or ``is_over`` says so
+        after a :meth:`wake`."""
+        sleeper = threading.Condition(self._lock)
+        with sleeper:
+            self._sleepers[sleeper] = prefix
+            try:
+                sleeper.wait_for(lambda: is_over() or self.concerns(prefix, heard), timeout_s)
+            finally:
+                del self._sleepers[sleeper]
+
+    def wake(self) -> None:
+        """Everybody shall ask whether it is over."""
+        with self._lock:
+            for sleeper in self._sleepers:
+                sleeper.notify()
+
     def concerns(self, prefix: str, heard: int) -> bool:
-        """Whether a commit after the count ``heard`` may have changed a key below ``prefix``. The caller holds
-        ``changed``."""
+        """Whether a commit after the count ``heard`` may have changed a key below ``prefix``."""
         missed = self.count - heard
         if missed > len(self._rings):
             return True
         latest = itertools.islice(reversed(self._rings), missed)
-        return any(keys is None or any(key.startswith(prefix) for key in keys) for keys in latest)
+        return any(_is_below(prefix, keys) for keys in latest)
 
     def _notify(self, keys: frozenset[str] | None = None) -> None:
-        with self.changed:
+        with self._lock:
             self.count += 1
             self._rings.append(keys)
-            self.changed.notify_all()
+            for sleeper, prefix in self._sleepers.items():
+                if _is_below(prefix, keys):
+                    sleeper.notify()
 
     def _send(self, address: str, path: Path) -> None:
         try:
@@ -170,6 +188,11 @@ class _DataVersion:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def _is_below(prefix: str, keys: frozenset[str] | None) -> bool:
+    """Whether one of them may be; None: it is not known which."""
+    return keys is None or any(key.startswith(prefix) for key in keys)
 
 
 @contextlib.contextmanager

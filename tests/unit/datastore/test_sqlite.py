@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -94,4 +96,34 @@ def test_a_commit_here_concerns_only_watches_of_its_keys(tmp_path: Path) -> None
     for _ in range(1000):
         bell.ring(frozenset({"/c/1"}))
     assert bell.concerns("/a/", heard), "too long ago to be remembered"
+    bell.close()
+
+
+def test_a_ring_wakes_only_who_waits_for_its_keys(tmp_path: Path) -> None:
+    bell = Doorbell(str(tmp_path / "db"), lambda: None)
+    asked = {"/a/": 0, "/c/": 0}
+
+    def wait(prefix: str) -> None:
+        def is_over() -> bool:
+            asked[prefix] += 1
+            return False
+
+        bell.wait(prefix, bell.count, is_over, 30)
+
+    sleepers = {prefix: threading.Thread(target=wait, args=(prefix,)) for prefix in asked}
+    for sleeper in sleepers.values():
+        sleeper.start()
+    while min(asked.values()) < 1:
+        time.sleep(0.001)
+    bell.ring(frozenset({"/a/1"}))
+    sleepers["/a/"].join(10)
+    assert not sleepers["/a/"].is_alive()
+    assert sleepers["/c/"].is_alive()
+    assert asked["/c/"] == 1
+    bell.wake()
+    while asked["/c/"] < 2:
+        time.sleep(0.001)
+    bell.ring()
+    sleepers["/c/"].join(10)
+    assert not sleepers["/c/"].is_alive()
     bell.close()
