@@ -95,6 +95,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mtu_bytes: int = 0
     # logging
     log_level: str = "info"
+    log_file: str = ""
+    log_file_level: str = "info"
+    log_syslog_level: str = "none"
     log_format: str = "console"
     origins: dict[str, str] = msgspec.field(default_factory=dict)
     shadowed: dict[str, tuple[Shadowed, ...]] = msgspec.field(default_factory=dict)

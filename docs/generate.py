@@ -108,7 +108,13 @@ MEANINGS = {
     "kubeconfig": "how the [policy controller](../how-to/kubernetes.md) reaches the Kubernetes API: the path of a "
     "kubeconfig, or `in-cluster`; empty: there is no Kubernetes",
     "mtu_bytes": "MTU of interfaces for Docker and Mesos, where the network names none; 0: as the kernel makes them",
-    "log_level": "`debug`, `info`, `warning`, `error` or `none`; a running node follows a change in the datastore",
+    "log_level": "what goes to standard error: `debug`, `info`, `warning`, `error`, `critical` (the node ends) or "
+    "`none`",
+    "log_file": "the absolute path of a file for the log, or `none`; opened again when it was moved away and at "
+    "SIGHUP. The reference system's default is `/var/log/calico/felix.log`; ours is none, since the supervisor keeps "
+    "what goes to standard error",
+    "log_file_level": "what goes there, as above",
+    "log_syslog_level": "what goes to syslog (`/dev/log`), as above",
     "log_format": "`console` or `json`",
 }
 
@@ -163,6 +169,7 @@ def _settings() -> str:
         )
         for field in FIELDS
     ]
+    live = ", ".join(f"`{name}`" for field in FIELDS if field.is_live for name in field.config)
     return _page(
         "Settings",
         "For people who run a node. A setting comes from the first of these that has it: the environment (where "
@@ -178,7 +185,7 @@ def _settings() -> str:
         "both with the origin of each value and what it comes before. A value that cannot be used ends the start with "
         "its name, its origin and what would be right. In the datastore it is logged, and the datastore's settings are "
         "left out. A name that nothing reads is warned of once.",
-        "A running node follows `LogSeverityScreen` in the datastore. When another of its settings changes there, and "
+        f"A running node follows {live} in the datastore. When another of its settings changes there, and "
         "is not what the node runs with, the node ends two seconds later with exit status 1, for its supervisor to "
         "start it again; policy stays in force meanwhile.",
         _table(("Setting", "Environment", "Datastore and file", "Default", "Meaning"), rows),
