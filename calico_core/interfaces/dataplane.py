@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from netaddr import IPAddress, IPNetwork
@@ -13,6 +14,7 @@ from calico_core.model.hoststate import HostChanges, HostState, RulesId
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.record import Value
 from calico_core.model.workloads import InterfaceEvent, PairRequest, WiredInterface, WiringRequest
+from calico_core.stopwatch import Timing
 
 
 class FailsafePort(NamedTuple):
@@ -90,6 +92,19 @@ class RuleCount(NamedTuple):
     rule: int
     packets: int
     bytes: int
+
+
+class Figure(NamedTuple):
+    """A counter or a size for metrics, under the reference system's name without its prefix."""
+
+    name: str
+    value: float
+    labels: Mapping[str, str] = MappingProxyType({})
+
+
+def timing_figures(name: str, timing: Timing, *, units_a_second: float = 1.0) -> tuple[Figure, Figure]:
+    """A summary's two."""
+    return Figure(f"{name}_sum", timing.sum_s * units_a_second), Figure(f"{name}_count", timing.count)
 
 
 class Connection(NamedTuple):
@@ -198,6 +213,10 @@ class Dataplane(abc.ABC):
 
     def rule_counts(self) -> tuple[RuleCount, ...]:
         """What each rule has matched since it was last written."""
+        return ()
+
+    def figures(self) -> tuple[Figure, ...]:
+        """What it has done and holds. Any thread, and no look at the kernel."""
         return ()
 
     def wanted(self) -> HostState:

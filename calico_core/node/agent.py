@@ -214,6 +214,8 @@ class Agent:
             is_frozen=freeze is not None,
             waiting=freeze.waiting if freeze is not None else 0,
             rules=self._counts_for_metrics(),
+            kernel=self._dataplane.figures(),
+            label_index=self._resolver.index_figures(),
         )
 
     def _counts_for_metrics(self) -> tuple[CountedRule, ...]:
@@ -288,11 +290,13 @@ class Agent:
     def _pass(self, items: list[_Item]) -> None:
         """One pass of the engine: everything that has gathered becomes one batch for the kernel."""
         events: dict[str, InterfaceEvent] = {}
+        addressed = 0
         for item in items:
             match item:
                 case InterfaceEvent():
                     events[item.name] = item
                 case _HostAddresses(name, addresses):
+                    addressed += 1
                     self._resolver.set_interface(name, addresses)
                     self._own_addresses[name] = addresses or frozenset()
                 case _CountsWanted(reply):
@@ -302,6 +306,7 @@ class Agent:
                     self._follow(self._guard.confirm())
                 case _:
                     self._take(item)
+        self.counters.note_events(links=len(events), addresses=addressed)
         self._look_at_removals(events)
         self._enter_sync()
         if self._is_in_sync:

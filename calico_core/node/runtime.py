@@ -37,6 +37,7 @@ from calico_core.node.health import Answer, Health, HttpServer
 from calico_core.node.live_settings import LiveSettings
 from calico_core.node.local_view import ask_integrations, read_local_view
 from calico_core.node.log_targets import LogTargets
+from calico_core.node.metric import CONTENT_TYPE, render
 from calico_core.node.remembered import RememberedInterfaces
 from calico_core.node.router import Router
 from calico_core.node.socket_api import SocketServer
@@ -227,9 +228,13 @@ class Runtime:
         def answer() -> Answer:
             agent, routing = self._agent, self._routing
             found = metrics.collect(
-                self.host, self._started, agent.figures() if agent else None, routing.status() if routing else None
+                self.host,
+                self._started,
+                agent.figures() if agent else None,
+                routing.status() if routing else None,
+                self._log_targets.counts,
             )
-            return Answer(HTTPStatus.OK, metrics.CONTENT_TYPE, metrics.render(found))
+            return Answer(HTTPStatus.OK, CONTENT_TYPE, render(found))
 
         self._listen(settings.metrics_host, settings.metrics_port, {"/metrics": answer}, name="metrics")
 
