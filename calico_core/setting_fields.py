@@ -99,6 +99,7 @@ FIELDS: tuple[Field, ...] = (
     _field("route_protocol", values.integer(5, 255), (), "DeviceRouteProtocol"),
     _field("ignore_loose_rpf", values.boolean, (), "IgnoreLooseRPF"),
     _field("refresh_interval_s", values.number(0, 86400), (), "IptablesRefreshInterval", "NftablesRefreshInterval"),
+    _field("address_poll_s", values.number(0, 86400), (), "HostInterfacePollInterval", has_fallback=True),
     _field("established_flows", values.choice("cut", "keep"), ("CALICO_ESTABLISHED_FLOWS",), "EstablishedFlows"),
     _field("confirm_removals_after_s", values.number(0, 86400), ("CALICO_CONFIRM_REMOVALS_AFTER",)),
     # what the agent reports
@@ -145,7 +146,6 @@ IGNORED: Mapping[str, str] = {
     "StartupCleanupDelay": "the first complete apply replaces what was left in one transaction",
     "PeriodicResyncInterval": "a watch that missed something begins again with a snapshot",
     "HealthTimeoutOverrides": "one limit counts for all loops: DataplaneWatchdogTimeout",
-    "HostInterfacePollInterval": "the kernel tells of each change of an address, and all are listed when it lost some",
     "IpInIpEnabled": "a pool says itself whether it is encapsulated",
     "IpInIpMtu": "it follows from the MTU of the host's own interface",
     "IpInIpTunnelAddr": "the node writes it",

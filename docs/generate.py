@@ -83,6 +83,9 @@ MEANINGS = {
     "ignore_loose_rpf": "start although `net.ipv4.conf.all.rp_filter` is 2, which weakens the check of workloads' "
     "source addresses",
     "refresh_interval_s": "seconds between two comparisons of the kernel with what we want; 0: never",
+    "address_poll_s": "seconds between two looks at the host's own addresses, which host endpoints are found by, in "
+    "case that the kernel did not tell of a change; 0: at the start alone, and as the kernel tells. A value that "
+    "cannot be used counts as the default",
     "reporting_interval_s": "seconds between two reports of liveness; 0 or less: none",
     "reporting_ttl_s": "seconds such a report lasts",
     "endpoint_reporting": "write the status of each endpoint to the datastore",

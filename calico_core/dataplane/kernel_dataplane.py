@@ -122,7 +122,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         self._conntrack = Conntrack(namespace_fd)
         self._cutting = Timing()
         self._denied = DeniedPackets(options.denied_group, Origins() if origins is None else origins, namespace_fd)
-        self._prefix = options.interface_prefix
+        self._prefix, self._address_poll_s = options.interface_prefix, options.address_poll_s
         has_metadata = options.metadata is not None
         self._links = WorkloadLinks(
             self._route_socket, namespace_fd, has_metadata=has_metadata, has_ipv6=options.is_ipv6_enabled
@@ -201,7 +201,9 @@ class KernelDataplane(Dataplane, Generic[P]):
         return monitor.stop
 
     def watch_addresses(self, callback: Callable[[str, frozenset[IPAddress] | None], None]) -> Callable[[], None]:
-        monitor = AddressMonitor(callback, prefix=self._prefix, namespace_fd=self._namespace_fd)
+        monitor = AddressMonitor(
+            callback, prefix=self._prefix, namespace_fd=self._namespace_fd, poll_s=self._address_poll_s
+        )
         monitor.start()
         return monitor.stop
 

@@ -35,7 +35,8 @@ class DataplaneOptions(Value, frozen=True):
     169.254.169.254:80. ``log_rate``: log lines a second and rule, 0: no limit, with bursts of ``log_burst``.
     ``denied_group``: the NFLOG group that denied packets are told to, 0: none. ``mark_mask``: the bits of a packet's
     mark that are ours, two at least. ``max_set_size``: members of one set, where the kernel wants to know (iptables);
-    rules that name a larger one drop."""
+    rules that name a larger one drop. ``address_poll_s``: between two looks at the host's own addresses beside the
+    kernel's events, 0: none."""
 
     host: str = ""
     interface_prefix: str = "cali"
@@ -53,6 +54,7 @@ class DataplaneOptions(Value, frozen=True):
     denied_group: int = 0
     mark_mask: int = 0xFF000000
     max_set_size: int = 1 << 20
+    address_poll_s: float = 0.0
 
 
 class DenialOrigin(Value, frozen=True):

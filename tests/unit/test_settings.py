@@ -248,6 +248,7 @@ def test_every_field_has_one_source_list_and_a_default() -> None:
         ("FELIX_IPTABLESMARKMASK", "0x1ffffffff", "mark_mask"),
         ("FELIX_PROMETHEUSMETRICSPORT", "high", "metrics_port"),
         ("FELIX_ENDPOINTREPORTINGDELAYSECS", "-1", "endpoint_reporting_delay_s"),
+        ("FELIX_HOSTINTERFACEPOLLINTERVAL", "-1", "address_poll_s"),
     ],
 )
 def test_some_bad_values_count_as_the_default_and_are_noted(variable: str, text: str, field: str) -> None:
