@@ -5,10 +5,18 @@ The model is imported inside, so that a program that only reads the environment 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from calico_core.errors import InvalidRequest
 
+CLIENT_AUTH = (
+    "NoClientCert",
+    "RequestClientCert",
+    "RequireAnyClientCert",
+    "VerifyClientCertIfGiven",
+    "RequireAndVerifyClientCert",
+)
 _TRUE = frozenset({"true", "1", "yes", "y", "t"})
 _FALSE = frozenset({"false", "0", "no", "n", "f"})
 _LEVEL_WORDS = {
@@ -114,6 +122,35 @@ def log_level(value: str) -> str:
     """The reference system's words too, in any case."""
     cleaned = value.strip().lower()
     return _LEVEL_WORDS.get(cleaned) or choice("debug", "info", "warning", "error", "critical", "none")(cleaned)
+
+
+_DURATION = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def duration(value: str) -> float:
+    """Seconds: a number, or with units, as ``90s`` and ``1h30m``."""
+    cleaned = value.strip().lower()
+    parts = re.findall(r"([0-9.]+)(ms|s|m|h)", cleaned)
+    if parts and "".join(map("".join, parts)) == cleaned:
+        return sum(number(0, 1e9)(amount) * _DURATION[unit] for amount, unit in parts)
+    try:
+        return number(0, 1e9)(cleaned)
+    except InvalidRequest:
+        raise InvalidRequest("value", f"{value!r} is not a duration such as 90, 90s or 1h30m") from None
+
+
+def limits(value: str) -> tuple[tuple[str, float], ...]:
+    """``NAME=DURATION,…`` as names and seconds, which are more than 0."""
+    found: list[tuple[str, float]] = []
+    for part in names(value):
+        label, separator, text = part.partition("=")
+        if not (label.strip() and separator):
+            raise InvalidRequest("value", f"{part!r} is not NAME=DURATION")
+        seconds = duration(text)
+        if not seconds:
+            raise InvalidRequest("value", f"{part!r} gives no time")
+        found.append((label.strip(), seconds))
+    return tuple(found)
 
 
 def name(value: str) -> str:

@@ -82,11 +82,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     collector_grace_s: float = 900.0
     health_enabled: bool = True
     loop_limit_s: float = 90.0
+    loop_limits: tuple[tuple[str, float], ...] = ()
     health_host: str = "127.0.0.1"
     health_port: int = 9099
     metrics_enabled: bool = False
     metrics_host: str = "0.0.0.0"
     metrics_port: int = 9091
+    metrics_cert_file: str = ""
+    metrics_key_file: str = ""
+    metrics_ca_file: str = ""
+    metrics_client_auth: str = "RequireAndVerifyClientCert"
     # integrations
     libnetwork_plugin_dir: str = "/run/docker/plugins"
     libnetwork_scope: str = "global"

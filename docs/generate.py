@@ -99,11 +99,18 @@ MEANINGS = {
     "collector_grace_s": "seconds an address must have been without any sign of life before it is freed",
     "health_enabled": "serve `/liveness`, `/readiness` and `/health`",
     "loop_limit_s": "seconds that one turn of any loop of the node may take; after that the node counts as dead",
+    "loop_limits": "other limits for single loops: `NAME=DURATION,…` with names of components on `/health` (`engine`, "
+    "`routing`, `tunnels`, `reporter`) or of the reference system's main loops, as `engine=3m`",
     "health_host": "the address they are served on",
     "health_port": "and the port; 0: not at all",
     "metrics_enabled": "serve `/metrics` for Prometheus",
     "metrics_host": "the address they are served on",
     "metrics_port": "and the port; 0: not at all",
+    "metrics_cert_file": "the certificate `/metrics` is served with by TLS, in PEM; `none`: plain HTTP",
+    "metrics_key_file": "its key",
+    "metrics_ca_file": "certificates that those of clients are checked against",
+    "metrics_client_auth": "with TLS: `RequireAndVerifyClientCert` (so does `RequireAnyClientCert`), "
+    "`VerifyClientCertIfGiven`, `NoClientCert` (so does `RequestClientCert`)",
     "libnetwork_plugin_dir": "where Docker looks for plugin sockets",
     "libnetwork_scope": "`global` or `local`, as Docker is told",
     "docker_host": "Docker's own socket",

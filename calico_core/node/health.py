@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import socket
 import socketserver
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from calico_core.log import get_logger
 
@@ -90,11 +91,20 @@ class Health:
 class HttpServer:
     """Answers GET and HEAD of a few pages, each request in a thread of its own."""
 
-    def __init__(self, host: str, port: int, pages: Mapping[str, Callable[[], Answer]], *, name: str) -> None:
-        """Binds; raises ``OSError``. ``port`` 0: any free one, see :attr:`port`."""
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        pages: Mapping[str, Callable[[], Answer]],
+        *,
+        name: str,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Binds; raises ``OSError``. ``port`` 0: any free one, see :attr:`port`. ``tls`` None: plain HTTP."""
         self.place = (host, port)
         kind = _ServerV6 if ":" in host else _Server
         self._server = kind((host, port), _handler(dict(pages)))
+        self._server.tls = tls
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), name=name, daemon=True)
 
     @property
@@ -114,6 +124,14 @@ class HttpServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+    tls: ssl.SSLContext | None = None
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """The thread of the request greets: one who does not answer holds up nobody else."""
+        connection, address = super().get_request()
+        if self.tls is None:
+            return connection, address
+        return self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
 
     def server_bind(self) -> None:
         # not HTTPServer's own: it asks the resolver for our name, and may wait long for that

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -43,6 +44,7 @@ from calico_core.node.router import Router
 from calico_core.node.socket_api import SocketServer
 from calico_core.node.status import StatusReporter
 from calico_core.node.stored_config import read_stored_config, tell_settings, with_stored_config
+from calico_core.node.tls import metrics_tls
 from calico_core.node.tunnels import TunnelKeeper
 from calico_core.node.vital_signs import VitalSigns
 from calico_core.plugin_host.loader import load_driver
@@ -115,7 +117,7 @@ class Runtime:
         stored = read_stored_config(records, self.host)
         settings = self._settings = with_stored_config(settings, self._environment, stored)
         tell_settings(settings, self._environment, stored)
-        self._signs.limit_s = settings.loop_limit_s
+        self._signs.limit(settings.loop_limit_s, settings.loop_limits)
         live = self._live = LiveSettings(settings, self.host, stored, self._restart_later, self._log_targets.follow)
         live.begin()
         self._serve_health(settings)
@@ -224,6 +226,12 @@ class Runtime:
     def _serve_metrics(self, settings: Settings) -> None:
         if not settings.metrics_enabled or settings.metrics_port == 0:
             return
+        try:
+            tls = metrics_tls(settings)
+        except InvalidSettings as error:
+            # never without TLS instead: somebody wanted it closed
+            log.error("http.not_listening", server="metrics", reason=str(error))
+            return
 
         def answer() -> Answer:
             agent, routing = self._agent, self._routing
@@ -236,13 +244,19 @@ class Runtime:
             )
             return Answer(HTTPStatus.OK, CONTENT_TYPE, render(found))
 
-        self._listen(settings.metrics_host, settings.metrics_port, {"/metrics": answer}, name="metrics")
+        self._listen(settings.metrics_host, settings.metrics_port, {"/metrics": answer}, name="metrics", tls=tls)
 
     def _listen(
-        self, host: str, port: int, pages: Mapping[str, Callable[[], Answer]], *, name: str
+        self,
+        host: str,
+        port: int,
+        pages: Mapping[str, Callable[[], Answer]],
+        *,
+        name: str,
+        tls: ssl.SSLContext | None = None,
     ) -> HttpServer | None:
         try:
-            server = HttpServer(host, port, pages, name=name)
+            server = HttpServer(host, port, pages, name=name, tls=tls)
         except OSError as error:
             log.error("http.not_listening", server=name, host=host, port=port, reason=error.strerror or str(error))
             return None

@@ -7,13 +7,17 @@ leave it *degraded*.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from calico_core.interfaces.routing import RoutingStatus
+from calico_core.log import get_logger
 from calico_core.node.agent import Agent
 from calico_core.node.health import Component
 
+log = get_logger(__name__)
+
+_REFERENCE_NAMES = dict.fromkeys(("internaldataplanemainloop", "calculationgraph", "asynccalcgraph"), "engine")
 LIMIT_S = 90.0
 """A turn of a loop that takes longer hangs. As the reference system's dataplane watchdog."""
 
@@ -38,6 +42,7 @@ class VitalSigns:
     def __init__(self, integrations: Callable[[], Mapping[str, str]], *, limit_s: float = LIMIT_S) -> None:
         self._integrations = integrations
         self.limit_s = limit_s
+        self._limits: dict[str, float] = {}
         self.loops: dict[str, LoopSigns] = {}
         """The other parts with a loop, by the name of their component."""
         self.agent: Agent | None = None
@@ -46,6 +51,20 @@ class VitalSigns:
         self.has_integrations = False
         self.is_serving = False
 
+    def limit(self, limit_s: float, limits: Iterable[tuple[str, float]]) -> None:
+        """``limits``: of single components, by their names or by those of the reference system's loops."""
+        known = {"engine", "routing", "reporter", "tunnels"}
+        self.limit_s, self._limits = limit_s, {}
+        for given, seconds in limits:
+            name = _REFERENCE_NAMES.get(given.lower(), given.lower())
+            if name in known:
+                self._limits[name] = seconds
+            else:
+                log.warning("health.unknown_component", name=given, known=sorted(known))
+
+    def _limit_of(self, name: str) -> float:
+        return self._limits.get(name, self.limit_s)
+
     def look(self) -> Iterator[Component]:
         yield self._engine()
         yield self._datastore()
@@ -53,13 +72,13 @@ class VitalSigns:
         yield Component("socket", "ready") if self.is_serving else Component("socket", "unready", "not listening yet")
         yield self._routing()
         for name, loop in dict(self.loops).items():
-            yield Component(name, "dead", reason) if (reason := self._death(loop)) else Component(name, "ready")
+            yield Component(name, "dead", reason) if (reason := self._death(name, loop)) else Component(name, "ready")
 
-    def _death(self, loop: LoopSigns) -> str:
+    def _death(self, name: str, loop: LoopSigns) -> str:
         if not loop.is_alive:
             return "a thread of it ended"
         busy_s = loop.busy_s
-        return f"one turn takes {busy_s:.0f} s already" if busy_s > self.limit_s else ""
+        return f"one turn takes {busy_s:.0f} s already" if busy_s > self._limit_of(name) else ""
 
     def _engine(self) -> Component:
         agent = self.agent
@@ -68,7 +87,7 @@ class VitalSigns:
         if not agent.is_alive:
             return Component("engine", "dead", "a thread of it ended")
         busy_s = agent.counters.busy_s
-        if busy_s > self.limit_s:
+        if busy_s > self._limit_of("engine"):
             return Component("engine", "dead", f"one pass takes {busy_s:.0f} s already")
         if not agent.is_in_sync:
             reason = agent.frozen_because or agent.last_error or "no complete state is in the kernel yet"
@@ -94,7 +113,7 @@ class VitalSigns:
     def _routing(self) -> Component:
         if self.router is None or self.routing_status is None:
             return Component("routing", "unready", "not started yet")
-        if reason := self._death(self.router):
+        if reason := self._death("routing", self.router):
             return Component("routing", "dead", reason)
         status = self.routing_status()
         if not status.is_running:

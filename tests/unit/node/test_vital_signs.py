@@ -153,3 +153,23 @@ def test_a_turn_is_timed_and_a_wait_is_not() -> None:
     with pytest.raises(ValueError, match="x"), busy.turn():
         raise ValueError("x")
     assert busy.seconds == 0
+
+
+def test_single_loops_may_have_limits_of_their_own(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    node.run()
+    eventually_in_sync(node)
+    node.router.busy_s = 50.0
+    assert node.look()["routing"] == "ready"
+    node.signs.limit(90.0, (("routing", 40.0), ("InternalDataplaneMainLoop", 1000.0), ("moon", 1.0)))
+    assert node.look()["routing"] == "dead"
+    node.agent.counters.busy_since = time.monotonic() - 500
+    assert node.look()["engine"] != "dead"
+    node.signs.limit(90.0, ())
+    assert (node.look()["engine"], node.look()["routing"]) == ("dead", "ready")
+    (said,) = [each for each in caplog.records if each.getMessage() == "health.unknown_component"]
+    assert said.calico_fields["name"] == "moon"  # type: ignore[attr-defined]
+
+
+def eventually_in_sync(node: Node) -> None:
+    node.records.put(ReadyKey(), True)
+    assert node.agent.wait_in_sync(WAIT_S)
