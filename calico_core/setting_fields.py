@@ -107,6 +107,7 @@ FIELDS: tuple[Field, ...] = (
     _field("reporting_ttl_s", values.number(0, 86400), (), "ReportingTTLSecs"),
     _field("endpoint_reporting", values.boolean, (), "EndpointReportingEnabled"),
     _field("endpoint_reporting_delay_s", values.number(0, 3600), (), "EndpointReportingDelaySecs", has_fallback=True),
+    _field("endpoint_files", values.path_or_none_word, (), "EndpointStatusPathPrefix"),
     _field("collector_interval_s", values.number(0, 86400), ("CALICO_COLLECTOR_INTERVAL",)),
     _field("collector_grace_s", values.number(0, 86400), ("CALICO_COLLECTOR_GRACE",)),
     _field("health_enabled", values.boolean, (), "HealthEnabled"),

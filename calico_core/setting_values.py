@@ -178,6 +178,11 @@ def path(value: str) -> str:
     return value.strip()
 
 
+def path_or_none_word(value: str) -> str:
+    """An absolute path, or ``none`` as it is, where nothing means something else."""
+    return "none" if value.strip().lower() == "none" else path(value)
+
+
 def own_address(version: int) -> Callable[[str], str]:
     """``autodetect``, ``none`` or an address, of which a prefix length is dropped."""
 

@@ -78,6 +78,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     reporting_ttl_s: float = 90.0
     endpoint_reporting: bool = True
     endpoint_reporting_delay_s: float = 1.0
+    endpoint_files: str = ""
     collector_interval_s: float = 600.0
     collector_grace_s: float = 900.0
     health_enabled: bool = True

@@ -91,6 +91,9 @@ MEANINGS = {
     "endpoint_reporting": "write the status of each endpoint to the datastore",
     "endpoint_reporting_delay_s": "seconds between two writes of such statuses at least, give or take a tenth; a value "
     "that cannot be used counts as the default",
+    "endpoint_files": "where the directory `endpoint-status` is, with a file for each endpoint of this host whose "
+    "policy is in the kernel, as CNI plugins of the reference system wait for them; empty: in `run_directory`; `none`: "
+    "no files",
     "established_flows": "`cut`: connections that a change of policy denies end with it; `keep`: they go on until they "
     "end by themselves, as in the reference system",
     "confirm_removals_after_s": "how long the datastore must say the same before a "

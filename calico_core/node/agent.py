@@ -26,7 +26,7 @@ from calico_core.interfaces.dataplane import ApplyReport, Dataplane, is_whole_po
 from calico_core.interfaces.datastore import Datastore
 from calico_core.log import get_logger
 from calico_core.model.endpoints import WorkloadEndpoint
-from calico_core.model.hoststate import HostChanges
+from calico_core.model.hoststate import HostChanges, HostWorkload
 from calico_core.model.keys import (
     BGP_HOSTS,
     V1,
@@ -201,6 +201,10 @@ class Agent:
     def last_error(self) -> str:
         """Why the kernel does not have all that it was to have, or ''."""
         return self._last_error
+
+    def workload(self, key: WorkloadEndpointKey) -> HostWorkload | None:
+        """What the dataplane was told of an endpoint. Any thread."""
+        return self._resolver.workload(key)
 
     def figures(self) -> AgentFigures:
         """For metrics. Any thread."""

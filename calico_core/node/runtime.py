@@ -34,6 +34,8 @@ from calico_core.node.agent import Agent, AgentState
 from calico_core.node.collector import Collector
 from calico_core.node.dataplane_options import refuse_loose_rpf, warn_of_open_policy
 from calico_core.node.denied import DeniedLog, parse_question
+from calico_core.node.endpoint_files import DIRECTORY as ENDPOINT_FILES
+from calico_core.node.endpoint_files import EndpointFiles
 from calico_core.node.health import Answer, Health, HttpServer
 from calico_core.node.live_settings import LiveSettings
 from calico_core.node.local_view import ask_integrations, read_local_view
@@ -85,6 +87,7 @@ class Runtime:
         self._tunnels: TunnelKeeper | None = None
         self._routing: Routing | None = None
         self._reporter: StatusReporter | None = None
+        self._endpoint_files: EndpointFiles | None = None
         self._collector: Collector | None = None
         self._workloads: WorkloadService | None = None
         self._signs = VitalSigns(lambda: self._states)
@@ -137,7 +140,7 @@ class Runtime:
             host=self.host,
             dataplane=dataplane,
             refresh_interval_s=settings.refresh_interval_s,
-            reporter=self._reporter.put,
+            reporter=self._report,
             on_death=self.stopping.set,
             on_config=live.take,
             confirm_removals_after_s=settings.confirm_removals_after_s,
@@ -147,6 +150,7 @@ class Runtime:
                 Path(settings.state_directory, "interfaces.json"), confirm_after_s=settings.confirm_removals_after_s
             ),
         )
+        self._start_endpoint_files(settings, self._agent)
         self._stack.callback(self._agent.stop)
         self._agent.start()
         self._signs.agent = self._agent
@@ -179,7 +183,7 @@ class Runtime:
     def watch(self) -> bool:
         """Until :attr:`stopping` is set: True; or until a part has died: False."""
         while not self.stopping.wait(_WATCH_S):
-            for part in (self._agent, self._router, self._tunnels, self._reporter):
+            for part in (self._agent, self._router, self._tunnels, self._reporter, self._endpoint_files):
                 if part is not None and not part.is_alive:
                     log.error("node.part_died", part=type(part).__name__)
                     return False
@@ -317,6 +321,21 @@ class Runtime:
         self._stack.callback(self._reporter.stop)
         self._reporter.start()
         self._signs.loops["reporter"] = self._reporter
+
+    def _report(self, state: AgentState) -> None:
+        """Of the engine, after each pass."""
+        if self._reporter is not None:
+            self._reporter.put(state)
+        if self._endpoint_files is not None:
+            self._endpoint_files.put(state)
+
+    def _start_endpoint_files(self, settings: Settings, agent: Agent) -> None:
+        prefix = settings.endpoint_files or settings.run_directory
+        if prefix == "none":
+            return
+        self._endpoint_files = EndpointFiles(Path(prefix, ENDPOINT_FILES), agent.workload)
+        self._stack.callback(self._endpoint_files.stop)
+        self._endpoint_files.start()
 
     def _require_routing(self) -> Routing:
         assert self._routing is not None

@@ -106,6 +106,10 @@ class PolicyResolver:
         """Of the sets in use; any thread."""
         return self._ip_sets.index_figures()
 
+    def workload(self, key: WorkloadEndpointKey) -> HostWorkload | None:
+        """As the dataplane was told; any thread."""
+        return self._workloads.get(key)
+
     def in_sync(self) -> None:
         """The snapshot is complete: from now on :meth:`flush` speaks."""
         self._is_in_sync = True

@@ -70,6 +70,13 @@ def test_readiness_turns_on_and_metrics_are_served(make_lab: MakeLab) -> None:
 
     workload = lab.add_workload(host)
     workload.attach(network="net1")
+    files = Path(host.environment["CALICO_RUN_DIRECTORY"], "endpoint-status")
+    deadline = time.monotonic() + 10
+    while not (found_files := list(files.iterdir())):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    (file,) = found_files
+    assert json.loads(file.read_text())["ifaceName"].startswith("cali")
     now = figures(host)
     assert now["felix_active_local_endpoints"] == 1
     assert now["felix_cluster_num_workload_endpoints"] == 1
