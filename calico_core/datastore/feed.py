@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
     from calico_core.interfaces.datastore import Watch, WatchMessage
 
-WATCH_WAIT_S = 5.0
-"""How long one wait for events lasts. Nothing depends on it: stopping closes the watches."""
+WATCH_WAIT_S = 30.0
+"""How long one wait for events lasts. Nothing depends on it, stopping closes the watches; but each end of one wakes a
+thread of an idle node."""
+_CLOSE_WAIT_S = 5.0
 PUT_WAIT_S = 0.1
 QUEUED_MESSAGES = 1000
 
@@ -41,7 +43,7 @@ class Feed:
     def __exit__(self, *_: object) -> None:
         self.close()
         for thread in self._threads:
-            thread.join(WATCH_WAIT_S)
+            thread.join(_CLOSE_WAIT_S)
 
     def next(self, timeout_s: float) -> tuple[str, WatchMessage] | None:
         """A prefix and its message, or None."""

@@ -7,6 +7,7 @@ it is *degraded*, as is a broken integration. Sources: felix specification 9, no
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import socketserver
@@ -105,7 +106,8 @@ class HttpServer:
         kind = _ServerV6 if ":" in host else _Server
         self._server = kind((host, port), _handler(dict(pages)))
         self._server.tls = tls
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._is_stopping = False
 
     @property
     def port(self) -> int:
@@ -115,10 +117,21 @@ class HttpServer:
         self._thread.start()
 
     def stop(self) -> None:
+        self._is_stopping = True
         if self._thread.is_alive():
-            self._server.shutdown()
+            self._wake()
             self._thread.join(5)
         self._server.server_close()
+
+    def _run(self) -> None:
+        """Not ``serve_forever``: that looks several times a second whether it is to end."""
+        while not self._is_stopping:
+            self._server.handle_request()
+
+    def _wake(self) -> None:
+        """A socket that is shut down has nobody to accept, which ends the wait."""
+        with contextlib.suppress(OSError):
+            self._server.socket.shutdown(socket.SHUT_RDWR)
 
 
 class _Server(ThreadingHTTPServer):

@@ -66,7 +66,7 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
         _complain(str(error))
         return 2
     runtime = Runtime(settings, environment, targets)
-    asked = SignalActions({signal.SIGHUP: targets.reopen})
+    asked = SignalActions({signal.SIGHUP: targets.reopen, signal.SIGUSR1: runtime.tell_statistics})
     is_asked = False
 
     def ask(_signal: int, _frame: object) -> None:

@@ -28,7 +28,7 @@ from calico_core.interfaces.ipam import Ipam
 from calico_core.interfaces.routing import Routing, RoutingOptions
 from calico_core.log import get_logger
 from calico_core.model import codec
-from calico_core.node import composition, metrics, startup
+from calico_core.node import composition, metrics, startup, statistics
 from calico_core.node.addresses import is_own_address, node_address
 from calico_core.node.agent import Agent, AgentState
 from calico_core.node.collector import Collector
@@ -40,7 +40,7 @@ from calico_core.node.health import Answer, Health, HttpServer
 from calico_core.node.live_settings import LiveSettings
 from calico_core.node.local_view import ask_integrations, read_local_view
 from calico_core.node.log_targets import LogTargets
-from calico_core.node.metric import CONTENT_TYPE, render
+from calico_core.node.metric import CONTENT_TYPE, Metric, render
 from calico_core.node.remembered import RememberedInterfaces
 from calico_core.node.router import Router
 from calico_core.node.socket_api import SocketServer
@@ -227,6 +227,20 @@ class Runtime:
         if place is not None:
             self._health = self._listen(*place, Health(self._signs.look).pages(), name="health")
 
+    def tell_statistics(self) -> None:
+        """In the log. Any thread."""
+        statistics.tell(self._figures())
+
+    def _figures(self) -> list[Metric]:
+        agent, routing = self._agent, self._routing
+        return metrics.collect(
+            self.host,
+            self._started,
+            agent.figures() if agent else None,
+            routing.status() if routing else None,
+            self._log_targets.counts,
+        )
+
     def _serve_metrics(self, settings: Settings) -> None:
         if not settings.metrics_enabled or settings.metrics_port == 0:
             return
@@ -238,15 +252,7 @@ class Runtime:
             return
 
         def answer() -> Answer:
-            agent, routing = self._agent, self._routing
-            found = metrics.collect(
-                self.host,
-                self._started,
-                agent.figures() if agent else None,
-                routing.status() if routing else None,
-                self._log_targets.counts,
-            )
-            return Answer(HTTPStatus.OK, CONTENT_TYPE, render(found))
+            return Answer(HTTPStatus.OK, CONTENT_TYPE, render(self._figures()))
 
         self._listen(settings.metrics_host, settings.metrics_port, {"/metrics": answer}, name="metrics", tls=tls)
 

@@ -62,6 +62,14 @@ def test_a_change_that_is_taken_back_within_the_pause_costs_nothing(host: LabHos
     assert not wait_until(lambda: host.node_pid != first, 3)
 
 
+def test_a_signal_asks_for_statistics(host: LabHost) -> None:
+    host.start_node()
+    assert host.node_pid is not None
+    os.kill(host.node_pid, signal.SIGUSR1)
+    assert wait_until(lambda: says(host, "node.figure metric=felix_resync_state value=3"), 10)
+    assert wait_until(lambda: says(host, "node.thread thread=engine"), 10)
+
+
 def test_a_running_node_writes_its_log_where_the_datastore_says_and_opens_it_again(
     host: LabHost, tmp_path: Path
 ) -> None:
