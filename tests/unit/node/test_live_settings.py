@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,18 +15,6 @@ from calico_core.node.stored_config import StoredConfig
 from calico_core.settings import load_settings
 
 GLOBAL, OWN = GlobalConfigKey("LogSeverityScreen"), HostConfigKey("rack-a", "LogSeverityScreen")
-
-
-@pytest.fixture(autouse=True)
-def _logging() -> Iterator[None]:
-    """It is the process's: leave it as it was."""
-    root = logging.getLogger()
-    handlers, root_level = root.handlers[:], root.level
-    before = {name: logging.getLogger(name).level for name in log.PACKAGES}
-    yield
-    root.handlers[:], root.level = handlers, root_level
-    for name, level in before.items():
-        logging.getLogger(name).setLevel(level)
 
 
 def level() -> str:

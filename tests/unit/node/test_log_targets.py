@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import re
 import socket
@@ -22,18 +21,6 @@ from calico_core.node.log_targets import LogTargets
 from calico_core.settings import load_settings
 
 EVENTS = log.get_logger("calico_core.test")
-
-
-@pytest.fixture(autouse=True)
-def _logging() -> Iterator[None]:
-    """It is the process's: leave it as it was."""
-    root = logging.getLogger()
-    handlers, root_level = root.handlers[:], root.level
-    before = {name: logging.getLogger(name).level for name in log.PACKAGES}
-    yield
-    root.handlers[:], root.level = handlers, root_level
-    for name, level in before.items():
-        logging.getLogger(name).setLevel(level)
 
 
 @pytest.fixture
