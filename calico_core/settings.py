@@ -69,6 +69,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     denied_group: int = 80
     mark_mask: int = 0xFF000000
     route_protocol: int = 80
+    route_sync_disabled: bool = False
+    ip_forwarding: str = "Enabled"
+    netlink_timeout_s: float = 10.0
     ignore_loose_rpf: bool = False
     refresh_interval_s: float = 60.0
     address_poll_s: float = 10.0

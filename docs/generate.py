@@ -61,7 +61,7 @@ MEANINGS = {
     "interface_prefix": "how names of workload interfaces begin",
     "endpoint_to_host": "traffic of workloads to their host: `DROP`; `RETURN` (as the workload's outbound policy "
     "says, then the host's own rules); `ACCEPT`",
-    "ipv6_support": "`true`, `false` or `auto` (as the kernel has it)",
+    "ipv6_support": "`true`, `false` or `auto`: as the kernel has it, and the log says why not (`ipv6.off`)",
     "deny_action": "what a denial does: `DROP`, or `REJECT`, which tells the sender",
     "drop_override": "instead of every denial: `DROP` (none), `LOG-and-DROP`, and `ACCEPT` and `LOG-and-ACCEPT`, which "
     "switch policy off. A value that cannot be used counts as the default",
@@ -80,6 +80,11 @@ MEANINGS = {
     "mark_mask": "bits of a packet's mark that are ours, two at least. A value that cannot be used counts as the "
     "default",
     "route_protocol": "the number that marks our routes; only such routes are removed",
+    "route_sync_disabled": "the agent makes and removes no routes to workloads (an attach makes its own): somebody "
+    "else keeps them",
+    "ip_forwarding": "`Enabled`: the node makes the host a router; `Disabled`: it leaves the kernel's settings for "
+    "that alone, and until somebody makes them workloads reach their own host at most",
+    "netlink_timeout_s": "seconds the kernel may take to answer the agent",
     "ignore_loose_rpf": "start although `net.ipv4.conf.all.rp_filter` is 2, which weakens the check of workloads' "
     "source addresses",
     "refresh_interval_s": "seconds between two comparisons of the kernel with what we want; 0: never",

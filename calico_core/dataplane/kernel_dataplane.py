@@ -108,24 +108,32 @@ class KernelDataplane(Dataplane, Generic[P]):
     ) -> None:
         self._namespace_fd = namespace_fd
         self._policy = policy
-        run_in(namespace_fd, lambda: sysctl.apply(forwarding(has_ipv6=options.is_ipv6_enabled)))
+        if options.makes_router:
+            run_in(namespace_fd, lambda: sysctl.apply(forwarding(has_ipv6=options.is_ipv6_enabled)))
         self._state = HostState()
         self._unsettled: set[str] = set()  # interfaces whose links or routes could not all be made right
         self._is_complete = False
         self._is_alone = False
         self._families = (4, 6) if options.is_ipv6_enabled else (4,)
         self._claims = Claims()
-        self._route_socket = RouteSocket(namespace_fd)
+        self._route_socket = RouteSocket(namespace_fd, options.netlink_timeout_s)
         self._routes = WorkloadRoutes(
-            self._route_socket, prefix=options.interface_prefix, protocol=options.route_protocol
+            self._route_socket,
+            prefix=options.interface_prefix,
+            protocol=options.route_protocol,
+            makes_routes=options.makes_routes,
         )
-        self._conntrack = Conntrack(namespace_fd)
+        self._conntrack = Conntrack(namespace_fd, options.netlink_timeout_s)
         self._cutting = Timing()
         self._denied = DeniedPackets(options.denied_group, Origins() if origins is None else origins, namespace_fd)
         self._prefix, self._address_poll_s = options.interface_prefix, options.address_poll_s
         has_metadata = options.metadata is not None
         self._links = WorkloadLinks(
-            self._route_socket, namespace_fd, has_metadata=has_metadata, has_ipv6=options.is_ipv6_enabled
+            self._route_socket,
+            namespace_fd,
+            has_metadata=has_metadata,
+            has_ipv6=options.is_ipv6_enabled,
+            makes_router=options.makes_router,
         )
         self._wiring = VethWiring(
             namespace_fd,

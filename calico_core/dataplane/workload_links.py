@@ -46,9 +46,17 @@ class _Wanted(msgspec.Struct, frozen=True):
 class WorkloadLinks:
     """One thread, but for :meth:`was_set`; the socket is the caller's."""
 
-    def __init__(self, socket: RouteSocket, namespace_fd: int | None, *, has_metadata: bool, has_ipv6: bool) -> None:
+    def __init__(
+        self,
+        socket: RouteSocket,
+        namespace_fd: int | None,
+        *,
+        has_metadata: bool,
+        has_ipv6: bool,
+        makes_router: bool = True,
+    ) -> None:
         self._socket, self._namespace_fd = socket, namespace_fd
-        self._of_the_host = forwarding(has_ipv6=has_ipv6)
+        self._of_the_host = forwarding(has_ipv6=has_ipv6) if makes_router else ()
         self._has_metadata, self._has_ipv6 = has_metadata, has_ipv6
         self._wanted: dict[str, _Wanted] = {}
         self._done: dict[str, _Wanted] = {}

@@ -40,8 +40,9 @@ class RouteReport(msgspec.Struct, frozen=True, kw_only=True):
 class WorkloadRoutes:
     """One thread; the socket is the caller's."""
 
-    def __init__(self, socket: RouteSocket, *, prefix: str, protocol: int) -> None:
-        self._socket = socket
+    def __init__(self, socket: RouteSocket, *, prefix: str, protocol: int, makes_routes: bool = True) -> None:
+        """``makes_routes`` False: somebody else makes them, and none is touched; links are still looked for."""
+        self._socket, self._makes_routes = socket, makes_routes
         self._prefix, self._protocol = prefix, protocol
         self._wanted: dict[str, tuple[IPNetwork, ...]] = {}
         self._programmed: dict[str, frozenset[Route]] = {}
@@ -94,6 +95,8 @@ class WorkloadRoutes:
                     if interface in self._wanted:
                         without_link.add(interface)
                     continue
+                if not self._makes_routes:
+                    continue
                 desired = self._desired(link)
                 if self._programmed.get(interface) != desired:
                     changes, failed = self._align(link, desired)
@@ -117,6 +120,9 @@ class WorkloadRoutes:
         links = {link.name: link for link in self._socket.links()}
         workloads = {link.index: link for link in links.values() if link.name.startswith(self._prefix)}
         present = {name: link for name in self._wanted if (link := links.get(name)) and link.is_up}
+        without_link = frozenset(self._wanted.keys() - present.keys())
+        if not self._makes_routes:
+            return RouteReport(without_link=without_link)
         desired = {name: self._desired(link) for name, link in present.items()}
         wanted = [route for routes in desired.values() for route in routes]
         observed = [
@@ -128,7 +134,7 @@ class WorkloadRoutes:
         return RouteReport(
             changed=tuple(str(route.destination) for route in (*plan.delete, *plan.replace) if route not in failed),
             failures=tuple(_failure(route, error) for route, error in failed.items() if error.errno not in _GONE),
-            without_link=frozenset(self._wanted.keys() - present.keys()),
+            without_link=without_link,
         )
 
     def _desired(self, link: Link) -> frozenset[Route]:

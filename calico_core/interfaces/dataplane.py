@@ -36,7 +36,9 @@ class DataplaneOptions(Value, frozen=True):
     ``denied_group``: the NFLOG group that denied packets are told to, 0: none. ``mark_mask``: the bits of a packet's
     mark that are ours, two at least. ``max_set_size``: members of one set, where the kernel wants to know (iptables);
     rules that name a larger one drop. ``address_poll_s``: between two looks at the host's own addresses beside the
-    kernel's events, 0: none."""
+    kernel's events, 0: none. ``netlink_timeout_s``: how long the kernel may take for an answer. ``makes_routes`` False:
+    somebody else makes the routes to workloads. ``makes_router`` False: whether the host forwards is somebody else's to
+    say."""
 
     host: str = ""
     interface_prefix: str = "cali"
@@ -55,6 +57,9 @@ class DataplaneOptions(Value, frozen=True):
     mark_mask: int = 0xFF000000
     max_set_size: int = 1 << 20
     address_poll_s: float = 0.0
+    netlink_timeout_s: float = 10.0
+    makes_routes: bool = True
+    makes_router: bool = True
 
 
 class DenialOrigin(Value, frozen=True):

@@ -16,17 +16,17 @@ from calico_core.settings import Settings
 log = get_logger(__name__)
 
 _RP_FILTER = Path("/proc/sys/net/ipv4/conf/all/rp_filter")
+_IPV6 = Path("/proc/sys/net/ipv6")
 _LOOSE = "2"
 
 
 def dataplane_options(settings: Settings, host: str) -> DataplaneOptions:
-    """Raises ``InvalidSettings`` for a metadata address that no resolver knows."""
-    has_ipv6 = Path("/proc/sys/net/ipv6").exists()
+    """Raises ``InvalidSettings`` for a metadata address that no resolver knows, and for IPv6 the kernel has not."""
     return DataplaneOptions(
         host=host,
         interface_prefix=settings.interface_prefix,
         endpoint_to_host=settings.endpoint_to_host,
-        is_ipv6_enabled=settings.ipv6_support == "true" or (settings.ipv6_support == "auto" and has_ipv6),
+        is_ipv6_enabled=not ipv6_lack(settings),
         route_protocol=settings.route_protocol,
         log_prefix=settings.log_prefix,
         log_rate=settings.log_rate,
@@ -40,7 +40,29 @@ def dataplane_options(settings: Settings, host: str) -> DataplaneOptions:
         mark_mask=settings.mark_mask,
         max_set_size=settings.max_set_size,
         address_poll_s=settings.address_poll_s,
+        netlink_timeout_s=settings.netlink_timeout_s,
+        makes_routes=not settings.route_sync_disabled,
+        makes_router=settings.ip_forwarding == "Enabled",
     )
+
+
+def ipv6_lack(settings: Settings, sysctls: Path = _IPV6) -> str:
+    """Why there is no IPv6 for workloads, or ''. Raises ``InvalidSettings``: it is demanded and the kernel has none."""
+    if settings.ipv6_support == "false":
+        return "Ipv6Support is false"
+    if sysctls.is_dir():
+        return ""
+    lack = f"the kernel has no IPv6: there is no {sysctls}"
+    if settings.ipv6_support == "true":
+        origin = settings.origins.get("ipv6_support", "default")
+        raise InvalidSettings("ipv6_support", origin, f"{lack}; give it IPv6, or say auto or false")
+    return lack
+
+
+def tell_ipv6(settings: Settings) -> None:
+    """Once a start, when there is none."""
+    if lack := ipv6_lack(settings):
+        log.warning("ipv6.off", reason=lack)
 
 
 def refuse_loose_rpf(settings: Settings, path: Path = _RP_FILTER) -> None:

@@ -32,7 +32,7 @@ from calico_core.node import composition, metrics, startup, statistics
 from calico_core.node.addresses import is_own_address, node_address
 from calico_core.node.agent import Agent, AgentState
 from calico_core.node.collector import Collector
-from calico_core.node.dataplane_options import refuse_loose_rpf, warn_of_open_policy
+from calico_core.node.dataplane_options import refuse_loose_rpf, tell_ipv6, warn_of_open_policy
 from calico_core.node.denied import DeniedLog, parse_question
 from calico_core.node.endpoint_files import DIRECTORY as ENDPOINT_FILES
 from calico_core.node.endpoint_files import EndpointFiles
@@ -126,6 +126,7 @@ class Runtime:
         self._serve_health(settings)
         refuse_loose_rpf(settings)
         warn_of_open_policy(settings)
+        tell_ipv6(settings)
         dataplane = composition.open_dataplane(settings, self.host)
         self._dataplane_name = composition.dataplane_name(settings)
         self._dataplane_lack = composition.dataplane_lack(self._dataplane_name)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pyroaring import FrozenBitMap
 
 from calico_core.dataplane.linux.netlink import (
+    DEFAULT_TIMEOUT_S,
     HEADER,
     NETLINK_NETFILTER,
     NLM_F_ACK,
@@ -88,8 +89,8 @@ _SEND_BUFFER_BYTES = 8 << 20
 class NftSocket(NetlinkSocket):
     """An nfnetlink socket that speaks nf_tables, for our table."""
 
-    def __init__(self, namespace_fd: int | None = None) -> None:
-        super().__init__(NETLINK_NETFILTER, namespace_fd)
+    def __init__(self, namespace_fd: int | None = None, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        super().__init__(NETLINK_NETFILTER, namespace_fd, timeout_s)
         with contextlib.suppress(OSError):
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SEND_BUFFER_BYTES)
 

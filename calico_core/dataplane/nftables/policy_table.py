@@ -55,7 +55,7 @@ class PolicyTable:
     ) -> None:
         self._options = options
         self._library = NftLibrary(namespace_fd)
-        self._socket = NftSocket(namespace_fd)
+        self._socket = NftSocket(namespace_fd, options.netlink_timeout_s)
         families = (4, 6) if options.is_ipv6_enabled else (4,)
         self._docker = BesideDocker(self._socket, namespace_fd, prefix=options.interface_prefix, families=families)
         self._state = HostState()

@@ -71,6 +71,31 @@ def test_forwarding_of_the_host_is_put_back(lab: Any) -> None:
     assert sysctl(lab, "ipv4.ip_forward") == sysctl(lab, "ipv6.conf.all.forwarding") == "1"
 
 
+def test_forwarding_is_left_alone_when_somebody_else_has_it(make_lab: Callable[..., Any]) -> None:
+    lab = make_lab(makes_router=False)
+    assert sysctl(lab, "ipv4.ip_forward") == sysctl(lab, "ipv6.conf.all.forwarding") == "0"
+    lab.start()
+    assert lab.dataplane.resync().healed == ()
+    assert sysctl(lab, "ipv4.ip_forward") == sysctl(lab, "ipv6.conf.all.forwarding") == "0"
+
+
+def test_routes_are_left_alone_when_somebody_else_makes_them(make_lab: Callable[..., Any]) -> None:
+    lab = make_lab(makes_routes=False)
+    a, gone = lab.workload(), lab.unwired()
+    (mine,) = [net for net in a.nets if net.version == 4]
+    lab.host.run("ip", "route", "replace", "198.51.100.7", "dev", a.interface, "proto", "80", "scope", "link")
+    lab.host.run("ip", "route", "del", str(mine.ip), "dev", a.interface)
+    report = lab.start(a.endpoint(), gone.endpoint())
+    assert report.endpoints_without_link == (gone.endpoint().key,)
+    report = lab.dataplane.resync()
+    assert (report.healed, report.endpoints_without_link) == ((), (gone.endpoint().key,))
+    shown = lab.host.run("ip", "-4", "route", "show", "dev", a.interface)
+    assert "198.51.100.7" in shown
+    assert str(mine.ip) not in shown
+    lab.apply(removed_workloads=(a.endpoint().key,))
+    assert "198.51.100.7" in lab.host.run("ip", "-4", "route", "show", "dev", a.interface)
+
+
 def test_neighbours_follow_the_record(lab: Any) -> None:
     a, b = lab.workload(), lab.workload()
     lab.start(a.endpoint(), b.endpoint())

@@ -9,7 +9,13 @@ from netaddr import IPAddress, IPNetwork
 
 from calico_core.errors import InvalidSettings
 from calico_core.interfaces.dataplane import FailsafePort
-from calico_core.node.dataplane_options import dataplane_options, refuse_loose_rpf, warn_of_open_policy
+from calico_core.node.dataplane_options import (
+    dataplane_options,
+    ipv6_lack,
+    refuse_loose_rpf,
+    tell_ipv6,
+    warn_of_open_policy,
+)
 from calico_core.settings import load_settings
 
 
@@ -32,6 +38,10 @@ def test_every_option_follows_its_setting() -> None:
                 "FELIX_IPTABLESMARKMASK": "0xff",
                 "FELIX_DEVICEROUTEPROTOCOL": "99",
                 "CALICO_DENIED_GROUP": "7",
+                "FELIX_HOSTINTERFACEPOLLINTERVAL": "20",
+                "FELIX_NETLINKTIMEOUTSECS": "3",
+                "FELIX_ROUTESYNCDISABLED": "yes",
+                "FELIX_IPFORWARDING": "disabled",
             }
         ),
         "rack-a",
@@ -44,6 +54,8 @@ def test_every_option_follows_its_setting() -> None:
     assert options.metadata == (IPAddress("127.0.0.1"), 80)
     assert (options.log_prefix, options.log_rate, options.log_burst) == ("deny", 3, 4)
     assert (options.mark_mask, options.denied_group) == (0xFF, 7)
+    assert (options.address_poll_s, options.netlink_timeout_s) == (20, 3)
+    assert (options.makes_routes, options.makes_router) == (False, False)
 
 
 def test_without_settings_no_metadata_and_the_usual_ports() -> None:
@@ -51,6 +63,20 @@ def test_without_settings_no_metadata_and_the_usual_ports() -> None:
     assert options.metadata is None
     assert FailsafePort(6, 22) in options.failsafe_inbound
     assert FailsafePort(17, 53) in options.failsafe_outbound
+
+
+def test_without_ipv6_in_the_kernel_there_is_none_and_the_reason_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "ipv6").mkdir()
+    for text, lack in (("auto", ""), ("true", ""), ("false", "Ipv6Support is false")):
+        assert ipv6_lack(load_settings({"FELIX_IPV6SUPPORT": text}), tmp_path / "ipv6") == lack
+    assert "the kernel has no IPv6" in ipv6_lack(load_settings({}), tmp_path / "nowhere")
+    with pytest.raises(InvalidSettings, match=r"ipv6_support.*FELIX_IPV6SUPPORT.*the kernel has no IPv6"):
+        ipv6_lack(load_settings({"FELIX_IPV6SUPPORT": "true"}), tmp_path / "nowhere")
+    tell_ipv6(load_settings({"FELIX_IPV6SUPPORT": "false"}))
+    (said,) = [each for each in caplog.records if each.getMessage() == "ipv6.off"]
+    assert said.calico_fields == {"reason": "Ipv6Support is false"}  # type: ignore[attr-defined]
 
 
 def test_a_metadata_name_that_nobody_knows_is_refused() -> None:
