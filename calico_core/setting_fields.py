@@ -100,6 +100,7 @@ FIELDS: tuple[Field, ...] = (
     _field("route_sync_disabled", values.boolean, (), "RouteSyncDisabled"),
     _field("ip_forwarding", values.choice("Enabled", "Disabled"), (), "IPForwarding"),
     _field("netlink_timeout_s", values.number(0.1, 3600), (), "NetlinkTimeoutSecs"),
+    _field("mtu_interfaces", values.pattern, (), "MTUIfacePattern"),
     _field("ignore_loose_rpf", values.boolean, (), "IgnoreLooseRPF"),
     _field("refresh_interval_s", values.number(0, 86400), (), "IptablesRefreshInterval", "NftablesRefreshInterval"),
     _field("address_poll_s", values.number(0, 86400), (), "HostInterfacePollInterval", has_fallback=True),
@@ -145,8 +146,9 @@ BY_CONFIG: Mapping[str, Field] = {name: field for field in FIELDS for name in fi
 
 ETCD_NAMES = frozenset({"EtcdEndpoints", "EtcdAddr", "EtcdScheme"})
 """Names in the file that make up :attr:`Settings.datastore` together."""
+WRITTEN_BY_NODES = "the node writes it"
 IGNORED: Mapping[str, str] = {
-    "marker": "the node writes it",
+    "marker": WRITTEN_BY_NODES,
     "ClusterGUID": "nothing is reported to anyone",
     "UsageReportingEnabled": "nothing is reported to anyone",
     "EtcdDriverLogFilePath": "the datastore is read by the same process",
@@ -156,15 +158,16 @@ IGNORED: Mapping[str, str] = {
     "PeriodicResyncInterval": "a watch that missed something begins again with a snapshot",
     "IpInIpEnabled": "a pool says itself whether it is encapsulated",
     "IpInIpMtu": "it follows from the MTU of the host's own interface",
-    "IpInIpTunnelAddr": "the node writes it",
-    "IPv4VXLANTunnelAddr": "the node writes it",
-    "IPv6VXLANTunnelAddr": "the node writes it",
-    "VXLANTunnelMACAddr": "the node writes it",
-    "VXLANTunnelMACAddrV6": "the node writes it",
-    "Labels": "the node writes it",
+    "IpInIpTunnelAddr": WRITTEN_BY_NODES,
+    "IPv4VXLANTunnelAddr": WRITTEN_BY_NODES,
+    "IPv6VXLANTunnelAddr": WRITTEN_BY_NODES,
+    "VXLANTunnelMACAddr": WRITTEN_BY_NODES,
+    "VXLANTunnelMACAddrV6": WRITTEN_BY_NODES,
+    "Labels": WRITTEN_BY_NODES,
     "RouteRefreshInterval": "one comparison covers all: IptablesRefreshInterval",
     "InterfaceRefreshInterval": "one comparison covers all: IptablesRefreshInterval",
     "IpsetsRefreshInterval": "one comparison covers all: IptablesRefreshInterval",
+    "RequireMTUFile": "there is no file: CNI's require_mtu_file asks whether the node names an MTU",
     "RemoveExternalRoutes": "only routes of our own protocol are touched: DeviceRouteProtocol",
 }
 """Names of the reference system that are known and change nothing, and why."""

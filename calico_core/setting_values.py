@@ -178,6 +178,16 @@ def path(value: str) -> str:
     return value.strip()
 
 
+def pattern(value: str) -> str:
+    """A regular expression, as it is written."""
+    cleaned = value.strip()
+    try:
+        re.compile(cleaned)
+    except re.error as error:
+        raise InvalidRequest("value", f"{value!r} is not a regular expression: {error}") from None
+    return cleaned
+
+
 def path_or_none_word(value: str) -> str:
     """An absolute path, or ``none`` as it is, where nothing means something else."""
     return "none" if value.strip().lower() == "none" else path(value)

@@ -85,6 +85,9 @@ MEANINGS = {
     "ip_forwarding": "`Enabled`: the node makes the host a router; `Disabled`: it leaves the kernel's settings for "
     "that alone, and until somebody makes them workloads reach their own host at most",
     "netlink_timeout_s": "seconds the kernel may take to answer the agent",
+    "mtu_interfaces": "a regular expression for names of the host's own interfaces: the smallest MTU of those that are "
+    "up is the network's, and interfaces of workloads get it less what tunnels of pools need; empty: tunnels go by the "
+    "interface with the host's address, and without them the kernel's own MTU counts",
     "ignore_loose_rpf": "start although `net.ipv4.conf.all.rp_filter` is 2, which weakens the check of workloads' "
     "source addresses",
     "refresh_interval_s": "seconds between two comparisons of the kernel with what we want; 0: never",
@@ -208,7 +211,7 @@ def _settings() -> str:
         "start it again; policy stays in force meanwhile.",
         _table(("Setting", "Environment", "Datastore and file", "Default", "Meaning"), rows),
         "## Names that change nothing",
-        "The reference system knows these as well. They are read over without a warning.",
+        "The reference system knows these as well. They are read over with a warning that says why.",
         _table(("Name", "Why"), [(f"`{name}`", reason) for name, reason in IGNORED.items()]),
     )
 

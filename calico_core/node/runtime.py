@@ -361,6 +361,7 @@ class Runtime:
             host=self.host,
             addresses=addresses,
             refresh_interval_s=self._settings.refresh_interval_s,
+            mtu_interfaces=self._settings.mtu_interfaces,
         )
         self._stack.callback(self._tunnels.stop)
         self._tunnels.start()

@@ -11,11 +11,13 @@ from calico_core.errors import InvalidSettings
 from calico_core.interfaces.datastore import Records
 from calico_core.log import get_logger
 from calico_core.model.keys import HOSTS, V1, GlobalConfigKey, HostConfigKey
-from calico_core.setting_fields import ENVIRONMENT_PREFIX, FIELDS, IGNORED, unknown_names
+from calico_core.setting_fields import ENVIRONMENT_PREFIX, FIELDS, IGNORED, WRITTEN_BY_NODES, unknown_names
 from calico_core.settings import Settings, load_settings
 from calico_core.settings_file import file_of, read_settings_file
 
 log = get_logger(__name__)
+
+_OFF = frozenset({"false", "no", "0", "none"})
 
 
 class StoredConfig(NamedTuple):
@@ -64,10 +66,27 @@ def tell_settings(settings: Settings, environment: Mapping[str, str], stored: St
     _warn(f"file {path}", unknown_names(file, is_file=True))
     _warn("datastore", unknown_names({*stored.of_host, *stored.of_all}))
     _warn("environment", _unknown_variables(environment))
-    ignored = {name.lower(): (name, reason) for name, reason in IGNORED.items()}
-    for given in sorted({*file, *(name.lower() for name in stored.of_host)} & ignored.keys()):
-        name, reason = ignored[given]
-        log.info("settings.no_effect", name=name, reason=reason)
+    for where, given in (("environment", _of_reference(environment)), (f"file {path}", file)):
+        _warn_ignored(where, given)
+    for where, stored_there in (("datastore host", stored.of_host), ("datastore global", stored.of_all)):
+        _warn_ignored(where, {name.lower(): text for name, text in stored_there.items() if name in IGNORED})
+
+
+def _of_reference(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables of the reference system's agent: names in lower case."""
+    return {
+        name.removeprefix(ENVIRONMENT_PREFIX).lower(): text
+        for name, text in environment.items()
+        if name.startswith(ENVIRONMENT_PREFIX)
+    }
+
+
+def _warn_ignored(where: str, given: Mapping[str, str]) -> None:
+    """Of names that are known and change nothing; not of what nodes write themselves, and not of what is off."""
+    for name, reason in IGNORED.items():
+        text = given.get(name.lower(), "")
+        if text and reason != WRITTEN_BY_NODES and text.strip().lower() not in _OFF:
+            log.warning("settings.no_effect", name=name, where=where, reason=reason)
 
 
 def _unknown_variables(environment: Iterable[str]) -> dict[str, str]:

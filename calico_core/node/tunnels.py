@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from netaddr import IPAddress
 
-from calico_core.dataplane.linux.tunnels import Tunnels
+from calico_core.dataplane.linux.tunnels import Tunnels, Uplink
 from calico_core.datastore.syncer import SyncBatch, Syncer, SyncStatus
 from calico_core.errors import CalicoError, NoPools
 from calico_core.interfaces.datastore import Delete, Operation, Put, Records
@@ -44,7 +44,8 @@ class _Post(NamedTuple):
 
 class TunnelKeeper:
     """``addresses`` are the host's own, one a family. ``refresh_interval_s`` is how often the kernel is read again
-    though nothing changed; 0 or less: never."""
+    though nothing changed; 0 or less: never. ``mtu_interfaces``: a pattern for names of interfaces that show the MTU of
+    the network; empty: those of the addresses do."""
 
     def __init__(
         self,
@@ -54,12 +55,14 @@ class TunnelKeeper:
         host: str,
         addresses: Iterable[IPAddress],
         refresh_interval_s: float,
+        mtu_interfaces: str = "",
         kernel: Tunnels | None = None,
     ) -> None:
         self._records, self._ipam, self._host = records, ipam, host
         self._addresses = tuple(addresses)
         self._kernel = kernel or Tunnels()
         self._refresh_interval_s = refresh_interval_s
+        self._mtu_interfaces = mtu_interfaces
         self._table = TunnelTable(host, self._addresses)
         self._mailbox: Mailbox[_Post] = Mailbox()
         self._syncers = {"pools": self._follow("pools", (POOLS,))}
@@ -165,13 +168,7 @@ class TunnelKeeper:
     def _align(self, *, is_due: bool) -> tuple[str, ...]:
         pools = self._table.encapsulated_pools()
         uplinks = self._kernel.uplinks(self._addresses)
-        room = [
-            uplink.mtu_bytes - tunnel.overhead_bytes
-            for tunnel in pools
-            for address, uplink in uplinks.items()
-            if address.version == tunnel.version
-        ]
-        self._workload_mtu_bytes = min(room, default=None)
+        self._workload_mtu_bytes = self._room(pools, uplinks)
         self._has_judged.set()
         if pools and "hosts" not in self._syncers and not self._stopping.is_set():
             self._syncers["hosts"] = self._follow("hosts", (BLOCKS, BGP_HOSTS))
@@ -189,6 +186,19 @@ class TunnelKeeper:
             log.info(event, change=change)
         self._applied = state
         return (*reasons, *(f"{failure.subject}: {failure.reason}" for failure in report.failures))
+
+    def _room(self, pools: Iterable[TunnelId], uplinks: Mapping[IPAddress, Uplink]) -> int | None:
+        """For the packets of workloads; None: nothing says so."""
+        network = min(self._kernel.mtus(self._mtu_interfaces).values(), default=None) if self._mtu_interfaces else None
+        if network is not None:
+            return network - max((tunnel.overhead_bytes for tunnel in pools), default=0)
+        room = [
+            uplink.mtu_bytes - tunnel.overhead_bytes
+            for tunnel in pools
+            for address, uplink in uplinks.items()
+            if address.version == tunnel.version
+        ]
+        return min(room, default=None)
 
     def _follow(self, source: str, prefixes: tuple[str, ...]) -> Syncer:
         def sink(batch: SyncBatch) -> None:

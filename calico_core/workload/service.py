@@ -139,7 +139,10 @@ class WorkloadService(Workloads):
 
     def _require_mtu(self, request: Attach) -> None:
         if request.requires_mtu and not request.mtu_bytes and not self._default_mtu_bytes():
-            reason = "the node has none of its own: no pool has a tunnel here, and its setting mtu_bytes is 0"
+            reason = (
+                "the node has none of its own: no pool has a tunnel here, its setting mtu_interfaces matches nothing, "
+                "and mtu_bytes is 0"
+            )
             raise InvalidRequest("mtu", f"is required and not given, and {reason}")
 
     def _record(self, request: Attach) -> _Committed:

@@ -159,6 +159,8 @@ def test_values_are_parsed(variable: str, text: str, field: str, value: object) 
         ("FELIX_REPORTINGTTLSECS", "0xzz", "reporting_ttl_s", "number"),
         ("CALICO_LIBNETWORK_SCOPE", "swarm", "libnetwork_scope", "global, local"),
         ("CALICO_MTU", "1500.5", "mtu_bytes", "whole"),
+        ("FELIX_MTUIFACEPATTERN", "eth(", "mtu_interfaces", "regular expression"),
+        ("FELIX_ENDPOINTSTATUSPATHPREFIX", "run", "endpoint_files", "absolute path"),
         ("FELIX_HEALTHTIMEOUTOVERRIDES", "engine", "loop_limits", "NAME=DURATION"),
         ("FELIX_HEALTHTIMEOUTOVERRIDES", "engine=soon", "loop_limits", "1h30m"),
         ("FELIX_HEALTHTIMEOUTOVERRIDES", "engine=0s", "loop_limits", "no time"),

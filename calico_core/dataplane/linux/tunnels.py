@@ -11,6 +11,7 @@ the uplinks, and blackholes; routes of workload interfaces are the dataplane dri
 from __future__ import annotations
 
 import errno
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -95,6 +96,12 @@ class Tunnels:
                 subnet = IPNetwork((int(address), entry.prefix.length), version=address.version).cidr
                 found[address] = Uplink(index=link.index, name=link.name, mtu_bytes=link.mtu_bytes, subnet=subnet)
         return found
+
+    def mtus(self, pattern: str) -> dict[str, int]:
+        """MTU in bytes of the interfaces that are up and whose names begin with what ``pattern`` describes."""
+        matches = re.compile(pattern).match
+        with RouteSocket() as socket:
+            return {link.name: link.mtu_bytes for link in socket.links() if link.is_up and matches(link.name)}
 
     def sync(self, desired: HostTunnels, known: HostTunnels | None = None) -> TunnelReport:
         """Make everything as wanted. What fails is reported; the rest is done.

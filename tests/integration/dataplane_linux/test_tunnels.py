@@ -96,6 +96,14 @@ def test_uplinks_are_found_by_the_hosts_addresses(uplinked: Namespace) -> None:
 
 
 @needs_root
+def test_mtus_of_interfaces_that_are_up_are_found_by_their_names(uplinked: Namespace) -> None:
+    _ip(uplinked, "ip", "link", "add", "eth7", "mtu", "1300", "up", "type", "bridge")
+    _ip(uplinked, "ip", "link", "add", "eth8", "mtu", "1200", "type", "bridge")
+    _ip(uplinked, "ip", "link", "add", "docker0", "mtu", "500", "up", "type", "bridge")
+    assert netns.run_in(uplinked.fd, lambda: Tunnels().mtus("(eth|wlan)")) == {"eth0": 1500, "eth7": 1300}
+
+
+@needs_root
 def test_an_address_on_the_loopback_goes_out_by_the_default_route(uplinked: Namespace) -> None:
     routed = IPAddress("203.0.113.7")
     _ip(uplinked, "ip", "address", "add", f"{routed}/32", "dev", "lo")

@@ -82,3 +82,25 @@ def test_unknown_names_are_named_with_what_they_may_mean(
     assert said["interfaceprefx"] == "InterfacePrefix" or said["interfaceprefx"] == "interface_prefix"
     assert said["logseverityscreen"] == "LogSeverityScreen"
     assert said["Zzz"] is None
+
+
+def test_known_names_that_change_nothing_are_warned_of_with_the_reason(
+    nowhere: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    Path(nowhere["CALICO_CONFIG_FILE"]).write_text("RouteRefreshInterval = 20\nRequireMTUFile = false\n")
+    stored = StoredConfig(
+        {"marker": "created", "PeriodicResyncInterval": "60"}, {"IpInIpEnabled": "false", "ClusterGUID": "x"}
+    )
+    environment = {**nowhere, "FELIX_STARTUPCLEANUPDELAY": "5"}
+    tell_settings(load_local_settings(environment), environment, stored)
+    said = {
+        each.calico_fields["name"]: each.calico_fields["where"]  # type: ignore[attr-defined]
+        for each in caplog.records
+        if each.getMessage() == "settings.no_effect" and each.levelno == logging.WARNING
+    }
+    assert said == {
+        "StartupCleanupDelay": "environment",
+        "RouteRefreshInterval": f"file {nowhere['CALICO_CONFIG_FILE']}",
+        "PeriodicResyncInterval": "datastore host",
+        "ClusterGUID": "datastore global",
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -31,10 +32,14 @@ class _Kernel(Tunnels):
     def __init__(self) -> None:
         self.states: list[HostTunnels] = []
         self.failure: Failure | None = None
+        self.found: dict[str, int] = {}
 
     def uplinks(self, addresses: Iterable[IPAddress]) -> dict[IPAddress, Uplink]:
         subnet = IPNetwork("192.0.2.0/24")
         return {each: Uplink(index=2, name="eth0", mtu_bytes=1500, subnet=subnet) for each in addresses}
+
+    def mtus(self, pattern: str) -> dict[str, int]:
+        return {name: mtu_bytes for name, mtu_bytes in self.found.items() if re.match(pattern, name)}
 
     def sync(self, desired: HostTunnels, known: HostTunnels | None = None) -> TunnelReport:
         self.states.append(desired)
@@ -42,7 +47,7 @@ class _Kernel(Tunnels):
 
 
 class _Node:
-    def __init__(self) -> None:
+    def __init__(self, mtu_interfaces: str = "") -> None:
         self.records = TypedRecords(MemoryDatastore.open("memory://", DatastoreOptions()))
         self.ipam = BlockIpam(self.records, "own")
         self.kernel = _Kernel()
@@ -53,6 +58,7 @@ class _Node:
             host="own",
             addresses=[OWN],
             refresh_interval_s=0,
+            mtu_interfaces=mtu_interfaces,
             kernel=self.kernel,
         )
 
@@ -70,14 +76,17 @@ class _Node:
         state = self.kernel.states[-1] if self.kernel.states else HostTunnels()
         return state.devices[0].address if state.devices else None
 
+    def close(self) -> None:
+        self.keeper.stop()
+        self.ipam.close()
+        self.records.store.close()
+
 
 @pytest.fixture
 def node() -> Iterator[_Node]:
     made = _Node()
     yield made
-    made.keeper.stop()
-    made.ipam.close()
-    made.records.store.close()
+    made.close()
 
 
 def _eventually(condition: Callable[[], bool]) -> None:
@@ -196,3 +205,26 @@ def test_what_the_kernel_refuses_is_told_and_tried_again(node: _Node) -> None:
     node.kernel.failure = None
     node.put_pool(SECOND, is_vxlan=False)
     _eventually(lambda: node.keeper.last_error == "")
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "is_vxlan", "mtu_bytes"),
+    [
+        ({"eth0": 9000, "eth1": 1400, "docker0": 500}, False, 1400),
+        ({"eth0": 9000, "eth1": 1400, "docker0": 500}, True, 1350),
+        ({"docker0": 500}, False, None),
+        ({"docker0": 500}, True, 1450),  # nothing matches: as without a pattern
+    ],
+)
+def test_a_pattern_names_the_interfaces_that_show_the_networks_mtu(
+    interfaces: dict[str, int], is_vxlan: bool, mtu_bytes: int | None
+) -> None:
+    node = _Node("(eth|wlan)")
+    try:
+        node.kernel.found = interfaces
+        node.put_pool(FIRST, is_vxlan=is_vxlan)
+        node.keeper.start()
+        assert node.keeper.wait_judged(10)
+        _eventually(lambda: node.keeper.workload_mtu_bytes == mtu_bytes)
+    finally:
+        node.close()
