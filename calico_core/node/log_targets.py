@@ -23,6 +23,8 @@ from calico_core.errors import InvalidSettings
 if TYPE_CHECKING:
     from calico_core.settings import Settings
 
+logger = log.get_logger(__name__)
+
 _ROOM = 10_000
 _LAST_WORDS_S = 2.0
 SYSLOG = "/dev/log"
@@ -46,12 +48,15 @@ class LogPlaces(NamedTuple):
     file_level: str
     syslog_level: str
     style: str
+    silent_file: str = ""
+    """One that is named and gets nothing."""
 
     @classmethod
     def of(cls, settings: Settings) -> LogPlaces:
-        file = settings.log_file if settings.log_file_level != "none" else ""
-        level = settings.log_file_level if file else "none"
-        return cls(settings.log_level, file, level, settings.log_syslog_level, settings.log_format)
+        screen, system, style = settings.log_level, settings.log_syslog_level, settings.log_format
+        if settings.log_file_level == "none" or not settings.log_file:
+            return cls(screen, "", "none", system, style, silent_file=settings.log_file)
+        return cls(screen, settings.log_file, settings.log_file_level, system, style)
 
 
 class LogTargets:
@@ -85,6 +90,9 @@ class LogTargets:
             self._install(wanted)
         for each in leaving:
             each.close()
+        if wanted.silent_file:
+            origin = settings.origins.get("log_file_level", "default")
+            logger.warning("log.file_without_level", file=wanted.silent_file, log_file_level="none", origin=origin)
         return True
 
     def reopen(self) -> None:

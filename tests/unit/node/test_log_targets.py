@@ -192,3 +192,12 @@ def test_closing_writes_what_waits(targets: LogTargets, tmp_path: Path) -> None:
     targets.close()
     assert len(file.read_text().splitlines()) == 2000
     targets.close()
+
+
+def test_a_file_that_is_to_get_nothing_is_told_of(targets: LogTargets, screen: io.StringIO, tmp_path: Path) -> None:
+    """A new datastore says that the file's level is none."""
+    file = tmp_path / "calico.log"
+    targets.follow(load_settings({"FELIX_LOGFILEPATH": str(file)}, global_config={"LogSeverityFile": "none"}))
+    assert not file.exists()
+    assert "log.file_without_level" in screen.getvalue()
+    assert "origin='datastore global LogSeverityFile'" in screen.getvalue()
