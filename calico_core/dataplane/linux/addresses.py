@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from netaddr import IPAddress
 
 from calico_core.dataplane.linux.interfaces import LinkMonitor
+from calico_core.dataplane.linux.netns import run_in
 from calico_core.dataplane.linux.prefix import AF_INET
 from calico_core.dataplane.linux.rtnetlink import RouteSockets
-from calico_core.errors import KernelRefused
+from calico_core.errors import DataplaneError, KernelRefused
 from calico_core.log import get_logger
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ class AddressMonitor:
     :meth:`start`, later from the monitor's thread, and only when something is different. Interfaces whose name starts
     with ``prefix`` are left out.
 
-    It lists at the start, when the kernel has dropped events, and each ``poll_s`` seconds (0: not) in case that one did
-    not come for another reason; else it follows the events alone, however many links there are."""
+    It lists at the start and when the kernel has dropped events; else it follows the events alone, however many links
+    there are. Each ``poll_s`` seconds (0: not) it compares, in case that an event did not come for another reason."""
 
     def __init__(
         self, callback: AddressesCallback, *, prefix: str, namespace_fd: int | None = None, poll_s: float = 0.0
@@ -41,12 +42,13 @@ class AddressMonitor:
         self._told: dict[str, frozenset[IPAddress]] = {}
         self._names: dict[int, str] = {}
         self._addresses: dict[int, set[Prefix]] = {}
+        self._namespace_fd = namespace_fd
         self._sockets = RouteSockets(namespace_fd)
         self._monitor = LinkMonitor(
             self._link_changed,
             namespace_fd=namespace_fd,
             on_address=self._address_changed,
-            on_period=self._look,
+            on_period=self._compare,
             period_s=poll_s,
         )
 
@@ -89,6 +91,21 @@ class AddressMonitor:
             change(address.prefix)
             self._tell(self._names[address.index], known)
 
+    def _compare(self) -> None:
+        """Names of all links, which are cheap to read, and the addresses of those that are no workload's. Listing all
+        links and addresses takes ten times as long, and workloads have nearly all of them."""
+        try:
+            names = {name for name in run_in(self._namespace_fd, _link_names) if not name.startswith(self._prefix)}
+            with self._lock, self._sockets.borrow() as socket:
+                if names == {*self._names.values()}:
+                    for index, name in tuple(self._names.items()):
+                        addresses = self._addresses[index] = {each.prefix for each in socket.addresses(index)}
+                        self._tell(name, addresses)
+                    return
+        except (DataplaneError, OSError) as error:  # an index may be another link's now
+            log.debug("addresses.not_compared", error=str(error))
+        self._look()
+
     # --- both ------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
@@ -125,6 +142,12 @@ class AddressMonitor:
         else:
             self._told[name] = addresses
         self._callback(name, addresses)
+
+
+def _link_names() -> list[str]:
+    """Of the thread's network namespace. Source: proc(5), /proc/net/dev."""
+    with open("/proc/thread-self/net/dev", encoding="utf-8", errors="surrogateescape") as file:
+        return [line.partition(":")[0].strip() for line in file.readlines()[2:]]
 
 
 def _ip(prefix: Prefix) -> IPAddress:

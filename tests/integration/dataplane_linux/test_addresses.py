@@ -110,8 +110,28 @@ def test_a_change_that_no_event_told_of_is_found_by_the_next_look(
         deafen(monitor)
         ip(host, "address", "add", "192.0.2.1/24", "dev", "up0")
         eventually(lambda: heard[-1] == ("up0", of("192.0.2.1")))
+        ip(host, "address", "del", "192.0.2.1/24", "dev", "up0")
+        eventually(lambda: heard[-1] == ("up0", frozenset()))
         ip(host, "link", "del", "up0")
         eventually(lambda: heard[-1] == ("up0", None))
+    finally:
+        monitor.stop()
+
+
+def test_another_link_of_the_same_name_is_found_by_the_next_look(
+    host: Namespace, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    ip(host, "link", "add", "up0", "type", "bridge")
+    heard: Told = []
+    monitor = AddressMonitor(
+        lambda name, addresses: heard.append((name, addresses)), prefix="cali", namespace_fd=host.fd, poll_s=0.2
+    )
+    monitor.start()
+    try:
+        deafen(monitor)
+        commands = ["link del up0", "link add up0 type bridge", "address add 192.0.2.5/24 dev up0"]
+        subprocess.run(["ip", "-n", host.name, "-batch", "-"], input="\n".join(commands), text=True, check=True)
+        eventually(lambda: heard[-1] == ("up0", of("192.0.2.5")))
     finally:
         monitor.stop()
 
