@@ -75,6 +75,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mtu_interfaces: str = ""
     ignore_loose_rpf: bool = False
     refresh_interval_s: float = 60.0
+    route_refresh_interval_s: float = 0.0
+    link_refresh_interval_s: float = 0.0
+    set_refresh_interval_s: float = 0.0
     address_poll_s: float = 10.0
     confirm_removals_after_s: float = 300.0
     established_flows: str = "cut"

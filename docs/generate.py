@@ -91,6 +91,10 @@ MEANINGS = {
     "ignore_loose_rpf": "start although `net.ipv4.conf.all.rp_filter` is 2, which weakens the check of workloads' "
     "source addresses",
     "refresh_interval_s": "seconds between two comparisons of the kernel with what we want; 0: never",
+    "route_refresh_interval_s": "the same for routes; one comparison covers all, so the shortest interval that is "
+    "given counts for all; 0: none is given",
+    "link_refresh_interval_s": "the same for settings of interfaces",
+    "set_refresh_interval_s": "the same for address sets",
     "address_poll_s": "seconds between two looks at the host's own addresses, which host endpoints are found by, in "
     "case that the kernel did not tell of a change; 0: at the start alone, and as the kernel tells. A value that "
     "cannot be used counts as the default",

@@ -46,6 +46,18 @@ def dataplane_options(settings: Settings, host: str) -> DataplaneOptions:
     )
 
 
+def refresh_interval_s(settings: Settings) -> float:
+    """Between two comparisons with the kernel; one covers all of it, so the shortest interval that is given counts.
+    0: there are none."""
+    given = (
+        settings.refresh_interval_s,
+        settings.route_refresh_interval_s,
+        settings.link_refresh_interval_s,
+        settings.set_refresh_interval_s,
+    )
+    return min((each for each in given if each > 0), default=0.0)
+
+
 def ipv6_lack(settings: Settings, sysctls: Path = _IPV6) -> str:
     """Why there is no IPv6 for workloads, or ''. Raises ``InvalidSettings``: it is demanded and the kernel has none."""
     if settings.ipv6_support == "false":

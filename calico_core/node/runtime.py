@@ -32,7 +32,7 @@ from calico_core.node import composition, metrics, startup, statistics
 from calico_core.node.addresses import is_own_address, node_address
 from calico_core.node.agent import Agent, AgentState
 from calico_core.node.collector import Collector
-from calico_core.node.dataplane_options import refuse_loose_rpf, tell_ipv6, warn_of_open_policy
+from calico_core.node.dataplane_options import refresh_interval_s, refuse_loose_rpf, tell_ipv6, warn_of_open_policy
 from calico_core.node.denied import DeniedLog, parse_question
 from calico_core.node.endpoint_files import DIRECTORY as ENDPOINT_FILES
 from calico_core.node.endpoint_files import EndpointFiles
@@ -140,7 +140,7 @@ class Runtime:
             store=records.store,
             host=self.host,
             dataplane=dataplane,
-            refresh_interval_s=settings.refresh_interval_s,
+            refresh_interval_s=refresh_interval_s(settings),
             reporter=self._report,
             on_death=self.stopping.set,
             on_config=live.take,
@@ -360,7 +360,7 @@ class Runtime:
             ipam=ipam,
             host=self.host,
             addresses=addresses,
-            refresh_interval_s=self._settings.refresh_interval_s,
+            refresh_interval_s=refresh_interval_s(self._settings),
             mtu_interfaces=self._settings.mtu_interfaces,
         )
         self._stack.callback(self._tunnels.stop)

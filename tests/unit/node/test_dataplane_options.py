@@ -12,6 +12,7 @@ from calico_core.interfaces.dataplane import FailsafePort
 from calico_core.node.dataplane_options import (
     dataplane_options,
     ipv6_lack,
+    refresh_interval_s,
     refuse_loose_rpf,
     tell_ipv6,
     warn_of_open_policy,
@@ -77,6 +78,20 @@ def test_without_ipv6_in_the_kernel_there_is_none_and_the_reason_is_told(
     tell_ipv6(load_settings({"FELIX_IPV6SUPPORT": "false"}))
     (said,) = [each for each in caplog.records if each.getMessage() == "ipv6.off"]
     assert said.calico_fields == {"reason": "Ipv6Support is false"}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("given", "counts"),
+    [
+        ({}, 60),
+        ({"IptablesRefreshInterval": "0"}, 0),
+        ({"RouteRefreshInterval": "15", "IpsetsRefreshInterval": "0"}, 15),
+        ({"InterfaceRefreshInterval": "300"}, 60),
+        ({"IptablesRefreshInterval": "0", "IpsetsRefreshInterval": "40"}, 40),
+    ],
+)
+def test_the_shortest_refresh_interval_counts(given: dict[str, str], counts: float) -> None:
+    assert refresh_interval_s(load_settings({}, global_config=given)) == counts
 
 
 def test_a_metadata_name_that_nobody_knows_is_refused() -> None:

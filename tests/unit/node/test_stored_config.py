@@ -87,7 +87,7 @@ def test_unknown_names_are_named_with_what_they_may_mean(
 def test_known_names_that_change_nothing_are_warned_of_with_the_reason(
     nowhere: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    Path(nowhere["CALICO_CONFIG_FILE"]).write_text("RouteRefreshInterval = 20\nRequireMTUFile = false\n")
+    Path(nowhere["CALICO_CONFIG_FILE"]).write_text("IptablesGeneratorPlugin = other\nRequireMTUFile = false\n")
     stored = StoredConfig(
         {"marker": "created", "PeriodicResyncInterval": "60"}, {"IpInIpEnabled": "false", "ClusterGUID": "x"}
     )
@@ -100,7 +100,7 @@ def test_known_names_that_change_nothing_are_warned_of_with_the_reason(
     }
     assert said == {
         "StartupCleanupDelay": "environment",
-        "RouteRefreshInterval": f"file {nowhere['CALICO_CONFIG_FILE']}",
+        "IptablesGeneratorPlugin": f"file {nowhere['CALICO_CONFIG_FILE']}",
         "PeriodicResyncInterval": "datastore host",
         "ClusterGUID": "datastore global",
     }
