@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
-from http import HTTPStatus
 from pathlib import Path
 from typing import IO
 
@@ -36,17 +34,16 @@ from calico_core.node.dataplane_options import refresh_interval_s, refuse_loose_
 from calico_core.node.denied import DeniedLog, parse_question
 from calico_core.node.endpoint_files import DIRECTORY as ENDPOINT_FILES
 from calico_core.node.endpoint_files import EndpointFiles
-from calico_core.node.health import Answer, Health, HttpServer
 from calico_core.node.live_settings import LiveSettings
 from calico_core.node.local_view import ask_integrations, read_local_view
 from calico_core.node.log_targets import LogTargets
-from calico_core.node.metric import CONTENT_TYPE, Metric, render
+from calico_core.node.metric import Metric
+from calico_core.node.pages import NodePages
 from calico_core.node.remembered import RememberedInterfaces
 from calico_core.node.router import Router
 from calico_core.node.socket_api import SocketServer
 from calico_core.node.status import StatusReporter
 from calico_core.node.stored_config import read_stored_config, tell_settings, with_stored_config
-from calico_core.node.tls import metrics_tls
 from calico_core.node.tunnels import TunnelKeeper
 from calico_core.node.vital_signs import VitalSigns
 from calico_core.plugin_host.loader import load_driver
@@ -91,7 +88,7 @@ class Runtime:
         self._collector: Collector | None = None
         self._workloads: WorkloadService | None = None
         self._signs = VitalSigns(lambda: self._states)
-        self._health: HttpServer | None = None
+        self._pages = NodePages(self._signs.look, self._figures)
         self._live: LiveSettings | None = None
         self._denied: DeniedLog | None = None
         self._dataplane_name = settings.dataplane_driver
@@ -104,7 +101,8 @@ class Runtime:
         """Raises ``CalicoError`` with a sentence for people; what was started is stopped by :meth:`stop`."""
         settings = self._settings
         self._lock()
-        self._serve_health(settings)
+        self._stack.callback(self._pages.stop)
+        self._pages.serve_health(settings)
         ipv4 = node_address(settings.ip, 4, pools=(settings.pool_v4,) if settings.pool_v4 != "none" else ())
         ipv6 = node_address(settings.ip6, 6)
         if ipv4 is None and ipv6 is None:
@@ -123,7 +121,7 @@ class Runtime:
         self._signs.limit(settings.loop_limit_s, settings.loop_limits)
         live = self._live = LiveSettings(settings, self.host, stored, self._restart_later, self._log_targets.follow)
         live.begin()
-        self._serve_health(settings)
+        self._pages.serve_health(settings)
         refuse_loose_rpf(settings)
         warn_of_open_policy(settings)
         tell_ipv6(settings)
@@ -157,7 +155,7 @@ class Runtime:
         self._signs.agent = self._agent
         self._denied = DeniedLog(dataplane)
         self._stack.callback(self._denied.close)
-        self._serve_metrics(settings)
+        self._pages.serve_metrics(settings)
         self._start_routing(records)
         ipam = composition.open_ipam(records, self.host)
         self._stack.callback(ipam.close)
@@ -213,20 +211,7 @@ class Runtime:
         self.wants_restart = True
         self.stopping.set()
 
-    # --- health --------------------------------------------------------------------------------------
-
-    def _serve_health(self, settings: Settings) -> None:
-        """From the first moment, so that a node that waits is seen to live; again when the datastore knows another
-        place for it. A port that is taken stops nothing."""
-        is_wanted = settings.health_enabled and settings.health_port != 0
-        place = (settings.health_host, settings.health_port) if is_wanted else None
-        if self._health is not None:
-            if self._health.place == place:
-                return
-            self._health.stop()
-            self._health = None
-        if place is not None:
-            self._health = self._listen(*place, Health(self._signs.look).pages(), name="health")
+    # --- figures -------------------------------------------------------------------------------------
 
     def tell_statistics(self) -> None:
         """In the log. Any thread."""
@@ -241,39 +226,6 @@ class Runtime:
             routing.status() if routing else None,
             self._log_targets.counts,
         )
-
-    def _serve_metrics(self, settings: Settings) -> None:
-        if not settings.metrics_enabled or settings.metrics_port == 0:
-            return
-        try:
-            tls = metrics_tls(settings)
-        except InvalidSettings as error:
-            # never without TLS instead: somebody wanted it closed
-            log.error("http.not_listening", server="metrics", reason=str(error))
-            return
-
-        def answer() -> Answer:
-            return Answer(HTTPStatus.OK, CONTENT_TYPE, render(self._figures()))
-
-        self._listen(settings.metrics_host, settings.metrics_port, {"/metrics": answer}, name="metrics", tls=tls)
-
-    def _listen(
-        self,
-        host: str,
-        port: int,
-        pages: Mapping[str, Callable[[], Answer]],
-        *,
-        name: str,
-        tls: ssl.SSLContext | None = None,
-    ) -> HttpServer | None:
-        try:
-            server = HttpServer(host, port, pages, name=name, tls=tls)
-        except OSError as error:
-            log.error("http.not_listening", server=name, host=host, port=port, reason=error.strerror or str(error))
-            return None
-        server.start()
-        self._stack.callback(server.stop)
-        return server
 
     # --- phases --------------------------------------------------------------------------------------
 
