@@ -57,6 +57,7 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
     from calico_core.node.log_targets import LogTargets
     from calico_core.node.runtime import Runtime
     from calico_core.node.signal_actions import SignalActions
+    from calico_core.node.thread_deaths import ThreadDeaths
 
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     targets = LogTargets()
@@ -76,6 +77,8 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
 
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)
+    deaths = ThreadDeaths(runtime.stopping.set)
+    deaths.watch()
     asked.start()
     try:
         try:
@@ -90,6 +93,7 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
     finally:
         runtime.stop()
         asked.stop()
+        deaths.stop()
         targets.close()
     if is_asked:
         return 0

@@ -39,6 +39,7 @@ log = get_logger(__name__)
 _NODE_TTL_S = 90.0
 _RETRY_S = 5.0
 _GATHER_S = 0.02
+_BEAT_JITTER = 1.1
 _EndpointKey = WorkloadEndpointKey | HostEndpointKey
 _BATCH = 64  # operations a transaction
 
@@ -132,7 +133,7 @@ class StatusReporter:
                         is_behind = False
                     if time.monotonic() >= next_beat:
                         self._beat()
-                        next_beat = time.monotonic() + self._beat_interval_s
+                        next_beat = time.monotonic() + self._beat_interval_s * random.uniform(1.0, _BEAT_JITTER)
             except DatastoreError as error:
                 log.warning("status.not_written", reason=str(error))
                 next_beat = self._endpoints_at = time.monotonic() + _RETRY_S
