@@ -29,7 +29,8 @@ from calico_core.model.keys import (
 from calico_core.model.pools import Pool
 from calico_core.model.rules import Rule, RuleLists
 from calico_core.model.workloads import PairRequest
-from calico_core.node.agent import Agent, AgentState
+from calico_core.node.agent import Agent
+from calico_core.node.agent_state import AgentState
 from calico_core.node.counters import CountedRule
 from calico_core.node.remembered import RememberedInterfaces
 
@@ -415,14 +416,14 @@ def test_counters_of_rules_are_read_by_the_engine(bench: Bench) -> None:
     assert agent.wait_programmed(key, revision, WAIT_S)
     rules = RulesId("profile/web")
     bench.dataplane.count(rules, "inbound", 1, 3, 300)
-    assert agent.rule_counts() == (
+    assert agent.rule_counts.ask() == (
         CountedRule(rules, "inbound", 0, "allow", 0, 0),
         CountedRule(rules, "inbound", 1, "deny", 3, 300),
     )
-    assert agent.figures().rules == agent.rule_counts()
+    assert agent.figures().rules == agent.rule_counts.ask()
     agent.stop()
     with pytest.raises(NotReady, match="busy"):
-        agent.rule_counts(0.05)
+        agent.rule_counts.ask(0.05)
 
 
 def test_the_addresses_of_all_hosts_and_both_families_reach_the_dataplane(bench: Bench) -> None:
