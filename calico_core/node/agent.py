@@ -163,6 +163,8 @@ class Agent:
             is_frozen=freeze is not None,
             waiting=freeze.waiting if freeze is not None else 0,
             rules=self.rule_counts.for_metrics(),
+            kernel=self._dataplane.figures(),
+            label_index=self._resolver.index_figures(),
         )
 
     def knows_ready(self) -> bool:
@@ -215,11 +217,13 @@ class Agent:
     def _pass(self, items: list[Item]) -> None:
         """One pass of the engine: everything that has gathered becomes one batch for the kernel."""
         events: dict[str, InterfaceEvent] = {}
+        addressed = 0
         for item in items:
             match item:
                 case InterfaceEvent():
                     events[item.name] = item
                 case HostAddresses(name, addresses):
+                    addressed += 1
                     self._resolver.set_interface(name, addresses)
                     self._own_addresses[name] = addresses or frozenset()
                 case CountsWanted(reply):
@@ -229,6 +233,7 @@ class Agent:
                     self._follow(self._guard.confirm())
                 case _:
                     self._take(item)
+        self.counters.note_events(links=len(events), addresses=addressed)
         self._look_at_removals(events)
         self._enter_sync()
         if self._is_in_sync:
