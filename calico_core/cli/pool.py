@@ -16,7 +16,8 @@ from calico_core.interfaces.datastore import Compare, Delete, NoneNewer, Operati
 from calico_core.ipam.store_view import held_in
 from calico_core.model import codec
 from calico_core.model.addresses import parse_network
-from calico_core.model.keys import AFFINITIES, BLOCKS, POOLS, AffinityKey, BlockKey, PoolKey, parse_key
+from calico_core.model.key_paths import parse_key
+from calico_core.model.keys import AFFINITIES, BLOCKS, POOLS, AffinityKey, BlockKey, PoolKey
 from calico_core.model.pools import BLOCK_PREFIX, Pool
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from calico_core.dataplane.linux import sysctl
 from calico_core.dataplane.linux.addresses import AddressMonitor
 from calico_core.dataplane.linux.conntrack import Conntrack
 from calico_core.dataplane.linux.interfaces import LinkMonitor
+from calico_core.dataplane.linux.link_table import LinkTable
 from calico_core.dataplane.linux.netns import run_in
 from calico_core.dataplane.linux.rtnetlink import RouteSocket
 from calico_core.dataplane.linux.wiring import VethWiring
@@ -49,6 +50,7 @@ from calico_core.stopwatch import Timing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from calico_core.dataplane.linux.link_messages import Link
     from calico_core.model.keys import WorkloadEndpointKey
     from calico_core.model.workloads import InterfaceEvent
 
@@ -117,6 +119,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         self._families = (4, 6) if options.is_ipv6_enabled else (4,)
         self._claims = Claims()
         self._route_socket = RouteSocket(namespace_fd, options.netlink_timeout_s)
+        self._link_table = LinkTable()
         self._routes = WorkloadRoutes(
             self._route_socket,
             prefix=options.interface_prefix,
@@ -193,6 +196,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         if not self._is_complete:
             return ApplyReport()
         if event.kind == "resync":
+            self._link_table.fill(self._route_socket.links())
             links = self._links.resync()
             return self._report(None, links, [self._routes.resync()], ())
         if self._claims.owner(event.name) is None:
@@ -204,9 +208,16 @@ class KernelDataplane(Dataplane, Generic[P]):
         return self._report(None, links, [routes], ())
 
     def watch_interfaces(self, callback: Callable[[InterfaceEvent], None]) -> Callable[[], None]:
-        monitor = LinkMonitor(callback, namespace_fd=self._namespace_fd)
+        monitor = LinkMonitor(callback, namespace_fd=self._namespace_fd, table=self._link_table)
         monitor.start()
-        return monitor.stop
+        with RouteSocket(self._namespace_fd) as own:
+            self._link_table.fill(own.links())
+
+        def stop() -> None:
+            monitor.stop()
+            self._link_table.lose()
+
+        return stop
 
     def watch_addresses(self, callback: Callable[[str, frozenset[IPAddress] | None], None]) -> Callable[[], None]:
         monitor = AddressMonitor(
@@ -282,9 +293,14 @@ class KernelDataplane(Dataplane, Generic[P]):
         if not interfaces:
             return RouteReport()
         try:
-            return self._routes.sync(interfaces, self._route_socket.find_links(interfaces))
+            return self._routes.sync(interfaces, self._find_links(interfaces))
         except KernelRefused as error:
             return RouteReport(failures=(Failure("interfaces", str(error)),))
+
+    def _find_links(self, names: list[str]) -> dict[str, Link]:
+        """From the events, while somebody watches them."""
+        table = self._link_table
+        return table.find(names) if table.is_filled else self._route_socket.find_links(names)
 
     def _follow_links(self, interfaces: Iterable[str]) -> tuple[LinkReport, RouteReport]:
         """What depends on links, of these interfaces and those that failed before."""
@@ -292,7 +308,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         if not names:
             return LinkReport(), RouteReport()
         try:
-            found = self._route_socket.find_links(names)
+            found = self._find_links(names)
         except KernelRefused as error:
             links, routes = LinkReport(failures=(Failure("interfaces", str(error)),)), RouteReport()
         else:

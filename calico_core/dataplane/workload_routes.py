@@ -154,11 +154,8 @@ class WorkloadRoutes:
         return frozenset(routes)
 
     def _align(self, link: Link, desired: frozenset[Route]) -> tuple[list[str], list[Failure]]:
-        observed: Iterable[Route] | None = self._programmed.get(link.name)
-        if observed is None:
-            # new to us: the wiring has been here, or an earlier run
-            found = self._socket.routes(index=link.index)
-            observed = [route for route in found if route.protocol == self._protocol]
+        # one that is new to us has none, or those of the wiring: replacing a route by the same is no harm
+        observed = self._programmed.get(link.name, ())
         plan = plan_routes(desired, observed, protocol=self._protocol)
         failed = {each.route: each.error for each in apply_routes(self._socket, plan)}
         if desired:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from calico_core.errors import InvalidRecord
 from calico_core.interfaces.datastore import Versioned
 from calico_core.log import get_logger
-from calico_core.model import codec, keys
+from calico_core.model import codec
+from calico_core.model.key_paths import parse_key
 
 if TYPE_CHECKING:
     from calico_core.interfaces.datastore import Datastore, Entry
@@ -64,7 +65,7 @@ class TypedRecords:
         return self._store.delete(key.path, mod_revision=mod_revision)
 
     def _decode(self, entry: Entry) -> Versioned[Any] | None:
-        key = keys.parse_key(entry.key)
+        key = parse_key(entry.key)
         if key is None:  # of a version or a component we do not know
             return None
         try:

@@ -43,6 +43,7 @@ KEPT_CHANGES = 10_000
 KEPT_S = 3600.0
 COMPACT_EVERY = 512
 """Writes between two looks at what may be forgotten."""
+_CHECKPOINT_COMMITS = 1000
 READ_REVISIONS = 1000
 """Revisions a watch reads at once; whole ones, so that none is split."""
 
@@ -54,7 +55,8 @@ class SqliteDatastore(Datastore):
 
     def __init__(self, path: str, *, timeout_s: float = 5.0, synchronous: str = "NORMAL") -> None:
         self._file = SqliteFile(path, timeout_s=max(timeout_s, 5.0), synchronous=synchronous)
-        self._doorbell = Doorbell(path, self._sweep)
+        self._doorbell = Doorbell(path, self._tend)
+        self._checkpointed = 0
         self._closed = False
 
     @classmethod
@@ -174,6 +176,13 @@ class SqliteDatastore(Datastore):
             _sweep_expired(connection, _revision(connection))
         self._doorbell.ring()
         return True
+
+    def _tend(self) -> None:
+        """About once a second, in the listening thread."""
+        self._sweep()
+        if self._doorbell.count - self._checkpointed >= _CHECKPOINT_COMMITS:
+            self._checkpointed = self._doorbell.count
+            self._file.checkpoint()
 
     def _extend(self, lease: int, ttl_s: float) -> bool:
         with self._file.writing() as connection:

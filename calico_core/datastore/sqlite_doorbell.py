@@ -16,6 +16,7 @@ import select
 import socket
 import sqlite3
 import threading
+import time
 import uuid
 from collections import deque
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 SAFETY_NET_S = 1.0
 _REMEMBERED_RINGS = 256
+_SETTLED_NS = 100_000_000
 log = get_logger(__name__)
 
 
@@ -43,6 +45,8 @@ class Doorbell:
         self._rings: deque[frozenset[str] | None] = deque(maxlen=_REMEMBERED_RINGS)
         self._path, self._folder, self._sweep = path, Path(f"{path}.watch"), sweep
         self._name = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._listed: tuple[str, ...] = ()
+        self._listed_ns = 0
         self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sender.setblocking(False)
         self._starting = threading.Lock()
@@ -53,14 +57,12 @@ class Doorbell:
         """Something was committed here: wake everybody. Never blocks, never fails. ``keys`` are those it changed;
         None: not known."""
         self._notify(keys)
-        try:
-            names = os.listdir(self._folder)  # noqa: PTH208 - in every write
-        except OSError:
+        names = self._others()
+        if not names:
             return
-        with _reachable(self._folder) as base:
+        with contextlib.suppress(OSError), _reachable(self._folder) as base:
             for name in names:
-                if name != self._name:
-                    self._send(f"{base}/{name}", self._folder / name)
+                self._send(f"{base}/{name}", self._folder / name)
 
     def listen(self) -> None:
         """Start hearing other processes; what they commit after this returns is heard. Repeating it is fine."""
@@ -123,6 +125,20 @@ class Doorbell:
             for sleeper, prefix in self._sleepers.items():
                 if _is_below(prefix, keys):
                     sleeper.notify()
+
+    def _others(self) -> tuple[str, ...]:
+        """Who listens in other processes. The folder is read again only after it has changed: every write asks."""
+        try:
+            changed_ns = os.stat(self._folder).st_mtime_ns  # noqa: PTH116
+            if changed_ns != self._listed_ns:
+                names = os.listdir(self._folder)  # noqa: PTH208
+                self._listed = tuple(name for name in names if name != self._name)
+                # a file's time is as coarse as the clock's tick: what comes in the same tick has the same
+                is_settled = time.time_ns() - changed_ns > _SETTLED_NS
+                self._listed_ns = changed_ns if is_settled else 0
+        except OSError:
+            return ()
+        return self._listed
 
     def _send(self, address: str, path: Path) -> None:
         try:

@@ -25,7 +25,8 @@ from calico_core.datastore.feed import WATCH_WAIT_S, Feed
 from calico_core.errors import CalicoError, InvalidRecord
 from calico_core.interfaces.datastore import Batch, CompactedAway, Lost, Progress
 from calico_core.log import get_logger
-from calico_core.model import codec, keys
+from calico_core.model import codec
+from calico_core.model.key_paths import parse_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -345,7 +346,7 @@ class Syncer:
 
     def _decode(self, path: str, value: bytes, mod_revision: int) -> Update | None:
         known = self._known.get(path)
-        key = known.key if known is not None else keys.parse_key(path)
+        key = known.key if known is not None else parse_key(path)
         if key is None:
             return None
         try:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from calico_core.errors import CalicoError, DatastoreError, InvalidRecord, InvalidRequest
 from calico_core.interfaces.datastore import MAX_TRANSACTION_OPERATIONS, Delete, Operation, Put
-from calico_core.model import codec, keys
+from calico_core.model import codec
+from calico_core.model.key_paths import parse_key
 from calico_core.model.keys import FELIX_STATUS, NODE_STATUS, ROOT, ReadyKey
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Contents(NamedTuple):
         """Paths of records that we could not read ourselves, with the reason. They are carried all the same."""
         bad = {}
         for path, value in self.values.items():
-            key = keys.parse_key(path)
+            key = parse_key(path)
             try:
                 if key is not None:
                     codec.decode(key, value)

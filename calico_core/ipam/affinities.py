@@ -17,7 +17,8 @@ from calico_core.ipam.draft import affinity_prefix, is_disposable
 from calico_core.log import get_logger
 from calico_core.model import codec
 from calico_core.model.blocks import Affinity, Block
-from calico_core.model.keys import POOLS, AffinityKey, BlockKey, Key, PoolKey, parse_key
+from calico_core.model.key_paths import parse_key
+from calico_core.model.keys import POOLS, AffinityKey, BlockKey, Key, PoolKey
 from calico_core.model.pools import Pool
 
 if TYPE_CHECKING:

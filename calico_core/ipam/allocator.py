@@ -27,7 +27,8 @@ from calico_core.ipam.turns import Turns
 from calico_core.log import get_logger
 from calico_core.model import codec
 from calico_core.model.blocks import Block, Handle
-from calico_core.model.keys import BLOCKS, BlockKey, HandleKey, Key, parse_key
+from calico_core.model.key_paths import parse_key
+from calico_core.model.keys import BLOCKS, BlockKey, HandleKey, Key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

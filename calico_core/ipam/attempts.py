@@ -25,6 +25,7 @@ from calico_core.interfaces.ipam import Companion
 from calico_core.ipam.draft import Draft, affinity_prefix
 from calico_core.ipam.steps import Fresh, Need, Plan, both
 from calico_core.log import get_logger
+from calico_core.model.key_paths import parse_key
 from calico_core.model.keys import (
     BLOCKS,
     POOLS,
@@ -35,7 +36,6 @@ from calico_core.model.keys import (
     Key,
     PoolKey,
     ReservationKey,
-    parse_key,
 )
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from calico_core.ipam import blocks as block_operations
 from calico_core.model import codec
 from calico_core.model.blocks import Affinity, Block, Handle, IpamConfig
 from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.key_paths import parse_key
 from calico_core.model.keys import (
     AffinityKey,
     BgpHostAddressKey,
@@ -26,7 +27,6 @@ from calico_core.model.keys import (
     NodeStatusKey,
     PoolKey,
     WorkloadEndpointKey,
-    parse_key,
 )
 from calico_core.model.pools import Pool
 from calico_core.model.record import Value

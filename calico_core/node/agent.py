@@ -7,21 +7,16 @@ removed from the kernel before the first in-sync, and nothing while the datastor
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
-from typing import NamedTuple
 
-import msgspec
 from netaddr import IPAddress
 
 from calico_core.datastore.syncer import SyncBatch, Syncer, SyncStatus, Update
-from calico_core.errors import CalicoError, NotReady
+from calico_core.errors import CalicoError
 from calico_core.interfaces.dataplane import ApplyReport, Dataplane, is_whole_policy
 from calico_core.interfaces.datastore import Datastore
 from calico_core.log import get_logger
@@ -38,62 +33,25 @@ from calico_core.model.keys import (
     ReadyKey,
     WorkloadEndpointKey,
 )
-from calico_core.model.record import Value
 from calico_core.model.workloads import InterfaceEvent
-from calico_core.node.counters import AgentCounters, CountedRule
+from calico_core.node.agent_state import AgentState, CountsWanted, HostAddresses, Item, RemovalsConfirmed, Reporter
+from calico_core.node.counters import AgentCounters
 from calico_core.node.flow_cutter import FlowCutter
 from calico_core.node.host_endpoint_status import HostEndpointStatuses
 from calico_core.node.mailbox import Mailbox
 from calico_core.node.metrics import AgentFigures
+from calico_core.node.pace import Pace
 from calico_core.node.progress import EndpointProgress
 from calico_core.node.remembered import RememberedInterfaces
 from calico_core.node.removal_guard import RemovalFreeze, RemovalGuard
+from calico_core.node.rule_counts import RuleCounts
 from calico_core.policy.resolver import PolicyResolver
 
 log = get_logger(__name__)
 
-_RETRY_FIRST_S = 0.1
-_RETRY_MAX_S = 10.0
-_REFRESH_JITTER = 1.2
-_COUNTS_WAIT_S = 4.0
-_COUNTS_FOR_METRICS_S = 1.0
-_COUNTS_LAST_S = 10.0
 
-
-class AgentState(Value, frozen=True):
-    """What the agent reports: handed to the reporter after every pass."""
-
-    is_in_sync: bool
-    is_applied: bool
-    endpoints: dict[WorkloadEndpointKey, tuple[str, str]]
-    """Status (``up``, ``down``, ``error``) and reason of each local endpoint."""
-    bad_records: tuple[str, ...] = ()
-    last_error: str = ""
-    host_endpoints: dict[HostEndpointKey, tuple[str, str]] = msgspec.field(default_factory=dict)
-    """The same of its host endpoints."""
-    freeze: RemovalFreeze | None = None
-    """Deletions wait for confirmation. ``since`` is monotonic."""
-
-
-class _HostAddresses(NamedTuple):
-    """An interface of the host and all its addresses; None: it is gone."""
-
-    name: str
-    addresses: frozenset[IPAddress] | None
-
-
-class _RemovalsConfirmed(NamedTuple):
-    """A person says that what was deleted is meant to be."""
-
-
-class _CountsWanted(NamedTuple):
-    """Somebody waits for the counters of rules, which only the engine may read."""
-
-    reply: Future[tuple[CountedRule, ...]]
-
-
-Reporter = Callable[[AgentState], None]
-_Item = SyncBatch | InterfaceEvent | _HostAddresses | _RemovalsConfirmed | _CountsWanted
+_REST_S = 0.02
+"""Between two passes that nobody waits for. Felix takes what a tick of 10 ms has gathered."""
 
 
 class Agent:
@@ -118,12 +76,11 @@ class Agent:
         ``confirm_removals_after_s``: see ``RemovalGuard``; ``remembered``: what an earlier life of the node had."""
         self._host = host
         self._dataplane = dataplane
-        self._refresh_interval_s = refresh_interval_s
         self._reporter = reporter
         self._on_death = on_death
         self._on_config = on_config
         self.counters = AgentCounters()
-        self._mailbox: Mailbox[_Item] = Mailbox()
+        self._mailbox: Mailbox[Item] = Mailbox()
         self._resolver = PolicyResolver(host, interface_prefix=interface_prefix)
         # the addresses that hosts have of IPv6 stand beside their routing
         self._syncer = Syncer(store, (V1, BGP_HOSTS), self._mailbox.post, ready_key=ReadyKey().path, name="sync-policy")
@@ -138,19 +95,16 @@ class Agent:
             confirm_after_s=confirm_removals_after_s,
         )
         self._freeze: RemovalFreeze | None = None
-        self._counted: tuple[CountedRule, ...] = ()
-        self._counted_until = 0.0
+        self.rule_counts = RuleCounts(dataplane, self._mailbox.post)
         self._own_addresses: dict[str, frozenset[IPAddress]] = {}
         self._cutter = FlowCutter(dataplane) if cuts_denied_flows else None
         # Owned by the engine thread.
         self._is_store_in_sync = False
         self._is_in_sync = False
+        self._rests_until = 0.0
         self._is_behind = True  # the dataplane does not have all that it was to have
         self._failures: dict[str, str] = {}
-        self._retry_s = 0.0
-        self._retry_at: float | None = None
-        self._refresh_at = 0.0
-        self._last_error = ""
+        self._pace = Pace(refresh_interval_s)
         # Shared with asking threads, written by the engine alone.
         self._profiles: set[str] = set()  # those with rules
         # Shared with waiting threads.
@@ -200,7 +154,7 @@ class Agent:
     @property
     def last_error(self) -> str:
         """Why the kernel does not have all that it was to have, or ''."""
-        return self._last_error
+        return self._pace.last_error
 
     def workload(self, key: WorkloadEndpointKey) -> HostWorkload | None:
         """What the dataplane was told of an endpoint. Any thread."""
@@ -217,19 +171,10 @@ class Agent:
             endpoints=statuses,
             is_frozen=freeze is not None,
             waiting=freeze.waiting if freeze is not None else 0,
-            rules=self._counts_for_metrics(),
+            rules=self.rule_counts.for_metrics(),
             kernel=self._dataplane.figures(),
             label_index=self._resolver.index_figures(),
         )
-
-    def _counts_for_metrics(self) -> tuple[CountedRule, ...]:
-        """A look at the kernel, so at most once in a while however often we are asked."""
-        now = time.monotonic()
-        if now >= self._counted_until:
-            self._counted_until = now + _COUNTS_LAST_S
-            with contextlib.suppress(CalicoError):
-                self._counted = self.rule_counts(_COUNTS_FOR_METRICS_S)
-        return self._counted
 
     def knows_ready(self) -> bool:
         return self._syncer.status is SyncStatus.IN_SYNC
@@ -247,33 +192,23 @@ class Agent:
         """What is deleted in the datastore shall go from the kernel too. Gives what it was held back for; '' when it
         was not."""
         reason = self.frozen_because
-        self._mailbox.post(_RemovalsConfirmed())
+        self._mailbox.post(RemovalsConfirmed())
         return reason
 
-    def rule_counts(self, timeout_s: float = _COUNTS_WAIT_S) -> tuple[CountedRule, ...]:
-        """What each rule has matched since it was last written. Any thread; raises ``NotReady`` when the engine does
-        not come to it in time."""
-        reply: Future[tuple[CountedRule, ...]] = Future()
-        self._mailbox.post(_CountsWanted(reply))
-        try:
-            return reply.result(timeout_s)
-        except TimeoutError:
-            reply.cancel()
-            raise NotReady(f"the agent is busy: no counters within {timeout_s:g} s") from None
-
     def _post_addresses(self, name: str, addresses: frozenset[IPAddress] | None) -> None:
-        self._mailbox.post(_HostAddresses(name, addresses))
+        self._mailbox.post(HostAddresses(name, addresses))
 
     # --- engine thread -----------------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._refresh_at = self._next_refresh()
+        self._pace.note_refresh()
         try:
             while not self._mailbox.is_closed:
-                items = self._mailbox.take(self._wait_s())
+                items = self._gather(self._mailbox.take(self._wait_s()))
                 self.counters.busy_since = time.monotonic()
                 if not self._mailbox.is_closed:
                     self._pass(items)
+                self._rests_until = time.monotonic() + _REST_S
                 self.counters.busy_since = None
         except Exception:
             log.exception("engine.died")
@@ -281,17 +216,32 @@ class Agent:
             if self._on_death is not None:
                 self._on_death()
 
+    def _gather(self, items: list[Item]) -> list[Item]:
+        """With what else comes while the engine rests, unless somebody waits. The first change after a quiet time
+        goes to the kernel at once; of many a second several go together, and attaches find the interpreter free."""
+        while items and not any(map(self._is_urgent, items)):
+            left = self._rests_until - time.monotonic()
+            if left <= 0 or self._mailbox.is_closed:
+                break
+            items += self._mailbox.take(left)
+        return items
+
+    def _is_urgent(self, item: Item) -> bool:
+        if not isinstance(item, SyncBatch):
+            return not isinstance(item, HostAddresses)
+        if item.is_snapshot or not item.updates:
+            return True
+        return any(isinstance(each.key, WorkloadEndpointKey) and each.key.host == self._host for each in item.updates)
+
     def _wait_s(self) -> float | None:
-        times = [self._retry_at] if self._retry_at is not None else []
-        if self._refresh_interval_s > 0 and not self._is_behind:
-            times.append(self._refresh_at)
+        times = self._pace.times(refreshes=not self._is_behind)
         now = time.monotonic()
         times += [at for at in (self._guard.next_look(now), self._remembered.next_look(now)) if at is not None]
         cutting = self._cutter.next_look(now) if self._cutter is not None else None
         times += [cutting] if cutting is not None else []
         return max(0.0, min(times) - time.monotonic()) if times else None
 
-    def _pass(self, items: list[_Item]) -> None:
+    def _pass(self, items: list[Item]) -> None:
         """One pass of the engine: everything that has gathered becomes one batch for the kernel."""
         events: dict[str, InterfaceEvent] = {}
         addressed = 0
@@ -299,13 +249,13 @@ class Agent:
             match item:
                 case InterfaceEvent():
                     events[item.name] = item
-                case _HostAddresses(name, addresses):
+                case HostAddresses(name, addresses):
                     addressed += 1
                     self._resolver.set_interface(name, addresses)
                     self._own_addresses[name] = addresses or frozenset()
-                case _CountsWanted(reply):
-                    self._count_rules(reply)
-                case _RemovalsConfirmed():
+                case CountsWanted(reply):
+                    self.rule_counts.answer(reply)
+                case RemovalsConfirmed():
                     self._remembered.forget()
                     self._follow(self._guard.confirm())
                 case _:
@@ -349,16 +299,6 @@ class Agent:
                 self._on_config(update.key, update.record)
         self._resolver.apply(updates)
 
-    def _count_rules(self, reply: Future[tuple[CountedRule, ...]]) -> None:
-        if not reply.set_running_or_notify_cancel():
-            return
-        try:
-            counts = self._dataplane.rule_counts()
-            rules = self._dataplane.wanted().rules
-            reply.set_result(tuple(CountedRule.of(each, rules.get(each.rules)) for each in counts))
-        except CalicoError as error:
-            reply.set_exception(error)
-
     def _enter_sync(self) -> None:
         """The first complete state may take away whatever an earlier life of this node left in the kernel."""
         if self._is_in_sync or not self._is_store_in_sync:
@@ -395,8 +335,7 @@ class Agent:
             self._progress.write(key, revision, record.name, is_active=record.state == "active")
 
     def _apply(self, changes: HostChanges) -> None:
-        is_retry = self._retry_at is not None and time.monotonic() >= self._retry_at
-        if not changes and not is_retry:
+        if not changes and not self._pace.is_retry_due:
             if not self._is_behind:
                 self._decide()
             return
@@ -408,7 +347,7 @@ class Agent:
             self.counters.failures += 1
             log.error("dataplane.apply_failed", reason=str(error))
             self._is_behind = True
-            self._schedule_retry(str(error))
+            self._pace.note_failure(str(error))
             return
         self.counters.note_apply(time.perf_counter() - started, is_first=changes.is_complete)
         log.debug("dataplane.applied", changes=report.changes, ms=round((time.perf_counter() - started) * 1000, 2))
@@ -430,9 +369,9 @@ class Agent:
         self._note(report, looked_at)
         self._failures = dict(report.failures)
         if report.is_clean:
-            self._retry_at, self._retry_s, self._last_error = None, 0.0, ""
+            self._pace.note_success()
         else:
-            self._schedule_retry(report.failures[0].reason)
+            self._pace.note_failure(report.failures[0].reason)
         self._decide()
 
     def _decide(self) -> None:
@@ -457,30 +396,21 @@ class Agent:
             report = self._dataplane.interface_changed(event)
         except CalicoError as error:
             log.error("dataplane.link_failed", interface=event.name, reason=str(error))
-            self._schedule_retry(str(error))
+            self._pace.note_failure(str(error))
             return
         self._note(report, () if self._is_behind else self._progress.of_interface(event.name))
         if report.failures:
-            self._schedule_retry(report.failures[0].reason)
-
-    def _schedule_retry(self, reason: str) -> None:
-        self._last_error = reason
-        self._retry_s = min(max(self._retry_s * 2, _RETRY_FIRST_S), _RETRY_MAX_S)
-        self._retry_at = time.monotonic() + self._retry_s
-
-    def _next_refresh(self) -> float:
-        """Up to a fifth later than said, so that hosts that were started together do not work together."""
-        return time.monotonic() + self._refresh_interval_s * random.uniform(1.0, _REFRESH_JITTER)
+            self._pace.note_failure(report.failures[0].reason)
 
     def _refresh(self) -> None:
-        if self._is_behind or self._refresh_interval_s <= 0 or time.monotonic() < self._refresh_at:
+        if self._is_behind or not self._pace.is_refresh_due:
             return
-        self._refresh_at = self._next_refresh()
+        self._pace.note_refresh()
         try:
             report = self._dataplane.resync()
         except CalicoError as error:
             log.error("dataplane.resync_failed", reason=str(error))
-            self._schedule_retry(str(error))
+            self._pace.note_failure(str(error))
             return
         self._take_report(report, self._progress.of_interface(""))
 
@@ -491,6 +421,6 @@ class Agent:
             endpoints=dict(self._progress.status),
             host_endpoints=self._host_endpoints.status(self._failures),
             bad_records=tuple(self._syncer.bad_records),
-            last_error=self._last_error,
+            last_error=self._pace.last_error,
             freeze=self._freeze,
         )

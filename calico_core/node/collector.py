@@ -23,6 +23,7 @@ from calico_core.ipam.local_view import LocalView
 from calico_core.ipam.store_view import Held, StoreView, addresses_of, held_in, store_view
 from calico_core.log import get_logger
 from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.key_paths import parse_key
 from calico_core.model.keys import (
     AFFINITIES,
     HOSTS,
@@ -31,7 +32,6 @@ from calico_core.model.keys import (
     BlockKey,
     HandleKey,
     WorkloadEndpointKey,
-    parse_key,
 )
 from calico_core.node import collection
 from calico_core.node.collection import Baseline, LeakedHandle, Observation, Suspect

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from calico_core.log import get_logger
 from calico_core.model.hoststate import HostWorkload
 from calico_core.model.keys import WorkloadEndpointKey
-from calico_core.node.agent import AgentState
+from calico_core.node.agent_state import AgentState
 from calico_core.node.mailbox import LatestSlot
 
 log = get_logger(__name__)

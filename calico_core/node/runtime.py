@@ -28,7 +28,8 @@ from calico_core.log import get_logger
 from calico_core.model import codec
 from calico_core.node import composition, metrics, startup, statistics
 from calico_core.node.addresses import is_own_address, node_address
-from calico_core.node.agent import Agent, AgentState
+from calico_core.node.agent import Agent
+from calico_core.node.agent_state import AgentState
 from calico_core.node.collector import Collector
 from calico_core.node.dataplane_options import refresh_interval_s, refuse_loose_rpf, tell_ipv6, warn_of_open_policy
 from calico_core.node.denied import DeniedLog, parse_question
@@ -409,7 +410,7 @@ class Runtime:
     def _rule_counts(self) -> list[dict[str, object]]:
         if self._agent is None:
             raise NotReady("the agent has not started yet")
-        return [each._asdict() for each in self._agent.rule_counts()]
+        return [each._asdict() for each in self._agent.rule_counts.ask()]
 
     def _denied_after(self, words: list[str]) -> dict[str, object]:
         if self._settings.denied_group == 0:

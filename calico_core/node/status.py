@@ -30,7 +30,7 @@ from calico_core.model.keys import (
     WorkloadEndpointKey,
     WorkloadStatusKey,
 )
-from calico_core.node.agent import AgentState
+from calico_core.node.agent_state import AgentState
 from calico_core.node.busy import Busy
 from calico_core.node.mailbox import LatestSlot
 

@@ -31,7 +31,8 @@ from calico_core.datastore.etcd3 import Etcd3Datastore
 from calico_core.datastore.sqlite import SqliteDatastore
 from calico_core.datastore.syncer import SyncBatch, Syncer
 from calico_core.interfaces.datastore import Batch, Compare, Datastore, DatastoreOptions, Put
-from calico_core.model import codec, keys
+from calico_core.model import codec
+from calico_core.model.key_paths import parse_key
 
 HERE = Path(__file__).resolve().parent
 ROOT = "/calico/v1/host/"
@@ -209,7 +210,7 @@ def catch_up(url: str, count: int) -> dict[str, Any]:
         assert isinstance(message, Batch), message
         for event in message.events:
             assert event.value is not None
-            key = keys.parse_key(event.key)
+            key = parse_key(event.key)
             assert key is not None
             codec.decode(key, event.value)
         events += len(message.events)

@@ -23,7 +23,8 @@ from policy_inputs import FIRST, net
 from calico_core.errors import InvalidSelector
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.hoststate import SetId
-from calico_core.model.keys import Key, WorkloadEndpointKey, parse_key
+from calico_core.model.key_paths import parse_key
+from calico_core.model.keys import Key, WorkloadEndpointKey
 from calico_core.model.selectors import parse_selector
 from calico_core.policy.ip_sets import IpSets
 

@@ -11,7 +11,8 @@ from calico_core.datastore.records import TypedRecords
 from calico_core.ipam import blocks
 from calico_core.model import codec
 from calico_core.model.blocks import Block, IpamConfig
-from calico_core.model.keys import IPAM, AffinityKey, BlockKey, HandleKey, IpamConfigKey, PoolKey, parse_key
+from calico_core.model.key_paths import parse_key
+from calico_core.model.keys import IPAM, AffinityKey, BlockKey, HandleKey, IpamConfigKey, PoolKey
 from calico_core.model.pools import Pool
 from calico_core.model.workloads import AddressRequest
 

@@ -13,7 +13,7 @@ from calico_core.lab.topology import Laboratory
 pytestmark = pytest.mark.needs_root
 _SPAN_S = 6.0
 _SETTLING_S = 60.0
-# Half as much again as was measured: 8 with SQLite, of which the look for commits without a ring is one; with etcd 13 of
+# Half as much again as was measured: 8 with SQLite, of which one looks for commits without a ring; with etcd 13 of
 # gRPC's own beside.
 _MOST_A_SECOND = {"sqlite": 14.0, "etcd": 32.0}
 

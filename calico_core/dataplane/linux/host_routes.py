@@ -16,7 +16,7 @@ from calico_core.errors import InterfaceTaken
 from calico_core.log import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from calico_core.dataplane.linux.netlink import Request
     from calico_core.dataplane.linux.rtnetlink import RouteSocket
@@ -30,14 +30,17 @@ def raise_and_route(
     routes: Sequence[Route],
     *,
     addresses: Sequence[Request] = (),
+    ipv4_settings: Mapping[int, int],
     interface_prefix: str,
 ) -> None:
-    """Bring a host end up and add its addresses and routes, all in one message.
+    """Set a host end's IPv4 settings (see ``set_link``), bring it up and add its addresses and routes, all in one
+    message and in this order.
 
     :raises InterfaceTaken: a route belongs to a live interface; no route was replaced.
     :raises KernelRefused: anything else.
     """
-    first = [set_link(index=index, is_up=True), *addresses]
+    first = [set_link(index=index, ipv4_settings=ipv4_settings)] if ipv4_settings else []
+    first += [set_link(index=index, is_up=True), *addresses]
     outcomes = host.attempt([*first, *map(add_route, routes)])
     clashes: list[Route] = []
     for position, outcome in enumerate(outcomes):

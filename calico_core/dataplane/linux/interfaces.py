@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from calico_core.dataplane.linux.address_messages import InterfaceAddress
     from calico_core.dataplane.linux.link_messages import Link
+    from calico_core.dataplane.linux.link_table import LinkTable
     from calico_core.dataplane.linux.route_messages import Route
 
     #: The value and whether it is there now (false: it went).
@@ -56,6 +57,8 @@ class LinkMonitor:
 
     An event is sent when a link's name, flags or operational state changed since the last one. ``resync`` means that
     the kernel dropped events: list everything again. Addresses and routes are watched when callbacks are given.
+    ``table`` follows the links, ahead of the callback; whoever starts the monitor fills it, and again after a
+    ``resync``.
     """
 
     def __init__(
@@ -65,12 +68,14 @@ class LinkMonitor:
         namespace_fd: int | None = None,
         on_address: AddressCallback | None = None,
         on_route: RouteCallback | None = None,
+        table: LinkTable | None = None,
         on_period: Callable[[], None] | None = None,
         period_s: float = 0.0,
         receive_buffer_bytes: int = _RECEIVE_BUFFER_BYTES,
     ) -> None:
         """``on_period`` is called from the same thread each ``period_s`` seconds, 0: never."""
         self._callback, self._on_address, self._on_route = callback, on_address, on_route
+        self._table = table
         self._on_period, self._period_s = on_period, period_s if on_period is not None else 0.0
         self._known: dict[int, tuple[str, int, bool]] = {}
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
@@ -134,6 +139,8 @@ class LinkMonitor:
                 raise
             log.warning("links.events_lost")
             self._known.clear()
+            if self._table is not None:
+                self._table.lose()
             self._callback(InterfaceEvent(kind="resync"))
             return
         for kind, _flags, _sequence, body in parse_messages(data):
@@ -149,6 +156,11 @@ class LinkMonitor:
 
     def _link_changed(self, link: Link, *, is_deleted: bool) -> None:
         before = self._known.get(link.index)
+        if self._table is not None:
+            if is_deleted:
+                self._table.remove(link.index)
+            else:
+                self._table.put(link)
         if is_deleted:
             self._known.pop(link.index, None)
             self._callback(InterfaceEvent(kind="deleted", name=link.name, index=link.index))

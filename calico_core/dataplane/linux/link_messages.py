@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import struct
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,6 +19,9 @@ from calico_core.dataplane.linux.netlink import (
     u32,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_GETNSID, RTM_NEWNSID = 90, 88
 
@@ -25,7 +30,8 @@ IF_OPER_UP = 6
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK = 1, 3, 4, 5
 IFLA_MASTER, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 10, 16, 18, 27, 28, 29
-IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_LINK_NETNSID = 31, 32, 37
+IFLA_AF_SPEC, IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_LINK_NETNSID = 26, 31, 32, 37
+IFLA_INET_CONF = 1
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE, IFLA_IPTUN_TTL, IFLA_IPTUN_PMTUDISC = 2, 3, 4, 10
 IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 3, 4, 7
@@ -184,11 +190,13 @@ def set_link(
     group: int | None = None,
     namespace_fd: int | None = None,
     bridge_index: int | None = None,
+    ipv4_settings: Mapping[int, int] | None = None,
 ) -> Request:
     """Change a link found by ``index``, or by ``name`` when that is 0. What is not given stays as it is.
 
-    ``bridge_index`` makes it a port of that bridge, 0 frees it. Renaming needs the index and, in kernels before 6.2,
-    a link that is down.
+    ``bridge_index`` makes it a port of that bridge, 0 frees it. ``ipv4_settings``: values by IPV4_DEVCONF_* number
+    (linux/ip.h), what ``/proc/sys/net/ipv4/conf/<link>/`` has as files. Renaming needs the index and, in kernels before
+    6.2, a link that is down.
     """
     assert index or (name and not rename), "a rename names the link by its index"
     flags, change = (IFF_UP if is_up else 0, IFF_UP) if is_up is not None else (0, 0)
@@ -205,6 +213,9 @@ def set_link(
         parts.append(u32(IFLA_NET_NS_FD, namespace_fd))
     if bridge_index is not None:
         parts.append(u32(IFLA_MASTER, bridge_index))
+    if ipv4_settings:
+        values = [u32(number, value) for number, value in sorted(ipv4_settings.items())]
+        parts.append(nested(IFLA_AF_SPEC, nested(socket.AF_INET, nested(IFLA_INET_CONF, *values))))
     return Request(f"change link {name or index}", RTM_SETLINK, 0, b"".join(parts))
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 from typing import TYPE_CHECKING
 
 from calico_core.dataplane.linux import container_end, netns, sysctl, workload_sysctls
@@ -29,6 +28,16 @@ from calico_core.dataplane.linux.prefix import network_of, prefix_of
 from calico_core.dataplane.linux.reaper import LinkReaper
 from calico_core.dataplane.linux.route_messages import PROTOCOL, delete_route, workload_route
 from calico_core.dataplane.linux.rtnetlink import RouteSocket, RouteSockets, link_of
+from calico_core.dataplane.linux.veth_pair import (
+    HOST_MAC,
+    are_peers,
+    create_link,
+    packed,
+    pair_of,
+    random_mac,
+    refuse_foreign,
+    wired_interface,
+)
 from calico_core.errors import CalicoError, InterfaceTaken, InvalidRequest, KernelRefused
 from calico_core.interfaces.dataplane import WorkloadWiring
 from calico_core.log import get_logger
@@ -38,15 +47,12 @@ from calico_core.model.workloads import PairRequest, WiredInterface, WiringReque
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from netaddr import EUI, IPNetwork
+    from netaddr import IPNetwork
 
     from calico_core.dataplane.linux.link_messages import Link
-    from calico_core.dataplane.linux.netlink import Request
     from calico_core.dataplane.linux.sysctl import Setting
 
     SettingsCallback = Callable[[str, int, tuple[Setting, ...]], None]
-
-HOST_MAC = b"\xee" * 6
 
 log = get_logger(__name__)
 
@@ -102,7 +108,7 @@ class VethWiring(WorkloadWiring):
             link = host.find_link(interface)
         if link is None:
             return
-        _refuse_foreign(link, "the host")
+        refuse_foreign(link, "the host")
         self._reaper.delete(interface)
 
     def check(self, request: WiringRequest) -> tuple[str, ...]:
@@ -114,7 +120,7 @@ class VethWiring(WorkloadWiring):
             inner = container.find_link(request.container_interface)
             if inner is None:
                 return (f"container interface {request.container_interface} is missing",)
-            if not _are_peers(host, link, inner, request.namespace_fd):
+            if not are_peers(host, link, inner, request.namespace_fd):
                 return (f"{request.interface} and {request.container_interface} are not one pair",)
             return tuple(self._differences(host, container, request, wanted, link, inner))
 
@@ -122,14 +128,14 @@ class VethWiring(WorkloadWiring):
         with RouteSocket(namespace_fd) as container, self._sockets.borrow() as host:
             inner = container.find_link(container_interface)
             link = host.find_link(index=inner.peer_index) if inner is not None and inner.peer_index else None
-            if inner is None or link is None or not _are_peers(host, link, inner, namespace_fd):
+            if inner is None or link is None or not are_peers(host, link, inner, namespace_fd):
                 return None
             return link.name
 
     def make_pair(self, request: PairRequest) -> WiredInterface:
         wanted = WantedAddresses(request.addresses)
         _refuse_missing_ipv6(wanted)
-        mac = _packed(request.mac) or _random_mac()
+        mac = packed(request.mac) or random_mac()
         create = add_veth(
             request.interface,
             request.peer,
@@ -138,18 +144,18 @@ class VethWiring(WorkloadWiring):
             mtu_bytes=request.mtu_bytes or 0,
         )
         with self._sockets.borrow() as host, contextlib.ExitStack() as undo:
-            link = _create(host, create, request.interface)
+            link = create_link(host, create, request.interface)
             if link is None:
                 for name in (request.interface, request.peer):
                     self._delete_leftover(host.find_link(name))
-                link = _create(host, create, request.interface)
+                link = create_link(host, create, request.interface)
             if link is None:
                 raise InterfaceTaken(request.interface, "the host")
             undo.callback(self._undo_link, request.interface)
             host.execute(set_link(request.peer, is_up=True))
             self._raise_host_end(host, link, wanted)
             undo.pop_all()
-        return _wired(link, mac)
+        return wired_interface(link, mac)
 
     def orphans(self) -> Mapping[str, int]:
         with self._sockets.borrow() as host:
@@ -178,27 +184,18 @@ class VethWiring(WorkloadWiring):
         wanted: WantedAddresses,
         undo: contextlib.ExitStack,
     ) -> WiredInterface:
-        mac = _packed(request.mac) or _random_mac()
-        create = add_veth(
-            request.interface,
-            request.container_interface,
-            mac=HOST_MAC,
-            peer_mac=mac,
-            peer_namespace_fd=request.namespace_fd,
-            mtu_bytes=request.mtu_bytes or 0,
-            queues=request.queues if request.queues > 1 else 0,
-        )
-        link = _create(host, create, request.interface)
+        create, mac = pair_of(request)
+        link = create_link(host, create, request.interface)
         if link is None:
             standing = self._settle_clash(host, container, request)
             if standing is not None:
                 return self._repair(host, container, request, wanted, *standing)
-            link = _create(host, create, request.interface)
+            link = create_link(host, create, request.interface)
         if link is None:
             raise InterfaceTaken(request.interface, "the host", "made by somebody else just now")
         undo.callback(self._undo_link, request.interface)
         self._configure(host, container, request, wanted, link)
-        return _wired(link, mac)
+        return wired_interface(link, mac)
 
     def _settle_clash(
         self, host: RouteSocket, container: RouteSocket, request: WiringRequest
@@ -209,7 +206,7 @@ class VethWiring(WorkloadWiring):
         """
         link = host.find_link(request.interface)
         inner = container.find_link(request.container_interface)
-        if link and inner and _are_peers(host, link, inner, request.namespace_fd):
+        if link and inner and are_peers(host, link, inner, request.namespace_fd):
             return link, inner
         if inner is not None:
             raise InterfaceTaken(request.container_interface, request.namespace or "the container")
@@ -229,9 +226,9 @@ class VethWiring(WorkloadWiring):
         and stays whatever happens."""
         found = self._differences(host, container, request, wanted, link, inner)
         if not found:
-            return _wired(link, inner.mac, is_new=False)
+            return wired_interface(link, inner.mac, is_new=False)
         log.info("interface.repaired", interface=request.interface, differences=found)
-        mac, mtu = _packed(request.mac) or inner.mac, request.mtu_bytes or 0
+        mac, mtu = packed(request.mac) or inner.mac, request.mtu_bytes or 0
         host.execute(set_link(index=link.index, mac=HOST_MAC, mtu_bytes=mtu))
         container.execute(set_link(index=inner.index, mac=mac, mtu_bytes=mtu))
         container_end.remove_surplus(container, inner.index, wanted)
@@ -242,7 +239,7 @@ class VethWiring(WorkloadWiring):
         (outcome,) = host.execute(get_link(index=link.index))
         link = link_of(outcome)
         self._configure(host, container, request, wanted, link)
-        return _wired(link, mac, is_new=True)
+        return wired_interface(link, mac, is_new=True)
 
     def _configure(
         self,
@@ -276,7 +273,8 @@ class VethWiring(WorkloadWiring):
     def _raise_host_end(self, host: RouteSocket, link: Link, wanted: WantedAddresses) -> None:
         """Sysctls while it is down, then up with its link-local address and the routes."""
         settings = self._host_settings(link.name, wanted)
-        netns.run_in(self._namespace_fd, lambda: sysctl.apply(settings))
+        carried, files = workload_sysctls.of_the_link(settings)
+        netns.run_in(self._namespace_fd, lambda: sysctl.apply(files))
         if self._on_settings is not None:
             self._on_settings(link.name, link.index, settings)
         raise_and_route(
@@ -284,6 +282,7 @@ class VethWiring(WorkloadWiring):
             link.index,
             [workload_route(each, link.index) for each in wanted.all],
             addresses=[add_address(link.index, GATEWAY_V6, scope=SCOPE_LINK)] if wanted.v6 else [],
+            ipv4_settings=carried,
             interface_prefix=self._interface_prefix,
         )
 
@@ -301,7 +300,7 @@ class VethWiring(WorkloadWiring):
             found.append(f"host interface {link.name} is down")
         if link.mac != HOST_MAC:
             found.append(f"host interface {link.name} has MAC {mac_from_bytes(link.mac)}")
-        if request.mac is not None and inner.mac != _packed(request.mac):
+        if request.mac is not None and inner.mac != packed(request.mac):
             found.append(f"container interface {inner.name} has MAC {mac_from_bytes(inner.mac)}")
         found += [
             f"{each.name} has MTU {each.mtu_bytes}, not {request.mtu_bytes}"
@@ -334,7 +333,7 @@ class VethWiring(WorkloadWiring):
     def _delete_leftover(self, link: Link | None) -> None:
         if link is None:
             return
-        _refuse_foreign(link, "the host")
+        refuse_foreign(link, "the host")
         log.info("interface.leftover_deleted", interface=link.name)
         self._reaper.delete(link.name)
 
@@ -346,25 +345,6 @@ class VethWiring(WorkloadWiring):
             log.warning("interface.undo_failed", interface=interface, error=str(error))
 
 
-def _create(host: RouteSocket, create: Request, name: str) -> Link | None:
-    """Make the pair and read its host end back, in one message; None when a name is taken."""
-    made, looked_up = host.attempt([create, get_link(name)])
-    if made.error is not None:
-        if made.error.errno == errno.EEXIST:
-            return None
-        raise made.error
-    if looked_up.error is not None:
-        raise looked_up.error
-    return link_of(looked_up)
-
-
-def _are_peers(host: RouteSocket, link: Link, inner: Link, namespace_fd: int) -> bool:
-    """Each names the other's index, and the host's end names the container's namespace."""
-    if link.kind != "veth" or (link.peer_index, inner.peer_index) != (inner.index, link.index):
-        return False
-    return link.peer_namespace_id is not None and link.peer_namespace_id == host.namespace_id(namespace_fd)
-
-
 def _restore(namespace_fd: int, settings: tuple[Setting, ...]) -> None:
     try:
         netns.run_in(namespace_fd, lambda: sysctl.apply(settings))
@@ -372,32 +352,6 @@ def _restore(namespace_fd: int, settings: tuple[Setting, ...]) -> None:
         log.warning("sysctl.undo_failed", error=str(error))
 
 
-def _refuse_foreign(link: Link, where: str) -> None:
-    if link.kind != "veth":
-        raise InterfaceTaken(link.name, where, f"a {link.kind or 'physical'} interface")
-
-
 def _refuse_missing_ipv6(wanted: WantedAddresses) -> None:
     if wanted.v6 and not sysctl.has_ipv6():
         raise KernelRefused("wire IPv6 addresses", errno.EAFNOSUPPORT, "this kernel has no IPv6")
-
-
-def _wired(link: Link, peer_mac: bytes, *, is_new: bool = True) -> WiredInterface:
-    return WiredInterface(
-        interface=link.name,
-        host_mac=mac_from_bytes(link.mac),
-        mac=mac_from_bytes(peer_mac),
-        mtu_bytes=link.mtu_bytes,
-        is_new=is_new,
-    )
-
-
-def _packed(mac: EUI | None) -> bytes:
-    return mac.packed if mac is not None else b""
-
-
-def _random_mac() -> bytes:
-    """Locally administered, unicast."""
-    raw = bytearray(os.urandom(6))
-    raw[0] = (raw[0] & 0xFC) | 0x02
-    return bytes(raw)

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from calico_core.dataplane.linux import sysctl
 from calico_core.dataplane.linux.sysctl import Setting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_DEVCONF = {"forwarding": 1, "proxy_arp": 3, "rp_filter": 8, "route_localnet": 26}
+"""IPV4_DEVCONF_* (linux/ip.h): what a message about a link can carry of ``ipv4/conf/<link>/``."""
 
 
 def host_end(interface: str, *, has_v4: bool, has_v6: bool, has_metadata: bool) -> tuple[Setting, ...]:
@@ -60,3 +68,17 @@ def container_end(interface: str, *, has_v6: bool) -> tuple[Setting, ...]:
         Setting(prefix + "accept_dad", "0"),
         Setting(prefix + "accept_ra", "0"),
     )
+
+
+def of_the_link(settings: Iterable[Setting]) -> tuple[dict[int, int], tuple[Setting, ...]]:
+    """Those that a link's own message can carry, by number, and the rest, which are files: each file costs as much
+    as a request."""
+    carried: dict[int, int] = {}
+    files: list[Setting] = []
+    for setting in settings:
+        folder, _, name = setting.path.rpartition("/")
+        if folder.startswith("ipv4/conf/") and name in _DEVCONF:
+            carried[_DEVCONF[name]] = int(setting.value)
+        else:
+            files.append(setting)
+    return carried, tuple(files)

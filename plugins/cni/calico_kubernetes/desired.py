@@ -16,6 +16,7 @@ from calico_core.errors import CalicoError, InvalidRecord
 from calico_core.interfaces.datastore import Compare, Delete, Operation, Put
 from calico_core.log import get_logger
 from calico_core.model import codec
+from calico_core.model.key_paths import parse_key
 from calico_core.model.keys import (
     Key,
     PolicyKey,
@@ -23,7 +24,6 @@ from calico_core.model.keys import (
     ProfileRulesKey,
     ProfileTagsKey,
     WorkloadEndpointKey,
-    parse_key,
 )
 from calico_core.model.kubernetes import (
     NAME_LABEL,

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from calico_core.errors import CalicoError
 from calico_core.interfaces.datastore import Batch, CompactedAway, Datastore, Delete, Lost
 from calico_core.log import get_logger
-from calico_core.model.keys import V1, parse_key
+from calico_core.model.key_paths import parse_key
+from calico_core.model.keys import V1
 from calico_kubernetes.desired import Change, Stored, is_ours
 
 _POLL_S = 1.0

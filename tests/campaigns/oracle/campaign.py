@@ -19,7 +19,8 @@ from netaddr import IPAddress
 from calico_core.errors import CalicoError
 from calico_core.model import codec
 from calico_core.model.hoststate import HostState
-from calico_core.model.keys import Key, WorkloadEndpointKey, parse_key
+from calico_core.model.key_paths import parse_key
+from calico_core.model.keys import Key, WorkloadEndpointKey
 from calico_core.model.policies import Policy
 from calico_core.policy.explain import Packet, explain
 from calico_core.policy.flows import Cluster

@@ -4,11 +4,14 @@ import time
 
 import pytest
 
+from calico_core.dataplane.linux import netns, sysctl
 from calico_core.dataplane.linux.address_messages import add_address
 from calico_core.dataplane.linux.interfaces import LinkMonitor
 from calico_core.dataplane.linux.link_messages import add_bridge, add_veth, delete_link, set_link
+from calico_core.dataplane.linux.link_table import LinkTable
 from calico_core.dataplane.linux.prefix import parse_prefix
 from calico_core.dataplane.linux.route_messages import add_route, delete_route, workload_route
+from calico_core.dataplane.linux.workload_sysctls import host_end, of_the_link
 from calico_core.model.workloads import InterfaceEvent
 
 pytestmark = pytest.mark.needs_root
@@ -135,3 +138,30 @@ def test_the_callback_may_stop_the_monitor(host, eventually):
     eventually(lambda: bool(calls))
     eventually(lambda: not monitors[0].is_running)
     monitors[0].stop()
+
+
+def test_a_table_follows_the_links_ahead_of_the_callback(host, eventually):
+    table = LinkTable()
+    seen = []
+    monitor = LinkMonitor(
+        lambda event: seen.append((event.kind, event.name, event.name in table.find([event.name]))),
+        namespace_fd=host.fd,
+        table=table,
+    )
+    monitor.start()
+    table.fill(host.route_socket.links())
+    host.route_socket.execute(add_veth("cali1", "peer1"), set_link("cali1", is_up=True), delete_link("cali1"))
+    eventually(lambda: ("deleted", "cali1", False) in seen)
+    assert ("down", "cali1", True) in seen
+    assert table.find(["lo", "cali1", "peer1"]).keys() == {"lo"}
+    monitor.stop()
+
+
+def test_ipv4_settings_of_a_link_arrive(host):
+    settings = host_end("cali1", has_v4=True, has_v6=False, has_metadata=True)
+    carried, files = of_the_link(settings)
+    assert {setting.path.rpartition("/")[2] for setting in files} == {"proxy_delay", "accept_ra"}
+    host.route_socket.execute(add_veth("cali1", "peer1"), set_link("cali1", ipv4_settings=carried))
+    rest = set(settings) - set(files)
+    assert len(rest) == 4
+    assert netns.run_in(host.fd, lambda: [each.path for each in rest if sysctl.read(each.path) != each.value]) == []

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from calico_core.model import keys
 from calico_core.model.addresses import parse_address, parse_network
+from calico_core.model.key_paths import parse_key
 
 KEYS = [
     (keys.ReadyKey(), "/calico/v1/Ready"),
@@ -64,7 +65,7 @@ KEYS = [
 @pytest.mark.parametrize(("key", "path"), KEYS, ids=lambda value: type(value).__name__)
 def test_path_and_back(key: keys.Key, path: str) -> None:
     assert key.path == path
-    assert keys.parse_key(path) == key
+    assert parse_key(path) == key
 
 
 @pytest.mark.parametrize(
@@ -84,10 +85,10 @@ def test_path_and_back(key: keys.Key, path: str) -> None:
     ],
 )
 def test_unknown_paths_are_nobody(path: str) -> None:
-    assert keys.parse_key(path) is None
+    assert parse_key(path) is None
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1), st.text(st.characters(codec="utf-8"), min_size=1))
 def test_any_name_survives_escaping(workload: str, endpoint: str) -> None:
     key = keys.WorkloadEndpointKey("h1", "namespace", workload, endpoint)
-    assert keys.parse_key(key.path) == key
+    assert parse_key(key.path) == key

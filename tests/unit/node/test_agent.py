@@ -29,7 +29,8 @@ from calico_core.model.keys import (
 from calico_core.model.pools import Pool
 from calico_core.model.rules import Rule, RuleLists
 from calico_core.model.workloads import PairRequest
-from calico_core.node.agent import Agent, AgentState
+from calico_core.node.agent import Agent
+from calico_core.node.agent_state import AgentState
 from calico_core.node.counters import CountedRule
 from calico_core.node.remembered import RememberedInterfaces
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from calico_core.model.hoststate import HostChanges
+    from calico_core.model.hoststate import HostChanges, HostRule
 
 WAIT_S = 10.0
 HOST = "rack-a"
@@ -104,6 +105,9 @@ class Bench:
     def link(self, name: str) -> None:
         self.dataplane.wiring().make_pair(PairRequest(interface=f"cali{name}", peer=f"tmp{name}"))
 
+    def rules(self, profile: str) -> tuple[HostRule, ...]:
+        return self.dataplane.wanted().rules[RulesId(f"profile/{profile}")].inbound
+
     def status(self, key: WorkloadEndpointKey) -> str:
         return self.states[-1].endpoints.get(key, ("", ""))[0] if self.states else ""
 
@@ -131,6 +135,21 @@ def test_a_written_endpoint_is_programmed(bench: Bench) -> None:
     assert bench.dataplane.is_programmed(key)
     assert agent.wait_in_sync(0)
     assert not agent.wait_programmed(key, revision + 1000, 0)
+
+
+def test_changes_that_nobody_waits_for_gather(bench: Bench) -> None:
+    """However slow the machine is: a batch each 20 ms, and one or two at the edges."""
+    bench.write_profile()
+    agent = bench.start()
+    key, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    before = len(bench.dataplane.applied)
+    started = time.monotonic()
+    for number in range(1, 301):
+        bench.write_profile("web", Rule(action="allow", protocol="tcp", dst_ports=(number,)))
+    eventually(lambda: any(rule.dst_ports == ((300, 300),) for rule in bench.rules("web")))
+    batches = len(bench.dataplane.applied) - before
+    assert 1 <= batches <= (time.monotonic() - started) / 0.02 + 2
 
 
 def test_what_was_there_before_is_in_the_first_batch(bench: Bench) -> None:
@@ -415,14 +434,14 @@ def test_counters_of_rules_are_read_by_the_engine(bench: Bench) -> None:
     assert agent.wait_programmed(key, revision, WAIT_S)
     rules = RulesId("profile/web")
     bench.dataplane.count(rules, "inbound", 1, 3, 300)
-    assert agent.rule_counts() == (
+    assert agent.rule_counts.ask() == (
         CountedRule(rules, "inbound", 0, "allow", 0, 0),
         CountedRule(rules, "inbound", 1, "deny", 3, 300),
     )
-    assert agent.figures().rules == agent.rule_counts()
+    assert agent.figures().rules == agent.rule_counts.ask()
     agent.stop()
     with pytest.raises(NotReady, match="busy"):
-        agent.rule_counts(0.05)
+        agent.rule_counts.ask(0.05)
 
 
 def test_the_addresses_of_all_hosts_and_both_families_reach_the_dataplane(bench: Bench) -> None:

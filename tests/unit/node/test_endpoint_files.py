@@ -12,7 +12,7 @@ from netaddr import EUI, IPNetwork
 
 from calico_core.model.hoststate import HostWorkload
 from calico_core.model.keys import WorkloadEndpointKey
-from calico_core.node.agent import AgentState
+from calico_core.node.agent_state import AgentState
 from calico_core.node.endpoint_files import EndpointFiles, name_of
 
 ONE = WorkloadEndpointKey("rack-a", "k8s", "default/pod-1", "eth0")

@@ -22,7 +22,7 @@ from calico_core.model.keys import (
     WorkloadEndpointKey,
     WorkloadStatusKey,
 )
-from calico_core.node.agent import AgentState
+from calico_core.node.agent_state import AgentState
 from calico_core.node.status import StatusReporter
 
 if TYPE_CHECKING:
