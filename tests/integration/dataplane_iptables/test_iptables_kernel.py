@@ -375,6 +375,11 @@ def test_a_set_refused_closes_its_rules_and_nothing_else(lab: Any) -> None:
     members = SetChange(id=HOSTS, is_new=True, added=AddressSet.of(b.nets))
     report = lab.start(a.endpoint(PolicyList(profiles=(MANY,))), b.endpoint(), rules=(rules,), sets=(members,))
     assert {failure.subject for failure in report.failures} == {HOSTS, MANY}
+    figures = {each.name: each.value for each in lab.dataplane.figures()}
+    assert figures["ipset_errors"] >= 1
+    assert figures["ipset_calls"] > figures["ipset_errors"]
+    assert figures["ipsets_total"] >= 1
+    assert (figures["iptables_save_errors"], figures["iptables_restore_errors"]) == (0, 0)
     assert b.is_blocked_from(a.v4, 80)
     assert a.reaches(b.v4, 80)
 

@@ -256,6 +256,26 @@ def test_refused_rules_are_named_and_closed_and_the_others_are_programmed(lab: A
     assert_as_wanted(lab)
 
 
+def test_figures_count_what_is_done_and_what_is_refused(lab: Any) -> None:
+    lab.start(lab.workload().endpoint())
+
+    def figures() -> dict[str, float]:
+        return {each.name: each.value for each in lab.dataplane.figures()}
+
+    before = figures()
+    assert before["nft_rules"] == sum(len(chain.tags) for chain in lab.dataplane.observe().chains.values())
+    assert before["nft_chains"] == len(lab.dataplane.observe().chains)
+    assert before["nft_sets"] + before["nft_maps"] == len(lab.dataplane.observe().sets)
+    assert (before["nft_errors"], before["nft_list_errors"]) == (0, 0)
+    assert before["route_table_num_routes"] == 2
+    bad = HostRules(id=RulesId("profile/bad"), inbound=(HostRule(action="allow", protocol=999),))
+    lab.apply(rules=(bad,))
+    after = figures()
+    assert after["nft_errors"] > 0
+    assert after["nft_calls"] > before["nft_calls"] + after["nft_errors"] - 1
+    assert after["nft_list_calls"] > before["nft_list_calls"]
+
+
 def test_after_refusals_in_a_row_the_table_is_made_anew(lab: Any) -> None:
     """Somebody replaced a set by one of the same kind that takes no more than a single element."""
     lab.apply(**whole(lab.workload()))
