@@ -23,6 +23,7 @@ from calico_core.log import get_logger
 
 log = get_logger(__name__)
 
+Tls = Callable[[], ssl.SSLContext | None]
 State = Literal["ready", "degraded", "unready", "dead"]
 _REQUEST_TIMEOUT_S = 5.0
 _JSON = "application/json"
@@ -99,9 +100,10 @@ class HttpServer:
         pages: Mapping[str, Callable[[], Answer]],
         *,
         name: str,
-        tls: ssl.SSLContext | None = None,
+        tls: Tls | None = None,
     ) -> None:
-        """Binds; raises ``OSError``. ``port`` 0: any free one, see :attr:`port`. ``tls`` None: plain HTTP."""
+        """Binds; raises ``OSError``. ``port`` 0: any free one, see :attr:`port`. ``tls`` is asked for each connection;
+        None, or when it gives None: plain HTTP."""
         self.place = (host, port)
         kind = _ServerV6 if ":" in host else _Server
         self._server = kind((host, port), _handler(dict(pages)))
@@ -137,14 +139,15 @@ class HttpServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
-    tls: ssl.SSLContext | None = None
+    tls: Tls | None = None
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """The thread of the request greets: one who does not answer holds up nobody else."""
         connection, address = super().get_request()
-        if self.tls is None:
+        context = self.tls() if self.tls is not None else None
+        if context is None:
             return connection, address
-        return self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
+        return context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
 
     def server_bind(self) -> None:
         # not HTTPServer's own: it asks the resolver for our name, and may wait long for that

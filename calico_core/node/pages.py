@@ -4,15 +4,14 @@ nothing.
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 
 from calico_core.errors import InvalidSettings
 from calico_core.log import get_logger
-from calico_core.node.health import Answer, Component, Health, HttpServer
+from calico_core.node.health import Answer, Component, Health, HttpServer, Tls
 from calico_core.node.metric import CONTENT_TYPE, Metric, render
-from calico_core.node.tls import metrics_tls
+from calico_core.node.tls import RenewedTls
 from calico_core.settings import Settings
 
 log = get_logger(__name__)
@@ -43,7 +42,7 @@ class NodePages:
         if not settings.metrics_enabled or settings.metrics_port == 0:
             return
         try:
-            tls = metrics_tls(settings)
+            tls = RenewedTls(settings)
         except InvalidSettings as error:
             # never without TLS instead: somebody wanted it closed
             log.error("http.not_listening", server="metrics", reason=str(error))
@@ -53,7 +52,7 @@ class NodePages:
             return Answer(HTTPStatus.OK, CONTENT_TYPE, render(self._figures()))
 
         pages = {"/metrics": answer}
-        self._metrics = _listen(settings.metrics_host, settings.metrics_port, pages, name="metrics", tls=tls)
+        self._metrics = _listen(settings.metrics_host, settings.metrics_port, pages, name="metrics", tls=tls.context)
 
     def stop(self) -> None:
         for server in (self._health, self._metrics):
@@ -67,7 +66,7 @@ def _listen(
     pages: Mapping[str, Callable[[], Answer]],
     *,
     name: str,
-    tls: ssl.SSLContext | None = None,
+    tls: Tls | None = None,
 ) -> HttpServer | None:
     try:
         server = HttpServer(host, port, pages, name=name, tls=tls)

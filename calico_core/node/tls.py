@@ -5,9 +5,14 @@
 from __future__ import annotations
 
 import ssl
+import threading
+from pathlib import Path
 
 from calico_core.errors import InvalidSettings
+from calico_core.log import get_logger
 from calico_core.settings import Settings
+
+log = get_logger(__name__)
 
 _CLIENTS = {
     "NoClientCert": ssl.CERT_NONE,
@@ -18,6 +23,43 @@ _CLIENTS = {
     "RequireAnyClientCert": ssl.CERT_REQUIRED,
     "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
 }
+
+
+class RenewedTls:
+    """A context that follows its files: certificates are renewed while the node runs. Any thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises ``InvalidSettings`` as :func:`metrics_tls` does."""
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._seen = self._stamps()
+        self._context = metrics_tls(settings)
+
+    def context(self) -> ssl.SSLContext | None:
+        """As the files are now; as they were, while what they are now cannot be used."""
+        with self._lock:
+            stamps = self._stamps()
+            if stamps != self._seen:
+                self._seen = stamps
+                try:
+                    self._context = metrics_tls(self._settings)
+                    log.info("metrics.certificates_renewed", file=self._settings.metrics_cert_file)
+                except InvalidSettings as error:
+                    log.warning("metrics.certificates_not_renewed", reason=str(error))
+            return self._context
+
+    def _stamps(self) -> tuple[tuple[int, int] | None, ...]:
+        settings = self._settings
+        files = (settings.metrics_cert_file, settings.metrics_key_file, settings.metrics_ca_file)
+        return tuple(_stamp(file) for file in files if file)
+
+
+def _stamp(file: str) -> tuple[int, int] | None:
+    try:
+        found = Path(file).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def metrics_tls(settings: Settings) -> ssl.SSLContext | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import socket
 import ssl
@@ -13,7 +14,7 @@ import pytest
 
 from calico_core.errors import InvalidSettings
 from calico_core.node.health import Answer, HttpServer
-from calico_core.node.tls import metrics_tls
+from calico_core.node.tls import RenewedTls, metrics_tls
 from calico_core.settings import Settings, load_settings
 from tests.doubles.certificates import Authority, Pair
 
@@ -36,7 +37,7 @@ def settings_of(pair: Pair, **more: str) -> Settings:
 
 
 def served(settings: Settings) -> Iterator[HttpServer]:
-    server = HttpServer("127.0.0.1", 0, PAGES, name="test-tls", tls=metrics_tls(settings))
+    server = HttpServer("127.0.0.1", 0, PAGES, name="test-tls", tls=RenewedTls(settings).context)
     server.start()
     yield server
     server.stop()
@@ -87,6 +88,28 @@ def test_no_certificate_is_needed_when_the_settings_say_so(lenient: HttpServer, 
 def test_who_connects_and_says_nothing_holds_up_nobody(lenient: HttpServer, authority: Authority) -> None:
     with socket.create_connection(("127.0.0.1", lenient.port)):
         assert ask(lenient, authority) == (200, b"x 1\n")
+
+
+def serial(server: HttpServer) -> str:
+    return hashlib.sha256(ssl.get_server_certificate(("127.0.0.1", server.port), timeout=5).encode()).hexdigest()
+
+
+def test_a_renewed_certificate_is_served_and_a_broken_one_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("node", is_server=True)
+    for server in served(settings_of(pair, ClientAuth="NoClientCert")):
+        first = serial(server)
+        assert serial(server) == first
+        authority.issue("node", is_server=True)
+        second = serial(server)
+        assert second != first
+        pair.certificate.write_text("nonsense")
+        assert serial(server) == second
+        assert "metrics.certificates_not_renewed" in caplog.text
+        pair.certificate.unlink()
+        assert ask(server, authority) == (200, b"x 1\n")
 
 
 def test_nothing_given_is_plain() -> None:
