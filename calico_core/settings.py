@@ -196,7 +196,9 @@ def parse_setting(field: Field, origin: str, text: str) -> Any:
 
 
 def shown_value(name: str, value: Any) -> Any:
-    """Without secrets."""
+    """Without secrets; limits as they may be written."""
+    if name == "loop_limits":
+        return ",".join(f"{loop}={seconds:g}s" for loop, seconds in value) if isinstance(value, tuple) else value
     return "(set)" if name.endswith("password") and value else value
 
 

@@ -28,13 +28,15 @@ def test_version() -> None:
 
 
 def test_check_config_shows_values_with_their_origin_and_no_secret() -> None:
-    done = run("check-config", NODENAME="rack-a", ETCD_PASSWORD="hunter2", ETCD_AUTHORITY="e:2379")
+    limits = {"FELIX_HEALTHTIMEOUTOVERRIDES": "engine=3m, routing=20"}
+    done = run("check-config", NODENAME="rack-a", ETCD_PASSWORD="hunter2", ETCD_AUTHORITY="e:2379", **limits)
     assert done.returncode == 0
     lines = {line.split()[0]: line.split() for line in done.stdout.splitlines()}
     assert lines["node_name"] == ["node_name", "rack-a", "environment", "NODENAME"]
     assert lines["datastore"] == ["datastore", "etcd3://e:2379", "environment", "ETCD_AUTHORITY"]
     assert lines["dataplane_driver"] == ["dataplane_driver", "auto", "default"]
     assert lines["etcd_password"][1] == "(set)"
+    assert lines["loop_limits"][1] == "engine=180s,routing=20s"
     assert "hunter2" not in done.stdout
 
 
