@@ -40,7 +40,6 @@ if TYPE_CHECKING:
         HostRules,
         HostState,
         HostWorkload,
-        PolicyList,
         RulesId,
     )
     from calico_core.model.keys import WorkloadEndpointKey
@@ -207,13 +206,16 @@ class TableBuilder:
         workload = self._claims.owner(interface)
         self._note_rules(interface, workload)
         before, after = self._placed.pop(interface, None), self._contribution(workload)
-        if before is not None:
-            for name, element in before.elements:
-                self._moved[name][element] = False
         if after is not None:
             self._placed[interface] = after
-            for name, element in after.elements:
-                self._moved[name][element] = True
+        was, now = (() if each is None else each.elements for each in (before, after))
+        if len(was) == len(now):  # most changes are of lists: what stays is not moved
+            differing = [pair for pair in zip(was, now, strict=True) if pair[0] != pair[1]]
+            was, now = tuple(one for one, _ in differing), tuple(two for _, two in differing)
+        for name, element in was:
+            self._moved[name][element] = False
+        for name, element in now:
+            self._moved[name][element] = True
         # only now, so that a list both name stays
         for name in before.chains if before is not None else ():
             self._policies.free_list(name)
@@ -222,7 +224,10 @@ class TableBuilder:
         before = self._named_rules.pop(interface, frozenset())
         named: frozenset[RulesId] = frozenset()
         if workload is not None:
-            named = self._named_rules[interface] = _rules_in(workload.inbound) | _rules_in(workload.outbound)
+            inbound, outbound = map(self._policies.rules_in, (workload.inbound, workload.outbound))
+            named = self._named_rules[interface] = inbound if outbound <= inbound else inbound | outbound
+        if named == before:
+            return
         for rules_id in before - named:
             self._rules_users[rules_id].discard(interface)
             if not self._rules_users[rules_id]:
@@ -242,7 +247,7 @@ class TableBuilder:
             check_interface(workload.interface, field="interface")
             if not workload.interface.startswith(self._options.interface_prefix):
                 raise InvalidRequest("interface", f"must start with {self._options.interface_prefix!r}")
-            missing = sorted(each for each in self._named_rules[workload.interface] if each not in self._policies)
+            missing = self._policies.missing(self._named_rules[workload.interface])
             if missing:
                 raise InvalidRequest("policies", f"there are no rules for {', '.join(missing)}")
         except InvalidRequest as error:
@@ -360,7 +365,3 @@ class TableBuilder:
                 self.table.sets[name] = NamedSet(name, self._shared[name])
             else:
                 self.table.sets.pop(name, None)
-
-
-def _rules_in(policies: PolicyList) -> frozenset[RulesId]:
-    return frozenset(policies.profiles).union(*(tier.policies for tier in policies.tiers))
