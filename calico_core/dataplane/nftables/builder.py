@@ -48,7 +48,7 @@ _NAT_SETS = frozenset(name for kinds in layout.NAT_KINDS.values() for name in ki
 
 
 class _Placed(msgspec.Struct, frozen=True):
-    """What one interface contributes: elements by set, and the list chains it needs."""
+    """What one interface contributes: elements by set, each once, and the list chains it needs."""
 
     subject: str
     elements: tuple[tuple[str, Any], ...]
@@ -265,8 +265,8 @@ class TableBuilder:
                 elements.append((layout.source_set(any_kind), (workload.interface, net.first)))
             else:
                 elements.append((layout.source_set(mac_kind), (workload.interface, int(workload.mac), net.first)))
-        for nat in workload.nats:
-            elements += self._nat_elements(workload, nat)
+        # two floating addresses of one address of the workload have an element in common
+        elements += dict.fromkeys(each for nat in workload.nats for each in self._nat_elements(workload, nat))
         inbound = self._policies.use_list(workload.inbound, "in", subject)
         outbound = self._policies.use_list(workload.outbound, "out", subject)
         elements.append((layout.TO_MAP, (workload.interface, inbound)))
