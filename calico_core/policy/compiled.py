@@ -152,8 +152,9 @@ class Evaluator:
             for net in dict.fromkeys(workload.nets):
                 self._carriers[net].append(workload)
             self._floating.update((nat.external, nat.internal) for nat in workload.nats)
-        self._lists: dict[tuple[PolicyList, Direction], CompiledList] = {}
-        self._asked: set[tuple[PolicyList, Direction]] = set()
+        # by identity, so each list is held from the first time on; to hash one is to look at all of its names
+        self._lists: dict[tuple[int, Direction], CompiledList] = {}
+        self._asked: dict[tuple[int, Direction], PolicyList] = {}
 
     def explain(self, packet: Packet) -> Verdict:
         """As :func:`calico_core.policy.explain.explain`."""
@@ -180,11 +181,11 @@ class Evaluator:
         policies: PolicyList,
         packet: Packet,
     ) -> list[Step]:
-        key = policies, direction
+        key = id(policies), direction
         found = self._lists.get(key)
         if found is None:
             if key not in self._asked:
-                self._asked.add(key)
+                self._asked[key] = policies
                 return walk(self._state, endpoint, hook, direction, policies, packet)
             found = self._lists[key] = CompiledList(self._state, policies, direction)
         return found.walk(endpoint, hook, packet)
