@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _fields: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("calico_log_fields", default={})  # noqa: B039 - never mutated
 
@@ -26,8 +26,10 @@ LEVELS = {
     "info": logging.INFO,
     "warning": logging.WARNING,
     "error": logging.ERROR,
+    "critical": logging.CRITICAL,
     "none": logging.CRITICAL + 1,
 }
+"""What a place for events takes at least."""
 
 
 class Logger:
@@ -54,6 +56,10 @@ class Logger:
         """As :meth:`error`, with the traceback of the exception being handled."""
         self._emit(logging.ERROR, event, fields, exc_info=True)
 
+    def critical(self, event: str, /, **fields: Any) -> None:
+        """The process ends."""
+        self._emit(logging.CRITICAL, event, fields)
+
     def _emit(self, level: int, event: str, fields: dict[str, Any], *, exc_info: bool = False) -> None:
         if self._logger.isEnabledFor(level):
             merged = {**_fields.get(), **fields}
@@ -79,12 +85,13 @@ class ConsoleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        return f"{clock}.{int(record.msecs):03d} {record.levelname.lower():7} {self.text(record)}"
+
+    def text(self, record: logging.LogRecord) -> str:
+        """Event, fields and traceback."""
         fields = getattr(record, "calico_fields", {})
-        rest = "".join(f" {name}={_console_value(value)}" for name, value in fields.items())
-        line = f"{clock}.{int(record.msecs):03d} {record.levelname.lower():7} {record.getMessage()}{rest}"
-        if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return line
+        line = record.getMessage() + "".join(f" {name}={_console_value(value)}" for name, value in fields.items())
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 class JsonFormatter(logging.Formatter):
@@ -105,18 +112,26 @@ class JsonFormatter(logging.Formatter):
 
 def configure(*, level: str = "info", style: str = "console", stream: TextIO | None = None) -> None:
     """Set up logging for a process. ``level`` of :data:`LEVELS`; ``style`` is ``console`` or ``json``."""
+    handler = screen(style=style, stream=stream)
+    handler.setLevel(LEVELS[level])
+    install([handler])
+
+
+def screen(*, style: str = "console", stream: TextIO | None = None) -> logging.Handler:
+    """To ``stream``, or to standard error."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else ConsoleFormatter())
+    return handler
+
+
+def install(handlers: Sequence[logging.Handler]) -> None:
+    """From now on events go to these, to each as its level says; any thread. Loggers of libraries stay at warnings."""
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = handlers
     root.setLevel(logging.WARNING)
-    set_level(level)
-
-
-def set_level(level: str) -> None:
-    """From now on, of :data:`LEVELS`; any thread. Loggers of libraries stay at warnings."""
+    lowest = min((handler.level for handler in handlers), default=LEVELS["none"])
     for package in PACKAGES:
-        logging.getLogger(package).setLevel(LEVELS[level])
+        logging.getLogger(package).setLevel(lowest)
 
 
 def _console_value(value: Any) -> str:

@@ -99,6 +99,7 @@ FIELDS: tuple[Field, ...] = (
     _field("route_protocol", values.integer(5, 255), (), "DeviceRouteProtocol"),
     _field("ignore_loose_rpf", values.boolean, (), "IgnoreLooseRPF"),
     _field("refresh_interval_s", values.number(0, 86400), (), "IptablesRefreshInterval", "NftablesRefreshInterval"),
+    _field("address_poll_s", values.number(0, 86400), (), "HostInterfacePollInterval", has_fallback=True),
     _field("established_flows", values.choice("cut", "keep"), ("CALICO_ESTABLISHED_FLOWS",), "EstablishedFlows"),
     _field("confirm_removals_after_s", values.number(0, 86400), ("CALICO_CONFIRM_REMOVALS_AFTER",)),
     # what the agent reports
@@ -124,6 +125,9 @@ FIELDS: tuple[Field, ...] = (
     _field("mtu_bytes", values.integer(0, 65535), ("CALICO_MTU",)),
     # logging
     _field("log_level", values.log_level, ("CALICO_LOG_LEVEL",), "LogSeverityScreen", is_live=True),
+    _field("log_file", values.or_none(values.path), (), "LogFilePath", is_live=True),
+    _field("log_file_level", values.log_level, (), "LogSeverityFile", is_live=True),
+    _field("log_syslog_level", values.log_level, (), "LogSeveritySys", is_live=True),
     _field("log_format", values.choice("console", "json"), ("CALICO_LOG_FORMAT",)),
 )
 LIVE = frozenset(field.name for field in FIELDS if field.is_live)
@@ -139,13 +143,9 @@ IGNORED: Mapping[str, str] = {
     "EtcdDriverLogFilePath": "the datastore is read by the same process",
     "EtcdDriverPrometheusMetricsPort": "the datastore is read by the same process",
     "IptablesGeneratorPlugin": "a dataplane is a driver of its own: CALICO_DATAPLANE_DRIVER",
-    "LogFilePath": "the log goes to standard error, which the supervisor keeps",
-    "LogSeverityFile": "the log goes to standard error, which the supervisor keeps",
-    "LogSeveritySys": "the log goes to standard error, which the supervisor keeps",
     "StartupCleanupDelay": "the first complete apply replaces what was left in one transaction",
     "PeriodicResyncInterval": "a watch that missed something begins again with a snapshot",
     "HealthTimeoutOverrides": "one limit counts for all loops: DataplaneWatchdogTimeout",
-    "HostInterfacePollInterval": "the kernel tells of each change of an address, and all are listed when it lost some",
     "IpInIpEnabled": "a pool says itself whether it is encapsulated",
     "IpInIpMtu": "it follows from the MTU of the host's own interface",
     "IpInIpTunnelAddr": "the node writes it",

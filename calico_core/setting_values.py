@@ -14,7 +14,8 @@ _FALSE = frozenset({"false", "0", "no", "n", "f"})
 _LEVEL_WORDS = {
     **dict.fromkeys(("trace", "verbose"), "debug"),
     "warn": "warning",
-    **dict.fromkeys(("err", "crit", "critical", "fatal"), "error"),
+    "err": "error",
+    **dict.fromkeys(("crit", "fatal"), "critical"),
 }
 
 
@@ -112,7 +113,7 @@ def host_or_none(value: str) -> str:
 def log_level(value: str) -> str:
     """The reference system's words too, in any case."""
     cleaned = value.strip().lower()
-    return _LEVEL_WORDS.get(cleaned) or choice("debug", "info", "warning", "error", "none")(cleaned)
+    return _LEVEL_WORDS.get(cleaned) or choice("debug", "info", "warning", "error", "critical", "none")(cleaned)
 
 
 def name(value: str) -> str:

@@ -71,6 +71,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     route_protocol: int = 80
     ignore_loose_rpf: bool = False
     refresh_interval_s: float = 60.0
+    address_poll_s: float = 10.0
     confirm_removals_after_s: float = 300.0
     established_flows: str = "cut"
     reporting_interval_s: float = 30.0
@@ -95,6 +96,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mtu_bytes: int = 0
     # logging
     log_level: str = "info"
+    log_file: str = ""
+    log_file_level: str = "info"
+    log_syslog_level: str = "none"
     log_format: str = "console"
     origins: dict[str, str] = msgspec.field(default_factory=dict)
     shadowed: dict[str, tuple[Shadowed, ...]] = msgspec.field(default_factory=dict)

@@ -38,6 +38,29 @@ class Stopwatch:
         self._last = now
 
 
+class Timing:
+    """A sum and a number of durations, as a Prometheus summary without quantiles. One thread notes, any reads."""
+
+    __slots__ = ("count", "sum_s")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum_s = 0.0
+
+    def note(self, seconds: float) -> None:
+        self.count += 1
+        self.sum_s += seconds
+
+    @contextlib.contextmanager
+    def measure(self) -> Iterator[None]:
+        """The block, however it ends."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.note(time.perf_counter() - started)
+
+
 @contextlib.contextmanager
 def measured() -> Iterator[Stopwatch]:
     """The stopwatch of the block, or of the block around it."""

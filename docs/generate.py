@@ -83,6 +83,9 @@ MEANINGS = {
     "ignore_loose_rpf": "start although `net.ipv4.conf.all.rp_filter` is 2, which weakens the check of workloads' "
     "source addresses",
     "refresh_interval_s": "seconds between two comparisons of the kernel with what we want; 0: never",
+    "address_poll_s": "seconds between two looks at the host's own addresses, which host endpoints are found by, in "
+    "case that the kernel did not tell of a change; 0: at the start alone, and as the kernel tells. A value that "
+    "cannot be used counts as the default",
     "reporting_interval_s": "seconds between two reports of liveness; 0 or less: none",
     "reporting_ttl_s": "seconds such a report lasts",
     "endpoint_reporting": "write the status of each endpoint to the datastore",
@@ -108,7 +111,13 @@ MEANINGS = {
     "kubeconfig": "how the [policy controller](../how-to/kubernetes.md) reaches the Kubernetes API: the path of a "
     "kubeconfig, or `in-cluster`; empty: there is no Kubernetes",
     "mtu_bytes": "MTU of interfaces for Docker and Mesos, where the network names none; 0: as the kernel makes them",
-    "log_level": "`debug`, `info`, `warning`, `error` or `none`; a running node follows a change in the datastore",
+    "log_level": "what goes to standard error: `debug`, `info`, `warning`, `error`, `critical` (the node ends) or "
+    "`none`",
+    "log_file": "the absolute path of a file for the log, or `none`; opened again when it was moved away and at "
+    "SIGHUP. The reference system's default is `/var/log/calico/felix.log`; ours is none, since the supervisor keeps "
+    "what goes to standard error",
+    "log_file_level": "what goes there, as above",
+    "log_syslog_level": "what goes to syslog (`/dev/log`), as above",
     "log_format": "`console` or `json`",
 }
 
@@ -163,6 +172,7 @@ def _settings() -> str:
         )
         for field in FIELDS
     ]
+    live = ", ".join(f"`{name}`" for field in FIELDS if field.is_live for name in field.config)
     return _page(
         "Settings",
         "For people who run a node. A setting comes from the first of these that has it: the environment (where "
@@ -178,7 +188,7 @@ def _settings() -> str:
         "both with the origin of each value and what it comes before. A value that cannot be used ends the start with "
         "its name, its origin and what would be right. In the datastore it is logged, and the datastore's settings are "
         "left out. A name that nothing reads is warned of once.",
-        "A running node follows `LogSeverityScreen` in the datastore. When another of its settings changes there, and "
+        f"A running node follows {live} in the datastore. When another of its settings changes there, and "
         "is not what the node runs with, the node ends two seconds later with exit status 1, for its supervisor to "
         "start it again; policy stays in force meanwhile.",
         _table(("Setting", "Environment", "Datastore and file", "Default", "Meaning"), rows),

@@ -36,13 +36,16 @@ from calico_core.interfaces.dataplane import (
     DataplaneOptions,
     DeniedPacket,
     Failure,
+    Figure,
     WorkloadWiring,
     is_whole_policy,
+    timing_figures,
 )
 from calico_core.log import get_logger
 from calico_core.model.hoststate import HostChanges, HostState
 from calico_core.model.ids import check_interface
 from calico_core.model.rules import PORT_PROTOCOLS
+from calico_core.stopwatch import Timing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -84,6 +87,9 @@ class Policy(Protocol):
     def purge(self) -> None:
         """Remove all of it."""
 
+    def figures(self) -> tuple[Figure, ...]:
+        """For metrics; any thread."""
+
     def close(self) -> None:
         """Free what it holds in this process."""
 
@@ -117,8 +123,9 @@ class KernelDataplane(Dataplane, Generic[P]):
             self._route_socket, prefix=options.interface_prefix, protocol=options.route_protocol
         )
         self._conntrack = Conntrack(namespace_fd)
+        self._cutting = Timing()
         self._denied = DeniedPackets(options.denied_group, Origins() if origins is None else origins, namespace_fd)
-        self._prefix = options.interface_prefix
+        self._prefix, self._address_poll_s = options.interface_prefix, options.address_poll_s
         has_metadata = options.metadata is not None
         self._links = WorkloadLinks(
             self._route_socket, namespace_fd, has_metadata=has_metadata, has_ipv6=options.is_ipv6_enabled
@@ -206,7 +213,9 @@ class KernelDataplane(Dataplane, Generic[P]):
         return stop
 
     def watch_addresses(self, callback: Callable[[str, frozenset[IPAddress] | None], None]) -> Callable[[], None]:
-        monitor = AddressMonitor(callback, prefix=self._prefix, namespace_fd=self._namespace_fd)
+        monitor = AddressMonitor(
+            callback, prefix=self._prefix, namespace_fd=self._namespace_fd, poll_s=self._address_poll_s
+        )
         monitor.start()
         return monitor.stop
 
@@ -215,6 +224,10 @@ class KernelDataplane(Dataplane, Generic[P]):
 
     def watch_denied(self, callback: Callable[[DeniedPacket], None]) -> Callable[[], None]:
         return self._denied.watch(callback)
+
+    def figures(self) -> tuple[Figure, ...]:
+        cutting = timing_figures("route_table_conntrack_wait_seconds", self._cutting)
+        return (*self._policy.figures(), *self._routes.figures(), *cutting)
 
     def wanted(self) -> HostState:
         return self._state.copy()
@@ -335,7 +348,8 @@ class KernelDataplane(Dataplane, Generic[P]):
             return ()
         addresses = [IPAddress(value, 4 if family == 4 else 6) for family, value in sorted(table.lost)]
         try:
-            self._conntrack.flush(addresses)
+            with self._cutting.measure():
+                self._conntrack.flush(addresses)
         except KernelRefused as error:
             log.warning("conntrack.not_flushed", addresses=[str(each) for each in addresses], error=str(error))
             return (Failure("conntrack", str(error)),)

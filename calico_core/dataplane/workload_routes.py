@@ -15,7 +15,8 @@ from calico_core.dataplane.linux.prefix import AF_INET, prefix_of
 from calico_core.dataplane.linux.route_messages import LOCAL_METRIC_V6, RT_SCOPE_LINK, Route
 from calico_core.dataplane.linux.routes import apply_routes, plan_routes
 from calico_core.errors import KernelRefused
-from calico_core.interfaces.dataplane import Failure
+from calico_core.interfaces.dataplane import Failure, Figure, timing_figures
+from calico_core.stopwatch import Timing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -44,6 +45,7 @@ class WorkloadRoutes:
         self._prefix, self._protocol = prefix, protocol
         self._wanted: dict[str, tuple[IPNetwork, ...]] = {}
         self._programmed: dict[str, frozenset[Route]] = {}
+        self._partial, self._full = Timing(), Timing()
 
     def want(self, interface: str, networks: tuple[IPNetwork, ...]) -> None:
         """What the interface shall have from the next :meth:`sync` on; nothing, when empty."""
@@ -51,6 +53,16 @@ class WorkloadRoutes:
             self._wanted[interface] = networks
         else:
             self._wanted.pop(interface, None)
+
+    def figures(self) -> tuple[Figure, ...]:
+        """Any thread."""
+        programmed = list(self._programmed.values())
+        return (
+            Figure("route_table_num_ifaces", len(self._wanted)),
+            Figure("route_table_num_routes", sum(map(len, programmed))),
+            *timing_figures("route_table_partial_resync_seconds", self._partial),
+            *timing_figures("route_table_resync_seconds", self._full),
+        )
 
     def want_nothing(self) -> None:
         self._wanted.clear()
@@ -67,6 +79,10 @@ class WorkloadRoutes:
     def sync(self, interfaces: Iterable[str], links: Mapping[str, Link]) -> RouteReport:
         """Make the routes of these interfaces right, relying on what we know of them. ``links``: those of them that
         are there."""
+        with self._partial.measure():
+            return self._sync(interfaces, links)
+
+    def _sync(self, interfaces: Iterable[str], links: Mapping[str, Link]) -> RouteReport:
         changed: list[str] = []
         failures: list[Failure] = []
         without_link: set[str] = set()
@@ -91,7 +107,8 @@ class WorkloadRoutes:
     def resync(self) -> RouteReport:
         """Read all links and routes and make them right, trusting nothing."""
         try:
-            return self._resync()
+            with self._full.measure():
+                return self._resync()
         except KernelRefused as error:
             self._programmed.clear()
             return RouteReport(failures=(Failure("routes", str(error)),))

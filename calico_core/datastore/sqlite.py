@@ -43,7 +43,7 @@ KEPT_CHANGES = 10_000
 KEPT_S = 3600.0
 COMPACT_EVERY = 512
 """Writes between two looks at what may be forgotten."""
-_CHECKPOINT_COMMITS = 250
+_CHECKPOINT_COMMITS = 1000
 READ_REVISIONS = 1000
 """Revisions a watch reads at once; whole ones, so that none is split."""
 

@@ -36,9 +36,9 @@ CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value NOT NULL) WITHOUT 
 """
 _NOT_COMMITTED = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY)
 """What a commit may answer (by primary code) that leaves no doubt: the transaction was rolled back."""
-_CHECKPOINT_PAGES = 4000
-"""SQLite copies its log into the file in the commit that passes this; four times its own habit, so that whoever
-listens does it first, see :meth:`SqliteFile.checkpoint`."""
+_CHECKPOINT_PAGES = 8000
+"""SQLite copies its log into the file in the commit that passes this; eight times its own habit, so that whoever
+listens does it first, see :meth:`SqliteFile.checkpoint`. Every write to that disk waits while it is done."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 

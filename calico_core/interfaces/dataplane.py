@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 from netaddr import IPAddress, IPNetwork
@@ -13,6 +14,7 @@ from calico_core.model.hoststate import HostChanges, HostState, RulesId
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.record import Value
 from calico_core.model.workloads import InterfaceEvent, PairRequest, WiredInterface, WiringRequest
+from calico_core.stopwatch import Timing
 
 
 class FailsafePort(NamedTuple):
@@ -33,7 +35,8 @@ class DataplaneOptions(Value, frozen=True):
     169.254.169.254:80. ``log_rate``: log lines a second and rule, 0: no limit, with bursts of ``log_burst``.
     ``denied_group``: the NFLOG group that denied packets are told to, 0: none. ``mark_mask``: the bits of a packet's
     mark that are ours, two at least. ``max_set_size``: members of one set, where the kernel wants to know (iptables);
-    rules that name a larger one drop."""
+    rules that name a larger one drop. ``address_poll_s``: between two looks at the host's own addresses beside the
+    kernel's events, 0: none."""
 
     host: str = ""
     interface_prefix: str = "cali"
@@ -51,6 +54,7 @@ class DataplaneOptions(Value, frozen=True):
     denied_group: int = 0
     mark_mask: int = 0xFF000000
     max_set_size: int = 1 << 20
+    address_poll_s: float = 0.0
 
 
 class DenialOrigin(Value, frozen=True):
@@ -90,6 +94,19 @@ class RuleCount(NamedTuple):
     rule: int
     packets: int
     bytes: int
+
+
+class Figure(NamedTuple):
+    """A counter or a size for metrics, under the reference system's name without its prefix."""
+
+    name: str
+    value: float
+    labels: Mapping[str, str] = MappingProxyType({})
+
+
+def timing_figures(name: str, timing: Timing, *, units_a_second: float = 1.0) -> tuple[Figure, Figure]:
+    """A summary's two."""
+    return Figure(f"{name}_sum", timing.sum_s * units_a_second), Figure(f"{name}_count", timing.count)
 
 
 class Connection(NamedTuple):
@@ -198,6 +215,10 @@ class Dataplane(abc.ABC):
 
     def rule_counts(self) -> tuple[RuleCount, ...]:
         """What each rule has matched since it was last written."""
+        return ()
+
+    def figures(self) -> tuple[Figure, ...]:
+        """What it has done and holds. Any thread, and no look at the kernel."""
         return ()
 
     def wanted(self) -> HostState:

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Literal, NamedTuple
 
 from calico_core.interfaces.dataplane import ApplyReport, RuleCount
 from calico_core.model.hoststate import HostChanges, HostRules, RulesId, SetId
-
-
-class Timing:
-    """A sum and a number of durations, as a Prometheus summary without quantiles."""
-
-    __slots__ = ("count", "sum_s")
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.sum_s = 0.0
-
-    def note(self, seconds: float) -> None:
-        self.count += 1
-        self.sum_s += seconds
+from calico_core.stopwatch import Timing
 
 
 class CountedRule(NamedTuple):
@@ -47,6 +35,11 @@ class AgentCounters:
         self.updates = 0
         self.resyncs_started = 0
         self.changes_given = 0
+        self.messages: Counter[str] = Counter()
+        """Objects given to the dataplane by kind, in the reference system's words."""
+        self.batches = 0
+        self.link_events, self.link_batches = 0, 0
+        self.address_events, self.address_batches = 0, 0
         self.calculation = Timing()
         self.apply = Timing()
         self.first_apply_s = 0.0
@@ -73,8 +66,25 @@ class AgentCounters:
 
     def note_changes(self, changes: HostChanges) -> None:
         """Of one batch for the dataplane."""
-        self.changes_given += len(changes.sets) + len(changes.rules) + len(changes.workloads)
-        self.changes_given += len(changes.removed_sets) + len(changes.removed_rules) + len(changes.removed_workloads)
+        messages = Counter(
+            {
+                "IPSetUpdate": sum(change.is_new for change in changes.sets),
+                "IPSetDeltaUpdate": sum(not change.is_new for change in changes.sets),
+                "PortSetUpdate": len(changes.port_sets),
+                "IPSetRemove": len(changes.removed_sets) + len(changes.removed_port_sets),
+                "ActivePolicyUpdate": len(changes.rules),
+                "ActivePolicyRemove": len(changes.removed_rules),
+                "WorkloadEndpointUpdate": len(changes.workloads),
+                "WorkloadEndpointRemove": len(changes.removed_workloads),
+                "HostEndpointUpdate": len(changes.interfaces),
+                "HostEndpointRemove": len(changes.removed_interfaces),
+                "IPAMPoolUpdate": int(changes.pools is not None),
+                "HostMetadataUpdate": int(changes.peers is not None),
+            }
+        )
+        self.batches += 1
+        self.changes_given += messages.total()
+        self.messages.update(messages)
         if changes.is_complete:
             self._rules.clear()
             self._sets.clear()
@@ -82,6 +92,13 @@ class AgentCounters:
         self._rules.difference_update(changes.removed_rules)
         self._sets.update(change.id for change in changes.sets)
         self._sets.difference_update(changes.removed_sets)
+
+    def note_events(self, *, links: int, addresses: int) -> None:
+        """What the kernel told since the last pass."""
+        self.link_events += links
+        self.link_batches += links > 0
+        self.address_events += addresses
+        self.address_batches += addresses > 0
 
     def note_apply(self, seconds: float, *, is_first: bool) -> None:
         self.apply.note(seconds)

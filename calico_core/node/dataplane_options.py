@@ -39,6 +39,7 @@ def dataplane_options(settings: Settings, host: str) -> DataplaneOptions:
         denied_group=settings.denied_group,
         mark_mask=settings.mark_mask,
         max_set_size=settings.max_set_size,
+        address_poll_s=settings.address_poll_s,
     )
 
 

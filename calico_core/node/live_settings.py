@@ -1,5 +1,5 @@
-"""What a running node does when the datastore's configuration changes: it follows the log level; anything else needs a
-start, which the supervisor gives it. Source: felix specification 2.1.
+"""What a running node does when the datastore's configuration changes: its log follows; anything else needs a start,
+which the supervisor gives it. Source: felix specification 2.1.
 """
 
 from __future__ import annotations
@@ -7,7 +7,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from calico_core import log as logging
+import msgspec
+
 from calico_core.errors import CalicoError
 from calico_core.log import get_logger
 from calico_core.model.keys import GlobalConfigKey, HostConfigKey, Key
@@ -27,15 +28,17 @@ class LiveSettings:
         host: str,
         stored: StoredConfig | None = None,
         on_difference: Callable[[], None] = lambda: None,
+        follow: Callable[[Settings], object] = lambda _: None,
     ) -> None:
         """``stored``: what ``settings`` were made with. ``on_difference`` hears when a setting that needs a start has
-        become another than the one this process runs with."""
-        self._settings = settings
+        become another than the one this process runs with; ``follow`` gets the settings whenever one has changed that
+        needs none, and raises ``InvalidSettings`` for what cannot be done."""
+        self._settings = self._followed = settings
+        self._follow = follow
         self._host = host
         self._on_difference = on_difference
         self._stored: dict[Key, str] = {}
         self._told: set[str] = set()
-        self._level = settings.log_level
         if stored is not None:
             self._stored = {HostConfigKey(host, name): text for name, text in stored.of_host.items()}
             self._stored |= {GlobalConfigKey(name): text for name, text in stored.of_all.items()}
@@ -45,7 +48,7 @@ class LiveSettings:
 
     def begin(self) -> None:
         """With what was merged at the start."""
-        logging.set_level(self._level)
+        self._try_to_follow(self._settings)
 
     def take(self, key: Key, value: str | None) -> None:
         """The latest of a key of the datastore's configuration; None: gone. Others are ignored."""
@@ -71,7 +74,7 @@ class LiveSettings:
             self._stored.pop(key, None)
         now = self._value(field)
         if field.is_live:
-            self._follow_level(str(now))
+            self._change(field, now)
         else:
             self._compare(field, now)
 
@@ -81,11 +84,20 @@ class LiveSettings:
             self._told.add(name)
             log.warning("settings.unknown_name", name=name, where="datastore", did_you_mean=unknown[name] or None)
 
-    def _follow_level(self, level: str) -> None:
-        if level != self._level:
-            log.warning("log.level", was=self._level, now=level)
-            self._level = level
-            logging.set_level(level)
+    def _change(self, field: Field, now: object) -> None:
+        before = getattr(self._followed, field.name)
+        if now == before:
+            return
+        self._followed = msgspec.structs.replace(self._followed, **{field.name: now})
+        log.warning("settings.followed", setting=field.name, was=before, now=now)
+        self._try_to_follow(self._followed)
+
+    def _try_to_follow(self, settings: Settings) -> None:
+        """What the datastore says stops no node."""
+        try:
+            self._follow(settings)
+        except CalicoError as error:
+            log.error("settings.not_followed", reason=str(error))
 
     def _compare(self, field: Field, now: object) -> None:
         loaded = getattr(self._settings, field.name)

@@ -56,13 +56,21 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
     """Until SIGTERM or SIGINT. 0 after a clean stop, 1 when it could not start or
     wants to be started with changed settings, 3 when a part of it died."""
     gc.disable()  # importing makes no garbage to speak of, and looking for it is a fifteenth of the time
+    from calico_core.node.log_targets import LogTargets
     from calico_core.node.runtime import Runtime
+    from calico_core.node.signal_actions import SignalActions
 
     gc.freeze()
     gc.enable()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    log.configure(level=settings.log_level, style=settings.log_format)
-    runtime = Runtime(settings, environment)
+    targets = LogTargets()
+    try:
+        targets.follow(settings)
+    except InvalidSettings as error:
+        _complain(str(error))
+        return 2
+    runtime = Runtime(settings, environment, targets)
+    asked = SignalActions({signal.SIGHUP: targets.reopen})
     is_asked = False
 
     def ask(_signal: int, _frame: object) -> None:
@@ -72,6 +80,7 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
 
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)
+    asked.start()
     try:
         try:
             runtime.start()
@@ -80,8 +89,12 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
             return 0 if is_asked else 1
         _say(READY_LINE)
         runtime.watch()
+        if not is_asked and not runtime.wants_restart:
+            log.get_logger(__name__).critical("node.died")
     finally:
         runtime.stop()
+        asked.stop()
+        targets.close()
     if is_asked:
         return 0
     return 1 if runtime.wants_restart else 3

@@ -1,4 +1,4 @@
-"""Metrics in Prometheus' text format, version 0.0.4. Names are those that dashboards of the reference system know.
+"""What the node tells of itself as metrics. Names are those that dashboards of the reference system know.
 
 Source: felix specification 9, node specification 10.3.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import resource
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from calico_core.datastore.syncer import SyncStatus
+from calico_core.interfaces.dataplane import Figure
 from calico_core.interfaces.routing import RoutingStatus
 from calico_core.model.keys import (
     HostEndpointKey,
@@ -21,9 +22,12 @@ from calico_core.model.keys import (
     TierKey,
     WorkloadEndpointKey,
 )
-from calico_core.node.counters import AgentCounters, CountedRule, Timing
+from calico_core.node.counters import AgentCounters, CountedRule
+from calico_core.node.dataplane_metrics import NO_INDEX, of_batches, of_drivers, of_label_index
+from calico_core.node.log_targets import LogCounts
+from calico_core.node.metric import Metric, by_label, counter, gauge, summary
+from calico_core.policy.label_index import IndexFigures
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SYNC_STATES = {SyncStatus.WAIT: 1, SyncStatus.RESYNC: 2, SyncStatus.IN_SYNC: 3}
 _CLUSTER: dict[str, type[Key]] = {
     "hosts": HostIpKey,
@@ -35,16 +39,6 @@ _CLUSTER: dict[str, type[Key]] = {
 }
 _DENYING = frozenset({"deny", "reject"})
 _MOST_RULES = 500
-_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
-
-
-class Metric(NamedTuple):
-    """``samples``: (suffix of the name, labels, value)."""
-
-    name: str
-    kind: Literal["counter", "gauge", "summary"]
-    help: str
-    samples: tuple[tuple[str, Mapping[str, str], float], ...]
 
 
 class AgentFigures(NamedTuple):
@@ -61,59 +55,67 @@ class AgentFigures(NamedTuple):
     """How many."""
     rules: tuple[CountedRule, ...] = ()
     """Counters of rules; empty when the engine had no time to read them."""
+    kernel: tuple[Figure, ...] = ()
+    """Of the dataplane's driver."""
+    label_index: IndexFigures = NO_INDEX
 
 
-def render(metrics: Iterable[Metric]) -> bytes:
-    lines: list[str] = []
-    for metric in metrics:
-        lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
-        lines += [f"{metric.name}{suffix}{_labels(labels)} {value:.17g}" for suffix, labels, value in metric.samples]
-    return ("\n".join(lines) + "\n").encode()
-
-
-def collect(host: str, started: float, agent: AgentFigures | None, routing: RoutingStatus | None) -> list[Metric]:
+def collect(
+    host: str,
+    started: float,
+    agent: AgentFigures | None,
+    routing: RoutingStatus | None,
+    logs: LogCounts | None = None,
+) -> list[Metric]:
     """``started``: seconds since the epoch. None: not there yet."""
-    metrics = [_gauge("felix_host", "This host.", 1, host=host), *_process(started)]
+    metrics = [gauge("felix_host", "This host.", 1, host=host), *_process(started), *_logs(logs or LogCounts())]
     if agent is not None:
-        metrics += [*_calculation(agent), *_cluster(agent.cluster), *_dataplane(agent.counters)]
+        metrics += [
+            *_calculation(agent),
+            *_cluster(agent.cluster),
+            *_dataplane(agent),
+            *of_label_index(agent.label_index),
+        ]
         metrics += [_denied(agent.rules), *_removals(agent)]
     if routing is not None:
         metrics.append(_peers(routing))
     return metrics
 
 
+def _logs(counts: LogCounts) -> list[Metric]:
+    return [
+        counter("felix_logs_dropped", "Events that came faster than file or syslog took them.", counts.dropped),
+        counter("felix_log_errors", "Events that could not be written to file or syslog.", counts.errors),
+    ]
+
+
 def _calculation(agent: AgentFigures) -> list[Metric]:
     counters = agent.counters
-    by_status = tuple(("", {"status": name}, float(count)) for name, count in sorted(agent.endpoints.items()))
     return [
-        _gauge("felix_active_local_endpoints", "Endpoints of this host.", agent.endpoints.total()),
-        Metric("calico_local_endpoints", "gauge", "Endpoints of this host by status.", by_status),
-        _gauge("felix_active_local_policies", "Policies in force on this host.", counters.policies),
-        _gauge("felix_active_local_selectors", "Selectors and tags that rules in force name.", counters.sets),
-        _counter("felix_calc_graph_updates_processed", "Datastore updates taken.", counters.updates),
-        _counter("felix_calc_graph_output_events", "Objects given to the dataplane.", counters.changes_given),
-        _summary("felix_calc_graph_update_time_seconds", "Calculation of one batch.", counters.calculation),
-        _gauge("felix_resync_state", "1 waiting, 2 resync, 3 in sync.", _SYNC_STATES[agent.sync_status]),
-        _counter("felix_resyncs_started", "Snapshots of the datastore begun.", counters.resyncs_started),
+        gauge("felix_active_local_endpoints", "Endpoints of this host.", agent.endpoints.total()),
+        by_label("calico_local_endpoints", "gauge", "Endpoints of this host by status.", "status", agent.endpoints),
+        gauge("felix_active_local_policies", "Policies in force on this host.", counters.policies),
+        gauge("felix_active_local_selectors", "Selectors and tags that rules in force name.", counters.sets),
+        counter("felix_calc_graph_updates_processed", "Datastore updates taken.", counters.updates),
+        counter("felix_calc_graph_output_events", "Objects given to the dataplane.", counters.changes_given),
+        summary("felix_calc_graph_update_time_seconds", "Calculation of one batch.", counters.calculation),
+        gauge("felix_resync_state", "1 waiting, 2 resync, 3 in sync.", _SYNC_STATES[agent.sync_status]),
+        counter("felix_resyncs_started", "Snapshots of the datastore begun.", counters.resyncs_started),
     ]
 
 
 def _cluster(counts: Counter[type[Key]]) -> list[Metric]:
     return [
-        _gauge(f"felix_cluster_num_{name}", f"In the datastore: {name.replace('_', ' ')}.", counts[kind])
+        gauge(f"felix_cluster_num_{name}", f"In the datastore: {name.replace('_', ' ')}.", counts[kind])
         for name, kind in _CLUSTER.items()
     ]
 
 
-def _dataplane(counters: AgentCounters) -> list[Metric]:
+def _dataplane(agent: AgentFigures) -> list[Metric]:
     return [
-        _summary("felix_int_dataplane_apply_time_seconds", "Kernel changes of one batch.", counters.apply),
-        _counter(
-            "felix_int_dataplane_failures", "Objects that could not be programmed at an attempt.", counters.failures
-        ),
-        _gauge("felix_int_dataplane_initial_resync_time_seconds", "The first complete apply.", counters.first_apply_s),
-        _gauge("felix_ipsets_calico", "Address sets in force.", counters.sets),
-        _counter("calico_dataplane_healed", "Foreign changes to our part of the kernel undone.", counters.healed),
+        *of_batches(agent.counters),
+        *of_drivers(agent.kernel),
+        counter("calico_dataplane_healed", "Foreign changes to our part of the kernel undone.", agent.counters.healed),
     ]
 
 
@@ -135,8 +137,8 @@ def _denied(rules: tuple[CountedRule, ...]) -> Metric:
 
 def _removals(agent: AgentFigures) -> list[Metric]:
     return [
-        _gauge("calico_removals_frozen", "1 while deletions wait for confirmation.", float(agent.is_frozen)),
-        _gauge("calico_removals_waiting", "Deletions that wait.", agent.waiting),
+        gauge("calico_removals_frozen", "1 while deletions wait for confirmation.", float(agent.is_frozen)),
+        gauge("calico_removals_waiting", "Deletions that wait.", agent.waiting),
     ]
 
 
@@ -152,11 +154,11 @@ def _peers(routing: RoutingStatus) -> Metric:
 def _process(started: float) -> list[Metric]:
     used = resource.getrusage(resource.RUSAGE_SELF)
     metrics = [
-        _counter("process_cpu_seconds_total", "User and system time.", used.ru_utime + used.ru_stime),
-        _gauge("process_start_time_seconds", "Since the epoch.", started),
+        counter("process_cpu_seconds_total", "User and system time.", used.ru_utime + used.ru_stime),
+        gauge("process_start_time_seconds", "Since the epoch.", started),
     ]
     resident = _resident_bytes()
-    return metrics if resident is None else [*metrics, _gauge("process_resident_memory_bytes", "Memory.", resident)]
+    return metrics if resident is None else [*metrics, gauge("process_resident_memory_bytes", "Memory.", resident)]
 
 
 def _resident_bytes() -> int | None:
@@ -166,24 +168,6 @@ def _resident_bytes() -> int | None:
             return int(file.read().split()[1]) * resource.getpagesize()
     except OSError:
         return None
-
-
-def _gauge(name: str, text: str, value: float, **labels: str) -> Metric:
-    return Metric(name, "gauge", text, (("", labels, value),))
-
-
-def _counter(name: str, text: str, value: float) -> Metric:
-    return Metric(name, "counter", text, (("", {}, value),))
-
-
-def _summary(name: str, text: str, timing: Timing) -> Metric:
-    return Metric(name, "summary", text, (("_sum", {}, timing.sum_s), ("_count", {}, timing.count)))
-
-
-def _labels(labels: Mapping[str, str]) -> str:
-    if not labels:
-        return ""
-    return "{" + ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in labels.items()) + "}"
 
 
 Collect = Callable[[], list[Metric]]

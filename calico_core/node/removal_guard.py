@@ -49,7 +49,8 @@ _NOUNS: dict[type[Key], str] = {
     PoolKey: "pools",
 }
 _BY_EVENTS = frozenset({_LOCAL, "policies", "tiers", "profiles"})
-"""Of these a flood of deletions is suspect too; that most remote endpoints end within seconds happens."""
+"""Of these a flood of deletions is suspect too; that most remote endpoints end within seconds happens. What was written
+a moment before is somebody's work and no part of a flood; of local endpoints the kernel knows better."""
 
 
 class RemovalFreeze(Value, frozen=True):
@@ -77,6 +78,7 @@ class RemovalGuard:
         self._local: dict[Key, WorkloadEndpoint] = {}
         self._interfaces: frozenset[str] | None = None  # those of the above, when it was asked last
         self._recent: deque[tuple[float, str]] = deque()
+        self._written: dict[Key, float] = {}  # by events, in the order of time; see _BY_EVENTS
         self._waiting: dict[Key, Update] = {}
         self._reason, self._since, self._believed_since = "", 0.0, 0.0
 
@@ -112,6 +114,8 @@ class RemovalGuard:
                 deletions.append(update)
                 continue
             passed.append(update)
+            if not batch.is_snapshot:
+                self._note_written(update.key, now)
             if self._waiting or self._noun(update.key) == _LOCAL:
                 passed += self._take_back(update)
         if not deletions:
@@ -155,6 +159,19 @@ class RemovalGuard:
         is_of_host = isinstance(key, WorkloadEndpointKey) and key.host == self._host
         return _LOCAL if is_of_host else _NOUNS.get(type(key), "")
 
+    def _note_written(self, key: Key, now: float) -> None:
+        noun = self._noun(key)
+        if noun == _LOCAL or noun not in _BY_EVENTS:
+            return
+        self._written.pop(key, None)
+        self._written[key] = now
+        while (oldest := next(iter(self._written))) != key and self._written[oldest] < now - _WINDOW_S:
+            del self._written[oldest]
+
+    def _was_just_written(self, key: Key, now: float) -> bool:
+        written = self._written.get(key)
+        return written is not None and written >= now - _WINDOW_S
+
     def _is_gone_from_kernel(self, key: Key) -> bool:
         record = self._local.get(key)
         return record is not None and not self._exists(record.name)
@@ -189,7 +206,12 @@ class RemovalGuard:
         """Why these deletions are to wait, or ''."""
         while self._recent and self._recent[0][0] < now - _WINDOW_S:
             self._recent.popleft()
-        alive = [self._noun(update.key) for update in deletions if not self._is_gone_from_kernel(update.key)]
+        alive = [
+            self._noun(update.key)
+            for update in deletions
+            if (is_snapshot or not self._was_just_written(update.key, now))
+            and not self._is_gone_from_kernel(update.key)
+        ]
         self._recent.extend((now, noun) for noun in alive)
         fewest = _FEWEST_AT_ONCE if is_snapshot else _FEWEST
         lost = Counter(alive if is_snapshot else (noun for _, noun in self._recent))

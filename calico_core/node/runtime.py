@@ -37,6 +37,8 @@ from calico_core.node.denied import DeniedLog, parse_question
 from calico_core.node.health import Answer, Health, HttpServer
 from calico_core.node.live_settings import LiveSettings
 from calico_core.node.local_view import ask_integrations, read_local_view
+from calico_core.node.log_targets import LogTargets
+from calico_core.node.metric import CONTENT_TYPE, render
 from calico_core.node.remembered import RememberedInterfaces
 from calico_core.node.router import Router
 from calico_core.node.socket_api import SocketServer
@@ -60,8 +62,15 @@ _RESTART_PAUSE_S = 2.0
 class Runtime:
     """Made, started and stopped by the main thread."""
 
-    def __init__(self, settings: Settings, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        environment: Mapping[str, str] | None = None,
+        log_targets: LogTargets | None = None,
+    ) -> None:
+        """``log_targets``: where the log goes, which then follows the datastore."""
         self._settings = settings
+        self._log_targets = log_targets or LogTargets()
         self._environment = environment or {}
         self.host = composition.node_name(settings)
         self.stopping = threading.Event()
@@ -108,7 +117,7 @@ class Runtime:
         settings = self._settings = with_stored_config(settings, self._environment, stored)
         tell_settings(settings, self._environment, stored)
         self._signs.limit_s = settings.loop_limit_s
-        live = self._live = LiveSettings(settings, self.host, stored, self._restart_later)
+        live = self._live = LiveSettings(settings, self.host, stored, self._restart_later, self._log_targets.follow)
         live.begin()
         self._serve_health(settings)
         refuse_loose_rpf(settings)
@@ -220,9 +229,13 @@ class Runtime:
         def answer() -> Answer:
             agent, routing = self._agent, self._routing
             found = metrics.collect(
-                self.host, self._started, agent.figures() if agent else None, routing.status() if routing else None
+                self.host,
+                self._started,
+                agent.figures() if agent else None,
+                routing.status() if routing else None,
+                self._log_targets.counts,
             )
-            return Answer(HTTPStatus.OK, metrics.CONTENT_TYPE, metrics.render(found))
+            return Answer(HTTPStatus.OK, CONTENT_TYPE, render(found))
 
         self._listen(settings.metrics_host, settings.metrics_port, {"/metrics": answer}, name="metrics")
 

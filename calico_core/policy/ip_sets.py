@@ -18,7 +18,7 @@ from calico_core.model.keys import Key
 from calico_core.model.policies import NetworkSet
 from calico_core.model.selectors import Labels
 from calico_core.policy.dense_ids import DenseIds
-from calico_core.policy.label_index import Delta, LabelIndex, Query
+from calico_core.policy.label_index import Delta, IndexFigures, LabelIndex, Query
 from calico_core.policy.members import NO_HOSTS, V6, Hosts, MemberTable, addresses_of, each_host, outermost
 from calico_core.policy.port_sets import PortSets, node_of, with_port_labels
 from calico_core.policy.postings import EMPTY
@@ -58,6 +58,9 @@ class IpSets:
         self._hosts_before: dict[int, Hosts] = {}
         self._nets_changed = BitMap()
         self._begun: set[SetId] = set()
+
+    def index_figures(self) -> IndexFigures:
+        return self._index.figures()
 
     def activate(self, set_id: SetId, source: Source) -> None:
         if isinstance(source, NamedPort):

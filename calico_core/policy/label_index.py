@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from itertools import compress, count, repeat
 from operator import contains
 from types import MappingProxyType
+from typing import NamedTuple
 
 import msgspec
 from pyroaring import BitMap
@@ -42,6 +43,19 @@ class Query:
         self.filed: tuple[Term, ...] = ()
 
 
+class IndexFigures(NamedTuple):
+    """Sizes now, and totals since the start. ``unfiled``: queries that every change of an item tests."""
+
+    items: int
+    filed: int
+    unfiled: int
+    matches: int
+    mismatches: int
+    """Tests of one item against one query."""
+    evaluations: int
+    """Of one query over all items."""
+
+
 class Delta(msgspec.Struct, frozen=True):
     """How the items of one query changed over a batch. Read the bitmaps, never change them."""
 
@@ -68,6 +82,7 @@ class LabelIndex:
         self._next_number = 0
         self._stale: set[str] = set()
         """Labels of which more is asked for than the postings hold."""
+        self._matches = self._mismatches = self._evaluations = 0
         # Of the batch under way.
         self._is_bulk = False
         self._to_evaluate: set[Query] = set()
@@ -245,6 +260,12 @@ class LabelIndex:
             posting.items |= items
             self._to_evaluate |= posting.queries
 
+    def figures(self) -> IndexFigures:
+        """For metrics; any thread."""
+        unfiled = len(self._unfiled)
+        filed = len(self._queries) - unfiled
+        return IndexFigures(len(self._all), filed, unfiled, self._matches, self._mismatches, self._evaluations)
+
     # --- answers -------------------------------------------------------------------------------------
 
     def flush(self) -> dict[Query, Delta]:
@@ -265,6 +286,7 @@ class LabelIndex:
             delta = self._tested(query, items, effective)
             if delta is not None:
                 deltas[query] = delta
+        self._evaluations += len(self._to_evaluate)
         for query in self._to_evaluate:
             delta = self._evaluated(query)
             if delta is not None:
@@ -277,13 +299,17 @@ class LabelIndex:
     def _tested(self, query: Query, items: set[int], effective: dict[int, Labels]) -> Delta | None:
         added: list[int] = []
         removed: list[int] = []
+        matching = 0
         for item in items:
             labels = effective.get(item)
             if labels is None:
                 labels = effective[item] = self.labels(item)
             matches = item in self._all and query.node.matches(labels)
+            matching += matches
             if matches != (item in query.matched):
                 (added if matches else removed).append(item)
+        self._matches += matching
+        self._mismatches += len(items) - matching
         if not added and not removed:
             return None
         if query.matched is EMPTY:

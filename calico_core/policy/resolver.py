@@ -47,6 +47,7 @@ from calico_core.policy.active import ActiveLists, References
 from calico_core.policy.floating import NO_NATS, FloatingAddresses
 from calico_core.policy.host_endpoints import HostEndpoints
 from calico_core.policy.ip_sets import IpSets
+from calico_core.policy.label_index import IndexFigures
 from calico_core.policy.peers import Peers
 from calico_core.policy.policy_lists import Hook, PolicyLists, Tiers, policy_rules_id
 from calico_core.policy.rules import Source, compile_rules, tag_label
@@ -102,6 +103,10 @@ class PolicyResolver:
     def ignored_policies(self) -> Counter[str]:
         """How many policies are known and not enforced, by reason."""
         return self._policy_lists.ignored
+
+    def index_figures(self) -> IndexFigures:
+        """Of the sets in use; any thread."""
+        return self._ip_sets.index_figures()
 
     def in_sync(self) -> None:
         """The snapshot is complete: from now on :meth:`flush` speaks."""

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from tests.e2e.observing import MakeLab
 
 pytestmark = pytest.mark.needs_root
 METRICS = {"FELIX_PROMETHEUSMETRICSENABLED": "true", "FELIX_PROMETHEUSMETRICSHOST": "127.0.0.1"}
+NAMES = (Path(__file__).parents[1] / "fixtures" / "metric_names.txt").read_text().split()
 _ASK = """
 import sys, urllib.error, urllib.request
 try:
@@ -78,6 +80,47 @@ def test_readiness_turns_on_and_metrics_are_served(make_lab: MakeLab) -> None:
     assert now["felix_int_dataplane_apply_time_seconds_sum"] > 0
     assert now["felix_int_dataplane_failures"] == 0
     assert now[f'felix_host{{host="{host.name}"}}'] == 1
+
+
+@pytest.mark.parametrize("driver", ["nftables", "iptables"])
+def test_the_drivers_figures_follow_what_they_do(make_lab: MakeLab, driver: str) -> None:
+    lab = make_lab(1, nodes=False)
+    host = lab.hosts[0]
+    host.start_node(environment={**METRICS, "CALICO_DATAPLANE_DRIVER": driver})
+    host.install_cni()
+    before = figures(host)
+    known = {name.partition("{")[0].removesuffix("_sum").removesuffix("_count") for name in before}
+    assert set(NAMES) <= known
+    lab.add_workload(host).attach(network="net1")
+    now = figures(host)
+
+    def grew(name: str) -> bool:
+        return total(now, name) > total(before, name)
+
+    assert grew("felix_route_table_num_ifaces")
+    assert now["felix_route_table_num_routes"] == now["felix_route_table_num_ifaces"] == 1
+    assert grew("felix_route_table_partial_resync_seconds_count")
+    assert grew('felix_int_dataplane_messages{type="WorkloadEndpointUpdate"}')
+    assert grew("felix_int_dataplane_iface_msg_batch_size_sum")
+    assert now["felix_label_index_num_endpoints"] == 1
+    mine, other = ("nft", "iptables") if driver == "nftables" else ("iptables", "nft")
+    for name in ("chains", "rules", "calls" if driver == "nftables" else "restore_calls"):
+        assert grew(f"felix_{mine}_{name}"), name
+        assert total(now, f"felix_{other}_{name}") == 0
+    if driver == "nftables":
+        assert now["felix_nft_list_calls"] >= 1
+        assert now["felix_nft_maps"] > 0
+        assert [now[f"felix_nft_{name}"] for name in ("errors", "list_errors", "set_errors")] == [0, 0, 0]
+    else:
+        assert grew("felix_iptables_lines_executed")
+        assert grew("felix_ipset_calls")
+        assert grew("felix_exec_time_micros_count")
+        assert now["felix_iptables_restore_errors"] == 0
+
+
+def total(found: dict[str, float], name: str) -> float:
+    """Over all labels."""
+    return sum(value for given, value in found.items() if name in (given, given.partition("{")[0]))
 
 
 def test_a_node_that_waits_for_its_datastore_lives_and_is_not_ready(make_lab: MakeLab) -> None:

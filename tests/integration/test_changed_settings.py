@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -36,7 +39,7 @@ def test_a_setting_that_needs_a_start_ends_the_node_and_equal_values_do_not(host
     first = host.node_pid
     host.calicoctl("config", "set", "LogActionRateLimit", "0")
     host.calicoctl("config", "set", "LogSeverityScreen", "debug")
-    assert wait_until(lambda: says(host, "log.level"), 10)
+    assert wait_until(lambda: says(host, "settings.followed"), 10)
     assert host.node_pid == first
     host.calicoctl("config", "set", "LogActionRateLimit", "7")
     assert wait_until(lambda: host.node_pid is None, 15)
@@ -55,5 +58,27 @@ def test_a_change_that_is_taken_back_within_the_pause_costs_nothing(host: LabHos
     host.calicoctl("config", "remove", "LogActionRateLimit")
     assert wait_until(lambda: says(host, "settings.needs_start"), 10)
     host.calicoctl("config", "set", "LogSeverityScreen", "debug")
-    assert wait_until(lambda: says(host, "log.level"), 10)
+    assert wait_until(lambda: says(host, "settings.followed"), 10)
     assert not wait_until(lambda: host.node_pid != first, 3)
+
+
+def test_a_running_node_writes_its_log_where_the_datastore_says_and_opens_it_again(
+    host: LabHost, tmp_path: Path
+) -> None:
+    file, old = tmp_path / "felix.log", tmp_path / "felix.log.1"
+    host.start_node()
+    first = host.node_pid
+    assert first is not None
+    host.calicoctl("config", "set", "LogFilePath", str(file))
+    host.calicoctl("config", "set", "LogSeverityFile", "debug")
+    assert wait_until(file.exists, 10)
+    host.calicoctl("config", "set", "LogSeverityScreen", "warning")
+    assert wait_until(lambda: "settings.followed setting=log_level" in file.read_text(), 10)
+    file.rename(old)
+    os.kill(first, signal.SIGHUP)
+    host.calicoctl("config", "set", "LogSeverityScreen", "error")
+    assert wait_until(lambda: file.exists() and "now=error" in file.read_text(), 10)
+    assert host.node_pid == first
+    host.calicoctl("config", "set", "LogFilePath", f"{file}/x.log")
+    assert wait_until(lambda: says(host, "cannot be written: Not a directory"), 10)
+    assert host.node_pid == first

@@ -89,7 +89,11 @@ def test_a_file_may_use_the_name_of_the_datastore() -> None:
         ("CALICO_MESOS_STRICT", "t", "mesos_strict", True),
         ("CALICO_MTU", "9000", "mtu_bytes", 9000),
         ("CALICO_LOG_LEVEL", "DEBUG", "log_level", "debug"),
-        ("CALICO_LOG_LEVEL", "CRIT", "log_level", "error"),
+        ("CALICO_LOG_LEVEL", "CRIT", "log_level", "critical"),
+        ("FELIX_LOGSEVERITYSYS", "err", "log_syslog_level", "error"),
+        ("FELIX_LOGSEVERITYFILE", "None", "log_file_level", "none"),
+        ("FELIX_LOGFILEPATH", "/var/log/calico/felix.log", "log_file", "/var/log/calico/felix.log"),
+        ("FELIX_LOGFILEPATH", "NONE", "log_file", ""),
         ("FELIX_LOGSEVERITYSCREEN", "Warn", "log_level", "warning"),
         ("FELIX_LOGSEVERITYSCREEN", "none", "log_level", "none"),
         ("FELIX_HEALTHENABLED", "no", "health_enabled", False),
@@ -244,6 +248,7 @@ def test_every_field_has_one_source_list_and_a_default() -> None:
         ("FELIX_IPTABLESMARKMASK", "0x1ffffffff", "mark_mask"),
         ("FELIX_PROMETHEUSMETRICSPORT", "high", "metrics_port"),
         ("FELIX_ENDPOINTREPORTINGDELAYSECS", "-1", "endpoint_reporting_delay_s"),
+        ("FELIX_HOSTINTERFACEPOLLINTERVAL", "-1", "address_poll_s"),
     ],
 )
 def test_some_bad_values_count_as_the_default_and_are_noted(variable: str, text: str, field: str) -> None:

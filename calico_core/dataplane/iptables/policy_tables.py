@@ -24,7 +24,7 @@ from calico_core.dataplane.kernel_dataplane import TableReport
 from calico_core.dataplane.linux import sysctl
 from calico_core.dataplane.reconcile import Table, reconcile
 from calico_core.errors import ToolFailed
-from calico_core.interfaces.dataplane import Failure, RuleCount
+from calico_core.interfaces.dataplane import Failure, Figure, RuleCount, timing_figures
 from calico_core.log import get_logger
 from calico_core.model.hoststate import HostState
 
@@ -43,6 +43,11 @@ _REMOVAL_TRIES, _REMOVAL_PAUSE_S = 6, 0.01
 _PURGE_TRIES = 100
 # iptables: "line 7 failed", "Error occurred at line: 7", "line 7: RULE_APPEND failed"; ipset: "Error in line 7: …".
 _AT_LINE = re.compile(r"\bline:? (\d+)")
+
+_COUNTED = (
+    *(f"iptables_{verb}_{what}" for verb in ("save", "restore") for what in ("calls", "errors")),
+    *("iptables_lines_executed", "ipset_calls", "ipset_errors", "ipset_lines_executed"),
+)
 
 log = get_logger(__name__)
 
@@ -85,6 +90,7 @@ class PolicyTables:
         self._builder = TablesBuilder(options, self._families, self._origins)
         self._observed: _Observed | None = None
         self._closed: dict[str, str] = {}
+        self._sets_seen = 0
         #: Sets to be removed that the kernel has not let go yet.
         self._held: set[str] = set()
 
@@ -193,6 +199,18 @@ class PolicyTables:
                         total[0] += packets
                         total[1] += size
         return tuple(RuleCount(*which, *total) for which, total in sorted(found.items()))
+
+    def figures(self) -> tuple[Figure, ...]:
+        """Any thread: ``list`` copies at once what the engine may change meanwhile."""
+        counts = self._tools.counts
+        found = [Figure(name, counts[name]) for name in _COUNTED]
+        for (family, name), table in list(self._builder.desired.tables.items()):
+            labels = {"ip_version": str(family), "table": name}
+            chains = list(table.chains.values())
+            found.append(Figure("iptables_chains", len(chains), labels))
+            found.append(Figure("iptables_rules", sum(len(each.tags) for each in chains), labels))
+        execution = timing_figures("exec_time_micros", self._tools.execution, units_a_second=1e6)
+        return (*found, Figure("ipsets_total", self._sets_seen), *execution)
 
     # --- commit -----------------------------------------------------------------------------------
 
@@ -337,7 +355,9 @@ class PolicyTables:
             for family in self._families
             for name, each in saved.parse_saved(self._tools.save(family)).items()
         }
-        found = parse_sets(self._tools.save_sets(), self._options.max_set_size)
+        text = self._tools.save_sets()
+        self._sets_seen = sum(line.startswith("create ") for line in text.splitlines())
+        found = parse_sets(text, self._options.max_set_size)
         leftovers = {name for name, each in found.items() if not each.kind}
         sets = Table(sets={name: each for name, each in found.items() if each.kind})
         return _Observed(tables, sets, leftovers)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from calico_core.dataplane.linux.netns import run_in
 from calico_core.errors import ToolFailed
 from calico_core.log import get_logger
+from calico_core.stopwatch import Timing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,6 +42,9 @@ class Tools:
     def __init__(self, namespace_fd: int | None = None, backend: Backend | None = None) -> None:
         """:raises ToolFailed: one of the programs is missing."""
         self._namespace_fd = namespace_fd
+        self.counts: Counter[str] = Counter()
+        """Calls, errors and lines, by their names in metrics. Written by one thread, read by any."""
+        self.execution = Timing()
         self.backend: Backend = backend or self._find_backend()
         self._save: dict[int, str] = {}
         self._restore: dict[int, str] = {}
@@ -51,21 +56,23 @@ class Tools:
 
     def save(self, family: int, *, with_counters: bool = False) -> str:
         """All tables of the family that exist."""
-        return self._run((self._save[family], *(["-c"] if with_counters else [])))
+        return self._counted("iptables_save", (self._save[family], *(["-c"] if with_counters else [])))
 
     def restore(self, family: int, script: str) -> None:
         """One transaction a table; chains the script does not declare are left alone.
 
         :raises ToolFailed: a table was refused; those before it in the script are done.
         """
-        self._run((self._restore[family], "--noflush", "--wait", str(_LOCK_WAIT_S)), script)
+        self.counts["iptables_lines_executed"] += script.count("\n")
+        self._counted("iptables_restore", (self._restore[family], "--noflush", "--wait", str(_LOCK_WAIT_S)), script)
 
     def save_sets(self) -> str:
-        return self._run((self._ipset, "save"))
+        return self._counted("ipset", (self._ipset, "save"))
 
     def restore_sets(self, script: str) -> None:
         """:raises ToolFailed: lines before the refused one are done."""
-        self._run((self._ipset, "restore", "-exist"), script)
+        self.counts["ipset_lines_executed"] += script.count("\n")
+        self._counted("ipset", (self._ipset, "restore", "-exist"), script)
 
     def destroy_sets(self, names: Iterable[str]) -> None:
         """:raises ToolFailed: one is still in use; those before it are gone."""
@@ -74,6 +81,14 @@ class Tools:
     def _find_backend(self) -> Backend:
         return "legacy" if "legacy" in self._run((_path("iptables"), "--version")) else "nft"
 
+    def _counted(self, what: str, argv: tuple[str, ...], script: str | None = None) -> str:
+        self.counts[f"{what}_calls"] += 1
+        try:
+            return self._run(argv, script)
+        except ToolFailed:
+            self.counts[f"{what}_errors"] += 1
+            raise
+
     def _run(self, argv: tuple[str, ...], script: str | None = None) -> str:
         descriptors: tuple[int, ...] = ()
         command = argv
@@ -81,16 +96,17 @@ class Tools:
             descriptors = (self._namespace_fd,)
             command = ("nsenter", f"--net=/proc/self/fd/{self._namespace_fd}", *argv)
         try:
-            done = subprocess.run(
-                command,
-                input=script or "",
-                capture_output=True,
-                text=True,
-                errors="replace",
-                check=False,
-                timeout=_TIMEOUT_S,
-                pass_fds=descriptors,
-            )
+            with self.execution.measure():
+                done = subprocess.run(
+                    command,
+                    input=script or "",
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    check=False,
+                    timeout=_TIMEOUT_S,
+                    pass_fds=descriptors,
+                )
         except OSError as error:
             raise ToolFailed(argv, _NOT_FOUND, str(error)) from error
         except subprocess.TimeoutExpired as error:

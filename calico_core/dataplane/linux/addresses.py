@@ -30,17 +30,25 @@ class AddressMonitor:
     :meth:`start`, later from the monitor's thread, and only when something is different. Interfaces whose name starts
     with ``prefix`` are left out.
 
-    It lists at the start and when the kernel has dropped events; else it follows the events alone, however many links
-    there are."""
+    It lists at the start, when the kernel has dropped events, and each ``poll_s`` seconds (0: not) in case that one did
+    not come for another reason; else it follows the events alone, however many links there are."""
 
-    def __init__(self, callback: AddressesCallback, *, prefix: str, namespace_fd: int | None = None) -> None:
+    def __init__(
+        self, callback: AddressesCallback, *, prefix: str, namespace_fd: int | None = None, poll_s: float = 0.0
+    ) -> None:
         self._callback, self._prefix = callback, prefix
         self._lock = threading.RLock()
         self._told: dict[str, frozenset[IPAddress]] = {}
         self._names: dict[int, str] = {}
         self._addresses: dict[int, set[Prefix]] = {}
         self._sockets = RouteSockets(namespace_fd)
-        self._monitor = LinkMonitor(self._link_changed, namespace_fd=namespace_fd, on_address=self._address_changed)
+        self._monitor = LinkMonitor(
+            self._link_changed,
+            namespace_fd=namespace_fd,
+            on_address=self._address_changed,
+            on_period=self._look,
+            period_s=poll_s,
+        )
 
     def start(self) -> None:
         """The subscription stands before anything is listed: nothing is missed in between."""

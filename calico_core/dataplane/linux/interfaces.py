@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from calico_core.dataplane.linux.address_messages import RTM_DELADDR, RTM_NEWADDR, parse_address
@@ -68,10 +69,14 @@ class LinkMonitor:
         on_address: AddressCallback | None = None,
         on_route: RouteCallback | None = None,
         table: LinkTable | None = None,
+        on_period: Callable[[], None] | None = None,
+        period_s: float = 0.0,
         receive_buffer_bytes: int = _RECEIVE_BUFFER_BYTES,
     ) -> None:
+        """``on_period`` is called from the same thread each ``period_s`` seconds, 0: never."""
         self._callback, self._on_address, self._on_route = callback, on_address, on_route
         self._table = table
+        self._on_period, self._period_s = on_period, period_s if on_period is not None else 0.0
         self._known: dict[int, tuple[str, int, bool]] = {}
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="link-monitor", daemon=True)
@@ -112,11 +117,17 @@ class LinkMonitor:
         poller = select.poll()
         poller.register(self._socket, select.POLLIN)
         poller.register(self._stop_fd, select.POLLIN)
+        period_ends = time.monotonic() + self._period_s
         while True:
-            ready = [descriptor for descriptor, _ in poller.poll()]
+            wait_ms = max(0.0, period_ends - time.monotonic()) * 1000 if self._period_s else None
+            ready = [descriptor for descriptor, _ in poller.poll(wait_ms)]
             if self._stop_fd in ready:
                 return
-            self._take()
+            if ready:
+                self._take()
+            if self._on_period is not None and self._period_s and time.monotonic() >= period_ends:
+                self._on_period()
+                period_ends = time.monotonic() + self._period_s
 
     def _take(self) -> None:
         try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from calico_core.dataplane.linux.netns import run_in
 from calico_core.errors import ToolFailed
 from calico_core.log import get_logger
+from calico_core.stopwatch import Timing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,6 +39,7 @@ class BesideDocker:
 
     def __init__(self, socket: NftSocket, namespace_fd: int | None, *, prefix: str, families: Sequence[int]) -> None:
         self._socket, self._namespace_fd, self._families = socket, namespace_fd, families
+        self.execution = Timing()
         self._rules = [
             f"-A {CHAIN} -o {bridge} -j RETURN" for bridge in _BRIDGES
         ] + [f"-A {CHAIN} {side} {prefix}+ -j ACCEPT" for side in ("-i", "-o")]  # fmt: skip
@@ -112,16 +114,17 @@ class BesideDocker:
         if self._namespace_fd is not None:
             command = ("nsenter", f"--net=/proc/self/fd/{self._namespace_fd}", *command)
         try:
-            done = subprocess.run(
-                command,
-                input=script,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                check=False,
-                timeout=_TIMEOUT_S,
-                pass_fds=() if self._namespace_fd is None else (self._namespace_fd,),
-            )
+            with self.execution.measure():
+                done = subprocess.run(
+                    command,
+                    input=script,
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    check=False,
+                    timeout=_TIMEOUT_S,
+                    pass_fds=() if self._namespace_fd is None else (self._namespace_fd,),
+                )
         except OSError as error:
             raise ToolFailed(argv, _NOT_FOUND, str(error)) from error
         except subprocess.TimeoutExpired as error:

@@ -16,6 +16,7 @@ from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.kernel_dataplane import TableReport
 from calico_core.dataplane.nftables.beside_docker import BesideDocker
 from calico_core.dataplane.nftables.builder import TableBuilder
+from calico_core.dataplane.nftables.counts import NftCounts
 from calico_core.dataplane.nftables.library import NftLibrary
 from calico_core.dataplane.nftables.lost_addresses import lost_addresses
 from calico_core.dataplane.nftables.names import FAMILY, TABLE
@@ -23,7 +24,7 @@ from calico_core.dataplane.nftables.netfilter import NftSocket
 from calico_core.dataplane.nftables.script import delete_table, render_plan
 from calico_core.dataplane.reconcile import Plan, Table, rebuild, reconcile
 from calico_core.errors import KernelRefused, ToolFailed
-from calico_core.interfaces.dataplane import Failure, RuleCount
+from calico_core.interfaces.dataplane import Failure, Figure, RuleCount, timing_figures
 from calico_core.log import get_logger
 from calico_core.model.hoststate import HostState
 
@@ -64,6 +65,7 @@ class PolicyTable:
         self._generation: int | None = None
         self._closed: dict[str, str] = {}
         self._refusals = 0
+        self._counts = NftCounts()
 
     def close(self) -> None:
         self._library.close()
@@ -155,6 +157,11 @@ class PolicyTable:
                 total[1] += size_bytes
         return tuple(RuleCount(*name, *total) for name, total in sorted(totals.items()))
 
+    def figures(self) -> tuple[Figure, ...]:
+        """Any thread."""
+        execution = timing_figures("exec_time_micros", self._docker.execution, units_a_second=1e6)
+        return (*self._counts.figures(self._builder.table), *execution)
+
     def observe(self) -> Table | None:
         """What the kernel holds now."""
         return self._socket.read()[0]
@@ -228,12 +235,18 @@ class PolicyTable:
     def _transact(self, plan: Plan, builder: TableBuilder, guilty: dict[str, str] | None = None) -> str:
         """One transaction. When it is refused nothing has changed, and ``guilty`` receives what could be told."""
         desired = builder.table
+        has_elements = plan.element_count > 0
+        self._counts.note(has_elements=has_elements)
         is_small = plan.element_count <= _NETLINK_ELEMENTS and guilty is None
-        if is_small and self._socket.change(plan, desired, self._observed):
-            path = "netlink"
-        else:
-            self._run_script(plan, builder, guilty)
-            path = "libnftables"
+        try:
+            if is_small and self._socket.change(plan, desired, self._observed):
+                path = "netlink"
+            else:
+                self._run_script(plan, builder, guilty)
+                path = "libnftables"
+        except KernelRefused:
+            self._counts.note_refusal(has_elements=has_elements)
+            raise
         if plan.is_rebuild or self._observed is None:
             self._observed = Table(desired.chains, desired.sets)
         else:
@@ -280,7 +293,12 @@ class PolicyTable:
         log.error("table.failed", error=str(error))
 
     def _read(self) -> None:
-        self._observed, self._generation = self._socket.read()
+        self._counts.list_calls += 1
+        try:
+            self._observed, self._generation = self._socket.read()
+        except KernelRefused:
+            self._counts.list_errors += 1
+            raise
 
     def _failures(self) -> tuple[Failure, ...]:
         reasons = {**self._builder.problems, **self._closed}

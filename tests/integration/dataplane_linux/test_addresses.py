@@ -95,3 +95,49 @@ def test_a_workloads_interface_that_is_renamed_is_told_with_its_addresses(
     ip(host, "address", "add", "192.0.2.7/32", "dev", "cali1")
     ip(host, "link", "set", "cali1", "name", "up1")
     eventually(lambda: told[-1] == ("up1", of("192.0.2.7")))
+
+
+def test_a_change_that_no_event_told_of_is_found_by_the_next_look(
+    host: Namespace, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    ip(host, "link", "add", "up0", "type", "bridge")
+    heard: Told = []
+    monitor = AddressMonitor(
+        lambda name, addresses: heard.append((name, addresses)), prefix="cali", namespace_fd=host.fd, poll_s=0.2
+    )
+    monitor.start()
+    try:
+        deafen(monitor)
+        ip(host, "address", "add", "192.0.2.1/24", "dev", "up0")
+        eventually(lambda: heard[-1] == ("up0", of("192.0.2.1")))
+        ip(host, "link", "del", "up0")
+        eventually(lambda: heard[-1] == ("up0", None))
+    finally:
+        monitor.stop()
+
+
+def test_without_a_poll_only_events_tell(host: Namespace, eventually: Callable[[Callable[[], bool]], None]) -> None:
+    """That deafening works, which the test above stands on."""
+    heard: Told = []
+    monitors = [
+        AddressMonitor(lambda name, addresses: heard.append((name, addresses)), prefix="cali", namespace_fd=host.fd),
+        AddressMonitor(lambda name, addresses: heard.append((f"deaf {name}", addresses)), prefix="cali",
+                       namespace_fd=host.fd),
+    ]  # fmt: skip
+    for monitor in monitors:
+        monitor.start()
+    try:
+        deafen(monitors[1])
+        ip(host, "link", "add", "up0", "type", "bridge")
+        ip(host, "address", "add", "192.0.2.1/24", "dev", "up0")
+        eventually(lambda: ("up0", of("192.0.2.1")) in heard)
+        assert not [name for name, _ in heard if name == "deaf up0"]
+    finally:
+        for monitor in monitors:
+            monitor.stop()
+
+
+def deafen(monitor: AddressMonitor) -> None:
+    """Leave the groups of links and addresses: from now on the kernel tells it nothing."""
+    for group in (1, 5, 9):  # linux/rtnetlink.h: RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR
+        monitor._monitor._socket.setsockopt(270, 2, group)  # SOL_NETLINK, NETLINK_DROP_MEMBERSHIP

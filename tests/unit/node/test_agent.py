@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from calico_core.model.hoststate import HostChanges
+    from calico_core.model.hoststate import HostChanges, HostRule
 
 WAIT_S = 10.0
 HOST = "rack-a"
@@ -105,6 +105,9 @@ class Bench:
     def link(self, name: str) -> None:
         self.dataplane.wiring().make_pair(PairRequest(interface=f"cali{name}", peer=f"tmp{name}"))
 
+    def rules(self, profile: str) -> tuple[HostRule, ...]:
+        return self.dataplane.wanted().rules[RulesId(f"profile/{profile}")].inbound
+
     def status(self, key: WorkloadEndpointKey) -> str:
         return self.states[-1].endpoints.get(key, ("", ""))[0] if self.states else ""
 
@@ -132,6 +135,21 @@ def test_a_written_endpoint_is_programmed(bench: Bench) -> None:
     assert bench.dataplane.is_programmed(key)
     assert agent.wait_in_sync(0)
     assert not agent.wait_programmed(key, revision + 1000, 0)
+
+
+def test_changes_that_nobody_waits_for_gather(bench: Bench) -> None:
+    """However slow the machine is: a batch each 20 ms, and one or two at the edges."""
+    bench.write_profile()
+    agent = bench.start()
+    key, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    before = len(bench.dataplane.applied)
+    started = time.monotonic()
+    for number in range(1, 301):
+        bench.write_profile("web", Rule(action="allow", protocol="tcp", dst_ports=(number,)))
+    eventually(lambda: any(rule.dst_ports == ((300, 300),) for rule in bench.rules("web")))
+    batches = len(bench.dataplane.applied) - before
+    assert 1 <= batches <= (time.monotonic() - started) / 0.02 + 2
 
 
 def test_what_was_there_before_is_in_the_first_batch(bench: Bench) -> None:

@@ -1,15 +1,17 @@
-"""The log level follows the datastore while nothing nearer says otherwise."""
+"""The log follows the datastore while nothing nearer says otherwise; other settings ask for a start."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from calico_core import log
 from calico_core.model.keys import GlobalConfigKey, HostConfigKey
 from calico_core.node.live_settings import LiveSettings
+from calico_core.node.log_targets import LogTargets
 from calico_core.node.stored_config import StoredConfig
 from calico_core.settings import load_settings
 
@@ -17,9 +19,13 @@ GLOBAL, OWN = GlobalConfigKey("LogSeverityScreen"), HostConfigKey("rack-a", "Log
 
 
 @pytest.fixture(autouse=True)
-def _levels() -> Iterator[None]:
+def _logging() -> Iterator[None]:
+    """It is the process's: leave it as it was."""
+    root = logging.getLogger()
+    handlers, root_level = root.handlers[:], root.level
     before = {name: logging.getLogger(name).level for name in log.PACKAGES}
     yield
+    root.handlers[:], root.level = handlers, root_level
     for name, level in before.items():
         logging.getLogger(name).setLevel(level)
 
@@ -29,7 +35,7 @@ def level() -> str:
 
 
 def begun(**environment: str) -> LiveSettings:
-    live = LiveSettings(load_settings(environment), "rack-a")
+    live = LiveSettings(load_settings(environment), "rack-a", follow=LogTargets().follow)
     live.begin()
     return live
 
@@ -43,7 +49,7 @@ def test_host_before_global_before_default() -> None:
     assert level() == "error"
     live.take(HostConfigKey("rack-b", "LogSeverityScreen"), "debug")
     live.take(GlobalConfigKey("LogSeverityFile"), "debug")
-    assert level() == "error"
+    assert level() == "error"  # there is no file
     live.take(OWN, None)
     assert level() == "debug"
     live.take(GLOBAL, "none")
@@ -109,3 +115,41 @@ def test_a_bad_value_changes_nothing_until_it_is_a_good_one() -> None:
         assert (asked, live.differing) == ([], {})
     live.take(own, "9101")
     assert (asked, live.differing) == ([1], {"health_port": 9101})
+
+
+def test_a_file_is_opened_and_left_as_the_datastore_says(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.log", tmp_path / "deep" / "second.log"
+    targets = LogTargets()
+    live = LiveSettings(load_settings({}), "rack-a", follow=targets.follow)
+    live.begin()
+    try:
+        live.take(GlobalConfigKey("LogFilePath"), str(first))
+        log.get_logger("calico_core.test").info("event.one")
+        live.take(GlobalConfigKey("LogFilePath"), str(second))
+        log.get_logger("calico_core.test").info("event.two")
+        live.take(GlobalConfigKey("LogSeverityFile"), "none")
+        log.get_logger("calico_core.test").error("event.three")
+    finally:
+        targets.close()
+    assert "event.one" in first.read_text()
+    assert "event.two" not in first.read_text()
+    assert "event.two" in second.read_text()
+    assert "event.three" not in second.read_text()
+
+
+def test_a_file_that_cannot_be_written_is_told_and_the_old_one_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = tmp_path / "good.log"
+    targets = LogTargets()
+    live = LiveSettings(load_settings({"FELIX_LOGSEVERITYFILE": "info"}), "rack-a", follow=targets.follow)
+    live.begin()
+    try:
+        live.take(GlobalConfigKey("LogFilePath"), str(good))
+        live.take(GlobalConfigKey("LogFilePath"), f"{good}/under/a/file.log")
+        log.get_logger("calico_core.test").info("event.after")
+    finally:
+        targets.close()
+    assert "event.after" in good.read_text()
+    assert "settings.not_followed" in good.read_text()
+    assert "log_file" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,14 @@ def test_a_bad_setting_is_exit_2_and_named(command: str) -> None:
     assert "mtu_bytes" in line
     assert "CALICO_MTU" in line
     assert "'big'" in line
+
+
+def test_a_log_that_cannot_be_written_is_exit_2_and_named(tmp_path: Path) -> None:
+    done = run("run", FELIX_LOGFILEPATH=str(tmp_path))
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "log_file" in line
+    assert f"{tmp_path} cannot be written: Is a directory" in line
 
 
 @pytest.mark.parametrize(

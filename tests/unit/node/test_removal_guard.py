@@ -228,3 +228,26 @@ def test_no_deletion_is_ever_forgotten(changes: list[tuple[str, list[tuple[int, 
         assert world.stored.items() <= world.followed.items()
     world.follow(world.guard.confirm())
     assert world.followed == world.stored
+
+
+def test_policies_that_come_and_go_are_no_flood() -> None:
+    """As a test run of somebody's, or a controller that rolls one policy after another."""
+    world = World()
+    for number in range(60):
+        key, record = policy(number)
+        world.tell({key: record})
+        world.now += 0.4
+        world.tell({key: None})
+        assert key not in world.followed
+    world.look(6)
+    assert world.reason == ""
+
+
+def test_policies_of_a_while_ago_that_go_at_once_are_a_flood() -> None:
+    world = World()
+    world.tell(dict(map(policy, range(40))))
+    world.now += 31
+    world.tell(dict.fromkeys(key for key, _ in map(policy, range(39))))
+    world.look(6)
+    assert len(world.followed) == 40
+    assert "39 of 40 policies" in world.reason
