@@ -7,7 +7,7 @@ more is then a few set elements.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -75,6 +75,7 @@ class TableBuilder:
         self._rules_users: defaultdict[RulesId, set[str]] = defaultdict(set)
         # by shared set: elements that came (True) or went since the last time
         self._moved: defaultdict[str, dict[Any, bool]] = defaultdict(dict)
+        self._nat_users: Counter[tuple[str, Any]] = Counter()
         self._kinds = {layout.FROM_MAP: "verdict", layout.TO_MAP: "verdict"}
         for family in self.families:
             for kind in layout.SOURCE_KINDS[family]:
@@ -212,10 +213,15 @@ class TableBuilder:
         if len(was) == len(now):  # most changes are of lists: what stays is not moved
             differing = [pair for pair in zip(was, now, strict=True) if pair[0] != pair[1]]
             was, now = tuple(one for one, _ in differing), tuple(two for _, two in differing)
-        for name, element in was:
-            self._moved[name][element] = False
-        for name, element in now:
-            self._moved[name][element] = True
+        for moves, is_there in ((was, False), (now, True)):
+            for name, element in moves:
+                if name in _NAT_SETS:  # an address may pass from one to the other, whoever is placed first
+                    self._nat_users[name, element] += 1 if is_there else -1
+                    self._moved[name][element] = self._nat_users[name, element] > 0
+                    if not self._nat_users[name, element]:
+                        del self._nat_users[name, element]
+                else:
+                    self._moved[name][element] = is_there
         # only now, so that a list both name stays
         for name in before.chains if before is not None else ():
             self._policies.free_list(name)
