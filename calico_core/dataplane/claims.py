@@ -30,8 +30,7 @@ class Claims:
 
     def put(self, workload: HostWorkload) -> set[str]:
         """Gives the interfaces for which something may be different now."""
-        before = self._workloads.get(workload.key)
-        if before is not None and _claims_the_same(before, workload):
+        if self.keep(workload):
             self._workloads[workload.key] = workload
             return {workload.interface}
         touched = self.remove(workload.key)
@@ -43,6 +42,11 @@ class Claims:
                 touched |= self._interfaces(network)
                 self._by_network[network].add(workload.key)
         return touched
+
+    def keep(self, workload: HostWorkload) -> bool:
+        """Whether it claims what it claims already. Most changes are of policies."""
+        before = self._workloads.get(workload.key)
+        return before is not None and _claims_the_same(before, workload)
 
     def remove(self, key: WorkloadEndpointKey) -> set[str]:
         workload = self._workloads.pop(key, None)

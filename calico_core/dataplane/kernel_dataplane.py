@@ -158,16 +158,17 @@ class KernelDataplane(Dataplane, Generic[P]):
         if not self._is_complete and not changes.is_complete:
             raise InvalidRequest("is_complete", "the first batch must carry the whole state")
         started = time.perf_counter()
-        touched, leaving = self._take_in(changes)
+        moved, kept = self._take_in(changes)
         # what goes loses its routes while its rules still stand
-        going = self._leave(leaving)
+        going = self._leave(self._want(moved))
         policy_started = time.perf_counter()
         table = self._policy.follow(changes, self._state)
         policy_done = time.perf_counter()
+        self._want(kept)
         if changes.is_complete:
             links, coming = self._links.resync(), self._routes.resync()
         else:
-            links, coming = self._follow_links(touched)
+            links, coming = self._follow_links((*moved, *kept))
         failures = (*self._cut(table), *self._take_over(table))
         done = time.perf_counter()
         report = self._report(table, links, [going, coming], failures)
@@ -267,26 +268,33 @@ class KernelDataplane(Dataplane, Generic[P]):
 
     # --- state ------------------------------------------------------------------------------------
 
-    def _take_in(self, changes: HostChanges) -> tuple[list[str], list[str]]:
-        """Update the state and the routes wanted; gives the interfaces concerned, and those of them without any."""
+    def _take_in(self, changes: HostChanges) -> tuple[set[str], set[str]]:
+        """Update the state; gives the interfaces that someone else has now or that have other addresses, and those
+        with other policy alone: nothing that policy must wait for."""
         self._state.update(changes)
         self._is_complete = True
-        touched: set[str] = set()
+        moved: set[str] = set()
+        kept: set[str] = set()
         if changes.is_complete:
-            touched |= self._claims.interfaces()
+            moved |= self._claims.interfaces()
             self._claims.clear()
         for workload in changes.workloads:
-            touched |= self._claims.put(workload)
+            concerned = kept if self._claims.keep(workload) else moved
+            concerned |= self._claims.put(workload)
         for key in changes.removed_workloads:
-            touched |= self._claims.remove(key)
+            moved |= self._claims.remove(key)
+        return moved, kept - moved
+
+    def _want(self, interfaces: Iterable[str]) -> list[str]:
+        """What they shall have of links and routes; gives those that shall have none."""
         leaving: list[str] = []
-        for interface in sorted(touched):
+        for interface in sorted(interfaces):
             networks = self._claims.networks(interface)
             if not networks:
                 leaving.append(interface)
             self._routes.want(interface, tuple(net for net in networks if net.version in self._families))
             self._links.want(interface, self._claims.owner(interface))
-        return sorted(touched), leaving
+        return leaving
 
     def _leave(self, interfaces: list[str]) -> RouteReport:
         """Take the routes of interfaces that shall have none."""

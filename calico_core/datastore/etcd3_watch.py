@@ -66,6 +66,12 @@ class Etcd3Watch(Watch):
         self._events = 0
         self._over = False  # nothing is added any more
         self._closed = False
+        self._bell: Callable[[], None] = lambda: None
+
+    def ring(self, bell: Callable[[], None]) -> bool:
+        self._bell = bell
+        bell()  # for what came before
+        return True
 
     def next(self, timeout_s: float) -> WatchMessage | None:
         with self._changed:
@@ -109,7 +115,9 @@ class Etcd3Watch(Watch):
                 self._messages.append(Lost(f"the reader fell {self._events} events behind"))
                 self._over = True
             self._changed.notify_all()
-            return not self._over
+            is_wanted = not self._over
+        self._bell()
+        return is_wanted
 
     @property
     def is_over(self) -> bool:
@@ -122,6 +130,7 @@ class Etcd3Watch(Watch):
                 self._messages.append(message)
                 self._over = True
                 self._changed.notify_all()
+        self._bell()
 
 
 class WatchStream:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Self
 
 from calico_core.interfaces.datastore import CompactedAway, Lost
@@ -23,15 +24,18 @@ QUEUED_MESSAGES = 1000
 
 
 class Feed:
-    """Several watches read as one. A single one is read directly; more have a thread each, which only waits."""
+    """Several watches read as one, by one thread. A single one is read directly, and so are those that ring a bell; of
+    others each has a thread, which only waits."""
 
     def __init__(self, watches: Mapping[str, Watch], stop: threading.Event) -> None:
         self._watches = dict(watches)
         self._stop = stop
         self._closed = False
         self._queue: queue.Queue[tuple[str, WatchMessage] | None] = queue.Queue(QUEUED_MESSAGES)
+        self._rung = threading.Event()
+        self._turns = deque(self._watches.items())
         self._threads: list[threading.Thread] = []
-        if len(self._watches) > 1:
+        if len(self._watches) > 1 and not all(watch.ring(self._rung.set) for watch in self._watches.values()):
             for prefix in self._watches:
                 thread = threading.Thread(target=self._pump, args=(prefix,), name=f"watch {prefix}", daemon=True)
                 self._threads.append(thread)
@@ -49,18 +53,32 @@ class Feed:
         """A prefix and its message, or None."""
         if self._closed or self._stop.is_set():
             return None
-        if not self._threads:
+        if len(self._watches) == 1:
             ((prefix, watch),) = self._watches.items()
             message = self._read(watch, timeout_s)
             return None if message is None else (prefix, message)
+        if not self._threads:
+            return self._take() or (self._take() if timeout_s and self._rung.wait(timeout_s) else None)
         try:
             return self._queue.get(timeout=timeout_s) if timeout_s else self._queue.get_nowait()
         except queue.Empty:
             return None
 
+    def _take(self) -> tuple[str, WatchMessage] | None:
+        """What a watch that rings has, each in turn."""
+        self._rung.clear()
+        for _ in self._watches:
+            prefix, watch = self._turns[0]
+            self._turns.rotate(-1)
+            message = watch.next(0)
+            if message is not None:
+                return prefix, message
+        return None
+
     def close(self) -> None:
         """From any thread."""
         self._closed = True
+        self._rung.set()
         for watch in self._watches.values():
             watch.close()
         try:

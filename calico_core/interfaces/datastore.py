@@ -18,7 +18,7 @@ import abc
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from calico_core.model.keys import Key
 
@@ -146,6 +146,13 @@ class Watch(abc.ABC):
 
         After :class:`CompactedAway` or :class:`Lost` nothing more comes.
         """
+
+    def ring(self, bell: Callable[[], None]) -> bool:  # noqa: ARG002
+        """Have ``bell`` called, from any thread, each time that there is something for ``next(0)``: then a reader of
+        several watches needs no thread for each. It may be called for nothing, and once at once. Of such a watch every
+        end is told by a message, that of a store closed below it too. False: this kind of watch cannot; wait in
+        :meth:`next`."""
+        return False
 
     @abc.abstractmethod
     def close(self) -> None:

@@ -164,12 +164,16 @@ class Or(Node, frozen=True):
 
 
 class Selector(msgspec.Struct, frozen=True, eq=False, weakref=True):
-    """A parsed expression. ``canonical`` identifies it; ``id`` is a short stable hash of it. Two selectors with
-    one canonical text are the same object, so identity and equality agree."""
+    """A parsed expression. ``canonical`` identifies it. Two selectors with one canonical text are the same object, so
+    identity and equality agree."""
 
     root: Node
     canonical: str
-    id: str
+
+    @property
+    def id(self) -> str:
+        """A short stable hash of the canonical text."""
+        return hashlib.sha256(self.canonical.encode(errors="surrogatepass")).hexdigest()[:16]
 
     def matches(self, labels: Labels) -> bool:
         return self.root.matches(labels)
@@ -184,6 +188,7 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE,
 )
+_EQUAL = re.compile(r"""[ \t]*([A-Za-z0-9_./-]{1,512})[ \t]*==[ \t]*("[^"\n]*"|'[^'\n]*')[ \t]*\Z""")
 _interned: weakref.WeakValueDictionary[str, Selector] = weakref.WeakValueDictionary()
 _MAX_LABEL = 512
 _MAX_DEPTH = 100
@@ -192,17 +197,15 @@ _MAX_DEPTH = 100
 @lru_cache(maxsize=65536)
 def parse_selector(text: str) -> Selector:
     """Parse, or raise ``InvalidSelector(text, position)``. Repeated texts cost one dictionary look-up."""
-    root = _Parser(text).parse()
+    # by far the most are of this form, and a cluster may have a hundred thousand of them
+    plain = _EQUAL.match(text)
+    root = Equal(plain[1], plain[2][1:-1]) if plain is not None else _Parser(text).parse()
     return _selector_of(str(root), root)
 
 
 def _selector_of(canonical: str, root: Node) -> Selector:
     text = canonical[1:-1] if isinstance(root, And | Or) else canonical
-    selector = _interned.get(text)
-    if selector is None:
-        digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
-        selector = _interned.setdefault(text, Selector(root, text, digest))
-    return selector
+    return _interned.setdefault(text, Selector(root, text))
 
 
 def _quote(value: str) -> str:

@@ -32,6 +32,8 @@ from calico_core.policy.explain import (
 from calico_core.policy.policy_lists import Hook
 
 _Ports = tuple[PortRange, ...]
+ASKED_ONE_BY_ONE = 3
+"""Of each tier so many rules are asked as they come: that costs less than one operation on the sets."""
 
 
 class _PortIndex:
@@ -71,6 +73,7 @@ class CompiledList:
         self._rules: list[tuple[HostRule, RulesId, int]] = []
         self._by_protocol: defaultdict[int | None, BitMap] = defaultdict(BitMap)
         self._src_ports, self._dst_ports = _PortIndex(), _PortIndex()
+        self._last: tuple[object, BitMap] = (None, BitMap())
         self._tier_ends = [self._take(tier.policies) for tier in policies.tiers]
         self._end = self._take(policies.profiles)
 
@@ -89,11 +92,10 @@ class CompiledList:
 
     def walk(self, endpoint: WorkloadEndpointKey | HostEndpointKey, hook: Hook, packet: Packet) -> list[Step]:
         """As :func:`calico_core.policy.explain.walk`."""
-        candidates = self._candidates(packet)
         steps: list[Step] = []
         start = 0
         for tier, end in zip(self._policies.tiers, self._tier_ends, strict=True):
-            found = self._first(candidates, start, end, packet)
+            found = self._first(start, end, packet)
             if found is None:
                 step = undecided(endpoint, hook, self._direction, tier)
             else:
@@ -105,21 +107,33 @@ class CompiledList:
             start = end
         if hook != "normal":
             return steps
-        found = self._first(candidates, start, self._end, packet)
+        found = self._first(start, self._end, packet)
         if found is None:
             return [*steps, undecided(endpoint, hook, self._direction, self._policies)]
         rule, rules_id, index = found
         return [*steps, decided(endpoint, hook, self._direction, None, rules_id, (rule, index))]
 
     def _candidates(self, packet: Packet) -> BitMap:
-        """All that match are among them."""
-        ports = self._src_ports.matching(packet.src_port) & self._dst_ports.matching(packet.dst_port)
-        return ports & (self._by_protocol[packet.protocol] | self._by_protocol[None]) if ports else ports
+        """All that match are among them. The last answer is kept: the tiers of a list ask alike, and so do many flows
+        to one port."""
+        asked = packet.protocol, packet.src_port, packet.dst_port
+        known, found = self._last
+        if known != asked:
+            found = self._src_ports.matching(packet.src_port) & self._dst_ports.matching(packet.dst_port)
+            if found:
+                found &= self._by_protocol[packet.protocol] | self._by_protocol[None]
+            self._last = asked, found
+        return found
 
-    def _first(self, candidates: BitMap, start: int, end: int, packet: Packet) -> tuple[HostRule, RulesId, int] | None:
-        if not candidates or start == end:
+    def _first(self, start: int, end: int, packet: Packet) -> tuple[HostRule, RulesId, int] | None:
+        few = min(start + ASKED_ONE_BY_ONE, end)
+        for number in range(start, few):
+            if rule_matches(self._state, self._rules[number][0], packet):
+                return self._rules[number]
+        candidates = self._candidates(packet) if few < end else None
+        if not candidates:
             return None
-        for number in candidates.iter_equal_or_larger(start):
+        for number in candidates.iter_equal_or_larger(few):
             if number >= end:
                 return None
             if rule_matches(self._state, self._rules[number][0], packet):
@@ -138,8 +152,9 @@ class Evaluator:
             for net in dict.fromkeys(workload.nets):
                 self._carriers[net].append(workload)
             self._floating.update((nat.external, nat.internal) for nat in workload.nats)
-        self._lists: dict[tuple[PolicyList, Direction], CompiledList] = {}
-        self._asked: set[tuple[PolicyList, Direction]] = set()
+        # by identity, so each list is held from the first time on; to hash one is to look at all of its names
+        self._lists: dict[tuple[int, Direction], CompiledList] = {}
+        self._asked: dict[tuple[int, Direction], PolicyList] = {}
 
     def explain(self, packet: Packet) -> Verdict:
         """As :func:`calico_core.policy.explain.explain`."""
@@ -166,11 +181,11 @@ class Evaluator:
         policies: PolicyList,
         packet: Packet,
     ) -> list[Step]:
-        key = policies, direction
+        key = id(policies), direction
         found = self._lists.get(key)
         if found is None:
             if key not in self._asked:
-                self._asked.add(key)
+                self._asked[key] = policies
                 return walk(self._state, endpoint, hook, direction, policies, packet)
             found = self._lists[key] = CompiledList(self._state, policies, direction)
         return found.walk(endpoint, hook, packet)

@@ -26,7 +26,6 @@ from calico_core.model.hoststate import (
 )
 from calico_core.model.keys import HostEndpointKey, WorkloadEndpointKey
 from calico_core.model.record import Value
-from calico_core.model.rules import PortRange
 from calico_core.policy.policy_lists import Hook
 
 Direction = Literal["inbound", "outbound"]
@@ -210,25 +209,37 @@ def _decide(state: HostState, rules_id: RulesId, direction: Direction, packet: P
     """The first rule that matches and does more than log."""
     rules = state.rules[rules_id]
     for index, rule in enumerate(rules.inbound if direction == "inbound" else rules.outbound):
-        if rule.action != "log" and rule_matches(state, rule, packet):
+        if rule_matches(state, rule, packet) and rule.action != "log":
             return rule, index
     return None
 
 
 def rule_matches(state: HostState, rule: HostRule, packet: Packet) -> bool:
-    """What is cheap and most often fails is asked first."""
+    """What is cheap and most often fails is asked first: nearly all rules of a long walk end in the first loops."""
     if rule.protocol is not None and rule.protocol != packet.protocol:
         return False
-    if (rule.dst_ports or rule.dst_port_sets) and not _is_port(
-        state, packet, packet.dst, packet.dst_port, rule.dst_ports, rule.dst_port_sets
-    ):
-        return False
-    if (rule.src_ports or rule.src_port_sets) and not _is_port(
-        state, packet, packet.src, packet.src_port, rule.src_ports, rule.src_port_sets
-    ):
-        return False
-    version = packet.src.version
-    if rule.ip_version is not None and rule.ip_version != version:
+    if rule.dst_ports or rule.dst_port_sets:
+        port = packet.dst_port
+        for low, high in rule.dst_ports:
+            if port is not None and low <= port <= high:
+                break
+        else:
+            if not _is_offered(state, packet, packet.dst, port, rule.dst_port_sets):
+                return False
+    if rule.src_ports or rule.src_port_sets:
+        port = packet.src_port
+        for low, high in rule.src_ports:
+            if port is not None and low <= port <= high:
+                break
+        else:
+            if not _is_offered(state, packet, packet.src, port, rule.src_port_sets):
+                return False
+    return _rest_matches(state, rule, packet)
+
+
+def _rest_matches(state: HostState, rule: HostRule, packet: Packet) -> bool:
+    """All but the protocol and the ports that are wanted."""
+    if rule.ip_version is not None and rule.ip_version != packet.src.version:
         return False
     if rule.not_protocol is not None and rule.not_protocol == packet.protocol:
         return False
@@ -243,21 +254,11 @@ def rule_matches(state: HostState, rule: HostRule, packet: Packet) -> bool:
     return _is_other_port(state, rule, packet) and _icmp_matches(rule, packet) and _sets_match(state.sets, rule, packet)
 
 
-def _is_port(
-    state: HostState,
-    packet: Packet,
-    address: IPAddress,
-    port: int | None,
-    ranges: tuple[PortRange, ...],
-    sets: tuple[SetId, ...],
+def _is_offered(
+    state: HostState, packet: Packet, address: IPAddress, port: int | None, sets: tuple[SetId, ...]
 ) -> bool:
-    """Whether the port is in a range, or offered by one of the sets."""
-    if port is None:
-        return False
-    for low, high in ranges:
-        if low <= port <= high:
-            return True
-    if not sets:
+    """Whether the port is one by a name that one of the sets stands for."""
+    if not sets or port is None:
         return False
     member = PortMember(address.version, int(address), packet.protocol, port)
     return any(member in state.port_sets[each] for each in sets)
@@ -270,7 +271,11 @@ def _is_other_port(state: HostState, rule: HostRule, packet: Packet) -> bool:
         (packet.dst, packet.dst_port, rule.not_dst_ports, rule.not_dst_port_sets),
     )
     for address, port, ranges, sets in sides:
-        if (ranges or sets) and (port is None or _is_port(state, packet, address, port, ranges, sets)):
+        if not ranges and not sets:
+            continue
+        if port is None or any(low <= port <= high for low, high in ranges):
+            return False
+        if _is_offered(state, packet, address, port, sets):
             return False
     return True
 

@@ -11,6 +11,8 @@ many selectors stand. A parent's change moves all its items from posting to post
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import compress, count, repeat
+from operator import contains
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -349,13 +351,8 @@ class LabelIndex:
 
     def _fill_label(self, label: str) -> None:
         key, labels = self._postings.keys[label], self._labels
-        holders = [item for item, own in enumerate(labels) if label in own]  # those that are gone have no labels
-        key.own.update(holders)
-        if key.present is not None:
-            key.present.items.update(holders)
-        if key.values or key.texts:
-            for item in holders:
-                key.add(item, labels[item][label])
+        holders = list(compress(count(), map(contains, labels, repeat(label))))  # those that are gone have no labels
+        key.fill(holders, [labels[item][label] for item in holders] if key.values or key.texts else [])
         givers = [
             (members, given[label])
             for parent, given in self._parent_labels.items()

@@ -114,7 +114,7 @@ class MemberTable:
         """The IPv4 and the IPv6 addresses of the items."""
         hosts = self._hosts
         regular = items - self._irregular if self._irregular else items
-        v4 = BitMap(cast(list[int], [hosts[item] for item in regular])) if items else BitMap()
+        v4 = BitMap(cast(list[int], list(map(hosts.__getitem__, regular.to_array())))) if items else BitMap()
         v6: set[int] = set()
         if regular is not items and len(regular) != len(items):
             v4_values: list[int] = []

@@ -88,6 +88,22 @@ class KeyPostings:
                 if text.accepts(value):
                     posting.items.add(item)
 
+    def fill(self, items: list[int], values: list[str]) -> None:
+        """Many items that carry the label themselves, each with its value."""
+        self.own.update(items)
+        if self.present is not None:
+            self.present.items.update(items)
+        if self.values:
+            wanted: dict[str, list[int]] = {value: [] for value in self.values}
+            for item, value in zip(items, values, strict=True):
+                if value in wanted:
+                    wanted[value].append(item)
+            for value, found in wanted.items():
+                self.values[value].items.update(found)
+        for text, posting in self.texts.items():
+            accepted = {value for value in set(values) if text.accepts(value)}
+            posting.items.update([item for item, value in zip(items, values, strict=True) if value in accepted])
+
     def discard(self, item: int, value: str) -> None:
         for posting in self.of(value):
             posting.items.discard(item)

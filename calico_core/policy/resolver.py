@@ -49,7 +49,7 @@ from calico_core.policy.host_endpoints import HostEndpoints
 from calico_core.policy.ip_sets import IpSets
 from calico_core.policy.label_index import IndexFigures
 from calico_core.policy.peers import Peers
-from calico_core.policy.policy_lists import Hook, PolicyLists, policy_rules_id
+from calico_core.policy.policy_lists import Hook, PolicyLists, Tiers, policy_rules_id
 from calico_core.policy.rules import Source, compile_rules, tag_label
 
 log = get_logger(__name__)
@@ -96,6 +96,8 @@ class PolicyResolver:
         # Of the batch under way.
         self._dirty_rules: set[RulesId] = set()
         self._is_interface_dirty = False
+        # by the identity of the tiers, which are held with them
+        self._known_lists: dict[tuple[int, tuple[str, ...]], tuple[Tiers, tuple[PolicyList, PolicyList]]] = {}
 
     @property
     def ignored_policies(self) -> Counter[str]:
@@ -163,6 +165,7 @@ class PolicyResolver:
             removed_interfaces=tuple(removed_interfaces),
         )
         self._is_first = False
+        self._known_lists.clear()
         self._lists.forget_unused()
         return changes
 
@@ -275,7 +278,7 @@ class PolicyResolver:
 
     def _workload(self, key: WorkloadEndpointKey, endpoint: WorkloadEndpoint) -> HostWorkload:
         is_active = endpoint.state == "active"
-        inbound = outbound = _CLOSED
+        inbound = outbound = self._lists.share(_CLOSED)
         if is_active:
             inbound, outbound = self._lists_of(key, "normal", endpoint.profile_ids)
         return HostWorkload(
@@ -285,17 +288,21 @@ class PolicyResolver:
             mac=endpoint.mac,
             nets=endpoint.ipv4_nets + endpoint.ipv6_nets,
             nats=self._floating.of(key) if is_active else NO_NATS,
-            inbound=self._lists.share(inbound),
-            outbound=self._lists.share(outbound),
+            inbound=inbound,
+            outbound=outbound,
         )
 
     def _lists_of(
         self, key: WorkloadEndpointKey | HostEndpointKey, hook: Hook, profile_ids: tuple[str, ...] = ()
     ) -> tuple[PolicyList, PolicyList]:
-        tiers_in, tiers_out = self._policy_lists.tiers_of(key, hook)
+        tiers = self._policy_lists.tiers_of(key, hook)
+        known = self._known_lists.get((id(tiers), profile_ids))
+        if known is not None:
+            return known[1]
         profiles = tuple(profile_rules_id(profile) for profile in profile_ids)
-        inbound = PolicyList(tiers=tiers_in, profiles=profiles)
-        return inbound, inbound if tiers_in == tiers_out else PolicyList(tiers=tiers_out, profiles=profiles)
+        inbound, outbound = (self._lists.share(PolicyList(tiers=each, profiles=profiles)) for each in tiers)
+        self._known_lists[id(tiers), profile_ids] = tiers, (inbound, outbound)
+        return inbound, outbound
 
     def _resolve_interfaces(self) -> tuple[list[HostInterface], list[str]]:
         """The interfaces of the host whose policy changed, and those that have none any more."""
@@ -317,10 +324,9 @@ class PolicyResolver:
 
     def _interface(self, name: str, key: HostEndpointKey) -> HostInterface:
         profile_ids = self._host_endpoints.records[key].profile_ids
-        share = self._lists.share
-        inbound, outbound = map(share, self._lists_of(key, "normal", profile_ids))
-        forward_inbound, forward_outbound = map(share, self._lists_of(key, "forward"))
-        untracked_inbound, untracked_outbound = map(share, self._lists_of(key, "untracked"))
+        inbound, outbound = self._lists_of(key, "normal", profile_ids)
+        forward_inbound, forward_outbound = self._lists_of(key, "forward")
+        untracked_inbound, untracked_outbound = self._lists_of(key, "untracked")
         pre_dnat, _ = self._lists_of(key, "pre_dnat")
         return HostInterface(
             key=key,
@@ -331,7 +337,7 @@ class PolicyResolver:
             forward_outbound=forward_outbound,
             untracked_inbound=untracked_inbound,
             untracked_outbound=untracked_outbound,
-            pre_dnat=share(pre_dnat),
+            pre_dnat=pre_dnat,
         )
 
     def _compile(self) -> tuple[list[HostRules], list[RulesId], dict[SetId, Source]]:

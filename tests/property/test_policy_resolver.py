@@ -45,7 +45,7 @@ from calico_core.model.policies import NetworkSet, Policy, Tier, order_value
 from calico_core.model.pools import Pool
 from calico_core.model.rules import Rule, RuleLists, parse_rule_port, protocol_number
 from calico_core.model.selectors import parse_selector
-from calico_core.policy import label_index
+from calico_core.policy import compiled, label_index
 from calico_core.policy.compiled import Evaluator
 from calico_core.policy.explain import Packet, explain, explain_side, walk
 from calico_core.policy.resolver import PolicyResolver
@@ -627,10 +627,11 @@ def check_compiled(state: HostState, probes: list[Packet]) -> None:
                     assert evaluator.walk(*asked) == walk(state, *asked)
 
 
-@pytest.mark.parametrize("bulk_items", [1, 256])
-def test_verdicts_and_states(bulk_items: int) -> None:
+@pytest.mark.parametrize(("bulk_items", "one_by_one"), [(1, 1), (256, 0)])
+def test_verdicts_and_states(bulk_items: int, one_by_one: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(label_index, "BULK_ITEMS", bulk_items)
+        patch.setattr(compiled, "ASKED_ONE_BY_ONE", one_by_one)
         check_verdicts_and_states()
 
 

@@ -20,7 +20,7 @@ from calico_core.dataplane.linux.route_messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection
 
     from calico_core.dataplane.linux.netlink import Request
     from calico_core.dataplane.linux.rtnetlink import RouteSocket
@@ -54,7 +54,7 @@ def observe(route_socket: RouteSocket, *, table: int = RT_TABLE_MAIN) -> tuple[R
 
 def plan_routes(
     desired: Collection[Route],
-    observed: Iterable[Route],
+    observed: Collection[Route],
     *,
     workload_indexes: Collection[int] = (),
     protocol: int = PROTOCOL,
@@ -63,6 +63,8 @@ def plan_routes(
 
     Destination, table and metric identify a route. A wanted route wins over a foreign one of the same identity.
     """
+    if _is_right(desired, observed, workload_indexes, protocol):
+        return RoutePlan()
     wanted = {_identity(route): route for route in desired}
     present: dict[tuple[object, ...], list[Route]] = {}
     for route in observed:
@@ -80,6 +82,16 @@ def plan_routes(
             # IPv6 keeps several of one identity; replacing takes the place of the first only
             delete += [each for each in found if each != kept and _is_ours(each, workload_indexes, protocol)]
     return RoutePlan(tuple(delete), tuple(replace))
+
+
+def _is_right(
+    desired: Collection[Route], observed: Collection[Route], workload_indexes: Collection[int], protocol: int
+) -> bool:
+    """Nothing is missing, and nothing of ours is there beyond. Most looks find that, and it takes no identities."""
+    wanted = frozenset(desired)
+    return wanted.issubset(observed) and not any(
+        _is_ours(route, workload_indexes, protocol) for route in observed if route not in wanted
+    )
 
 
 def apply_routes(route_socket: RouteSocket, plan: RoutePlan) -> tuple[RouteFailure, ...]:

@@ -7,7 +7,7 @@ more is then a few set elements.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
         HostRules,
         HostState,
         HostWorkload,
-        PolicyList,
         RulesId,
     )
     from calico_core.model.keys import WorkloadEndpointKey
@@ -49,7 +48,7 @@ _NAT_SETS = frozenset(name for kinds in layout.NAT_KINDS.values() for name in ki
 
 
 class _Placed(msgspec.Struct, frozen=True):
-    """What one interface contributes: elements by set, and the list chains it needs."""
+    """What one interface contributes: elements by set, each once, and the list chains it needs."""
 
     subject: str
     elements: tuple[tuple[str, Any], ...]
@@ -76,6 +75,7 @@ class TableBuilder:
         self._rules_users: defaultdict[RulesId, set[str]] = defaultdict(set)
         # by shared set: elements that came (True) or went since the last time
         self._moved: defaultdict[str, dict[Any, bool]] = defaultdict(dict)
+        self._nat_users: Counter[tuple[str, Any]] = Counter()
         self._kinds = {layout.FROM_MAP: "verdict", layout.TO_MAP: "verdict"}
         for family in self.families:
             for kind in layout.SOURCE_KINDS[family]:
@@ -207,13 +207,21 @@ class TableBuilder:
         workload = self._claims.owner(interface)
         self._note_rules(interface, workload)
         before, after = self._placed.pop(interface, None), self._contribution(workload)
-        if before is not None:
-            for name, element in before.elements:
-                self._moved[name][element] = False
         if after is not None:
             self._placed[interface] = after
-            for name, element in after.elements:
-                self._moved[name][element] = True
+        was, now = (() if each is None else each.elements for each in (before, after))
+        if len(was) == len(now):  # most changes are of lists: what stays is not moved
+            differing = [pair for pair in zip(was, now, strict=True) if pair[0] != pair[1]]
+            was, now = tuple(one for one, _ in differing), tuple(two for _, two in differing)
+        for moves, is_there in ((was, False), (now, True)):
+            for name, element in moves:
+                if name in _NAT_SETS:  # an address may pass from one to the other, whoever is placed first
+                    self._nat_users[name, element] += 1 if is_there else -1
+                    self._moved[name][element] = self._nat_users[name, element] > 0
+                    if not self._nat_users[name, element]:
+                        del self._nat_users[name, element]
+                else:
+                    self._moved[name][element] = is_there
         # only now, so that a list both name stays
         for name in before.chains if before is not None else ():
             self._policies.free_list(name)
@@ -222,7 +230,10 @@ class TableBuilder:
         before = self._named_rules.pop(interface, frozenset())
         named: frozenset[RulesId] = frozenset()
         if workload is not None:
-            named = self._named_rules[interface] = _rules_in(workload.inbound) | _rules_in(workload.outbound)
+            inbound, outbound = map(self._policies.rules_in, (workload.inbound, workload.outbound))
+            named = self._named_rules[interface] = inbound if outbound <= inbound else inbound | outbound
+        if named == before:
+            return
         for rules_id in before - named:
             self._rules_users[rules_id].discard(interface)
             if not self._rules_users[rules_id]:
@@ -242,7 +253,7 @@ class TableBuilder:
             check_interface(workload.interface, field="interface")
             if not workload.interface.startswith(self._options.interface_prefix):
                 raise InvalidRequest("interface", f"must start with {self._options.interface_prefix!r}")
-            missing = sorted(each for each in self._named_rules[workload.interface] if each not in self._policies)
+            missing = self._policies.missing(self._named_rules[workload.interface])
             if missing:
                 raise InvalidRequest("policies", f"there are no rules for {', '.join(missing)}")
         except InvalidRequest as error:
@@ -260,8 +271,8 @@ class TableBuilder:
                 elements.append((layout.source_set(any_kind), (workload.interface, net.first)))
             else:
                 elements.append((layout.source_set(mac_kind), (workload.interface, int(workload.mac), net.first)))
-        for nat in workload.nats:
-            elements += self._nat_elements(workload, nat)
+        # two floating addresses of one address of the workload have an element in common
+        elements += dict.fromkeys(each for nat in workload.nats for each in self._nat_elements(workload, nat))
         inbound = self._policies.use_list(workload.inbound, "in", subject)
         outbound = self._policies.use_list(workload.outbound, "out", subject)
         elements.append((layout.TO_MAP, (workload.interface, inbound)))
@@ -360,7 +371,3 @@ class TableBuilder:
                 self.table.sets[name] = NamedSet(name, self._shared[name])
             else:
                 self.table.sets.pop(name, None)
-
-
-def _rules_in(policies: PolicyList) -> frozenset[RulesId]:
-    return frozenset(policies.profiles).union(*(tier.policies for tier in policies.tiers))

@@ -49,6 +49,8 @@ INVALID_CHAIN = "invalid"
 SOURCE_KINDS = {4: ("source4", "source_mac4"), 6: ("source6", "source_mac6")}
 NAT_KINDS = {4: ("nat4", "hairpin4"), 6: ("nat6", "hairpin6")}
 _TUNNEL_DEVICES = {"tunl0": "is_ipip", "vxlan.calico": "is_vxlan"}
+#: A packet that is accepted passes this many jumps at most before it returns.
+_JUMPS_A_RETURN = 8
 
 _STATE = f"ct state vmap {{ established : accept, related : accept, invalid : goto {INVALID_CHAIN} }}"
 
@@ -247,7 +249,10 @@ def list_rules(
     policies: PolicyList, direction: Direction, verdicts: Verdicts, *, denies_rest: bool = True
 ) -> list[str]:
     """Tiers in order, profiles in order, denial. "Accept" is to return with the accept mark set: the caller may have
-    the other end's policy to ask. ``denies_rest`` False: what nobody decides passes."""
+    the other end's policy to ask. ``denies_rest`` False: what nobody decides passes.
+
+    A jump looks for both marks itself, so that a policy is one rule here: the kernel takes and leaves a list, and walks
+    it in vain, at so much a rule."""
     side: Literal["inbound", "outbound"] = "inbound" if direction == "in" else "outbound"
     rules = [verdicts.clear_marks]
     passed_before = False
@@ -259,8 +264,10 @@ def list_rules(
         passed_before = True
         for position, rules_id in enumerate(tier.policies):
             jump = f"jump {rules_chain_name(rules_id, direction)}"
-            # only after a policy may the pass mark be set
-            rules += [f"{verdicts.if_not_passed} {jump}" if position else jump, verdicts.if_accepted_return]
+            # only after a policy may a mark be set
+            rules.append(f"{verdicts.if_undecided} {jump}" if position else jump)
+            if (position + 1) % _JUMPS_A_RETURN == 0 or position + 1 == len(tier.policies):
+                rules.append(verdicts.if_accepted_return)
         if tier.default_action == "deny":
             origin = DenialOrigin(reason="end of tier", direction=side, tier=tier.tier)
             rules += verdicts.deny(verdicts.if_not_passed, origin, f"end of tier {readable(tier.tier, 40)}")

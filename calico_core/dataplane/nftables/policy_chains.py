@@ -41,6 +41,15 @@ class CountedChain(msgspec.Struct, frozen=True):
     numbers: tuple[int, ...]
 
 
+class _List(msgspec.Struct, frozen=True):
+    """What a list comes to: the names of its chains, and the rules it names."""
+
+    policies: PolicyList
+    to_name: str
+    from_name: str
+    rules: frozenset[RulesId]
+
+
 class PolicyChains:
     """One thread. ``problems`` and ``closed``: reasons by subject, shared with the caller; closed rules deny.
     ``counted`` by chain."""
@@ -61,7 +70,7 @@ class PolicyChains:
         self._set_users: defaultdict[SetId, set[RulesId]] = defaultdict(set)
         self._lists: Counter[str] = Counter()
         # by identity, so each is held as long as it stands here
-        self._digests: dict[int, tuple[PolicyList, str]] = {}
+        self._looked_at: dict[int, _List] = {}
 
     def __contains__(self, rules_id: RulesId) -> bool:
         return rules_id in self._rules
@@ -93,23 +102,34 @@ class PolicyChains:
 
     def use_list(self, policies: PolicyList, direction: layout.Direction, subject: str) -> str:
         """The chain of the list, which stands until each use is freed."""
-        name = f"{'to' if direction == 'in' else 'from'}_{self._digest_of(policies)}"
+        found = self._look_at(policies)
+        name = found.to_name if direction == "in" else found.from_name
         if not self._lists[name]:
             chain = layout.chain(layout.list_rules(policies, direction, self._verdicts))
             self._desired.put_chain(name, chain, subject)
         self._lists[name] += 1
         return name
 
+    def rules_in(self, policies: PolicyList) -> frozenset[RulesId]:
+        """All that the list names."""
+        return self._look_at(policies).rules
+
+    def missing(self, named: frozenset[RulesId]) -> list[RulesId]:
+        """Those of them that nobody has given."""
+        return [] if named <= self._rules.keys() else sorted(named.difference(self._rules))
+
     def end_batch(self) -> None:
         """Lists may be made anew after this."""
-        self._digests.clear()
+        self._looked_at.clear()
 
-    def _digest_of(self, policies: PolicyList) -> str:
+    def _look_at(self, policies: PolicyList) -> _List:
         """Equal lists are mostly one object: its content is looked at once a batch."""
-        known = self._digests.get(id(policies))
+        known = self._looked_at.get(id(policies))
         if known is None:
-            known = self._digests[id(policies)] = (policies, digest(msgspec.json.encode(policies), 8))
-        return known[1]
+            content = digest(msgspec.json.encode(policies), 8)
+            rules = frozenset(policies.profiles).union(*(tier.policies for tier in policies.tiers))
+            known = self._looked_at[id(policies)] = _List(policies, f"to_{content}", f"from_{content}", rules)
+        return known
 
     def free_list(self, name: str) -> None:
         self._lists[name] -= 1

@@ -33,6 +33,7 @@ class Verdicts:
         self.pass_on = f"counter meta mark set meta mark | {passed:#010x} return"
         self.if_accepted = f"meta mark & {accepted:#010x} != 0"
         self.if_accepted_return = f"{self.if_accepted} return"
+        self.if_undecided = f"meta mark & {accepted | passed:#010x} == 0"
         self.if_not_passed = f"meta mark & {passed:#010x} == 0"
         self.clear_pass = f"meta mark set meta mark & {0xFFFFFFFF ^ passed:#010x}"
         self.clear_marks = f"meta mark set meta mark & {0xFFFFFFFF ^ accepted ^ passed:#010x}"

@@ -84,6 +84,37 @@ def test_removed_and_inactive_workloads_are_closed(lab: Any) -> None:
     assert c.reaches(a.v4, 80)
 
 
+@pytest.mark.parametrize("position", [0, 1, 7, 8, 15, 16, 19])
+def test_policy_of_a_long_tier_decides_wherever_it_stands(lab: Any, position: int) -> None:
+    """Later ones are not asked, neither after it allows, nor after it passes on to a tier that denies."""
+    a, b = lab.workload(), lab.workload()
+    names = tuple(RulesId(f"policy/t/p{number}") for number in range(20))
+    last = RulesId("policy/u/last")
+
+    def rules(number: int) -> tuple[HostRule, ...]:
+        if number < position:
+            return (allow(protocol=17),)
+        if number > position:
+            return (HostRule(action="deny", dst_ports=((80, 80),), protocol=6), allow(protocol=6))
+        return (
+            allow(protocol=6, dst_ports=((80, 80),)),
+            HostRule(action="pass", protocol=6, dst_ports=((81, 81),)),
+        )
+
+    tiers = (TierPolicies(tier="t", policies=names), TierPolicies(tier="u", policies=(last,)))
+    lab.start(
+        a.endpoint(PolicyList(tiers=tiers)),
+        b.endpoint(),
+        rules=(
+            *(HostRules(id=name, inbound=rules(number)) for number, name in enumerate(names)),
+            HostRules(id=last, inbound=(allow(protocol=6, dst_ports=((83, 83),)),)),
+        ),
+    )
+    assert b.reaches(a.v4, 80)
+    assert b.is_blocked_from(a.v4, 81), "passed on, and the next tier denies"
+    assert b.reaches(a.v4, 82) is (position < len(names) - 1), "a later policy allows"
+
+
 def test_set_members_decide(lab: Any) -> None:
     a, b = lab.workload(), lab.workload()
     lab.start(

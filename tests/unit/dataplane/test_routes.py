@@ -48,6 +48,17 @@ def test_a_twin_of_a_wanted_ipv6_route_is_deleted():
     assert plan_routes([wanted], [wanted, twin]) == RoutePlan((twin,), ())
 
 
+def test_what_is_right_beside_others_needs_no_plan():
+    wanted = [workload_route(A, 2), workload_route(B, 2)]
+    others = [
+        Route(destination=parse_prefix("0.0.0.0/0"), index=9, protocol=3),
+        Route(destination=A, index=9, metric=5),
+    ]
+    assert not plan_routes(wanted, [*others, *wanted], protocol=81)
+    stray = Route(destination=parse_prefix("10.1.0.0/24"), index=9, protocol=81)
+    assert plan_routes(wanted, [*wanted, stray], protocol=81) == RoutePlan((stray,), ())
+
+
 _routes = st.lists(
     st.builds(
         Route,

@@ -114,8 +114,7 @@ def test_list_chain() -> None:
     assert rules == [
         "meta mark set meta mark & 0xfcffffff",
         f"jump {first}",
-        "meta mark & 0x01000000 != 0 return",
-        f"meta mark & 0x02000000 == 0 jump {second}",
+        f"meta mark & 0x03000000 == 0 jump {second}",
         "meta mark & 0x01000000 != 0 return",
         "meta mark & 0x02000000 == 0 counter drop",
         "meta mark set meta mark & 0xfdffffff",
@@ -125,6 +124,19 @@ def test_list_chain() -> None:
         "meta mark & 0x01000000 != 0 return",
         "counter drop",
     ]
+
+
+def test_accepted_packet_passes_eight_jumps_at_most() -> None:
+    built = Built()
+    names = tuple(RulesId(f"policy/t/p{number}") for number in range(17))
+    built.update(rules=tuple(HostRules(id=each, inbound=(HostRule(action="allow"),)) for each in names))
+    policies = PolicyList(tiers=(TierPolicies(tier="t", policies=names),))
+    built.update(workloads=(a_workload(1, inbound=policies),))
+    (name,) = [name for name in built.lists() if name.startswith("to_")]
+    rules = [rule.partition(" comment ")[0] for rule in built.builder.table.chains[name].rules]
+    returns = [at for at, rule in enumerate(rules) if rule.endswith(" return")]
+    assert returns == [9, 18, 20]
+    assert all("jump pi_p" in rule for at, rule in enumerate(rules[1:20], 1) if at not in returns)
 
 
 @pytest.mark.parametrize(

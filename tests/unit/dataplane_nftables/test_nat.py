@@ -56,6 +56,33 @@ def test_floating_addresses() -> None:
     assert {element[-1] for element in builder.table.sets["src_mac4"].elements} == {int(IPAddress("10.0.0.1"))}
 
 
+def test_one_of_two_floating_addresses_of_an_address_moves_to_another() -> None:
+    nets = (IPNetwork("10.0.0.1/32"), IPNetwork("10.0.0.2/32"))
+    first, moved = nat("10.0.0.1", "198.51.100.1"), nat("10.0.0.1", "198.51.100.2")
+    one = a_workload(1, nets=nets, nats=(first, moved), inbound=PolicyList(), outbound=PolicyList())
+    other = msgspec.structs.replace(one, nats=(first, nat("10.0.0.2", "198.51.100.2")))
+    state, builder = HostState(), built(one)
+    change = HostChanges(workloads=(other,))
+    state.update(change)
+    assert {"nat4", "hairpin4"} <= builder.update(change, state)
+    assert elements(builder, "hairpin4") == {("10.0.0.1", "198.51.100.1"), ("10.0.0.2", "198.51.100.2")}
+    assert elements(builder, "nat4") == {("198.51.100.1", "10.0.0.1"), ("198.51.100.2", "10.0.0.2")}
+
+
+@pytest.mark.parametrize("gainer", [1, 2])
+def test_addresses_pass_to_another_interface_in_one_batch(gainer: int) -> None:
+    nats, nets = (nat("10.0.0.9", "198.51.100.1"),), (IPNetwork("10.0.0.9/32"),)
+    lists = {"inbound": PolicyList(), "outbound": PolicyList()}
+    loser = a_workload(3 - gainer, nets=nets, nats=nats, **lists)
+    state, builder = HostState(), built(loser)
+    gained = a_workload(gainer, nets=nets, nats=nats, **lists)
+    change = HostChanges(workloads=(gained,), removed_workloads=(loser.key,))
+    state.update(change)
+    builder.update(change, state)
+    assert elements(builder, "nat4") == {("198.51.100.1", "10.0.0.9")}
+    assert elements(builder, "hairpin4") == {("10.0.0.9", "198.51.100.1")}
+
+
 def test_one_address_for_two_goes_to_the_first() -> None:
     one = a_workload(1, nats=(nat("10.0.0.1", "198.51.100.9"),))
     two = a_workload(2, nats=(nat("10.0.0.2", "198.51.100.9"),))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from calico_core.errors import InvalidSelector
-from calico_core.model.selectors import parse_selector
+from calico_core.model.selectors import Node, _Parser, parse_selector
 
 # Felix specification 4.3: the label absent, with the value asked for, with another.
 TRUTH = [
@@ -129,3 +131,37 @@ def test_ids_are_stable_over_restarts() -> None:
 def test_quotes_within_strings() -> None:
     assert parse_selector("a == 'say \"x\"'").canonical == "a == 'say \"x\"'"
     assert parse_selector('a == "it\'s"').matches({"a": "it's"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a == 'b'",
+        ' \ta=="b" ',
+        "a.b/c-d_1==''",
+        """a == "it's" """,
+        "has == 'x'",
+        "not == 'x'",
+        f"{'l' * 512} == 'b'",
+        f"{'l' * 513} == 'b'",
+        "a == 'b' || c == 'd'",
+        "a == b",
+        "a == 'b",
+        "a == 'b\n'",
+        "a == 'b'\n",
+        "a = 'b'",
+        "a === 'b'",
+        "== 'b'",
+        "a == 'b' 'c'",
+        "ä == 'b'",
+    ],
+)
+def test_the_short_way_of_an_equality_is_the_long_one(text: str) -> None:
+    assert outcome(lambda: parse_selector(text).root) == outcome(lambda: _Parser(text).parse())
+
+
+def outcome(parse: Callable[[], Node]) -> Node | str:
+    try:
+        return parse()
+    except InvalidSelector as error:
+        return str(error)
