@@ -23,6 +23,7 @@ from calico_core.cli.output import answer_one
 from calico_core.cli.rule_words import render_rule
 from calico_core.errors import InvalidRequest
 from calico_core.model import codec
+from calico_core.model.addresses import parse_address
 from calico_core.model.endpoints import ALL_INTERFACES
 from calico_core.model.hosts import NODE_STOPPED
 from calico_core.model.keys import (
@@ -53,6 +54,7 @@ _ENDS = {"outbound": "source", "inbound": "destination"}
 @click.option("--protocol", metavar="NAME", help="tcp (without it), udp, icmp, … or a number.")
 @click.option("--port", metavar="N", help="Destination port.")
 @click.option("--source-port", metavar="N", help="Source port; without it one of those that clients get.")
+@click.option("--source-address", metavar="IP", help="What endpoint A sends from, if not from an address of its own.")
 @click.option("--icmp", metavar="TYPE/CODE", help="ICMP type and code; without it an echo request.")
 @click.option("--ip-version", type=click.Choice(["4", "6"]), help="Where both ends have both.")
 @click.option("--flow", metavar="SRC:PORT,DST:PORT,PROTO", help="All of it in one word; IPv6 as [ADDRESS]:PORT.")
@@ -66,6 +68,7 @@ def explain(
     protocol: str | None,
     port: str | None,
     source_port: str | None,
+    source_address: str | None,
     icmp: str | None,
     ip_version: str | None,
     flow: str | None,
@@ -75,7 +78,7 @@ def explain(
     With 'endpoint E': everything that applies to E, which may be host:NAME/ENDPOINT for a host endpoint.
     Reads the datastore alone: what the kernel has by now, 'calicoctl status' on the hosts knows."""
     if words:
-        options = (source, destination, protocol, port, source_port, icmp, ip_version, flow)
+        options = (source, destination, protocol, port, source_port, source_address, icmp, ip_version, flow)
         if len(words) != 2 or words[0] != "endpoint" or any(option is not None for option in options):
             raise InvalidRequest(words[0], "write 'explain endpoint E' alone, or --from A --to B, or --flow")
         from calico_core.cli.explain_endpoint import answer_endpoint
@@ -87,13 +90,17 @@ def explain(
         "--source-port": None if source_port is None else parse_port(source_port, field="--source-port"),
     }
     if flow is not None:
-        if any(word is not None for word in (source, destination, protocol, port, source_port)):
-            raise InvalidRequest("--flow", "says all of it: leave out --from, --to, --protocol and the ports")
+        if any(word is not None for word in (source, destination, protocol, port, source_port, source_address)):
+            raise InvalidRequest("--flow", "says all of it: leave out --from, --to, --protocol, addresses and ports")
         source, numbers["--source-port"], destination, numbers["--port"], protocol = parse_flow(flow)
     if source is None or destination is None:
         raise InvalidRequest("--from" if source is None else "--to", "name both ends, or give --flow")
     cluster, notes = _load(context)
     parties = [find_party(word, cluster.endpoints, cluster.hosts) for word in (source, destination)]
+    if source_address is not None:
+        if parties[0].key is None:
+            raise InvalidRequest("--source-address", f"--from must name an endpoint that sends from it, not {source}")
+        parties[0] = Party((parse_address(source_address),), parties[0].key)
     version = None if ip_version is None else int(ip_version)
     packet = _packet(parties, version, protocol, icmp, numbers["--port"], numbers["--source-port"])
     keys = [party.key for party in parties]

@@ -143,7 +143,8 @@ class HostRule(Value, frozen=True):
 
 
 class HostRules(Value, frozen=True):
-    """The rules of one profile or policy, both directions."""
+    """The rules of one profile or policy, both directions. Those of a profile never pass on: where the stored rule
+    does, it is an allow by now (felix specification 4.5.4), so no driver has to ask whose rules it renders."""
 
     id: RulesId
     inbound: tuple[HostRule, ...] = ()

@@ -35,6 +35,7 @@ from calico_core.policy.mismatch import first_mismatch
 from calico_core.policy.policy_lists import Hook
 from calico_core.policy.resolver import PolicyResolver
 from calico_core.policy.rules import stored_position
+from calico_core.policy.spoofing import is_spoofed
 from calico_core.policy.tunnel_routes import encapsulation
 from calico_core.policy.verdicts import (
     FlowVerdict,
@@ -97,7 +98,8 @@ class Cluster:
         source: WorkloadEndpointKey | None = None,
         destination: WorkloadEndpointKey | None = None,
     ) -> FlowVerdict:
-        """Where several workloads carry an address and none of them is named, all must allow."""
+        """Where several workloads carry an address and none of them is named, all must allow. A ``source`` that does
+        not have the packet's address is not let send it."""
         receiver_host, inner = self._translated(packet, destination)
         senders = [source] if source is not None else self.carriers(packet.src)
         receivers = [destination] if destination is not None else self.carriers(inner.dst)
@@ -106,7 +108,7 @@ class Cluster:
             sides = [Side(direction="outbound", address=packet.src, place="workload", outcome=None, reason=same,
                           host=key.host, workload=key) for key in senders]  # fmt: skip
             return FlowVerdict(outcome="allow", packet=packet, sides=tuple(sides))
-        sides = [self._of_workload(key, "outbound", inner if key.host == receiver_host else packet) for key in senders]
+        sides = [self._sent(key, inner if key.host == receiver_host else packet) for key in senders]
         own_host = self.hosts.get(packet.dst)
         if own_host is not None and not receivers:
             sides = [side if side.host != own_host else self._to_host(side, packet) for side in sides]
@@ -205,6 +207,16 @@ class Cluster:
                 if rules_id == step.rules:
                     break
 
+    def _sent(self, key: WorkloadEndpointKey, packet: Packet) -> Side:
+        side = self._of_workload(key, "outbound", packet)
+        if not self._is_spoofed(key, packet):
+            return side
+        reason = f"spoofed source: {packet.src} is no address of the endpoint, whatever policy says"
+        return without_steps(side, "deny", reason)
+
+    def _is_spoofed(self, key: WorkloadEndpointKey, packet: Packet) -> bool:
+        return self._is_active(key) and is_spoofed(self.state(key.host).workloads[key], packet)
+
     def _received(self, key: WorkloadEndpointKey, packet: Packet) -> Side:
         if self.hosts.get(packet.src) == key.host and self._is_active(key):
             reason = "a host reaches its own workloads whatever policy says"
@@ -214,7 +226,9 @@ class Cluster:
 
     def _to_host(self, side: Side, packet: Packet) -> Side:
         """From a workload to the host it runs on."""
-        if side.workload is not None and not self._is_active(side.workload):
+        if side.workload is not None and (
+            not self._is_active(side.workload) or self._is_spoofed(side.workload, packet)
+        ):
             return side
         if packet.protocol == _UDP and packet.dst_port == _DNS:
             reason = "DNS to the workload's own host always passes"

@@ -35,6 +35,47 @@ def test_naive_reading_evaluator_and_kernel_agree(dataplane: str, cases: int) ->
     assert result.outcomes["deny"] > 300
 
 
+@pytest.mark.parametrize("action", ["pass", "next-tier"])
+@pytest.mark.parametrize(
+    "dataplane",
+    [
+        "nftables",
+        pytest.param(
+            "iptables", marks=pytest.mark.skipif(not _has_iptables, reason="iptables and ipset are not installed")
+        ),
+    ],
+)
+def test_what_a_profile_passes_on_is_allowed(dataplane: str, action: str) -> None:
+    """Felix specification 4.5.4. The profile behind it would deny what the first one allows."""
+    passes = {each: [{"action": action, "protocol": "tcp"}] for each in ("inbound_rules", "outbound_rules")}
+    denies = {each: [{"action": "deny"}] for each in ("inbound_rules", "outbound_rules")}
+    records: dict[str, Any] = {
+        "/calico/v1/policy/profile/first/rules": passes,
+        "/calico/v1/policy/profile/last/rules": denies,
+    }
+    for number in (0, 1):
+        v4, v6 = PAIRS[number]
+        records[workload_path(number)] = {
+            "state": "active",
+            "name": f"cali{number}",
+            "profile_ids": ["first", "last"],
+            "ipv4_nets": [f"{v4[0]}/32"],
+            "ipv6_nets": [f"{v6[0]}/128"],
+        }
+    probes = [
+        {
+            "via": "cali0", "src": PAIRS[0][family][0], "dst": PAIRS[1][family][0],
+            "protocol": protocol, "sport": 1000, "dport": 80,
+        }
+        for family in (0, 1)
+        for protocol in (6, 17)
+    ]  # fmt: skip
+    with Bench(dataplane) as bench:
+        oracle = campaign.Oracle(bench)
+        oracle.ask({"to_host": "RETURN", "steps": [records], "probes": probes})
+    assert oracle.outcomes == {"allow": 2, "deny": 2}
+
+
 class Undone(campaign.Oracle):
     """Somebody else removes what the driver has just made."""
 

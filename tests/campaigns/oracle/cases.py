@@ -124,8 +124,15 @@ _tiers = st.fixed_dictionaries(
     {"order": _orders, "defaultAction": st.sampled_from([None, "deny", "pass"])}
 ).map(_kept)  # fmt: skip
 _profile_rules = st.fixed_dictionaries({"inbound_rules": _rule_lists, "outbound_rules": _rule_lists})
+_passed_on = st.fixed_dictionaries(
+    {
+        direction: st.tuples(_rules(), st.sampled_from([{"action": "pass"}, {"action": "next-tier"}])).map(list)
+        for direction in ("inbound_rules", "outbound_rules")
+    }
+)
+"""In a profile, what is passed on is allowed."""
 _OPEN = {"inbound_rules": [{"action": "allow"}], "outbound_rules": [{"action": "allow"}]}
-_open_or_not = st.one_of(st.just(_OPEN), st.just(_OPEN), _profile_rules)
+_open_or_not = st.one_of(st.just(_OPEN), st.just(_OPEN), _passed_on, _profile_rules)
 
 
 _profile_ids = st.one_of(

@@ -16,7 +16,7 @@ Stored = dict[str, Any]
 Failsafe = tuple[int, int, str | None]
 Outcome = Literal["allow", "deny", "reject", "either"]
 """``either``: denied, and its sender may be told so or not."""
-HOST, UPLINK = "here", "up0"
+HOST, UPLINK, EVERY_INTERFACE = "here", "up0", "*"
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "dccp": 33, "icmpv6": 58, "sctp": 132, "udplite": 136}
 _MATCHES = (
     "protocol", "src_net", "dst_net", "src_nets", "dst_nets", "src_tag", "dst_tag", "src_selector", "dst_selector",
@@ -164,14 +164,17 @@ def _at_uplink(records: Stored, place: Place, flow: Flow, direction: str, *, is_
 
 
 def _uplink_endpoint(records: Stored, place: Place) -> Any:
-    """By name, or by an address; of several the first by its id."""
+    """By name, or by an address; of several the first by its id. One of all interfaces is for those without."""
+    every = None
     prefix = f"/calico/v1/host/{HOST}/endpoint/"
     for path in sorted(path for path in records if path.startswith(prefix)):
         record = records[path]
         expected = {*record.get("expected_ipv4_addrs", ()), *record.get("expected_ipv6_addrs", ())}
         if record.get("name") == UPLINK or (record.get("name") is None and expected & place.uplink_addresses):
             return record
-    return None
+        if record.get("name") == EVERY_INTERFACE and every is None:
+            every = record
+    return every
 
 
 # --- 4.5: tiers, then profiles, then drop ------------------------------------------------------------------------

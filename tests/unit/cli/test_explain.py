@@ -188,3 +188,17 @@ def test_everything_that_applies_to_a_host(calicoctl: Calicoctl, records: TypedR
         "  what all of them pass on is forwarded",
     ]
     assert calicoctl("explain", "endpoint", "host:rack-b/none").code == 4
+
+
+def test_an_address_that_is_not_the_endpoints(calicoctl: Calicoctl) -> None:
+    asked = ("explain", "--from", "web", "--to", "db", "--port", "5432", "--source-address")
+    assert calicoctl.ok(*asked, "10.0.0.9").splitlines()[:4] == [
+        "DENIED: tcp from 10.0.0.9 port 49152 to 10.0.0.2 port 5432",
+        "",
+        "source, outbound: endpoint web-endpoint of workload web on host rack-a: denied",
+        "  spoofed source: 10.0.0.9 is no address of the endpoint, whatever policy says",
+    ]
+    assert calicoctl.ok(*asked, "10.0.0.1").startswith("ALLOWED")
+    done = calicoctl("explain", "--from", "10.0.0.1", "--to", "db", "--port", "5432", "--source-address", "10.0.0.9")
+    assert done.code == 2
+    assert "--source-address" in done.err

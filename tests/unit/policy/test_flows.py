@@ -196,3 +196,30 @@ def test_an_inactive_workload_is_closed_to_its_host_and_from_it() -> None:
     assert ask(found, src="192.0.2.1", dst="10.0.0.1").outcome == "deny"
     assert ask(found, dst="192.0.2.1", protocol=17, port=53).outcome == "deny"
     assert ask(found, src="10.0.0.3", dst="192.0.2.1", protocol=17, port=53).outcome == "allow"
+
+
+@pytest.mark.parametrize(
+    ("packet", "outcome"),
+    [
+        (("10.0.0.1", "10.0.0.2", 6, 1, 80), "allow"),
+        (("10.0.0.3", "10.0.0.2", 6, 1, 80), "deny"),
+        (("10.0.0.3", "192.0.2.1", 17, 1, 53), "deny"),
+        (("0.0.0.0", "192.0.2.1", 17, 68, 67), "allow"),
+        (("0.0.0.0", "192.0.2.1", 17, 68, 68), "deny"),
+        (("fe80::1", "2001:db8::1", 17, 546, 547), "allow"),
+        (("fe80::1", "2001:db8::1", 17, 546, 80), "deny"),
+        (("::", "2001:db8::1", 17, 546, 547), "deny"),
+        (("fe80::1", "2001:db8::1", 58, 135, 0), "allow"),
+        (("::", "2001:db8::1", 58, 143, 0), "allow"),
+        (("::", "2001:db8::1", 58, 128, 0), "deny"),
+        (("fd00::9", "2001:db8::1", 58, 135, 0), "deny"),
+    ],
+)
+def test_what_an_endpoint_may_send_from(packet: tuple[str, str, int, int, int], outcome: str) -> None:
+    src, dst, protocol, first, second = packet
+    ports = {"icmp": (first, second)} if protocol == 58 else {"src_port": first, "dst_port": second}
+    asked = Packet(src=IPAddress(src), dst=IPAddress(dst), protocol=protocol, **ports)  # type: ignore[arg-type]
+    side = Cluster(records().items()).explain(asked, source=A).sides[0]
+    assert side.workload == A
+    assert (side.outcome or "allow") == outcome
+    assert side.reason.startswith("spoofed source") == (outcome == "deny")
