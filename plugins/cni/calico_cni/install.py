@@ -58,8 +58,12 @@ def install(
     interpreter: str | None = None,
     shim: str = "auto",
     has_port_mappings: bool = False,
+    configuration: bytes | None = None,
 ) -> tuple[Path, ...]:
     """The files that were written; none when everything stood already.
+
+    ``configuration``: the list's text in place of the one that ``network``, ``cni_version`` and
+    ``has_port_mappings`` describe.
 
     ``shim``: ``compiled`` needs a C compiler, ``python`` none; ``auto`` is compiled where that works.
 
@@ -69,7 +73,8 @@ def install(
     list is not written.
     """
     text = shim_text(socket=socket, python=python or sys.executable, interpreter=interpreter)
-    configuration = list_text(network, cni_version, has_port_mappings=has_port_mappings)
+    if configuration is None:
+        configuration = list_text(network, cni_version, has_port_mappings=has_port_mappings)
     _check_config_name(config_name)
     for directory in (bin_directory, config_directory):
         _prepare_directory(directory)
