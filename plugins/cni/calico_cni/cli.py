@@ -64,6 +64,12 @@ def cni() -> None:
     envvar="CNI_NETWORK_CONFIG_FILE",
     help="File with the list in place of ours; place-holders such as __CNI_MTU__ are filled in from the environment.",
 )
+@click.option(
+    "--old-conf-name",
+    envvar="CNI_OLD_CONF_NAME",
+    default="",
+    help="List of an earlier installation in the same directory, removed once ours stands.",
+)
 def install(
     root: Path,
     bin_dir: Path,
@@ -76,6 +82,7 @@ def install(
     cni_version: str,
     shim: str,
     template: Path | None,
+    old_conf_name: str,
     *,
     port_mappings: bool,
 ) -> None:
@@ -94,6 +101,7 @@ def install(
             shim=shim,
             has_port_mappings=port_mappings,
             configuration=configuration,
+            old_config_name=old_conf_name,
         )
     except (CalicoError, OSError, UnicodeDecodeError) as error:
         raise click.ClickException(str(error)) from error
