@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 
 import click
 
 from calico_cni import install as installer
+from calico_cni.template import fill_in
 from calico_core.errors import CalicoError
 
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
@@ -56,6 +58,18 @@ def cni() -> None:
     help="Executables in Python or compiled here; auto: compiled where there is a C compiler.",
 )
 @click.option("--port-mappings", is_flag=True, help="Chain the portmap plugin for published ports.")
+@click.option(
+    "--template",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="CNI_NETWORK_CONFIG_FILE",
+    help="File with the list in place of ours; place-holders such as __CNI_MTU__ are filled in from the environment.",
+)
+@click.option(
+    "--old-conf-name",
+    envvar="CNI_OLD_CONF_NAME",
+    default="",
+    help="List of an earlier installation in the same directory, removed once ours stands.",
+)
 def install(
     root: Path,
     bin_dir: Path,
@@ -67,11 +81,14 @@ def install(
     network: str,
     cni_version: str,
     shim: str,
+    template: Path | None,
+    old_conf_name: str,
     *,
     port_mappings: bool,
 ) -> None:
     """Write the executables, try them, then write the network list."""
     try:
+        configuration = None if template is None else fill_in(template.read_text(encoding="utf-8"), os.environ)
         written = installer.install(
             below(root, bin_dir),
             below(root, conf_dir),
@@ -83,8 +100,10 @@ def install(
             interpreter=interpreter,
             shim=shim,
             has_port_mappings=port_mappings,
+            configuration=configuration,
+            old_config_name=old_conf_name,
         )
-    except (CalicoError, OSError) as error:
+    except (CalicoError, OSError, UnicodeDecodeError) as error:
         raise click.ClickException(str(error)) from error
     for path in written:
         click.echo(f"wrote {path}")

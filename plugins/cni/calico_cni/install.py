@@ -58,8 +58,13 @@ def install(
     interpreter: str | None = None,
     shim: str = "auto",
     has_port_mappings: bool = False,
+    configuration: bytes | None = None,
+    old_config_name: str = "",
 ) -> tuple[Path, ...]:
     """The files that were written; none when everything stood already.
+
+    ``configuration``: the list's text in place of the one that ``network``, ``cni_version`` and
+    ``has_port_mappings`` describe. ``old_config_name``: a list of an earlier installation, removed once ours stands.
 
     ``shim``: ``compiled`` needs a C compiler, ``python`` none; ``auto`` is compiled where that works.
 
@@ -69,8 +74,10 @@ def install(
     list is not written.
     """
     text = shim_text(socket=socket, python=python or sys.executable, interpreter=interpreter)
-    configuration = list_text(network, cni_version, has_port_mappings=has_port_mappings)
+    if configuration is None:
+        configuration = list_text(network, cni_version, has_port_mappings=has_port_mappings)
     _check_config_name(config_name)
+    _check_old_name(old_config_name, config_name)
     for directory in (bin_directory, config_directory):
         _prepare_directory(directory)
     if shim == "auto" and interpreter is not None:
@@ -82,6 +89,8 @@ def install(
     target = config_directory / config_name
     if _write(target, configuration, 0o600):
         written.append(target)
+    if old_config_name:
+        (config_directory / old_config_name).unlink(missing_ok=True)
     return tuple(written)
 
 
@@ -221,6 +230,13 @@ def _paths(bin_directory: Path) -> tuple[Path, ...]:
 def _check_config_name(name: str) -> None:
     if "/" in name or name.startswith(".") or not name.endswith(CONFIG_SUFFIXES[0]):
         raise InvalidRequest("config_name", f"{name!r} is not a file name that ends with {CONFIG_SUFFIXES[0]}")
+
+
+def _check_old_name(name: str, config_name: str) -> None:
+    if name and ("/" in name or name.startswith(".") or not name.endswith(CONFIG_SUFFIXES)):
+        raise InvalidRequest("old_config_name", f"{name!r} does not end with one of {', '.join(CONFIG_SUFFIXES)}")
+    if name and name == config_name:
+        raise InvalidRequest("old_config_name", f"{name!r} is the list that is to be installed")
 
 
 def _prepare_directory(directory: Path) -> None:

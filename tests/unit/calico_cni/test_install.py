@@ -245,3 +245,25 @@ def test_where_it_cannot_be_compiled(
 def test_an_unknown_shim(directories: tuple[Path, Path]) -> None:
     with pytest.raises(InvalidRequest, match="shim"):
         install(*directories, shim="bash")
+
+
+def test_the_list_of_an_earlier_installation_goes_once_ours_stands(directories: tuple[Path, Path]) -> None:
+    directories[1].mkdir(parents=True, exist_ok=True)
+    old, other = (directories[1] / name for name in ("05-old.conf", "20-other.conflist"))
+    for path in (old, other):
+        path.write_text("{}")
+    with pytest.raises(ToolFailed):
+        install_python(*directories, interpreter="/bin/false", old_config_name=old.name)
+    assert old.exists()
+    for _ in range(2):  # it may be gone already
+        install_python(*directories, old_config_name=old.name)
+        assert sorted(path.name for path in directories[1].iterdir()) == ["10-calico.conflist", other.name]
+
+
+@pytest.mark.parametrize("name", ["../x.conf", ".x.conf", "10-calico.conflist", "calico-kubeconfig"])
+def test_an_old_name_that_is_none_changes_nothing(directories: tuple[Path, Path], name: str) -> None:
+    install_python(*directories)
+    before = snapshot(*directories)
+    with pytest.raises(InvalidRequest, match="old_config_name"):
+        install_python(*directories, old_config_name=name)
+    assert snapshot(*directories) == before
