@@ -11,28 +11,27 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-import msgspec
 from netaddr import IPAddress
 
 from calico_core import __version__
-from calico_core.errors import CalicoError, InvalidSettings, NotReady, PluginError
+from calico_core.errors import InvalidSettings, NotReady, PluginError
 from calico_core.interfaces.datastore import Records
 from calico_core.interfaces.integration import Call, CallReply, Integration, IntegrationContext
 from calico_core.interfaces.ipam import Ipam
 from calico_core.interfaces.routing import Routing, RoutingOptions
 from calico_core.log import get_logger
 from calico_core.model import codec
-from calico_core.node import composition, metrics, startup, statistics
+from calico_core.node import composition, metrics, questions, startup, statistics
 from calico_core.node.addresses import is_own_address, node_address
 from calico_core.node.agent import Agent
 from calico_core.node.agent_state import AgentState
 from calico_core.node.collector import Collector
 from calico_core.node.dataplane_options import refresh_interval_s, refuse_loose_rpf, tell_ipv6, warn_of_open_policy
-from calico_core.node.denied import DeniedLog, parse_question
+from calico_core.node.denied import DeniedLog
 from calico_core.node.endpoint_files import DIRECTORY as ENDPOINT_FILES
 from calico_core.node.endpoint_files import EndpointFiles
 from calico_core.node.live_settings import LiveSettings
@@ -40,6 +39,7 @@ from calico_core.node.local_view import ask_integrations, read_local_view
 from calico_core.node.log_targets import LogTargets
 from calico_core.node.metric import Metric
 from calico_core.node.pages import NodePages
+from calico_core.node.questions import Parts
 from calico_core.node.remembered import RememberedInterfaces
 from calico_core.node.router import Router
 from calico_core.node.socket_api import SocketServer
@@ -378,7 +378,7 @@ class Runtime:
 
     def _answer(self, call: Call) -> CallReply | None:
         if call.program == "node":
-            return self._answer_node(call)
+            return questions.answer(call, self._parts())
         integration = self._programs.get(call.program)
         if integration is None:
             known = ", ".join(sorted(self._programs)) or "none"
@@ -386,90 +386,21 @@ class Runtime:
             return CallReply(status=1, stderr=reason.encode())
         return integration.handle(call)
 
-    def _answer_node(self, call: Call) -> CallReply:
-        """What calicoctl asks a running node."""
-        answers: dict[str, Callable[[], object]] = {
-            "status": self.status,
-            "addresses": lambda: {
-                name: {str(address): whose for address, whose in found.items()} for name, found in self._lists().items()
-            },
-            "confirm-removals": lambda: {"frozen_because": self._agent.confirm_removals() if self._agent else ""},
-            "slow": self._slow,
-            "unfreeze": lambda: {"frozen_because": self._collector.unfreeze() if self._collector else ""},
-        }
-        command, *words = call.stdin.decode(errors="replace").split() or ["status"]
-        answers["counters"] = self._rule_counts
-        answers["denied"] = lambda: self._denied_after(words)
-        if command not in answers:
-            return CallReply(status=2, stderr=f"unknown command {command!r}; known: {', '.join(answers)}\n".encode())
-        try:
-            return CallReply(stdout=msgspec.json.encode(answers[command]()))
-        except (CalicoError, ValueError) as error:
-            return CallReply(status=1, stderr=f"{error}\n".encode())
-
-    def _rule_counts(self) -> list[dict[str, object]]:
-        if self._agent is None:
-            raise NotReady("the agent has not started yet")
-        return [each._asdict() for each in self._agent.rule_counts.ask()]
-
-    def _denied_after(self, words: list[str]) -> dict[str, object]:
-        if self._settings.denied_group == 0:
-            raise InvalidSettings(
-                "denied_group",
-                self._settings.origins.get("denied_group", "default"),
-                "it is 0: no packet is told of; give a group of NFLOG and start the node again",
-            )
-        if self._denied is None:
-            raise NotReady("the agent has not started yet")
-        return self._denied.after(*parse_question(iter(words)))
-
-    def _slow(self) -> dict[str, object]:
-        """The slowest attaches since the start."""
-        if self._workloads is None:
-            return {"attaches": 0, "slowest": []}
-        slowest = self._workloads.slowest
-        return {"attaches": slowest.count, "slowest": slowest.list()}
-
-    def status(self) -> dict[str, object]:
-        """For people and programs: JSON-ready."""
-        state = self._reporter.state if self._reporter else None
-        routing = self._require_routing().status()
-        endpoints = state.endpoints if state else {}
-        return {
-            "host": self.host,
-            "version": __version__,
-            "pid": os.getpid(),
-            "started": self._started,
-            "datastore": _without_secrets(self._settings.datastore),
-            "dataplane": self._dataplane_name,
-            "dataplane_lack": self._dataplane_lack,
-            "is_in_sync": bool(self._agent and self._agent.is_in_sync),
-            "endpoints": {key.path: {"status": status, "reason": why} for key, (status, why) in endpoints.items()},
-            "host_endpoints": {
-                key.path: {"status": status, "reason": why}
-                for key, (status, why) in (state.host_endpoints if state else {}).items()
-            },
-            "bad_records": list(state.bad_records) if state else [],
-            "last_error": state.last_error if state else "",
-            "removals": _removals(state),
-            "routing": {**codec.to_builtins(routing), "last_error": self._router.last_error if self._router else ""},
-            "tunnels": self._tunnels.status() if self._tunnels else {},
-            "integrations": dict(self._states),
-            "collector": self._collector.status() if self._collector else {"state": "off"},
-        }
-
-
-def _removals(state: AgentState | None) -> dict[str, object]:
-    freeze = state.freeze if state else None
-    if freeze is None:
-        return {"state": "following"}
-    since = time.time() - (time.monotonic() - freeze.since)
-    return {"state": "frozen", "because": freeze.reason, "since": round(since, 3), "waiting": freeze.waiting}
-
-
-def _without_secrets(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
-
-
-__all__ = ["CalicoError", "Runtime"]
+    def _parts(self) -> Parts:
+        return Parts(
+            host=self.host,
+            started=self._started,
+            settings=self._settings,
+            dataplane_name=self._dataplane_name,
+            dataplane_lack=self._dataplane_lack,
+            integrations=self._states,
+            lists=self._lists,
+            state=self._reporter.state if self._reporter else None,
+            agent=self._agent,
+            router=self._router,
+            routing=self._require_routing(),
+            tunnels=self._tunnels,
+            collector=self._collector,
+            workloads=self._workloads,
+            denied=self._denied,
+        )
