@@ -51,6 +51,14 @@ class NftablesDataplane(KernelDataplane[PolicyTable]):
     def rule_counts(self) -> tuple[RuleCount, ...]:
         return self._policy.rule_counts()
 
+    @staticmethod
+    def remove_reference(namespace_fd: int | None = None) -> tuple[str, ...]:
+        """Remove the tables that the reference agent left. Gives what was removed.
+
+        :raises KernelRefused: one of them stays.
+        """
+        return removal.remove_reference(namespace_fd)
+
     @classmethod
     def missing(cls) -> str:
         if not removal.is_supported():

@@ -158,10 +158,10 @@ class NftSocket(NetlinkSocket):
             for name, elements in plan.added_elements.items()
             for body in _element_bodies(name, KINDS[desired.sets[name].kind], elements)
         ]
-        self._commit([*before, *removed, *middle, *added, *after], "change chains and sets")
+        self.commit([*before, *removed, *middle, *added, *after], "change chains and sets")
         return True
 
-    def _commit(self, messages: list[tuple[int, int, bytes]], operation: str) -> None:
+    def commit(self, messages: list[tuple[int, int, bytes]], operation: str) -> None:
         """A batch. Only its last message asks for an answer: kernels differ in whether they answer the frame."""
         first = self._sequence + 1
         self._sequence += len(messages) + 2

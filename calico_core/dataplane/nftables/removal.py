@@ -7,6 +7,7 @@ import errno
 from calico_core.dataplane.nftables.names import FAMILY, TABLE
 from calico_core.dataplane.nftables.netfilter import NftSocket
 from calico_core.dataplane.nftables.policy_table import PolicyTable
+from calico_core.dataplane.nftables.reference_tables import remove_tables
 from calico_core.errors import KernelRefused
 from calico_core.interfaces.dataplane import DataplaneOptions
 from calico_core.log import get_logger
@@ -29,6 +30,23 @@ def remove_ours(namespace_fd: int | None = None) -> None:
     finally:
         table.close()
     log.info("table.removed", table=f"{FAMILY} {TABLE}")
+
+
+def remove_reference(namespace_fd: int | None = None) -> tuple[str, ...]:
+    """The tables of the reference agent. Gives what was removed; a kernel without nftables is fine.
+
+    :raises KernelRefused: one of them stays.
+    """
+    try:
+        socket = NftSocket(namespace_fd)
+    except KernelRefused as error:
+        if error.errno in _NO_NFTABLES:
+            return ()
+        raise
+    try:
+        return remove_tables(socket)
+    finally:
+        socket.close()
 
 
 def is_supported() -> bool:
