@@ -174,7 +174,7 @@ _host_endpoints = st.fixed_dictionaries(
 ).map(lambda record: {**record, "name": "eth9"})
 _own_host_endpoints = st.fixed_dictionaries(
     {
-        "name": st.sampled_from(["up0", "up0", "up9", None]),
+        "name": st.sampled_from(["up0", "up0", "up9", "*", "*", None]),
         "expected_ipv4_addrs": st.sampled_from([[], [KNOWN_HOST[0]], ["192.0.2.77"]]),
         "profile_ids": _some(_PROFILES),
         "labels": _labels,
