@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from netaddr import IPNetwork
 
@@ -67,6 +68,21 @@ def test_profiles_come_after_tiers(lab: Any) -> None:
     lab.start(interfaces=(host_endpoint(inbound=lists, outbound=lists),))
     assert far.reaches(HOST4, 80)
     assert lab.host.reaches(FAR4, 80)
+
+
+def test_an_emptied_list_of_fail_safes_cuts_what_they_let_pass(make_lab: Callable[..., Any]) -> None:
+    lab = make_lab(**FAILSAFES)
+    far = lab.outside()
+    lab.start(interfaces=(host_endpoint(),))
+    assert far.reaches(HOST4, 22)
+    assert lab.host.reaches(FAR4, 2379)
+    lab.options = msgspec.structs.replace(lab.options, failsafe_inbound=(), failsafe_outbound=())
+    lab.restart()
+    assert lab.start(interfaces=(host_endpoint(),)).is_clean
+    for address in (HOST4, HOST6):
+        assert far.is_blocked_from(address, 22)
+    for address in (FAR4, FAR6):
+        assert lab.host.is_blocked_from(address, 2379)
 
 
 def test_untracked_policy(make_lab: Callable[..., Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from netaddr import IPAddress, IPNetwork
 
@@ -83,6 +84,20 @@ def test_endpoint_without_policy_lets_fail_safes_pass_alone(host: Any) -> None:
     assert report.is_clean
     assert there.reaches(HOST, 80)
     assert here.reaches(NEIGHBOUR, 80)
+
+
+def test_an_emptied_list_of_fail_safes_cuts_what_they_let_pass(host: Any) -> None:
+    host.start(interfaces=(endpoint(),))
+    there, here = host.neighbour, host.host
+    assert there.reaches(HOST, 22)
+    assert here.reaches(NEIGHBOUR, 179)
+    host.options = msgspec.structs.replace(host.options, failsafe_inbound=(), failsafe_outbound=())
+    host.restart()
+    assert host.start(interfaces=(endpoint(),)).is_clean
+    for address in (HOST, HOST6):
+        assert there.is_blocked_from(address, 22)
+    for address in (NEIGHBOUR, NEIGHBOUR6):
+        assert here.is_blocked_from(address, 179)
 
 
 def test_policy_of_an_endpoint(host: Any) -> None:
