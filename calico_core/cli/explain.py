@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from calico_core.cli.context import CliContext, pass_context
+from calico_core.cli.explain_many import PORT_WANTED, PREFIX, answer_pairs
 from calico_core.cli.flow_words import (
     Party,
     common_addresses,
@@ -49,7 +50,12 @@ _ENDS = {"outbound": "source", "inbound": "destination"}
 
 @click.command()
 @click.argument("words", metavar="[endpoint E]", nargs=-1)
-@click.option("--from", "source", metavar="A", help="Endpoint id or its beginning, workload, address or host:NAME.")
+@click.option(
+    "--from",
+    "source",
+    metavar="A",
+    help="Endpoint id or its beginning, workload, address, host:NAME or selector:SELECTOR.",
+)
 @click.option("--to", "destination", metavar="B", help="The same.")
 @click.option("--protocol", metavar="NAME", help="tcp (without it), udp, icmp, … or a number.")
 @click.option("--port", metavar="N", help="Destination port.")
@@ -75,6 +81,7 @@ def explain(
     tells_by_exit: bool,
 ) -> None:
     """Say whether a new connection from A to B passes, and which rule of which policy or profile decides at each end.
+    With selector:… at an end, as selector:role=='web', one line for each pair of endpoints, and what decides it.
     With 'endpoint E': everything that applies to E, which may be host:NAME/ENDPOINT for a host endpoint.
     Reads the datastore alone: what the kernel has by now, 'calicoctl status' on the hosts knows."""
     if words:
@@ -96,6 +103,20 @@ def explain(
     if source is None or destination is None:
         raise InvalidRequest("--from" if source is None else "--to", "name both ends, or give --flow")
     cluster, notes = _load(context)
+    if source.startswith(PREFIX) or destination.startswith(PREFIX):
+        if source_address is not None:
+            raise InvalidRequest("--source-address", "is of one endpoint: name it with --from, not by a selector")
+        version = None if ip_version is None else int(ip_version)
+
+        def packet_of(parties: list[Party]) -> Packet:
+            return _packet(parties, version, protocol, icmp, numbers["--port"], numbers["--source-port"])
+
+        is_denied = answer_pairs(
+            context, cluster, (source, destination), packet_of, lambda verdict: _WORDS[verdict.outcome]
+        )
+        if tells_by_exit and is_denied:
+            raise click.exceptions.Exit(_EXIT_DENIED)
+        return
     parties = [find_party(word, cluster.endpoints, cluster.hosts) for word in (source, destination)]
     if source_address is not None:
         if parties[0].key is None:
@@ -104,8 +125,8 @@ def explain(
     version = None if ip_version is None else int(ip_version)
     packet = _packet(parties, version, protocol, icmp, numbers["--port"], numbers["--source-port"])
     keys = [party.key for party in parties]
-    if packet.protocol in PORT_PROTOCOLS and packet.dst_port is None and cluster.asks_for_port(packet, *keys):
-        raise InvalidRequest("--port", "policy on the way looks at ports: name the destination's")
+    if cluster.lacks_port(packet, *keys):
+        raise InvalidRequest("--port", PORT_WANTED)
     verdict = cluster.explain(packet, source=keys[0], destination=keys[1])
     found = _json(verdict, [note for side in verdict.sides for note in notes.of(side)])
     answer_one(context, found, _text(found))

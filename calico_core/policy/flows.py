@@ -28,7 +28,8 @@ from calico_core.model.keys import (
     PoolKey,
     WorkloadEndpointKey,
 )
-from calico_core.model.rules import Rule
+from calico_core.model.rules import PORT_PROTOCOLS, Rule
+from calico_core.policy.effective_labels import effective_labels
 from calico_core.policy.explain import Direction, Packet, Step, explain_side, translated
 from calico_core.policy.explain_host import HookSteps, explain_interface
 from calico_core.policy.mismatch import first_mismatch
@@ -130,6 +131,15 @@ class Cluster:
         if any(side.outcome == "deny" for side in sides):
             outcome = "deny"
         return FlowVerdict(outcome=outcome, packet=packet, sides=tuple(sides))
+
+    def labels(self, key: WorkloadEndpointKey) -> dict[str, str]:
+        """Those that policy sees on it."""
+        return effective_labels(self.endpoints[key], self._records)
+
+    def lacks_port(self, packet: Packet, *parties: WorkloadEndpointKey | None) -> bool:
+        """Whether the packet names no destination port, and policy on its way looks at one."""
+        is_bare = packet.protocol in PORT_PROTOCOLS and packet.dst_port is None
+        return is_bare and self.asks_for_port(packet, *parties)
 
     def asks_for_port(self, packet: Packet, *parties: WorkloadEndpointKey | None) -> bool:
         """Whether policy of an end looks at the destination port of packets of this protocol."""

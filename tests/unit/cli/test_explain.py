@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from calico_core.model.keys import (
     HostIpKey,
     NodeStatusKey,
     PolicyKey,
+    ProfileLabelsKey,
     ProfileRulesKey,
     WorkloadEndpointKey,
     WorkloadStatusKey,
@@ -115,6 +117,35 @@ def test_a_host_endpoint_is_asked(calicoctl: Calicoctl, records: TypedRecords) -
     assert [(step["hook"], step["name"]) for step in side["steps"]] == [("untracked", "raw")]
 
 
+def test_ends_by_their_labels(calicoctl: Calicoctl, records: TypedRecords) -> None:
+    third = WorkloadEndpointKey("rack-b", "cni", "late", "late-endpoint")
+    nets = (IPNetwork("10.0.1.1/32"), IPNetwork("fd00::1/128"))
+    record = WorkloadEndpoint(state="active", name="cali3", profile_ids=("web",), labels={"tier": "own"},
+                              ipv4_nets=nets[:1], ipv6_nets=nets[1:])  # fmt: skip
+    records.put(third, record)
+    records.put(ProfileLabelsKey("web"), {"role": "front", "tier": "inherited"})
+    records.put(ProfileLabelsKey("db"), {"role": "back"})
+    front = "selector:role == 'front'"
+    rows = json.loads(calicoctl.ok("-o", "json", "explain", "--from", front, "--to", "selector:all()", "--port", "80"))
+    assert [(each["source"], each["destination"], each["verdict"]) for each in rows] == [
+        ("rack-a/web/web-endpoint", "rack-a/db/db-endpoint", "denied"),
+        ("rack-a/web/web-endpoint", "rack-b/late/late-endpoint", "allowed"),
+        ("rack-b/late/late-endpoint", "rack-a/db/db-endpoint", "denied"),
+        ("rack-b/late/late-endpoint", "rack-a/web/web-endpoint", "allowed"),
+    ]
+    assert rows[1]["decided_by"] == "inbound: profile web rule 1"
+    assert rows[0]["decided_by"].startswith("inbound: ")
+    own = ("explain", "--from", "db", "--to", "selector:tier == 'own'", "--port", "80", "--exit-code")
+    done = calicoctl(*own)
+    assert done.code == 6
+    assert "outbound: profile db rule 1" in done.out
+    assert "web-endpoint" not in done.out
+    six = calicoctl.ok(
+        "explain", "--from", "web", "--to", "selector:role == 'front'", "--ip-version", "6", "--port", "1"
+    )
+    assert "no IPv6 address in common" in six
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -124,6 +155,10 @@ def test_a_host_endpoint_is_asked(calicoctl: Calicoctl, records: TypedRecords) -
         (("--from", "web", "--to", "fd00::1"), 2, "in common"),
         (("--from", "nobody", "--to", "db"), 4, "nobody"),
         (("--flow", "a,b,tcp", "--to", "db"), 2, "--flow"),
+        (("--from", "selector:role =", "--to", "db", "--port", "1"), 2, "--from"),
+        (("--from", "selector:role == 'none'", "--to", "db", "--port", "1"), 4, "role == 'none'"),
+        (("--from", "selector:all()", "--to", "db"), 2, "--port"),
+        (("--from", "selector:all()", "--to", "db", "--source-address", "10.0.0.9"), 2, "--source-address"),
     ],
 )
 def test_refusals(calicoctl: Calicoctl, arguments: tuple[str, ...], code: int, says: str) -> None:
