@@ -100,6 +100,7 @@ FIELDS: tuple[Field, ...] = (
     _field("route_sync_disabled", values.boolean, (), "RouteSyncDisabled"),
     _field("ip_forwarding", values.choice("Enabled", "Disabled"), (), "IPForwarding"),
     _field("netlink_timeout_s", values.number(0.1, 3600), (), "NetlinkTimeoutSecs"),
+    _field("excluded_interfaces", values.interface_names, (), "InterfaceExclude"),
     _field("mtu_interfaces", values.pattern, (), "MTUIfacePattern"),
     _field("ignore_loose_rpf", values.boolean, (), "IgnoreLooseRPF"),
     _field("refresh_interval_s", values.number(0, 86400), (), "IptablesRefreshInterval", "NftablesRefreshInterval"),

@@ -188,6 +188,14 @@ def pattern(value: str) -> str:
     return cleaned
 
 
+def interface_names(value: str) -> str:
+    """A list of names and ``/expressions/``, as it is written."""
+    from calico_core.model.interface_names import parse_interface_names
+
+    parse_interface_names(value)
+    return value.strip()
+
+
 def path_or_none_word(value: str) -> str:
     """An absolute path, or ``none`` as it is, where nothing means something else."""
     return "none" if value.strip().lower() == "none" else path(value)

@@ -72,6 +72,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     route_sync_disabled: bool = False
     ip_forwarding: str = "Enabled"
     netlink_timeout_s: float = 10.0
+    excluded_interfaces: str = "kube-ipvs0"
     mtu_interfaces: str = ""
     ignore_loose_rpf: bool = False
     refresh_interval_s: float = 60.0

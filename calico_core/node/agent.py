@@ -71,10 +71,13 @@ class Agent:
         remembered: RememberedInterfaces | None = None,
         interface_prefix: str = "",
         cuts_denied_flows: bool = True,
+        is_excluded: Callable[[str], bool] = lambda _name: False,
     ) -> None:
         """``on_config`` hears, in the engine thread, of every configuration key of the datastore.
-        ``confirm_removals_after_s``: see ``RemovalGuard``; ``remembered``: what an earlier life of the node had."""
+        ``confirm_removals_after_s``: see ``RemovalGuard``; ``remembered``: what an earlier life of the node had;
+        ``is_excluded``: whether an interface is none of the host's for host endpoints that expect an address."""
         self._host = host
+        self._is_excluded = is_excluded
         self._dataplane = dataplane
         self._reporter = reporter
         self._on_death = on_death
@@ -251,7 +254,8 @@ class Agent:
                     events[item.name] = item
                 case HostAddresses(name, addresses):
                     addressed += 1
-                    self._resolver.set_interface(name, addresses)
+                    if not self._is_excluded(name):
+                        self._resolver.set_interface(name, addresses)
                     self._own_addresses[name] = addresses or frozenset()
                 case CountsWanted(reply):
                     self.rule_counts.answer(reply)

@@ -25,6 +25,7 @@ from calico_core.interfaces.ipam import Ipam
 from calico_core.interfaces.routing import Routing, RoutingOptions
 from calico_core.log import get_logger
 from calico_core.model import codec
+from calico_core.model.interface_names import parse_interface_names
 from calico_core.node import composition, metrics, questions, startup, statistics
 from calico_core.node.addresses import is_own_address, node_address
 from calico_core.node.agent import Agent
@@ -146,6 +147,7 @@ class Runtime:
             confirm_removals_after_s=settings.confirm_removals_after_s,
             interface_prefix=settings.interface_prefix,
             cuts_denied_flows=settings.established_flows == "cut",
+            is_excluded=parse_interface_names(settings.excluded_interfaces),
             remembered=RememberedInterfaces(
                 Path(settings.state_directory, "interfaces.json"), confirm_after_s=settings.confirm_removals_after_s
             ),

@@ -160,6 +160,8 @@ def test_values_are_parsed(variable: str, text: str, field: str, value: object) 
         ("CALICO_LIBNETWORK_SCOPE", "swarm", "libnetwork_scope", "global, local"),
         ("CALICO_MTU", "1500.5", "mtu_bytes", "whole"),
         ("FELIX_MTUIFACEPATTERN", "eth(", "mtu_interfaces", "regular expression"),
+        ("FELIX_INTERFACEEXCLUDE", "eth0,/eth(/", "excluded_interfaces", "regular expression"),
+        ("FELIX_INTERFACEEXCLUDE", "much-too-long-a-name", "excluded_interfaces", "neither the name"),
         ("FELIX_ENDPOINTSTATUSPATHPREFIX", "run", "endpoint_files", "absolute path"),
         ("FELIX_HEALTHTIMEOUTOVERRIDES", "engine", "loop_limits", "NAME=DURATION"),
         ("FELIX_HEALTHTIMEOUTOVERRIDES", "engine=soon", "loop_limits", "1h30m"),

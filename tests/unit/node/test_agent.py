@@ -71,7 +71,12 @@ class Bench:
         self.agents: list[Agent] = []
 
     def start(
-        self, *, refresh_interval_s: float = 0.0, is_ready: bool = True, remembered: RememberedInterfaces | None = None
+        self,
+        *,
+        refresh_interval_s: float = 0.0,
+        is_ready: bool = True,
+        remembered: RememberedInterfaces | None = None,
+        is_excluded: Callable[[str], bool] = lambda _name: False,
     ) -> Agent:
         if is_ready:
             self.records.put(ReadyKey(), "true")
@@ -83,6 +88,7 @@ class Bench:
             reporter=self.states.append,
             on_death=lambda: self.deaths.append(True),
             remembered=remembered,
+            is_excluded=is_excluded,
         )
         self.agents.append(agent)
         agent.start()
@@ -452,6 +458,16 @@ def test_the_addresses_of_all_hosts_and_both_families_reach_the_dataplane(bench:
     bench.records.put(BgpHostAddressKey("rack-b", 6), "fd00::2")
     wanted = HostPeers(addresses=(IPAddress("192.0.2.1"), IPAddress("fd00::2")), is_vxlan=True)
     eventually(lambda: bench.dataplane.state.peers == wanted)
+
+
+def test_an_excluded_interface_makes_no_host_endpoint_its_own(bench: Bench) -> None:
+    key = HostEndpointKey(HOST, "eth")
+    bench.records.put(key, HostEndpoint(expected_ipv4_addrs=(IPAddress("192.0.2.1"),)))
+    bench.start(is_excluded=lambda name: name == "kube-ipvs0")
+    bench.dataplane.set_addresses("kube-ipvs0", IPAddress("192.0.2.1"))
+    bench.dataplane.set_addresses("eth0", IPAddress("192.0.2.1"))
+    eventually(lambda: bench.dataplane.wanted().interfaces)
+    assert set(bench.dataplane.wanted().interfaces) == {"eth0"}
 
 
 def test_a_host_endpoint_is_up_where_an_interface_has_it(bench: Bench) -> None:
