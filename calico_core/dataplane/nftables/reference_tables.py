@@ -1,7 +1,7 @@
 """Tables that the reference agent of our day leaves behind: ``calico`` of the families ip and ip6, ours is of inet.
 
-They are known by their chains, all of which carry ``cali`` (``filter-cali-FORWARD``, ``cali-tw-…``): a table of that
-name without such a chain is somebody else's. Layouts: linux/netfilter/nf_tables.h.
+They are known by chains that carry ``cali-`` (``filter-cali-FORWARD``, ``cali-tw-…``): a table of that name without
+such a chain is somebody else's. Layouts: linux/netfilter/nf_tables.h.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class Bench:
         assert self.library.run("\n".join(script) + "\n") == (), known
         for each in known:
             request = Request("add rule", NEWRULE, NLM_F_CREATE | NLM_F_APPEND, _HEADER + text(2, ours))
-            self.socket._commit([(request.type, request.flags, request.body + (encoded[each] or b""))], "add rule")
+            self.socket.commit([(request.type, request.flags, request.body + (encoded[each] or b""))], "add rule")
         return self.standing(theirs), self.standing(ours), len(texts) - len(known)
 
     def standing(self, chain: str) -> list[Any]:
