@@ -103,10 +103,10 @@ def explain(
     if source is None or destination is None:
         raise InvalidRequest("--from" if source is None else "--to", "name both ends, or give --flow")
     cluster, notes = _load(context)
+    version = None if ip_version is None else int(ip_version)
     if source.startswith(PREFIX) or destination.startswith(PREFIX):
         if source_address is not None:
             raise InvalidRequest("--source-address", "is of one endpoint: name it with --from, not by a selector")
-        version = None if ip_version is None else int(ip_version)
 
         def packet_of(parties: list[Party]) -> Packet:
             return _packet(parties, version, protocol, icmp, numbers["--port"], numbers["--source-port"])
@@ -122,7 +122,6 @@ def explain(
         if parties[0].key is None:
             raise InvalidRequest("--source-address", f"--from must name an endpoint that sends from it, not {source}")
         parties[0] = Party((parse_address(source_address),), parties[0].key)
-    version = None if ip_version is None else int(ip_version)
     packet = _packet(parties, version, protocol, icmp, numbers["--port"], numbers["--source-port"])
     keys = [party.key for party in parties]
     if cluster.lacks_port(packet, *keys):

@@ -55,6 +55,11 @@ def mac_from_bytes(raw: bytes) -> EUI:
     return EUI(int.from_bytes(raw, "big"), version=48, dialect=_MacDialect)
 
 
+def local_mac(raw: bytes) -> EUI:
+    """Locally administered, unicast: of six random bytes all but two bits."""
+    return mac_from_bytes(bytes(((raw[0] & 0xFC) | 0x02, *raw[1:])))
+
+
 def host_network(address: IPAddress) -> IPNetwork:
     """The /32 or /128 of one address."""
     return IPNetwork((int(address), WIDTH[address.version]), version=address.version)

@@ -23,7 +23,7 @@ from calico_core.interfaces.workloads import Workloads
 from calico_core.locks import NamedLocks
 from calico_core.log import get_logger
 from calico_core.model import codec
-from calico_core.model.addresses import host_network, mac_from_bytes
+from calico_core.model.addresses import host_network, local_mac
 from calico_core.model.endpoints import Nat, WorkloadEndpoint
 from calico_core.model.keys import (
     ReadyKey,
@@ -172,7 +172,7 @@ class WorkloadService(Workloads):
     def _commit(
         self, request: Attach, expected: Compare, profiles: tuple[NewProfile, ...], before: tuple[str, ...]
     ) -> tuple[WorkloadEndpoint, int]:
-        mac = request.mac or _random_mac()
+        mac = request.mac or local_mac(os.urandom(6))
         written = profile_writes(profiles)
         gone = profile_deletions(set(before) - {profile.name for profile in profiles})
         made: list[WorkloadEndpoint] = []
@@ -388,10 +388,3 @@ def _nats(request: Attach, addresses: tuple[IPAddress, ...], version: int) -> tu
     if wanted and own is None:
         raise InvalidRequest("floating", f"{wanted[0]} leads nowhere: the workload has no IPv{version} address")
     return tuple(Nat(int_ip=own, ext_ip=address) for address in wanted) if own is not None else ()
-
-
-def _random_mac() -> EUI:
-    """Locally administered, unicast."""
-    raw = bytearray(os.urandom(6))
-    raw[0] = (raw[0] & 0xFC) | 0x02
-    return mac_from_bytes(bytes(raw))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from calico_core.dataplane.linux.link_messages import add_veth, get_link
 from calico_core.dataplane.linux.rtnetlink import link_of
 from calico_core.errors import InterfaceTaken
-from calico_core.model.addresses import mac_from_bytes
+from calico_core.model.addresses import local_mac, mac_from_bytes
 from calico_core.model.workloads import WiredInterface
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ HOST_MAC = b"\xee" * 6
 
 def pair_of(request: WiringRequest) -> tuple[Request, bytes]:
     """The request that makes it, and the container's MAC address."""
-    mac = packed(request.mac) or random_mac()
+    mac = packed(request.mac or local_mac(os.urandom(6)))
     create = add_veth(
         request.interface,
         request.container_interface,
@@ -74,10 +74,3 @@ def wired_interface(link: Link, peer_mac: bytes, *, is_new: bool = True) -> Wire
 
 def packed(mac: EUI | None) -> bytes:
     return mac.packed if mac is not None else b""
-
-
-def random_mac() -> bytes:
-    """Locally administered, unicast."""
-    raw = bytearray(os.urandom(6))
-    raw[0] = (raw[0] & 0xFC) | 0x02
-    return bytes(raw)

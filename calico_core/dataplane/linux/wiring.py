@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from typing import TYPE_CHECKING
 
 from calico_core.dataplane.linux import container_end, netns, sysctl, workload_sysctls
@@ -34,14 +35,13 @@ from calico_core.dataplane.linux.veth_pair import (
     create_link,
     packed,
     pair_of,
-    random_mac,
     refuse_foreign,
     wired_interface,
 )
 from calico_core.errors import CalicoError, InterfaceTaken, InvalidRequest, KernelRefused
 from calico_core.interfaces.dataplane import WorkloadWiring
 from calico_core.log import get_logger
-from calico_core.model.addresses import mac_from_bytes
+from calico_core.model.addresses import local_mac, mac_from_bytes
 from calico_core.model.workloads import PairRequest, WiredInterface, WiringRequest
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class VethWiring(WorkloadWiring):
     def make_pair(self, request: PairRequest) -> WiredInterface:
         wanted = WantedAddresses(request.addresses)
         _refuse_missing_ipv6(wanted)
-        mac = packed(request.mac) or random_mac()
+        mac = packed(request.mac or local_mac(os.urandom(6)))
         create = add_veth(
             request.interface,
             request.peer,

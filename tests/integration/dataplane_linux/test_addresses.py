@@ -97,9 +97,9 @@ def test_a_workloads_interface_that_is_renamed_is_told_with_its_addresses(
     eventually(lambda: told[-1] == ("up1", of("192.0.2.7")))
 
 
-def test_a_change_that_no_event_told_of_is_found_by_the_next_look(
-    host: Namespace, eventually: Callable[[Callable[[], bool]], None]
-) -> None:
+@pytest.fixture
+def polled(host: Namespace) -> Iterator[Told]:
+    """What a monitor tells that looks five times a second and hears no events, begun with one interface there."""
     ip(host, "link", "add", "up0", "type", "bridge")
     heard: Told = []
     monitor = AddressMonitor(
@@ -108,32 +108,28 @@ def test_a_change_that_no_event_told_of_is_found_by_the_next_look(
     monitor.start()
     try:
         deafen(monitor)
-        ip(host, "address", "add", "192.0.2.1/24", "dev", "up0")
-        eventually(lambda: heard[-1] == ("up0", of("192.0.2.1")))
-        ip(host, "address", "del", "192.0.2.1/24", "dev", "up0")
-        eventually(lambda: heard[-1] == ("up0", frozenset()))
-        ip(host, "link", "del", "up0")
-        eventually(lambda: heard[-1] == ("up0", None))
+        yield heard
     finally:
         monitor.stop()
+
+
+def test_a_change_that_no_event_told_of_is_found_by_the_next_look(
+    host: Namespace, polled: Told, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    ip(host, "address", "add", "192.0.2.1/24", "dev", "up0")
+    eventually(lambda: polled[-1] == ("up0", of("192.0.2.1")))
+    ip(host, "address", "del", "192.0.2.1/24", "dev", "up0")
+    eventually(lambda: polled[-1] == ("up0", frozenset()))
+    ip(host, "link", "del", "up0")
+    eventually(lambda: polled[-1] == ("up0", None))
 
 
 def test_another_link_of_the_same_name_is_found_by_the_next_look(
-    host: Namespace, eventually: Callable[[Callable[[], bool]], None]
+    host: Namespace, polled: Told, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
-    ip(host, "link", "add", "up0", "type", "bridge")
-    heard: Told = []
-    monitor = AddressMonitor(
-        lambda name, addresses: heard.append((name, addresses)), prefix="cali", namespace_fd=host.fd, poll_s=0.2
-    )
-    monitor.start()
-    try:
-        deafen(monitor)
-        commands = ["link del up0", "link add up0 type bridge", "address add 192.0.2.5/24 dev up0"]
-        subprocess.run(["ip", "-n", host.name, "-batch", "-"], input="\n".join(commands), text=True, check=True)
-        eventually(lambda: heard[-1] == ("up0", of("192.0.2.5")))
-    finally:
-        monitor.stop()
+    commands = ["link del up0", "link add up0 type bridge", "address add 192.0.2.5/24 dev up0"]
+    subprocess.run(["ip", "-n", host.name, "-batch", "-"], input="\n".join(commands), text=True, check=True)
+    eventually(lambda: polled[-1] == ("up0", of("192.0.2.5")))
 
 
 def test_without_a_poll_only_events_tell(host: Namespace, eventually: Callable[[Callable[[], bool]], None]) -> None:
