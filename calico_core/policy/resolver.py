@@ -127,7 +127,7 @@ class PolicyResolver:
 
     def flush(self) -> HostChanges:
         """What changed since the last flush. The first after :meth:`in_sync` is complete; before it, empty."""
-        if not self._is_in_sync:
+        if not self._is_in_sync or not (self._is_first or self._pending or self._is_interface_dirty):
             return HostChanges()
         groups: defaultdict[type[Key], list[tuple[Any, Any]]] = defaultdict(list)
         for update in self._pending.items():
@@ -242,6 +242,8 @@ class PolicyResolver:
         return pools
 
     def _take_peers(self, groups: defaultdict[type[Key], list[tuple[Any, Any]]]) -> HostPeers | None:
+        if self._host_peers is not None and not any(groups[kind] for kind in (HostIpKey, BgpHostAddressKey, PoolKey)):
+            return None
         for kind in (HostIpKey, BgpHostAddressKey):
             for address_key, text in groups[kind]:
                 self._peers.set_address(address_key, text)
