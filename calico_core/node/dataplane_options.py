@@ -43,6 +43,10 @@ def dataplane_options(settings: Settings, host: str) -> DataplaneOptions:
         netlink_timeout_s=settings.netlink_timeout_s,
         makes_routes=not settings.route_sync_disabled,
         makes_router=settings.ip_forwarding == "Enabled",
+        nat_ports=_ports(settings.nat_port_range),
+        nat_address=IPAddress(settings.nat_outgoing_address) if settings.nat_outgoing_address else None,
+        nat_interfaces=settings.nat_interfaces,
+        nat_spares_hosts=settings.nat_exclusions == "IPPoolsAndHostIPs",
     )
 
 
@@ -106,6 +110,11 @@ def warn_of_open_policy(settings: Settings) -> None:
 
 def _failsafe_ports(text: str, field: str) -> tuple[FailsafePort, ...]:
     return tuple(FailsafePort(*each) for each in parse_failsafe_ports(text, field=field))
+
+
+def _ports(text: str) -> tuple[int, int] | None:
+    first, separator, last = text.partition(":")
+    return (int(first), int(last)) if separator else None
 
 
 def _metadata(settings: Settings) -> tuple[IPAddress, int] | None:

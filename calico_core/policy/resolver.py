@@ -156,8 +156,8 @@ class PolicyResolver:
             rules=tuple(rules),
             workloads=tuple(workloads),
             interfaces=tuple(interfaces),
+            peers=self._take_peers(groups),  # before the pools: they name the hosts
             pools=self._take_pools(groups[PoolKey]),
-            peers=self._take_peers(groups),
             removed_sets=tuple(removed_sets),
             removed_port_sets=tuple(removed_port_sets),
             removed_rules=tuple(removed_rules),
@@ -230,11 +230,11 @@ class PolicyResolver:
     def _take_pools(self, updates: list[tuple[PoolKey, Pool | None]]) -> HostPools | None:
         for key, pool in updates:
             _put(self._pools, key, pool)
-        if not updates and self._host_pools is not None:
-            return None
+        masquerade = tuple(sorted(key.cidr for key, pool in self._pools.items() if pool.masquerade))
         pools = HostPools(
             all=tuple(sorted(key.cidr for key in self._pools)),
-            masquerade=tuple(sorted(key.cidr for key, pool in self._pools.items() if pool.masquerade)),
+            masquerade=masquerade,
+            hosts=self._peers.addresses if masquerade else (),
         )
         if pools == self._host_pools:
             return None

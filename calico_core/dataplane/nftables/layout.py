@@ -220,9 +220,7 @@ def nat_chains(nat: Nat, options: DataplaneOptions, families: Sequence[int]) -> 
     if nat.floats:
         after += [f"snat {ip} to {ip} saddr . {ip} daddr map @hairpin{family}" for family, ip in keywords]
     if nat.masquerades:
-        after += [
-            f"{ip} saddr @masq{family} {ip} daddr != @pools{family} masquerade fully-random" for family, ip in keywords
-        ]
+        after += [rule for family, ip in keywords for rule in _from_pools(options, family, ip)]
     # a connection of the host's own that was bound elsewhere: the other end of the tunnel would answer past it
     after += [
         f'oifname "{device}" fib saddr . oif type != local fib saddr type local masquerade' for device in nat.tunnels
@@ -233,6 +231,21 @@ def nat_chains(nat: Nat, options: DataplaneOptions, families: Sequence[int]) -> 
         "nat_postrouting": (after, POSTROUTING),
     }
     return {name: chain(rules, hook) for name, (rules, hook) in wanted.items() if rules}
+
+
+def _from_pools(options: DataplaneOptions, family: int, ip: str) -> list[str]:
+    """What leaves the pools gets an address that the world knows. Only TCP and UDP have ports to choose."""
+    leaving = f'oifname "{options.nat_interfaces.replace("+", "*")}" ' if options.nat_interfaces else ""
+    match = f"{leaving}{ip} saddr @masq{family} {ip} daddr != @pools{family}"
+    address = options.nat_address
+    is_own = address is not None and address.version == family
+    rules: list[str] = []
+    if options.nat_ports is not None:
+        ports = "{}-{}".format(*options.nat_ports)
+        own = f"[{address}]" if family == 6 else str(address)
+        to = f"snat {ip} to {own}:{ports}" if is_own else f"masquerade to :{ports}"
+        rules.append(f"{match} meta l4proto {{ tcp, udp }} {to} fully-random")
+    return [*rules, f"{match} {f'snat {ip} to {address}' if is_own else 'masquerade'} fully-random"]
 
 
 def closed_chain(reason: str, origin: DenialOrigin, verdicts: Verdicts) -> Chain:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
+import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from netaddr import EUI, IPNetwork
+from netaddr import EUI, IPAddress, IPNetwork
 from pyroaring import FrozenBitMap
 
 from calico_core.dataplane.iptables.builder import TablesBuilder
@@ -187,3 +190,43 @@ def test_masquerade_stands_for_the_families_that_want_it() -> None:
     gone = built(first, more, HostChanges(pools=HostPools(all=(pool,))))
     assert not gone.desired.tables[4, "nat"].chains
     assert not gone.desired.sets.sets
+
+
+LEAVING = "-m set --match-set calico-4n-masq src -m set ! --match-set calico-4n-pools dst"
+
+
+@pytest.mark.parametrize(
+    ("given", "rules"),
+    [
+        ({}, [f"{LEAVING} -j MASQUERADE --random-fully"]),
+        ({"nat_address": IPAddress("192.0.2.7")}, [f"{LEAVING} -j SNAT --to-source 192.0.2.7 --random-fully"]),
+        ({"nat_address": IPAddress("2001:db8::7")}, [f"{LEAVING} -j MASQUERADE --random-fully"]),
+        (
+            {"nat_ports": (5, 9), "nat_interfaces": "eth+"},
+            [
+                f"-p 6 -o eth+ {LEAVING} -j MASQUERADE --to-ports 5-9 --random-fully",
+                f"-p 17 -o eth+ {LEAVING} -j MASQUERADE --to-ports 5-9 --random-fully",
+                f"-o eth+ {LEAVING} -j MASQUERADE --random-fully",
+            ],
+        ),
+        (
+            {"nat_ports": (5, 9), "nat_address": IPAddress("192.0.2.7")},
+            [
+                f"-p 6 {LEAVING} -j SNAT --to-source 192.0.2.7:5-9 --random-fully",
+                f"-p 17 {LEAVING} -j SNAT --to-source 192.0.2.7:5-9 --random-fully",
+                f"{LEAVING} -j SNAT --to-source 192.0.2.7 --random-fully",
+            ],
+        ),
+    ],
+)
+def test_what_leaves_the_pools(given: dict[str, Any], rules: list[str]) -> None:
+    net = IPNetwork("10.0.0.0/16")
+    pools = HostPools(all=(net,), masquerade=(net,), hosts=(IPAddress("192.0.2.1"), IPAddress("2001:db8::1")))
+    options: Any = msgspec.structs.replace(OPTIONS, **given)
+    desired = built(HostChanges(is_complete=True, pools=pools), options=options).desired
+    texts = [rule.partition(" -m comment ")[0] for rule in desired.tables[4, "nat"].chains["calico-POSTROUTING"].rules]
+    assert texts == rules
+    assert desired.sets.sets["calico-4n-pools"].elements == {(net.first, 16)}
+    options = msgspec.structs.replace(options, nat_spares_hosts=True)
+    desired = built(HostChanges(is_complete=True, pools=pools), options=options).desired
+    assert desired.sets.sets["calico-4n-pools"].elements == {(net.first, 16), (int(IPAddress("192.0.2.1")), 32)}
