@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from calico_core.cli.context import CliContext, pass_context
+from calico_core.cli.endpoint_words import parse_ports, port_word
 from calico_core.cli.failure import Missing, Refused
 from calico_core.cli.named import NamedGroup, name_of
 from calico_core.cli.output import answer
@@ -21,7 +22,7 @@ _ATTEMPTS = 3
 _MIN_PREFIX = 4
 
 
-@click.group(cls=NamedGroup, subcommand_metavar="show | ID profile COMMAND")
+@click.group(cls=NamedGroup, subcommand_metavar="show | ID profile|ports COMMAND")
 def endpoint() -> None:
     """Endpoints: the interfaces of workloads. ID may be shortened to at least 4 characters if it is unique."""
 
@@ -62,6 +63,7 @@ def show(
             "Addresses": "addresses",
             "MAC": "mac",
             "Profiles": "profiles",
+            "Ports": "ports",
             "State": "state",
             "Interface": "interface",
             "Status": "status",
@@ -116,7 +118,7 @@ def profile_append(ctx: click.Context, profiles: tuple[str, ...]) -> None:
     def change(before: tuple[str, ...]) -> tuple[str, ...]:
         return (*before, *(name for name in profiles if name not in before))
 
-    is_changed = _change(ctx, change)
+    is_changed = _change_profiles(ctx, change)
     click.echo(
         f"Profile(s) {', '.join(profiles)} {'appended.' if is_changed else 'already on the endpoint: unchanged.'}"
     )
@@ -127,7 +129,7 @@ def profile_append(ctx: click.Context, profiles: tuple[str, ...]) -> None:
 @click.pass_context
 def profile_remove(ctx: click.Context, profiles: tuple[str, ...]) -> None:
     """Take profiles off it."""
-    is_changed = _change(ctx, lambda before: tuple(name for name in before if name not in profiles))
+    is_changed = _change_profiles(ctx, lambda before: tuple(name for name in before if name not in profiles))
     click.echo(f"Profile(s) {', '.join(profiles)} {'removed.' if is_changed else 'not on the endpoint: unchanged.'}")
 
 
@@ -137,18 +139,48 @@ def profile_remove(ctx: click.Context, profiles: tuple[str, ...]) -> None:
 def profile_set(ctx: click.Context, profiles: tuple[str, ...]) -> None:
     """Give it exactly these profiles."""
     _check(ctx.obj, profiles)
-    is_changed = _change(ctx, lambda _: profiles)
+    is_changed = _change_profiles(ctx, lambda _: profiles)
     click.echo(f"Profile(s) {', '.join(profiles) or 'none'} {'set.' if is_changed else 'already set: unchanged.'}")
 
 
-def _change(ctx: click.Context, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> bool:
+@endpoint.add_form
+@click.group()
+def ports() -> None:
+    """Named ports of an endpoint: what rules that name a port mean there."""
+
+
+@ports.command("show")
+@click.pass_context
+def ports_show(ctx: click.Context) -> None:
+    """Show the named ports of the endpoint."""
+    found = _find(ctx.obj, name_of(ctx))
+    rows = [{"name": port.name, "protocol": port.protocol, "port": port.port} for port in found.record.ports]
+    answer(ctx.obj, rows, {"Name": "name", "Protocol": "protocol", "Port": "port"})
+
+
+@ports.command("set")
+@click.argument("named", metavar="[NAME:PROTOCOL:PORT]...", nargs=-1)
+@click.pass_context
+def ports_set(ctx: click.Context, named: tuple[str, ...]) -> None:
+    """Give it exactly these ports, as in http:tcp:8080; a name may stand for several."""
+    wanted = tuple(dict.fromkeys(parse_ports(named, field="NAME:PROTOCOL:PORT")))
+    is_changed = _change(ctx, lambda before: msgspec.structs.replace(before, ports=wanted))
+    words = ", ".join(map(port_word, wanted)) or "none"
+    click.echo(f"Port(s) {words} {'set.' if is_changed else 'already set: unchanged.'}")
+
+
+def _change_profiles(ctx: click.Context, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> bool:
+    return _change(ctx, lambda before: msgspec.structs.replace(before, profile_ids=change(before.profile_ids)))
+
+
+def _change(ctx: click.Context, change: Callable[[WorkloadEndpoint], WorkloadEndpoint]) -> bool:
     for _attempt in range(_ATTEMPTS):
         found = _find(ctx.obj, name_of(ctx))
-        after = change(found.record.profile_ids)
-        if after == found.record.profile_ids:
+        after = change(found.record)
+        if after == found.record:
             return False
         try:
-            ctx.obj.records.swap(found, msgspec.structs.replace(found.record, profile_ids=after))
+            ctx.obj.records.swap(found, after)
         except Conflict:
             continue
         return True
@@ -210,6 +242,7 @@ def _rows(context: CliContext) -> list[dict[str, Any]]:
                 "mac": str(record.mac) if record.mac else None,
                 "profiles": list(record.profile_ids),
                 "labels": record.labels,
+                "ports": [port_word(port) for port in record.ports],
                 "state": record.state,
                 "status": known.status if known else None,
             }
