@@ -14,6 +14,7 @@ from calico_core.cli.named import NamedGroup, name_of
 from calico_core.cli.output import answer
 from calico_core.errors import Conflict
 from calico_core.interfaces.datastore import Versioned
+from calico_core.model.addresses import parse_network
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import FELIX_STATUS, HOSTS, PROFILES, WorkloadEndpointKey, WorkloadStatusKey
 
@@ -21,7 +22,7 @@ _ATTEMPTS = 3
 _MIN_PREFIX = 4
 
 
-@click.group(cls=NamedGroup, subcommand_metavar="show | ID profile COMMAND")
+@click.group(cls=NamedGroup, subcommand_metavar="show | ID profile COMMAND | ID source-prefix COMMAND")
 def endpoint() -> None:
     """Endpoints: the interfaces of workloads. ID may be shortened to at least 4 characters if it is unique."""
 
@@ -113,10 +114,10 @@ def profile_append(ctx: click.Context, profiles: tuple[str, ...]) -> None:
     """Add profiles behind those it has."""
     _check(ctx.obj, profiles)
 
-    def change(before: tuple[str, ...]) -> tuple[str, ...]:
-        return (*before, *(name for name in profiles if name not in before))
+    def change(record: WorkloadEndpoint) -> tuple[str, ...]:
+        return (*record.profile_ids, *(name for name in profiles if name not in record.profile_ids))
 
-    is_changed = _change(ctx, change)
+    is_changed = _change(ctx, "profile_ids", change)
     click.echo(
         f"Profile(s) {', '.join(profiles)} {'appended.' if is_changed else 'already on the endpoint: unchanged.'}"
     )
@@ -127,7 +128,9 @@ def profile_append(ctx: click.Context, profiles: tuple[str, ...]) -> None:
 @click.pass_context
 def profile_remove(ctx: click.Context, profiles: tuple[str, ...]) -> None:
     """Take profiles off it."""
-    is_changed = _change(ctx, lambda before: tuple(name for name in before if name not in profiles))
+    is_changed = _change(
+        ctx, "profile_ids", lambda record: tuple(name for name in record.profile_ids if name not in profiles)
+    )
     click.echo(f"Profile(s) {', '.join(profiles)} {'removed.' if is_changed else 'not on the endpoint: unchanged.'}")
 
 
@@ -137,18 +140,43 @@ def profile_remove(ctx: click.Context, profiles: tuple[str, ...]) -> None:
 def profile_set(ctx: click.Context, profiles: tuple[str, ...]) -> None:
     """Give it exactly these profiles."""
     _check(ctx.obj, profiles)
-    is_changed = _change(ctx, lambda _: profiles)
+    is_changed = _change(ctx, "profile_ids", lambda _: profiles)
     click.echo(f"Profile(s) {', '.join(profiles) or 'none'} {'set.' if is_changed else 'already set: unchanged.'}")
 
 
-def _change(ctx: click.Context, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> bool:
+@endpoint.add_form
+@click.group("source-prefix")
+def source_prefix() -> None:
+    """Prefixes that an endpoint may send from beside its own addresses, where WorkloadSourceSpoofing is Any."""
+
+
+@source_prefix.command("show")
+@click.pass_context
+def source_prefix_show(ctx: click.Context) -> None:
+    """Show the prefixes of the endpoint."""
+    found = _find(ctx.obj, name_of(ctx))
+    answer(ctx.obj, [{"prefix": str(each)} for each in found.record.allowed_source_prefixes], {"Prefix": "prefix"})
+
+
+@source_prefix.command("set")
+@click.argument("prefixes", nargs=-1, metavar="[CIDR]...")
+@click.pass_context
+def source_prefix_set(ctx: click.Context, prefixes: tuple[str, ...]) -> None:
+    """Give it exactly these prefixes; none: its own addresses alone."""
+    wanted = tuple(dict.fromkeys(parse_network(text, field="CIDR") for text in prefixes))
+    is_changed = _change(ctx, "allowed_source_prefixes", lambda _: wanted)
+    words = ", ".join(map(str, wanted)) or "none"
+    click.echo(f"Source prefix(es) {words} {'set.' if is_changed else 'already set: unchanged.'}")
+
+
+def _change(ctx: click.Context, field: str, change: Callable[[WorkloadEndpoint], tuple[object, ...]]) -> bool:
     for _attempt in range(_ATTEMPTS):
         found = _find(ctx.obj, name_of(ctx))
-        after = change(found.record.profile_ids)
-        if after == found.record.profile_ids:
+        after = change(found.record)
+        if after == getattr(found.record, field):
             return False
         try:
-            ctx.obj.records.swap(found, msgspec.structs.replace(found.record, profile_ids=after))
+            ctx.obj.records.swap(found, msgspec.structs.replace(found.record, **{field: after}))
         except Conflict:
             continue
         return True
@@ -209,6 +237,7 @@ def _rows(context: CliContext) -> list[dict[str, Any]]:
                 "addresses": [str(net.ip) for net in record.nets],
                 "mac": str(record.mac) if record.mac else None,
                 "profiles": list(record.profile_ids),
+                "source_prefixes": [str(each) for each in record.allowed_source_prefixes],
                 "labels": record.labels,
                 "state": record.state,
                 "status": known.status if known else None,
