@@ -100,6 +100,9 @@ MEANINGS = {
     "interface with the host's address, and without them the kernel's own MTU counts",
     "ignore_loose_rpf": "start although `net.ipv4.conf.all.rp_filter` is 2, which weakens the check of workloads' "
     "source addresses",
+    "source_spoofing": "`Any`: workloads may also send from the prefixes that their endpoints allow "
+    "(`cni.projectcalico.org/allowedSourcePrefixes`); `Disabled`: from their own addresses only, and a warning tells "
+    "whose prefixes are ignored",
     "refresh_interval_s": "seconds between two comparisons of the kernel with what we want; 0: never",
     "route_refresh_interval_s": "the same for routes; one comparison covers all, so the shortest interval that is "
     "given counts for all; 0: none is given",

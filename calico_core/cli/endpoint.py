@@ -15,6 +15,7 @@ from calico_core.cli.named import NamedGroup, name_of
 from calico_core.cli.output import answer
 from calico_core.errors import Conflict
 from calico_core.interfaces.datastore import Versioned
+from calico_core.model.addresses import parse_network
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import FELIX_STATUS, HOSTS, PROFILES, WorkloadEndpointKey, WorkloadStatusKey
 
@@ -22,7 +23,7 @@ _ATTEMPTS = 3
 _MIN_PREFIX = 4
 
 
-@click.group(cls=NamedGroup, subcommand_metavar="show | ID profile|ports COMMAND")
+@click.group(cls=NamedGroup, subcommand_metavar="show | ID profile|ports|source-prefix COMMAND")
 def endpoint() -> None:
     """Endpoints: the interfaces of workloads. ID may be shortened to at least 4 characters if it is unique."""
 
@@ -169,6 +170,31 @@ def ports_set(ctx: click.Context, named: tuple[str, ...]) -> None:
     click.echo(f"Port(s) {words} {'set.' if is_changed else 'already set: unchanged.'}")
 
 
+@endpoint.add_form
+@click.group("source-prefix")
+def source_prefix() -> None:
+    """Prefixes that an endpoint may send from beside its own addresses, where WorkloadSourceSpoofing is Any."""
+
+
+@source_prefix.command("show")
+@click.pass_context
+def source_prefix_show(ctx: click.Context) -> None:
+    """Show the prefixes of the endpoint."""
+    found = _find(ctx.obj, name_of(ctx))
+    answer(ctx.obj, [{"prefix": str(each)} for each in found.record.allowed_source_prefixes], {"Prefix": "prefix"})
+
+
+@source_prefix.command("set")
+@click.argument("prefixes", nargs=-1, metavar="[CIDR]...")
+@click.pass_context
+def source_prefix_set(ctx: click.Context, prefixes: tuple[str, ...]) -> None:
+    """Give it exactly these prefixes; none: its own addresses alone."""
+    wanted = tuple(dict.fromkeys(parse_network(text, field="CIDR") for text in prefixes))
+    is_changed = _change(ctx, lambda before: msgspec.structs.replace(before, allowed_source_prefixes=wanted))
+    words = ", ".join(map(str, wanted)) or "none"
+    click.echo(f"Source prefix(es) {words} {'set.' if is_changed else 'already set: unchanged.'}")
+
+
 def _change_profiles(ctx: click.Context, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> bool:
     return _change(ctx, lambda before: msgspec.structs.replace(before, profile_ids=change(before.profile_ids)))
 
@@ -241,6 +267,7 @@ def _rows(context: CliContext) -> list[dict[str, Any]]:
                 "addresses": [str(net.ip) for net in record.nets],
                 "mac": str(record.mac) if record.mac else None,
                 "profiles": list(record.profile_ids),
+                "source_prefixes": [str(each) for each in record.allowed_source_prefixes],
                 "labels": record.labels,
                 "ports": [port_word(port) for port in record.ports],
                 "state": record.state,

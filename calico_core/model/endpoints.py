@@ -44,9 +44,10 @@ class EndpointPort(Record, frozen=True):
 
 
 class WorkloadEndpoint(Record, frozen=True):
-    """One interface of a container. ``name`` is the host side. The fields after ``ports`` are ours: readers of the
-    reference system ignore them; absence means unknown. ``created`` is seconds since the epoch;
-    ``own_profiles`` are deleted with the endpoint."""
+    """One interface of a container. ``name`` is the host side. ``allowed_source_prefixes``: what it may send from
+    beside its own addresses, on a host that lets workloads do so; stored under the name the reference has for it. The
+    fields after ``profile_id`` are ours: readers of the reference system ignore them; absence means unknown.
+    ``created`` is seconds since the epoch; ``own_profiles`` are deleted with the endpoint."""
 
     state: Literal["active", "inactive"]
     name: str
@@ -60,6 +61,7 @@ class WorkloadEndpoint(Record, frozen=True):
     ipv6_nat: tuple[Nat, ...] = ()
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     ports: tuple[EndpointPort, ...] = ()
+    allowed_source_prefixes: tuple[IPNetwork, ...] = msgspec.field(default=(), name="allow_spoofed_source_ips")
     profile_id: str | None = None
     container_id: str | None = None
     ifname: str | None = None

@@ -44,8 +44,9 @@ class Attach(Value, frozen=True):
     ``addresses``: an :class:`AddressRequest` to be committed together with the endpoint, or addresses the caller
     already holds. ``namespace``: path or description for messages; ``namespace_fd`` None means no interface is made
     (the caller or a later :meth:`Workloads.make_pair` does it). ``routes``: destinations beside the default route.
-    ``floating``: addresses that lead to the workload's own of the same family. ``labels`` go to the record. An
-    existing record of another ``container_id`` is replaced only with ``replaces``. ``requires_mtu``: fail where neither
+    ``floating``: addresses that lead to the workload's own of the same family. ``allowed_source_prefixes``: what it may
+    send from beside its own. ``labels`` go to the record. An existing record of another ``container_id`` is replaced
+    only with ``replaces``. ``requires_mtu``: fail where neither
     the request nor the node names an MTU. ``queues``: of each end, both ways.
     """
 
@@ -68,6 +69,7 @@ class Attach(Value, frozen=True):
     is_default_route: bool = True
     routes: tuple[IPNetwork, ...] = ()
     floating: tuple[IPAddress, ...] = ()
+    allowed_source_prefixes: tuple[IPNetwork, ...] = ()
     allow_ip_forwarding: bool = False
     policy_timeout_s: float = 10.0
 

@@ -52,14 +52,15 @@ from calico_core.policy.verdicts import (
 __all__ = ["Cluster", "FlowVerdict", "PassedOver", "RuleStep", "Side"]
 
 _TO_HOST = "DefaultEndpointToHostAction"
+_SPOOFING = "WorkloadSourceSpoofing"
 _FAILSAFE: dict[Direction, str] = {"inbound": "FailsafeInboundHostPorts", "outbound": "FailsafeOutboundHostPorts"}
 _DNS, _UDP = 53, 17
 
 
 class Cluster:
     """A snapshot: every host's records. ``bad`` maps the paths of records that do not decode to the reason.
-    ``endpoint_to_host`` is what hosts do whose configuration names nothing, and so are ``failsafe_…``: the ports that
-    no host endpoint closes, as settings write them.
+    ``endpoint_to_host`` is what hosts do whose configuration names nothing, and so are ``source_spoofing`` and
+    ``failsafe_…``: the ports that no host endpoint closes, as settings write them.
 
     Which addresses an interface has, only its host knows: a host endpoint with a name is taken to be on the packet's
     way unless another is expected to have the address."""
@@ -70,12 +71,13 @@ class Cluster:
         *,
         bad: Mapping[str, str] | None = None,
         endpoint_to_host: str = "RETURN",
+        source_spoofing: str = "Disabled",
         failsafe_inbound: str = DEFAULT_INBOUND,
         failsafe_outbound: str = DEFAULT_OUTBOUND,
     ) -> None:
         self._records = dict(records)
         self._bad = bad or {}
-        self._endpoint_to_host = endpoint_to_host
+        self._endpoint_to_host, self._source_spoofing = endpoint_to_host, source_spoofing
         self._failsafe: dict[Direction, str] = {"inbound": failsafe_inbound, "outbound": failsafe_outbound}
         self._states: dict[str, HostState] = {}
         self.host_endpoints: dict[HostEndpointKey, HostEndpoint] = {}
@@ -164,7 +166,7 @@ class Cluster:
         """What the agent of ``host`` would tell its dataplane."""
         found = self._states.get(host)
         if found is None:
-            resolver = PolicyResolver(host)
+            resolver = PolicyResolver(host, lets_spoof=self._lets_spoof(host))
             resolver.apply(self._records.items())
             for key, record in self.host_endpoints.items():
                 if key.host == host and record.name is None:  # one that has what is expected stands for the real one
@@ -222,10 +224,16 @@ class Cluster:
         if not self._is_spoofed(key, packet):
             return side
         reason = f"spoofed source: {packet.src} is no address of the endpoint, whatever policy says"
+        prefixes = self.endpoints[key].allowed_source_prefixes
+        if any(contains(net, packet.src) for net in prefixes) and not self._lets_spoof(key.host):
+            reason = f"spoofed source: {packet.src} is in a prefix of the endpoint, and {_SPOOFING} is Disabled"
         return without_steps(side, "deny", reason)
 
     def _is_spoofed(self, key: WorkloadEndpointKey, packet: Packet) -> bool:
         return self._is_active(key) and is_spoofed(self.state(key.host).workloads[key], packet)
+
+    def _lets_spoof(self, host: str) -> bool:
+        return (self._config(host, _SPOOFING) or self._source_spoofing).strip().lower() == "any"
 
     def _received(self, key: WorkloadEndpointKey, packet: Packet) -> Side:
         if self.hosts.get(packet.src) == key.host and self._is_active(key):

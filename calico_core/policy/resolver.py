@@ -44,6 +44,7 @@ from calico_core.model.pools import Pool
 from calico_core.model.rules import Rule, RuleLists
 from calico_core.model.selectors import Labels
 from calico_core.policy.active import ActiveLists, References
+from calico_core.policy.allowed_sources import AllowedSources
 from calico_core.policy.floating import NO_NATS, FloatingAddresses
 from calico_core.policy.host_endpoints import HostEndpoints
 from calico_core.policy.ip_sets import IpSets
@@ -66,10 +67,12 @@ def profile_rules_id(profile: str) -> RulesId:
 class PolicyResolver:
     """``apply`` what the datastore says and ``set_interface`` what the host has, then ``flush``: one batch."""
 
-    def __init__(self, host: str, *, interface_prefix: str = "") -> None:
-        """``interface_prefix``: what the names of all workloads' interfaces begin with, and no other's."""
+    def __init__(self, host: str, *, interface_prefix: str = "", lets_spoof: bool = False) -> None:
+        """``interface_prefix``: what the names of all workloads' interfaces begin with, and no other's.
+        ``lets_spoof``: workloads may send from the prefixes that their records allow them."""
         self._host = host
         self._prefix = interface_prefix
+        self.allowed_sources = AllowedSources(is_wanted=lets_spoof)
         self._is_in_sync = False
         self._is_first = True
         self._pending: dict[Key, Any] = {}
@@ -273,6 +276,7 @@ class PolicyResolver:
                 changed.append(after)
             else:
                 del self._workloads[key]
+                self.allowed_sources.forget(key)
                 gone.append(key)
             if before is not None:
                 self._lists.release(before)
@@ -289,6 +293,7 @@ class PolicyResolver:
             is_active=is_active,
             mac=endpoint.mac,
             nets=endpoint.ipv4_nets + endpoint.ipv6_nets,
+            allowed_source_prefixes=self.allowed_sources.of(key, endpoint) if is_active else (),
             nats=self._floating.of(key) if is_active else NO_NATS,
             inbound=inbound,
             outbound=outbound,

@@ -373,6 +373,7 @@ def _unchecked(request: Attach, mac: EUI, addresses: tuple[IPAddress, ...]) -> W
         ipv4_nat=_nats(request, addresses, 4),
         ipv6_nat=_nats(request, addresses, 6),
         labels=request.labels,
+        allowed_source_prefixes=request.allowed_source_prefixes,
         container_id=request.container_id,
         ifname=request.container_interface,
         network=request.network,

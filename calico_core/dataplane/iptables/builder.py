@@ -273,7 +273,8 @@ class TablesBuilder:
             addresses[net.version].add(net.first)
         for family, each in addresses.items():
             self.sources[family, name] = frozenset(each)
-            self.desired.put_chain((family, RAW), name, self._layout.source_chain(workload.mac, each, family), subject)
+            chain = self._layout.source_chain(workload.mac, each, workload.allowed_source_prefixes, family)
+            self.desired.put_chain((family, RAW), name, chain, subject)
 
     def _drop_sources(self, interface: str) -> None:
         name = source_chain_name(interface)

@@ -153,7 +153,11 @@ class AttachCall:
         if self._pod is not None:
             # a new sandbox of the pod takes the place of the one before, which may be deleted later or never
             request = msgspec.structs.replace(
-                request, labels=self._pod.labels, floating=self._pod.floating, replaces=True
+                request,
+                labels=self._pod.labels,
+                floating=self._pod.floating,
+                allowed_source_prefixes=self._pod.source_prefixes,
+                replaces=True,
             )
         if self._pod is not None and self._pod.profiles:
             own = (self._pod.profile,) if self._pod.profile is not None else ()

@@ -59,6 +59,21 @@ def test_show_as_json(three: Calicoctl) -> None:
     assert rows[1]["status"] is None
 
 
+def test_source_prefixes(three: Calicoctl, records: TypedRecords) -> None:
+    command = ("endpoint", "aaaa1111", "source-prefix")
+    assert three(*command, "show", "-o", "json").json == []
+    asked = (*command, "set", "198.51.100.7/24", "2001:db8::7", "198.51.100.0/24")
+    assert three.ok(*asked) == "Source prefix(es) 198.51.100.0/24, 2001:db8::7/128 set.\n"
+    assert "unchanged" in three.ok(*asked)
+    assert three(*command, "show", "-o", "json").json == [{"prefix": "198.51.100.0/24"}, {"prefix": "2001:db8::7/128"}]
+    assert three("endpoint", "show", "-o", "json").json[0]["source_prefixes"] == ["198.51.100.0/24", "2001:db8::7/128"]
+    refused = three(*command, "set", "198.51.100.0/33")
+    assert (refused.code, "198.51.100.0/33" in refused.err) == (2, True)
+    assert three.ok(*command, "set") == "Source prefix(es) none set.\n"
+    assert records.get(ONE).record.allowed_source_prefixes == ()
+    assert profiles(records) == ("web",)
+
+
 def test_the_table_counts_by_host_and_orchestrator(three: Calicoctl) -> None:
     lines = three.ok("endpoint", "show").splitlines()
     assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["rack-a", "cni", "2", "2"]

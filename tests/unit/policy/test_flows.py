@@ -30,6 +30,7 @@ from calico_core.policy.flows import Cluster, FlowVerdict, RuleStep, Side
 A, B, C = (WorkloadEndpointKey(host, "cni", name, "e") for host, name in (("h1", "a"), ("h2", "b"), ("h1", "c")))
 ADDRESSES = {A: "10.0.0.1", B: "10.0.0.2", C: "10.0.0.3"}
 OPEN = (Rule(action="allow"),)
+SPOOFING = "WorkloadSourceSpoofing"
 DEAD = Rule(action="deny", src_net=IPNetwork("10.0.0.0/8"), dst_net=IPNetwork("fd00::/8"))
 """Between families: it can match no packet, and no host is told of it."""
 
@@ -196,6 +197,36 @@ def test_an_inactive_workload_is_closed_to_its_host_and_from_it() -> None:
     assert ask(found, src="192.0.2.1", dst="10.0.0.1").outcome == "deny"
     assert ask(found, dst="192.0.2.1", protocol=17, port=53).outcome == "deny"
     assert ask(found, src="10.0.0.3", dst="192.0.2.1", protocol=17, port=53).outcome == "allow"
+
+
+@pytest.mark.parametrize(
+    ("config", "default", "address", "reason"),
+    [
+        ({}, "Disabled", "198.51.100.7", "is in a prefix of the endpoint, and WorkloadSourceSpoofing is Disabled"),
+        ({}, "Any", "198.51.100.7", None),
+        ({GlobalConfigKey(SPOOFING): "any"}, "Disabled", "198.51.100.7", None),
+        ({GlobalConfigKey(SPOOFING): "Any"}, "Disabled", "198.51.101.7", "is no address of"),
+        (
+            {
+                GlobalConfigKey(SPOOFING): "Any",
+                HostConfigKey("h1", SPOOFING): "Disabled",
+            },
+            "Any",
+            "198.51.100.7",
+            "is in a prefix of the endpoint",
+        ),
+        ({HostConfigKey("h2", SPOOFING): "Any"}, "Disabled", "198.51.100.7", "is in a prefix of the"),
+    ],
+)
+def test_a_prefix_counts_where_the_senders_host_lets_it(
+    config: dict[Key, str], default: str, address: str, reason: str | None
+) -> None:
+    found = records() | config
+    found[A] = msgspec.structs.replace(found[A], allowed_source_prefixes=(IPNetwork("198.51.100.0/24"),))
+    asked = Packet(src=IPAddress(address), dst=IPAddress("192.0.2.9"), protocol=6, src_port=1, dst_port=80)
+    side = Cluster(found.items(), source_spoofing=default).explain(asked, source=A).sides[0]
+    assert side.outcome == ("allow" if reason is None else "deny")
+    assert (reason or "") in side.reason
 
 
 @pytest.mark.parametrize(
