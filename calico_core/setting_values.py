@@ -227,6 +227,14 @@ def address(value: str) -> str:
     return str(parse_address(value.strip(), field="value"))
 
 
+def networks(value: str) -> tuple[str, ...]:
+    """CIDRs and addresses of either family, as CIDRs; ``none`` for none."""
+    from calico_core.model.addresses import parse_network
+
+    given = () if value.strip().lower() == "none" else names(value)
+    return tuple(str(parse_network(each, field="value")) for each in given)
+
+
 def port_range(value: str) -> str:
     """``FIRST:LAST``, or one port; 0:0 is none."""
     parts = value.strip().split(":")

@@ -19,6 +19,7 @@ from calico_core.interfaces.dataplane import DataplaneOptions
 from calico_core.model.hoststate import (
     AddressSet,
     HostChanges,
+    HostPeers,
     HostPools,
     HostRule,
     HostRules,
@@ -230,3 +231,27 @@ def test_what_leaves_the_pools(given: dict[str, Any], rules: list[str]) -> None:
     options = msgspec.structs.replace(options, nat_spares_hosts=True)
     desired = built(HostChanges(is_complete=True, pools=pools), options=options).desired
     assert desired.sets.sets["calico-4n-pools"].elements == {(net.first, 16), (int(IPAddress("192.0.2.1")), 32)}
+
+
+def test_external_peers_are_peers() -> None:
+    peers = HostPeers((IPAddress("192.0.2.1"),), is_ipip=True)
+    for nets, name, elements in (
+        ((), "calico-4h-peers", FrozenBitMap([int(IPAddress("192.0.2.1"))])),
+        (("198.51.100.0/24",), "calico-4n-peers", {(int(IPAddress("192.0.2.1")), 32), (0xC6336400, 24)}),
+    ):
+        options: Any = msgspec.structs.replace(OPTIONS, external_peers=tuple(map(IPNetwork, nets)))
+        desired = built(HostChanges(is_complete=True, peers=peers), options=options).desired
+        assert desired.sets.sets[name].elements == elements
+        (rule, *_) = desired.tables[4, "filter"].chains["calico-INPUT"].rules
+        assert rule.startswith(f"-p 4 -m set --match-set {name} src -j ACCEPT")
+
+
+@pytest.mark.parametrize("option", ["allows_ipip", "allows_vxlan"])
+def test_what_workloads_encapsulate_is_dropped_unless_it_is_allowed(option: str) -> None:
+    def texts(options: Any) -> set[str]:
+        tables = built(HostChanges(is_complete=True), options=options).desired.tables
+        return {rule.partition(" -m comment ")[0] for rule in tables[4, "raw"].chains["calico-wl-src"].rules}
+
+    allowed: Any = msgspec.structs.replace(OPTIONS, **{option: True})
+    drops = {"allows_ipip": "-p 4 -j DROP", "allows_vxlan": "-p 17 -m udp --dport 4789 -j DROP"}
+    assert texts(OPTIONS) - texts(allowed) == {drops[option]}

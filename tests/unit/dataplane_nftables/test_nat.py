@@ -10,7 +10,7 @@ from netaddr import IPAddress, IPNetwork
 
 from calico_core.dataplane.nftables.builder import TableBuilder
 from calico_core.interfaces.dataplane import DataplaneOptions
-from calico_core.model.hoststate import HostChanges, HostNat, HostPools, HostState, HostWorkload, PolicyList
+from calico_core.model.hoststate import HostChanges, HostNat, HostPeers, HostPools, HostState, HostWorkload, PolicyList
 from tests.unit.dataplane_nftables.test_builder import a_workload
 
 OPTIONS = DataplaneOptions(host="h")
@@ -157,3 +157,27 @@ def test_excluded_hosts_count_as_pools() -> None:
         sets = TableBuilder.of(options, state).table.sets
         assert sets["pools4"].elements == {(V4.first, V4.last), *((int(each), int(each)) for each in extra4)}
         assert sets["pools6"].elements == {(V6.first, V6.last), *((int(each), int(each)) for each in extra6)}
+
+
+def test_external_peers_are_peers() -> None:
+    state = HostState()
+    state.update(HostChanges(is_complete=True, peers=HostPeers((IPAddress("192.0.2.1"),), is_ipip=True, is_vxlan=True)))
+    nets = ("198.51.100.0/24", "198.51.100.9/32", "2001:db8::/64")
+    options: Any = msgspec.structs.replace(OPTIONS, external_peers=tuple(map(IPNetwork, nets)))
+    assert texts(TableBuilder.of(options, state), "input")[1:7] == [
+        "ip saddr @peers4 meta l4proto 4 accept",
+        "ip saddr { 198.51.100.0/24 } meta l4proto 4 accept",
+        "ip saddr @peers4 udp dport 4789 accept",
+        "ip saddr { 198.51.100.0/24 } udp dport 4789 accept",
+        "ip6 saddr @peers6 udp dport 4789 accept",
+        "ip6 saddr { 2001:db8::/64 } udp dport 4789 accept",
+    ]
+
+
+@pytest.mark.parametrize("option", ["allows_ipip", "allows_vxlan"])
+def test_what_workloads_encapsulate_is_dropped_unless_it_is_allowed(option: str) -> None:
+    drops = {"allows_ipip": "meta l4proto 4 counter drop", "allows_vxlan": "udp dport 4789 counter drop"}
+    assert set(drops.values()) < set(texts(built(), "workload_source"))
+    options: Any = msgspec.structs.replace(OPTIONS, **{option: True})
+    gone = set(texts(built(), "workload_source")) - set(texts(built(options=options), "workload_source"))
+    assert gone == {drops[option]}
