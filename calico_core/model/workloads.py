@@ -48,8 +48,7 @@ class Attach(Value, frozen=True):
     send from beside its own. ``labels`` go to the record. An existing record of another ``container_id`` is replaced
     only with ``replaces``. ``shared_handle``: further networks of the container may share the endpoint, and join it if
     it stands; the handle that holds its addresses if it does not. Of what joins, only profiles count.
-    ``requires_mtu``: fail where neither
-    the request nor the node names an MTU. ``queues``: of each end, both ways.
+    ``requires_mtu``: fail where neither the request nor the node names an MTU. ``queues``: of each end, both ways.
     """
 
     key: WorkloadEndpointKey
