@@ -6,6 +6,7 @@ Source: cni specification 5.4 and 6, scenario 19.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -33,10 +34,19 @@ pytestmark = pytest.mark.needs_root
 OLD = "0.2.0"
 
 
-@pytest.fixture(params=["sqlite", "etcd"])
-def host(make_lab: MakeLab, request: pytest.FixtureRequest) -> LabHost:
-    found: LabHost = make_lab(1, datastore=request.param).hosts[0]
-    return found
+@pytest.fixture(scope="module", params=["sqlite", "etcd"])
+def host(request: pytest.FixtureRequest) -> Iterator[LabHost]:
+    """One for all: every case ends where it began, and its node runs."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: makes network namespaces")
+    lab = Laboratory.create(f"es{os.getpid() % 100000}{request.param[0]}", 1, datastore=request.param, routing="none")
+    lab.up()
+    try:
+        lab.hosts[0].start_node()
+        lab.hosts[0].install_cni()
+        yield lab.hosts[0]
+    finally:
+        lab.down()
 
 
 @pytest.fixture
