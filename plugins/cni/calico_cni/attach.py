@@ -144,6 +144,7 @@ class AttachCall:
             mtu_bytes=configuration.mtu or None,
             requires_mtu=configuration.require_mtu_file,
             queues=configuration.num_queues,
+            device="netkit" if configuration.device_type == "netkit" else "veth",
             container_id=invocation.container_id,
             network=configuration.name,
             is_default_route=routes.has_default,
