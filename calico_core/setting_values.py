@@ -220,6 +220,42 @@ def own_address(version: int) -> Callable[[str], str]:
     return parse
 
 
+def address(value: str) -> str:
+    """One of either family."""
+    from calico_core.model.addresses import parse_address
+
+    return str(parse_address(value.strip(), field="value"))
+
+
+def networks(value: str) -> tuple[str, ...]:
+    """CIDRs and addresses of either family, as CIDRs; ``none`` for none."""
+    from calico_core.model.addresses import parse_network
+
+    given = () if value.strip().lower() == "none" else names(value)
+    return tuple(str(parse_network(each, field="value")) for each in given)
+
+
+def port_range(value: str) -> str:
+    """``FIRST:LAST``, or one port; 0:0 is none."""
+    parts = value.strip().split(":")
+    if not 1 <= len(parts) <= 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise InvalidRequest("value", f"{value!r} is not FIRST:LAST, as in 32768:65535")
+    first, last = int(parts[0]), int(parts[-1])
+    if not first and not last:
+        return ""
+    if not 1 <= first <= last <= 65535:
+        raise InvalidRequest("value", f"{value!r} must rise, from 1 to 65535")
+    return f"{first}:{last}"
+
+
+def interface_match(value: str) -> str:
+    """The name of an interface, with a ``+`` at the end for all that begin so."""
+    cleaned = value.strip()
+    if not re.fullmatch(r"(?=.{1,15}$)[A-Za-z0-9_.:@-]+\+?", cleaned):
+        raise InvalidRequest("value", f"{value!r} is not the name of an interface, or how names begin and a +")
+    return cleaned
+
+
 def pool(version: int) -> Callable[[str], str]:
     """A CIDR that holds a block at least, or ``none``."""
 

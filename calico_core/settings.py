@@ -62,6 +62,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     failsafe_outbound: str = "udp:53,udp:67,tcp:179,tcp:2379,tcp:2380,tcp:5473,tcp:6443,tcp:6666,tcp:6667"
     metadata_address: str = "none"
     metadata_port: int = 8775
+    chain_insert: Literal["Insert", "Append"] = "Insert"
+    allow_ipip: bool = False
+    allow_vxlan: bool = False
+    external_nodes: tuple[str, ...] = ()
+    nat_port_range: str = ""
+    nat_outgoing_address: str = ""
+    nat_exclusions: str = "IPPoolsOnly"
+    nat_interfaces: str = ""
     max_set_size: int = 1048576
     log_prefix: str = "calico-packet"
     log_rate: int = 0

@@ -72,6 +72,22 @@ MEANINGS = {
     "workloads; `none`. The reference system's default is 127.0.0.1; ours is none, since it takes the metadata "
     "service of a cloud away",
     "metadata_port": "and the port there",
+    "chain_insert": "`Insert`: our rules come before those of others in the kernel's chains; `Append`: after them, and "
+    "what others accept there passes no policy. iptables alone: with nftables every table sees every packet, whatever "
+    "another one accepted, in the order of the priorities of its hooks, and this changes nothing",
+    "allow_ipip": "workloads may send IPIP packets, as far as policy lets them. A host that takes them for those of a "
+    "host (as where they are translated to the host's address on their way) believes what is inside",
+    "allow_vxlan": "the same for VXLAN (UDP port 4789)",
+    "external_nodes": "CIDRs, separated by commas, of hosts that are none of ours and whose IPIP and VXLAN packets "
+    "this host takes all the same; empty or `none`: none",
+    "nat_port_range": "the source ports that TCP and UDP get when they are translated on their way out of the pools, "
+    "`FIRST:LAST`; empty: as the kernel chooses",
+    "nat_outgoing_address": "the address that what leaves the pools gets instead of that of the interface it leaves "
+    "by; an IPv4 address says nothing about IPv6, and the other way round; empty or `none`: none",
+    "nat_exclusions": "where what leaves a pool is not translated: `IPPoolsOnly`, or `IPPoolsAndHostIPs`, addresses of "
+    "hosts too",
+    "nat_interfaces": "translate only what leaves by this interface; a `+` at the end stands for the rest of a name, "
+    "as in `eth+`, on both dataplanes; empty or `none`: any",
     "max_set_size": "how many members an ipset holds at most (iptables alone)",
     "log_prefix": "how the kernel's log lines of rules with the action `log` begin, where the rule names nothing",
     "log_rate": "such lines a second and rule (`10` or `10/second`); 0: no limit",

@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from calico_core.cli.context import CliContext, pass_context
+from calico_core.cli.endpoint_words import parse_ports, port_word
 from calico_core.cli.failure import Missing, Refused
 from calico_core.cli.named import NamedGroup, name_of
 from calico_core.cli.output import answer
@@ -22,7 +23,7 @@ _ATTEMPTS = 3
 _MIN_PREFIX = 4
 
 
-@click.group(cls=NamedGroup, subcommand_metavar="show | ID profile COMMAND | ID source-prefix COMMAND")
+@click.group(cls=NamedGroup, subcommand_metavar="show | ID profile|ports|source-prefix COMMAND")
 def endpoint() -> None:
     """Endpoints: the interfaces of workloads. ID may be shortened to at least 4 characters if it is unique."""
 
@@ -63,6 +64,7 @@ def show(
             "Addresses": "addresses",
             "MAC": "mac",
             "Profiles": "profiles",
+            "Ports": "ports",
             "State": "state",
             "Interface": "interface",
             "Status": "status",
@@ -114,10 +116,10 @@ def profile_append(ctx: click.Context, profiles: tuple[str, ...]) -> None:
     """Add profiles behind those it has."""
     _check(ctx.obj, profiles)
 
-    def change(record: WorkloadEndpoint) -> tuple[str, ...]:
-        return (*record.profile_ids, *(name for name in profiles if name not in record.profile_ids))
+    def change(before: tuple[str, ...]) -> tuple[str, ...]:
+        return (*before, *(name for name in profiles if name not in before))
 
-    is_changed = _change(ctx, "profile_ids", change)
+    is_changed = _change_profiles(ctx, change)
     click.echo(
         f"Profile(s) {', '.join(profiles)} {'appended.' if is_changed else 'already on the endpoint: unchanged.'}"
     )
@@ -128,9 +130,7 @@ def profile_append(ctx: click.Context, profiles: tuple[str, ...]) -> None:
 @click.pass_context
 def profile_remove(ctx: click.Context, profiles: tuple[str, ...]) -> None:
     """Take profiles off it."""
-    is_changed = _change(
-        ctx, "profile_ids", lambda record: tuple(name for name in record.profile_ids if name not in profiles)
-    )
+    is_changed = _change_profiles(ctx, lambda before: tuple(name for name in before if name not in profiles))
     click.echo(f"Profile(s) {', '.join(profiles)} {'removed.' if is_changed else 'not on the endpoint: unchanged.'}")
 
 
@@ -140,8 +140,34 @@ def profile_remove(ctx: click.Context, profiles: tuple[str, ...]) -> None:
 def profile_set(ctx: click.Context, profiles: tuple[str, ...]) -> None:
     """Give it exactly these profiles."""
     _check(ctx.obj, profiles)
-    is_changed = _change(ctx, "profile_ids", lambda _: profiles)
+    is_changed = _change_profiles(ctx, lambda _: profiles)
     click.echo(f"Profile(s) {', '.join(profiles) or 'none'} {'set.' if is_changed else 'already set: unchanged.'}")
+
+
+@endpoint.add_form
+@click.group()
+def ports() -> None:
+    """Named ports of an endpoint: what rules that name a port mean there."""
+
+
+@ports.command("show")
+@click.pass_context
+def ports_show(ctx: click.Context) -> None:
+    """Show the named ports of the endpoint."""
+    found = _find(ctx.obj, name_of(ctx))
+    rows = [{"name": port.name, "protocol": port.protocol, "port": port.port} for port in found.record.ports]
+    answer(ctx.obj, rows, {"Name": "name", "Protocol": "protocol", "Port": "port"})
+
+
+@ports.command("set")
+@click.argument("named", metavar="[NAME:PROTOCOL:PORT]...", nargs=-1)
+@click.pass_context
+def ports_set(ctx: click.Context, named: tuple[str, ...]) -> None:
+    """Give it exactly these ports, as in http:tcp:8080; a name may stand for several."""
+    wanted = tuple(dict.fromkeys(parse_ports(named, field="NAME:PROTOCOL:PORT")))
+    is_changed = _change(ctx, lambda before: msgspec.structs.replace(before, ports=wanted))
+    words = ", ".join(map(port_word, wanted)) or "none"
+    click.echo(f"Port(s) {words} {'set.' if is_changed else 'already set: unchanged.'}")
 
 
 @endpoint.add_form
@@ -164,19 +190,23 @@ def source_prefix_show(ctx: click.Context) -> None:
 def source_prefix_set(ctx: click.Context, prefixes: tuple[str, ...]) -> None:
     """Give it exactly these prefixes; none: its own addresses alone."""
     wanted = tuple(dict.fromkeys(parse_network(text, field="CIDR") for text in prefixes))
-    is_changed = _change(ctx, "allowed_source_prefixes", lambda _: wanted)
+    is_changed = _change(ctx, lambda before: msgspec.structs.replace(before, allowed_source_prefixes=wanted))
     words = ", ".join(map(str, wanted)) or "none"
     click.echo(f"Source prefix(es) {words} {'set.' if is_changed else 'already set: unchanged.'}")
 
 
-def _change(ctx: click.Context, field: str, change: Callable[[WorkloadEndpoint], tuple[object, ...]]) -> bool:
+def _change_profiles(ctx: click.Context, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> bool:
+    return _change(ctx, lambda before: msgspec.structs.replace(before, profile_ids=change(before.profile_ids)))
+
+
+def _change(ctx: click.Context, change: Callable[[WorkloadEndpoint], WorkloadEndpoint]) -> bool:
     for _attempt in range(_ATTEMPTS):
         found = _find(ctx.obj, name_of(ctx))
         after = change(found.record)
-        if after == getattr(found.record, field):
+        if after == found.record:
             return False
         try:
-            ctx.obj.records.swap(found, msgspec.structs.replace(found.record, **{field: after}))
+            ctx.obj.records.swap(found, after)
         except Conflict:
             continue
         return True
@@ -239,6 +269,7 @@ def _rows(context: CliContext) -> list[dict[str, Any]]:
                 "profiles": list(record.profile_ids),
                 "source_prefixes": [str(each) for each in record.allowed_source_prefixes],
                 "labels": record.labels,
+                "ports": [port_word(port) for port in record.ports],
                 "state": record.state,
                 "status": known.status if known else None,
             }

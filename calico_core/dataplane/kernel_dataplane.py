@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
 ENDPOINT_TO_HOST = ("DROP", "RETURN", "ACCEPT")
 DENY_ACTIONS = ("DROP", "REJECT")
+CHAIN_INSERTS = ("Insert", "Append")
 DROP_OVERRIDES = ("DROP", "ACCEPT", "LOG-and-DROP", "LOG-and-ACCEPT")
 
 log = get_logger(__name__)
@@ -399,6 +400,8 @@ def check_options(options: DataplaneOptions) -> None:
         raise InvalidRequest("deny_action", f"{options.deny_action!r} is not one of {', '.join(DENY_ACTIONS)}")
     if options.drop_override not in DROP_OVERRIDES:
         raise InvalidRequest("drop_override", f"{options.drop_override!r} is not one of {', '.join(DROP_OVERRIDES)}")
+    if options.chain_insert not in CHAIN_INSERTS:
+        raise InvalidRequest("chain_insert", f"{options.chain_insert!r} is not one of {', '.join(CHAIN_INSERTS)}")
     if options.mark_mask.bit_count() < 2 or not 0 < options.mark_mask < 1 << 32:
         raise InvalidRequest("mark_mask", f"{options.mark_mask:#x} must be 32 bits wide with two bits set at least")
     if options.max_set_size < 1:

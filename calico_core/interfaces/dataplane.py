@@ -38,7 +38,17 @@ class DataplaneOptions(Value, frozen=True):
     rules that name a larger one drop. ``address_poll_s``: between two looks at the host's own addresses beside the
     kernel's events, 0: none. ``netlink_timeout_s``: how long the kernel may take for an answer. ``makes_routes`` False:
     somebody else makes the routes to workloads. ``makes_router`` False: whether the host forwards is somebody else's to
-    say."""
+    say.
+
+    ``chain_insert``: whether our jumps come before the rules that others have in the kernel's chains, or after them
+    (iptables; with nftables, priorities of hooks say that).
+    ``allows_ipip`` and ``allows_vxlan``: workloads may send such packets, as far as policy lets them.
+    ``external_peers``: hosts that are none of ours and may send encapsulated packets to this one all the same.
+
+    Of what leaves the pools: ``nat_ports``, the source ports that TCP and UDP get, first and last; ``nat_address``, the
+    address it gets, of the address's family, instead of that of the interface it leaves by; ``nat_interfaces``, the
+    interface it must leave by to be translated at all, with a ``+`` at the end for names that begin so;
+    ``nat_spares_hosts``, what goes to an address of a host is not translated either."""
 
     host: str = ""
     interface_prefix: str = "cali"
@@ -60,6 +70,14 @@ class DataplaneOptions(Value, frozen=True):
     netlink_timeout_s: float = 10.0
     makes_routes: bool = True
     makes_router: bool = True
+    chain_insert: Literal["Insert", "Append"] = "Insert"
+    allows_ipip: bool = False
+    allows_vxlan: bool = False
+    external_peers: tuple[IPNetwork, ...] = ()
+    nat_ports: tuple[int, int] | None = None
+    nat_address: IPAddress | None = None
+    nat_interfaces: str = ""
+    nat_spares_hosts: bool = False
 
 
 class DenialOrigin(Value, frozen=True):

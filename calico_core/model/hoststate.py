@@ -224,10 +224,11 @@ class HostPeers(Value, frozen=True):
 
 class HostPools(Value, frozen=True):
     """Address pools as the host needs them: traffic from ``masquerade`` to outside ``all`` leaves with the host's
-    address."""
+    address. ``hosts``: the addresses of all hosts, while a pool masquerades."""
 
     all: tuple[IPNetwork, ...] = ()
     masquerade: tuple[IPNetwork, ...] = ()
+    hosts: tuple[IPAddress, ...] = ()
 
 
 class HostChanges(Value, frozen=True):

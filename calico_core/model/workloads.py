@@ -49,8 +49,10 @@ class Attach(Value, frozen=True):
     (the caller or a later :meth:`Workloads.make_pair` does it). ``routes``: destinations beside the default route.
     ``floating``: addresses that lead to the workload's own of the same family. ``allowed_source_prefixes``: what it may
     send from beside its own. ``labels`` go to the record. An existing record of another ``container_id`` is replaced
-    only with ``replaces``. ``requires_mtu``: fail where neither
-    the request nor the node names an MTU. ``queues``: of each end, both ways. ``device``: what a new pair is made of.
+    only with ``replaces``. ``shared_handle``: further networks of the container may share the endpoint, and join it if
+    it stands; the handle that holds its addresses if it does not. Of what joins, only profiles count.
+    ``requires_mtu``: fail where neither the request nor the node names an MTU. ``queues``: of each end, both ways.
+    ``device``: what a new pair is made of.
     """
 
     key: WorkloadEndpointKey
@@ -70,6 +72,7 @@ class Attach(Value, frozen=True):
     container_id: str | None = None
     network: str | None = None
     replaces: bool = False
+    shared_handle: str | None = None
     is_default_route: bool = True
     routes: tuple[IPNetwork, ...] = ()
     floating: tuple[IPAddress, ...] = ()
@@ -97,7 +100,10 @@ class Detach(Value, frozen=True):
 
     ``handles``: released in the same transaction as the record goes (the first that exists in the caller's naming).
     ``container_id``: the record is deleted only if it names the same container or none, so that a late call cannot
-    hit the next owner; ``network`` is compared in the same way. ``namespace_fd`` is not needed.
+    hit the next owner; ``network`` is compared in the same way. An endpoint that several networks share loses what
+    ``network`` brought under ``container_interface``, and goes with the last of them. ``is_shared``: it may be such a
+    one, so its interface stays while nobody can say, and an endpoint under another interface's name is not meant.
+    ``namespace_fd`` is not needed.
     """
 
     key: WorkloadEndpointKey
@@ -105,6 +111,8 @@ class Detach(Value, frozen=True):
     handles: tuple[str, ...] = ()
     container_id: str | None = None
     network: str | None = None
+    container_interface: str = "eth0"
+    is_shared: bool = False
 
 
 class WiringRequest(Value, frozen=True):

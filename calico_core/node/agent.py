@@ -233,7 +233,7 @@ class Agent:
 
     def _is_urgent(self, item: Item) -> bool:
         if not isinstance(item, SyncBatch):
-            return not isinstance(item, HostAddresses)
+            return not isinstance(item, HostAddresses | InterfaceEvent)
         if item.is_snapshot or not item.updates:
             return True
         return any(isinstance(each.key, WorkloadEndpointKey) and each.key.host == self._host for each in item.updates)

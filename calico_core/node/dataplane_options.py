@@ -6,7 +6,7 @@ import contextlib
 import socket
 from pathlib import Path
 
-from netaddr import IPAddress
+from netaddr import IPAddress, IPNetwork
 
 from calico_core.errors import InvalidSettings
 from calico_core.interfaces.dataplane import DataplaneOptions, FailsafePort
@@ -44,6 +44,14 @@ def dataplane_options(settings: Settings, host: str) -> DataplaneOptions:
         netlink_timeout_s=settings.netlink_timeout_s,
         makes_routes=not settings.route_sync_disabled,
         makes_router=settings.ip_forwarding == "Enabled",
+        chain_insert=settings.chain_insert,
+        allows_ipip=settings.allow_ipip,
+        allows_vxlan=settings.allow_vxlan,
+        external_peers=tuple(map(IPNetwork, settings.external_nodes)),
+        nat_ports=_ports(settings.nat_port_range),
+        nat_address=IPAddress(settings.nat_outgoing_address) if settings.nat_outgoing_address else None,
+        nat_interfaces=settings.nat_interfaces,
+        nat_spares_hosts=settings.nat_exclusions == "IPPoolsAndHostIPs",
     )
 
 
@@ -123,6 +131,11 @@ def warn_of_open_policy(settings: Settings) -> None:
 
 def _failsafe_ports(text: str, field: str) -> tuple[FailsafePort, ...]:
     return tuple(FailsafePort(*each) for each in parse_failsafe_ports(text, field=field))
+
+
+def _ports(text: str) -> tuple[int, int] | None:
+    first, separator, last = text.partition(":")
+    return (int(first), int(last)) if separator else None
 
 
 def _metadata(settings: Settings) -> tuple[IPAddress, int] | None:

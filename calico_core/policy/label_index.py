@@ -11,8 +11,6 @@ many selectors stand. A parent's change moves all its items from posting to post
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import compress, count, repeat
-from operator import contains
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -70,6 +68,9 @@ class LabelIndex:
         self._all = BitMap()
         self._labels: list[Labels] = []
         self._parents: list[tuple[str, ...]] = []
+        self._shapes: dict[tuple[str, ...], BitMap] = {}
+        """Items by the names of their own labels: a cluster has few of these, and who has a label is then known at
+        once."""
         self._parent_labels: dict[str, Labels] = {}
         self._gifts: dict[str, Labels] = {}
         """Of a parent's labels those that some query names; most parents then give nothing. A cache."""
@@ -164,6 +165,11 @@ class LabelIndex:
             self._labels[item] = labels
             self._parents[item] = parents
         self._all.add(item)
+        shape = tuple(labels)
+        alike = self._shapes.get(shape)
+        if alike is None:
+            alike = self._shapes[shape] = BitMap()
+        alike.add(item)
         for parent in parents:
             members = self._members.get(parent)
             if members is None:
@@ -194,6 +200,11 @@ class LabelIndex:
         if not self._is_bulk:
             self._test(item, effective)
         self._all.discard(item)
+        shape = tuple(self._labels[item])
+        alike = self._shapes[shape]
+        alike.discard(item)
+        if not alike:
+            del self._shapes[shape]
         self._several.discard(item)
         for parent in self._parents[item]:
             members = self._members.get(parent)
@@ -351,8 +362,8 @@ class LabelIndex:
 
     def _fill_label(self, label: str) -> None:
         key, labels = self._postings.keys[label], self._labels
-        holders = list(compress(count(), map(contains, labels, repeat(label))))  # those that are gone have no labels
-        key.fill(holders, [labels[item][label] for item in holders] if key.values or key.texts else [])
+        holders = BitMap.union(EMPTY, *(items for shape, items in self._shapes.items() if label in shape))
+        key.fill(holders, [labels[item][label] for item in holders.to_array()] if key.values or key.texts else [])
         givers = [
             (members, given[label])
             for parent, given in self._parent_labels.items()

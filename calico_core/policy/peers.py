@@ -1,4 +1,4 @@
-"""Who may send encapsulated packets to this host. Source: felix specification 6.10."""
+"""The addresses of all hosts, and who may send encapsulated packets to this one. Source: felix specification 6.10."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class Peers:
     def __init__(self) -> None:
         self._addresses: dict[HostIpKey | BgpHostAddressKey, IPAddress] = {}
         self._kinds: dict[PoolKey, str] = {}
+        self._sorted: tuple[IPAddress, ...] | None = None
 
     def set_address(self, key: HostIpKey | BgpHostAddressKey, text: Any) -> None:
         """Empty: none of that family."""
@@ -31,6 +32,9 @@ class Peers:
         except InvalidRequest as error:
             log.warning("host_address.ignored", host=key.host, reason=error.reason)
             address = None
+        if address == self._addresses.get(key):
+            return
+        self._sorted = None
         if address is None:
             self._addresses.pop(key, None)
         else:
@@ -43,9 +47,15 @@ class Peers:
         else:
             self._kinds[key] = found[0].kind
 
+    @property
+    def addresses(self) -> tuple[IPAddress, ...]:
+        """Of every host, each once."""
+        if self._sorted is None:
+            self._sorted = tuple(sorted(set(self._addresses.values())))
+        return self._sorted
+
     def state(self) -> HostPeers:
         kinds = set(self._kinds.values())
         if not kinds:
             return HostPeers()
-        addresses = tuple(sorted(set(self._addresses.values())))
-        return HostPeers(addresses=addresses, is_ipip="ipip" in kinds, is_vxlan="vxlan" in kinds)
+        return HostPeers(addresses=self.addresses, is_ipip="ipip" in kinds, is_vxlan="vxlan" in kinds)

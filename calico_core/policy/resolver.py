@@ -130,7 +130,7 @@ class PolicyResolver:
 
     def flush(self) -> HostChanges:
         """What changed since the last flush. The first after :meth:`in_sync` is complete; before it, empty."""
-        if not self._is_in_sync:
+        if not self._is_in_sync or not (self._is_first or self._pending or self._is_interface_dirty):
             return HostChanges()
         groups: defaultdict[type[Key], list[tuple[Any, Any]]] = defaultdict(list)
         for update in self._pending.items():
@@ -159,8 +159,8 @@ class PolicyResolver:
             rules=tuple(rules),
             workloads=tuple(workloads),
             interfaces=tuple(interfaces),
+            peers=self._take_peers(groups),  # before the pools: they name the hosts
             pools=self._take_pools(groups[PoolKey]),
-            peers=self._take_peers(groups),
             removed_sets=tuple(removed_sets),
             removed_port_sets=tuple(removed_port_sets),
             removed_rules=tuple(removed_rules),
@@ -233,11 +233,11 @@ class PolicyResolver:
     def _take_pools(self, updates: list[tuple[PoolKey, Pool | None]]) -> HostPools | None:
         for key, pool in updates:
             _put(self._pools, key, pool)
-        if not updates and self._host_pools is not None:
-            return None
+        masquerade = tuple(sorted(key.cidr for key, pool in self._pools.items() if pool.masquerade))
         pools = HostPools(
             all=tuple(sorted(key.cidr for key in self._pools)),
-            masquerade=tuple(sorted(key.cidr for key, pool in self._pools.items() if pool.masquerade)),
+            masquerade=masquerade,
+            hosts=self._peers.addresses if masquerade else (),
         )
         if pools == self._host_pools:
             return None
@@ -245,6 +245,8 @@ class PolicyResolver:
         return pools
 
     def _take_peers(self, groups: defaultdict[type[Key], list[tuple[Any, Any]]]) -> HostPeers | None:
+        if self._host_peers is not None and not any(groups[kind] for kind in (HostIpKey, BgpHostAddressKey, PoolKey)):
+            return None
         for kind in (HostIpKey, BgpHostAddressKey):
             for address_key, text in groups[kind]:
                 self._peers.set_address(address_key, text)

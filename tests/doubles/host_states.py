@@ -58,7 +58,11 @@ POOLS = (
     HostPools(),
     HostPools(all=(IPNetwork("10.0.0.0/8"),)),
     HostPools(all=(IPNetwork("10.0.0.0/8"), IPNetwork("10.0.0.0/16")), masquerade=(IPNetwork("10.0.0.0/16"),)),
-    HostPools(all=(IPNetwork("fd00::/48"),), masquerade=(IPNetwork("fd00::/48"),)),
+    HostPools(
+        all=(IPNetwork("fd00::/48"),),
+        masquerade=(IPNetwork("fd00::/48"),),
+        hosts=(IPAddress("192.0.2.1"), IPAddress("fd00::9")),
+    ),
 )
 
 

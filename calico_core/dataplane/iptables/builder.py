@@ -79,7 +79,7 @@ class TablesBuilder:
         self._named_rules: dict[str, frozenset[RulesId]] = {}
         self._rules_users: defaultdict[RulesId, set[str]] = defaultdict(set)
         self._is_dispatch_dirty = True
-        self._peers = HostPeers()
+        self._peers, self._peer_addresses = HostPeers(), AddressSet()
         self.desired = Desired()
         #: Addresses (of a family) an interface may send from, by family and chain.
         self.sources: dict[tuple[int, str], frozenset[int]] = {}
@@ -301,7 +301,7 @@ class TablesBuilder:
         """The set of those who may send encapsulated packets stands while somebody may."""
         self._peers = peers
         self._nat.put_peers(peers)
-        members = AddressSet.of(peers.addresses)
+        self._peer_addresses = members = AddressSet.of([*peers.addresses, *self._options.external_peers])
         for family in self._families:
             kind = kind_for(members, family)
             names = {each: set_name(f"{each}{family}", PEERS) for each in ("hosts", "nets")}
@@ -334,7 +334,7 @@ class TablesBuilder:
         return [f"{match} {self._of_peers(family)} dst -j ACCEPT" for match, _ in known]
 
     def _of_peers(self, family: int) -> str:
-        return f"-m set --match-set {set_name(kind_for(AddressSet.of(self._peers.addresses), family), PEERS)}"
+        return f"-m set --match-set {set_name(kind_for(self._peer_addresses, family), PEERS)}"
 
     def _put_bases(self) -> None:
         """The chains the kernel's own lead to."""

@@ -20,11 +20,11 @@
     filter OUTPUT      calico-OUTPUT ─ calico-hto… (tree) ─▶ calico-ho…-…
     nat POSTROUTING    calico-POSTROUTING ─ calico-fip-snat; tunnels; pool to elsewhere: masquerade
 
-One jump to each stands first in the kernel's chain, and only while something needs it: a host without host endpoints
-has those of FORWARD, INPUT and raw PREROUTING. Traffic of the host itself to its workloads passes. A tree over
-workloads that knows no interface of the name drops, so an interface nobody told us of is closed; a tree over host
-interfaces returns. What survives both directions is accepted at once: whoever comes after us may have a policy of
-dropping (Docker). Source: felix specification 6.
+One jump to each stands first in the kernel's chain (last, if options say so), and only while something needs it: a host
+without host endpoints has those of FORWARD, INPUT and raw PREROUTING. Traffic of the host itself to its workloads
+passes. A tree over workloads that knows no interface of the name drops, so an interface nobody told us of is closed; a
+tree over host interfaces returns. What survives both directions is accepted at once: whoever comes after us may have a
+policy of dropping (Docker). Source: felix specification 6.
 """
 
 from __future__ import annotations
@@ -158,19 +158,21 @@ class Layout:
                 "calico-wl-host": chain(self._workload_to_host(family)),
             },
             RAW: {
-                # a workload that could send into the hosts' tunnels would come out beyond all policy
-                WORKLOAD_SOURCE: chain(
-                    [
-                        *early.drop(f"-p 17 -m udp --dport {VXLAN_PORT}", "VXLAN from a workload"),
-                        *early.drop(f"-p {IPIP_PROTOCOL}", "IPIP from a workload"),
-                        f"-g {SOURCE_ROOT}",
-                    ]
-                ),
+                WORKLOAD_SOURCE: chain([*self._encapsulated(early), f"-g {SOURCE_ROOT}"]),
                 NO_SOURCE: chain(self._no_source(family)),
             },
             MANGLE: {},
             NAT: {},
         }
+
+    def _encapsulated(self, verdicts: Verdicts) -> list[str]:
+        """A workload that could send into the hosts' tunnels would come out beyond all policy."""
+        rules: list[str] = []
+        if not self.options.allows_vxlan:
+            rules += verdicts.drop(f"-p 17 -m udp --dport {VXLAN_PORT}", "VXLAN from a workload")
+        if not self.options.allows_ipip:
+            rules += verdicts.drop(f"-p {IPIP_PROTOCOL}", "IPIP from a workload")
+        return rules
 
     def _workload_to_host(self, family: int) -> list[str]:
         verdicts, action = self.verdicts(family), self.options.endpoint_to_host

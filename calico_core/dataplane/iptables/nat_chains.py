@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from netaddr import IPNetwork
+
 from calico_core.dataplane.iptables.ipsets import address_text, nets_set
 from calico_core.dataplane.iptables.layout import chain
 from calico_core.dataplane.iptables.names import FLOATING_CHAIN, NAT, set_name
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 POOLS, FLOATING = "pools", "floating addresses"
 SNAT_CHAIN = "calico-fip-snat"
+_WITH_PORTS = (6, 17)
 _METADATA = "169.254.169.254/32 -p 6 -m tcp --dport 80"
 # Addresses of the host that the device does not have: the other end could not answer them through the tunnel.
 _NOT_OF_DEVICE = "-m addrtype ! --src-type LOCAL --limit-iface-out -m addrtype --src-type LOCAL"
@@ -129,7 +132,9 @@ class NatChains:
         kind = f"nets{family}"
         is_wanted = POOLS not in self._closed and any(net.version == family for net in self._pools.masquerade)
         names: list[str] = []
-        for identity, nets in (("masq", self._pools.masquerade), ("pools", self._pools.all)):
+        hosts = self._pools.hosts if self._layout.options.nat_spares_hosts else ()
+        spared = (*self._pools.all, *map(IPNetwork, hosts))
+        for identity, nets in (("masq", self._pools.masquerade), ("pools", spared)):
             name = set_name(kind, identity)
             names.append(name)
             if is_wanted:
@@ -138,5 +143,21 @@ class NatChains:
                 self._desired.drop_set(name)
         if not is_wanted:
             return []
-        from_pool, to_pool = f"-m set --match-set {names[0]} src", f"-m set ! --match-set {names[1]} dst"
-        return [f"{from_pool} {to_pool} -j MASQUERADE --random-fully"]
+        return self._from_pools(f"-m set --match-set {names[0]} src -m set ! --match-set {names[1]} dst", family)
+
+    def _from_pools(self, match: str, family: int) -> list[str]:
+        """What leaves the pools gets an address that the world knows. Only TCP and UDP have ports to choose."""
+        options = self._layout.options
+        if options.nat_interfaces:
+            match = f"-o {options.nat_interfaces} {match}"
+        address = ""
+        if options.nat_address is not None and options.nat_address.version == family:
+            address = address_text(int(options.nat_address), family)
+        rules: list[str] = []
+        if options.nat_ports is not None:
+            ports = "{}-{}".format(*options.nat_ports)
+            own = f"[{address}]" if family == 6 else address
+            target = f"SNAT --to-source {own}:{ports}" if address else f"MASQUERADE --to-ports {ports}"
+            rules += [f"-p {protocol} {match} -j {target} --random-fully" for protocol in _WITH_PORTS]
+        target = f"SNAT --to-source {address}" if address else "MASQUERADE"
+        return [*rules, f"{match} -j {target} --random-fully"]

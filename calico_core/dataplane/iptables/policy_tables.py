@@ -84,6 +84,7 @@ class PolicyTables:
 
     def __init__(self, options: DataplaneOptions, tools: Tools, origins: Origins | None = None) -> None:
         self._options, self._tools = options, tools
+        self._appends = options.chain_insert == "Append"
         self._families: tuple[int, ...] = (4, 6) if sysctl.has_ipv6() else (4,)
         self._state = HostState()
         self._origins = Origins() if origins is None else origins
@@ -280,7 +281,7 @@ class PolicyTables:
                 names = None if touched is None else touched.chains.get((family, table), frozenset())
                 plan = reconcile(desired, found.table, names)
                 wanted = (found.jumps if keeps_jumps else {}) | saved.wanted_jumps(table, desired)
-                jumps = saved.jump_commands(wanted, found.jumps)
+                jumps = saved.jump_commands(wanted, found.jumps, appends=self._appends)
                 if not plan and not jumps:
                     continue
                 lines += saved.render_table(table, plan, desired, jumps, builder.desired.subject_of)
@@ -353,7 +354,7 @@ class PolicyTables:
         tables = {
             (family, name): each
             for family in self._families
-            for name, each in saved.parse_saved(self._tools.save(family)).items()
+            for name, each in saved.parse_saved(self._tools.save(family), appends=self._appends).items()
         }
         text = self._tools.save_sets()
         self._sets_seen = sum(line.startswith("create ") for line in text.splitlines())

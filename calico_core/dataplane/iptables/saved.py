@@ -29,10 +29,11 @@ _SOURCE = re.compile(r" -s ([0-9a-fA-F.:]+)/\d+ ")
 
 
 class Jumps(msgspec.Struct, frozen=True):
-    """Rules of a chain that is not ours which lead to one of ours, as written there; whether they come first."""
+    """Rules of a chain that is not ours which lead to one of ours, as written there; whether they come first, or last
+    where that is their place."""
 
     rules: tuple[str, ...] = ()
-    is_first: bool = True
+    is_in_place: bool = True
 
 
 class SavedTable:
@@ -54,8 +55,8 @@ class Line(msgspec.Struct, frozen=True):
     subject: str = ""
 
 
-def parse_saved(text: str) -> dict[str, SavedTable]:
-    """By table; all of :data:`TABLES` are there."""
+def parse_saved(text: str, *, appends: bool = False) -> dict[str, SavedTable]:
+    """By table; all of :data:`TABLES` are there. ``appends``: the place of our jumps is the end."""
     found = {name: SavedTable() for name in TABLES}
     current: SavedTable | None = None
     tags: dict[str, list[str]] = {}
@@ -68,7 +69,7 @@ def parse_saved(text: str) -> dict[str, SavedTable]:
         elif line.startswith(":") and line[1:].startswith(PREFIX):
             tags[line[1:].split(" ", 1)[0]] = []
         elif line.startswith("-A "):
-            _take_rule(current, tags, line[3:])
+            _take_rule(current, tags, line[3:], appends=appends)
         elif line == "COMMIT":
             current.table.chains = {name: Chain(tags=tuple(each)) for name, each in tags.items()}
             # chains that are not ours are of interest only for what leads to ours
@@ -77,15 +78,17 @@ def parse_saved(text: str) -> dict[str, SavedTable]:
     return found
 
 
-def _take_rule(saved: SavedTable, tags: dict[str, list[str]], line: str) -> None:
+def _take_rule(saved: SavedTable, tags: dict[str, list[str]], line: str, *, appends: bool) -> None:
     name, _, rule = line.partition(" ")
     if name not in tags:
         before = saved.jumps.get(name)
         if _TO_OURS.search(f" {rule}"):
             had = before or Jumps()
-            saved.jumps[name] = Jumps((*had.rules, rule), is_first=had.is_first)
-        elif before is None:
-            saved.jumps[name] = Jumps(is_first=False)
+            saved.jumps[name] = Jumps((*had.rules, rule), is_in_place=had.is_in_place)
+        elif appends and before is not None:
+            saved.jumps[name] = Jumps(before.rules, is_in_place=False)
+        elif not appends and before is None:
+            saved.jumps[name] = Jumps(is_in_place=False)
         return
     match = _TAG.search(rule)
     tags[name].append(match[1] if match else "foreign")
@@ -112,15 +115,15 @@ def wanted_jumps(table: str, desired: Table) -> dict[str, Jumps]:
     return {base: Jumps((jump(ours),)) for base, ours in HOOKS[table].items() if ours in desired.chains}
 
 
-def jump_commands(wanted: dict[str, Jumps], found: dict[str, Jumps]) -> list[str]:
-    """What makes them equal: ours are taken out and put first again."""
+def jump_commands(wanted: dict[str, Jumps], found: dict[str, Jumps], *, appends: bool = False) -> list[str]:
+    """What makes them equal: ours are taken out and put in their place again."""
     commands: list[str] = []
     for base in sorted(wanted.keys() | found.keys()):
         have, want = found.get(base, Jumps()), wanted.get(base, Jumps())
         if have == want:
             continue
         commands += [f"-D {base} {rule}" for rule in have.rules]
-        commands += [f"-I {base} 1 {rule}" for rule in want.rules]
+        commands += [f"-A {base} {rule}" if appends else f"-I {base} 1 {rule}" for rule in want.rules]
     return commands
 
 

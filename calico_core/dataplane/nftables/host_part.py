@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
+from netaddr import IPNetwork
 
 from calico_core.dataplane.nftables.elements import merge_ranges, no_elements
 from calico_core.dataplane.nftables.host_endpoints import render_hosts
@@ -17,8 +18,6 @@ from calico_core.model.hoststate import HostPeers, HostPools
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-
-    from netaddr import IPNetwork
 
     from calico_core.dataplane.nftables.verdicts import Verdicts
     from calico_core.interfaces.dataplane import DataplaneOptions
@@ -69,7 +68,8 @@ class HostInputs:
         }
         sets, subjects = dict(hosts.sets), dict(hosts.subjects)
         if masquerades:
-            for prefix, nets in (("masq", self.pools.masquerade), ("pools", self.pools.all)):
+            spared = (*self.pools.all, *map(IPNetwork, self.pools.hosts if options.nat_spares_hosts else ()))
+            for prefix, nets in (("masq", self.pools.masquerade), ("pools", spared)):
                 for family in families:
                     sets[f"{prefix}{family}"] = NamedSet(f"ranges{family}", _ranges(nets, family))
                     subjects[f"{prefix}{family}"] = POOLS

@@ -22,6 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
+from netaddr import cidr_merge
 
 from calico_core.dataplane.nftables.elements import mac_text
 from calico_core.dataplane.nftables.names import kernel_name, readable, tag
@@ -79,7 +80,7 @@ def fixed_chains(options: DataplaneOptions, families: Sequence[int], verdicts: V
     """All chains that do not depend on what the host has to do."""
     return {
         INVALID_CHAIN: chain(verdicts.drop("", "belongs to no connection")),
-        "workload_source": chain(_workload_source(families, verdicts)),
+        "workload_source": chain([*_encapsulated(options, verdicts), *_workload_source(families, verdicts)]),
         "from_workload": chain([f"iifname vmap @{FROM_MAP}", *verdicts.drop("", "from an unknown endpoint")]),
         "to_workload": chain([f"oifname vmap @{TO_MAP}", *verdicts.drop("", "to an unknown endpoint")]),
         "workload_to_host": chain(_workload_to_host(options, verdicts, is_v6=6 in families)),
@@ -116,7 +117,7 @@ def base_chains(
         "input": chain(
             [
                 f'iifname "{prefix}*" goto workload_to_host',
-                *_from_peers(peers, families, verdicts),
+                *_from_peers(peers, options, families, verdicts),
                 *host("host_in"),
             ],
             INPUT,
@@ -125,7 +126,7 @@ def base_chains(
     if forwarded:
         chains["forward_host"] = chain(forwarded)
     if host("host_out"):
-        chains["output"] = chain([*_to_peers(peers, families), *host("host_out")], OUTPUT)
+        chains["output"] = chain([*_of_peers(peers, options, families, "daddr"), *host("host_out")], OUTPUT)
     return chains
 
 
@@ -137,32 +138,40 @@ def _tunnels(peers: HostPeers, families: Sequence[int]) -> list[tuple[str, str]]
     return used
 
 
-def _from_peers(peers: HostPeers, families: Sequence[int], verdicts: Verdicts) -> list[str]:
+def _from_peers(peers: HostPeers, options: DataplaneOptions, families: Sequence[int], verdicts: Verdicts) -> list[str]:
     """Encapsulated packets come from hosts only: from anybody else their content would be believed."""
-    accepted = [
-        f"{keyword} saddr @peers{'6' if keyword == 'ip6' else '4'} {match} accept"
-        for match, keyword in _tunnels(peers, families)
-    ]
     refused: list[str] = []
     if peers.is_ipip:
         refused += verdicts.drop(f"meta l4proto {IPIP_PROTOCOL}", "IPIP from no host of ours")
     if peers.is_vxlan:
         refused += verdicts.drop(f"udp dport {VXLAN_PORT}", "VXLAN from no host of ours")
-    return accepted + refused
+    return _of_peers(peers, options, families, "saddr") + refused
 
 
-def _to_peers(peers: HostPeers, families: Sequence[int]) -> list[str]:
-    return [
-        f"{keyword} daddr @peers{'6' if keyword == 'ip6' else '4'} {match} accept"
-        for match, keyword in _tunnels(peers, families)
-    ]
+def _of_peers(peers: HostPeers, options: DataplaneOptions, families: Sequence[int], side: str) -> list[str]:
+    """What hosts of ours, and those that count as such, encapsulate; by ``saddr`` or ``daddr``."""
+    rules: list[str] = []
+    for match, keyword in _tunnels(peers, families):
+        family = 6 if keyword == "ip6" else 4
+        rules.append(f"{keyword} {side} @peers{family} {match} accept")
+        external = cidr_merge(net for net in options.external_peers if net.version == family)
+        if external:
+            rules.append(f"{keyword} {side} {{ {', '.join(map(str, external))} }} {match} accept")
+    return rules
+
+
+def _encapsulated(options: DataplaneOptions, verdicts: Verdicts) -> list[str]:
+    """A workload that could send into the hosts' tunnels would come out beyond all policy."""
+    rules: list[str] = []
+    if not options.allows_vxlan:
+        rules += verdicts.drop(f"udp dport {VXLAN_PORT}", "VXLAN from a workload")
+    if not options.allows_ipip:
+        rules += verdicts.drop(f"meta l4proto {IPIP_PROTOCOL}", "IPIP from a workload")
+    return rules
 
 
 def _workload_source(families: Sequence[int], verdicts: Verdicts) -> list[str]:
-    # A workload that could send into the hosts' tunnels would come out beyond all policy.
     rules = [
-        *verdicts.drop(f"udp dport {VXLAN_PORT}", "VXLAN from a workload"),
-        *verdicts.drop(f"meta l4proto {IPIP_PROTOCOL}", "IPIP from a workload"),
         "iifname . ether saddr . ip saddr @src_mac4 return",
         "iifname . ip saddr @src_any4 return",
     ]
@@ -233,9 +242,7 @@ def nat_chains(nat: Nat, options: DataplaneOptions, families: Sequence[int]) -> 
     if nat.floats:
         after += [f"snat {ip} to {ip} saddr . {ip} daddr map @hairpin{family}" for family, ip in keywords]
     if nat.masquerades:
-        after += [
-            f"{ip} saddr @masq{family} {ip} daddr != @pools{family} masquerade fully-random" for family, ip in keywords
-        ]
+        after += [rule for family, ip in keywords for rule in _from_pools(options, family, ip)]
     # a connection of the host's own that was bound elsewhere: the other end of the tunnel would answer past it
     after += [
         f'oifname "{device}" fib saddr . oif type != local fib saddr type local masquerade' for device in nat.tunnels
@@ -246,6 +253,21 @@ def nat_chains(nat: Nat, options: DataplaneOptions, families: Sequence[int]) -> 
         "nat_postrouting": (after, POSTROUTING),
     }
     return {name: chain(rules, hook) for name, (rules, hook) in wanted.items() if rules}
+
+
+def _from_pools(options: DataplaneOptions, family: int, ip: str) -> list[str]:
+    """What leaves the pools gets an address that the world knows. Only TCP and UDP have ports to choose."""
+    leaving = f'oifname "{options.nat_interfaces.replace("+", "*")}" ' if options.nat_interfaces else ""
+    match = f"{leaving}{ip} saddr @masq{family} {ip} daddr != @pools{family}"
+    address = options.nat_address
+    is_own = address is not None and address.version == family
+    rules: list[str] = []
+    if options.nat_ports is not None:
+        ports = "{}-{}".format(*options.nat_ports)
+        own = f"[{address}]" if family == 6 else str(address)
+        to = f"snat {ip} to {own}:{ports}" if is_own else f"masquerade to :{ports}"
+        rules.append(f"{match} meta l4proto {{ tcp, udp }} {to} fully-random")
+    return [*rules, f"{match} {f'snat {ip} to {address}' if is_own else 'masquerade'} fully-random"]
 
 
 def closed_chain(reason: str, origin: DenialOrigin, verdicts: Verdicts) -> Chain:

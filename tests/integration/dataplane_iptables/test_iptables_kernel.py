@@ -478,3 +478,38 @@ def _is_at_least(after: dict[str, list[int]], before: dict[str, list[int]]) -> b
         len(after.get(chain, [])) == len(each) and all(map(int.__ge__, after[chain], each))
         for chain, each in before.items()
     )
+
+
+def test_jumps_come_last_if_that_is_wanted_and_stay_there(make_lab: Callable[..., Any]) -> None:
+    lab = make_lab(chain_insert="Append")
+    a, b = lab.workload(), lab.workload()
+    for base in ("FORWARD", "INPUT"):
+        lab.iptables("-A", base, "-p", "udp", "-j", "ACCEPT")
+    lab.dataplane.ensure_closed()
+    lab.start(a.endpoint(inbound=PolicyList()), b.endpoint())
+    assert [_position(lab, base) for base in ("FORWARD", "INPUT")] == [(2, 2), (2, 2)]
+    assert b.is_blocked_from(a.v4, 80)
+    lab.iptables("-A", "FORWARD", "-p", "tcp", "--dport", "80", "-j", "ACCEPT")
+    report = lab.dataplane.resync()
+    assert "jumps of FORWARD (IPv4 filter)" in report.healed
+    assert _position(lab, "FORWARD") == (3, 3)
+    assert not b.is_blocked_from(a.v4, 80), "what others accept before us passes"
+    assert b.is_blocked_from(a.v4, 81)
+    assert lab.dataplane.resync().changes == 0
+    # a restart finds them in place; one that wants them first moves them
+    lab.restart()
+    assert lab.start(a.endpoint(inbound=PolicyList()), b.endpoint()).changes == 0
+    lab.options = msgspec.structs.replace(lab.options, chain_insert="Insert")
+    lab.restart()
+    lab.start(a.endpoint(inbound=PolicyList()), b.endpoint())
+    assert _position(lab, "FORWARD") == (1, 3)
+    assert b.is_blocked_from(a.v4, 80)
+    lab.dataplane.purge()
+    assert "calico" not in lab.save()
+
+
+def _position(lab: Any, base: str) -> tuple[int, int]:
+    """Of our jump among the rules of a kernel's chain, and how many there are."""
+    rules = [line for line in lab.save("-t", "filter").splitlines() if line.startswith(f"-A {base} ")]
+    (found,) = [number for number, line in enumerate(rules, 1) if line.endswith(f"-j calico-{base}")]
+    return found, len(rules)

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.needs_root
 
 HOST, NEIGHBOUR, NEIGHBOUR6 = "192.0.2.1", "192.0.2.2", "2001:db8::2"
 FLOATING, SECOND, FLOATING6 = "198.51.100.9", "198.51.100.8", "2001:db8:1::9"
+NETS = (IPNetwork("10.65.0.0/16"), IPNetwork("fd65::/64"))
+POOLS = HostPools(all=NETS, masquerade=NETS)
 
 
 def floating(workload: Any, *externals: str, **more: Any) -> HostWorkload:
@@ -263,3 +265,73 @@ def test_masquerade_and_floating_address_together(host: Any) -> None:
     assert _peer(a, host.neighbour, NEIGHBOUR) == HOST
     with connected(host.neighbour, a, a.v4, FLOATING):
         pass
+
+
+def test_what_leaves_the_pools_gets_the_ports_that_are_given(make_lab: Callable[..., Any]) -> None:
+    host = _with_neighbour(make_lab(nat_ports=(50000, 50003)))
+    a = host.workload()
+    assert host.start(a.endpoint(), pools=POOLS).is_clean
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        for server in (NEIGHBOUR, NEIGHBOUR6):
+            address, port = _seen(a, host.neighbour, server, kind)
+            assert address == {NEIGHBOUR: HOST, NEIGHBOUR6: "2001:db8::1"}[server]
+            assert 50000 <= port <= 50003
+    assert a.pings(NEIGHBOUR), "what has no ports is translated all the same"
+
+
+@pytest.mark.parametrize("ports", [None, (50000, 50003)])
+def test_what_leaves_the_pools_gets_the_address_that_is_given(
+    make_lab: Callable[..., Any], ports: tuple[int, int] | None
+) -> None:
+    for mine, server in (("198.51.100.77", NEIGHBOUR), ("2001:db8:1::77", NEIGHBOUR6)):
+        host = _with_neighbour(make_lab(nat_address=IPAddress(mine), nat_ports=ports))
+        a = host.workload()
+        assert host.start(a.endpoint(), pools=POOLS).is_clean
+        address, port = _seen(a, host.neighbour, server)
+        assert address == mine
+        assert ports is None or ports[0] <= port <= ports[1]
+        other = NEIGHBOUR6 if server == NEIGHBOUR else NEIGHBOUR
+        assert _seen(a, host.neighbour, other)[0] in (HOST, "2001:db8::1"), "the other family is masqueraded"
+        assert host.dataplane.resync().healed == ()
+
+
+def test_only_what_leaves_by_the_interface_is_translated(make_lab: Callable[..., Any]) -> None:
+    for filtered, is_translated in (("up0", True), ("u+", True), ("up", False), ("eth+", False)):
+        host = _with_neighbour(make_lab(nat_interfaces=filtered))
+        host.neighbour.run("ip", "route", "add", "10.65.0.0/16", "via", HOST)
+        a = host.workload()
+        assert host.start(a.endpoint(), pools=POOLS).is_clean
+        assert _seen(a, host.neighbour, NEIGHBOUR)[0] == (HOST if is_translated else a.v4), filtered
+
+
+def test_what_goes_to_hosts_is_translated_unless_they_are_excluded(make_lab: Callable[..., Any]) -> None:
+    hosts = (IPAddress(HOST), IPAddress(NEIGHBOUR), IPAddress(NEIGHBOUR6))
+    for spares in (False, True):
+        host = _with_neighbour(make_lab(nat_spares_hosts=spares))
+        host.neighbour.run("ip", "route", "add", "10.65.0.0/16", "via", HOST)
+        host.neighbour.run("ip", "route", "add", "fd65::/64", "via", "2001:db8::1")
+        a = host.workload()
+        assert host.start(a.endpoint(), pools=msgspec.structs.replace(POOLS, hosts=hosts)).is_clean
+        assert _seen(a, host.neighbour, NEIGHBOUR)[0] == (a.v4 if spares else HOST)
+        assert _seen(a, host.neighbour, NEIGHBOUR6)[0] == (a.v6 if spares else "2001:db8::1")
+        host.apply(pools=POOLS)
+        assert _seen(a, host.neighbour, NEIGHBOUR)[0] == HOST, "it is no host any more"
+
+
+def _seen(client: Any, server: Any, address: str, kind: int = socket.SOCK_STREAM) -> tuple[str, int]:
+    """As whom, address and port, the server sees the client."""
+    family = socket.AF_INET if IPAddress(address).version == 4 else socket.AF_INET6
+    with server.socket(family, kind) as listening, client.socket(family, kind) as one:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((address, 8080))
+        for each in (listening, one):
+            each.settimeout(4)
+        if kind == socket.SOCK_STREAM:
+            listening.listen()
+            one.connect((address, 8080))
+            accepted, peer = listening.accept()
+            accepted.close()
+        else:
+            one.sendto(b"x", (address, 8080))
+            _, peer = listening.recvfrom(16)
+        return str(peer[0]), int(peer[1])

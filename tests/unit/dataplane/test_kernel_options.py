@@ -19,6 +19,7 @@ from calico_core.interfaces.dataplane import DataplaneOptions, FailsafePort
         ("endpoint_to_host", "drop"),
         ("deny_action", "TARPIT"),
         ("drop_override", "LOG"),
+        ("chain_insert", "insert"),
         ("mark_mask", 0),
         ("mark_mask", 0x10),
         ("mark_mask", 3 << 32),

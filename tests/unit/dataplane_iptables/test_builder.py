@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
+import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from netaddr import EUI, IPNetwork
+from netaddr import EUI, IPAddress, IPNetwork
 from pyroaring import FrozenBitMap
 
 from calico_core.dataplane.iptables.builder import TablesBuilder
@@ -16,6 +19,7 @@ from calico_core.interfaces.dataplane import DataplaneOptions
 from calico_core.model.hoststate import (
     AddressSet,
     HostChanges,
+    HostPeers,
     HostPools,
     HostRule,
     HostRules,
@@ -187,3 +191,67 @@ def test_masquerade_stands_for_the_families_that_want_it() -> None:
     gone = built(first, more, HostChanges(pools=HostPools(all=(pool,))))
     assert not gone.desired.tables[4, "nat"].chains
     assert not gone.desired.sets.sets
+
+
+LEAVING = "-m set --match-set calico-4n-masq src -m set ! --match-set calico-4n-pools dst"
+
+
+@pytest.mark.parametrize(
+    ("given", "rules"),
+    [
+        ({}, [f"{LEAVING} -j MASQUERADE --random-fully"]),
+        ({"nat_address": IPAddress("192.0.2.7")}, [f"{LEAVING} -j SNAT --to-source 192.0.2.7 --random-fully"]),
+        ({"nat_address": IPAddress("2001:db8::7")}, [f"{LEAVING} -j MASQUERADE --random-fully"]),
+        (
+            {"nat_ports": (5, 9), "nat_interfaces": "eth+"},
+            [
+                f"-p 6 -o eth+ {LEAVING} -j MASQUERADE --to-ports 5-9 --random-fully",
+                f"-p 17 -o eth+ {LEAVING} -j MASQUERADE --to-ports 5-9 --random-fully",
+                f"-o eth+ {LEAVING} -j MASQUERADE --random-fully",
+            ],
+        ),
+        (
+            {"nat_ports": (5, 9), "nat_address": IPAddress("192.0.2.7")},
+            [
+                f"-p 6 {LEAVING} -j SNAT --to-source 192.0.2.7:5-9 --random-fully",
+                f"-p 17 {LEAVING} -j SNAT --to-source 192.0.2.7:5-9 --random-fully",
+                f"{LEAVING} -j SNAT --to-source 192.0.2.7 --random-fully",
+            ],
+        ),
+    ],
+)
+def test_what_leaves_the_pools(given: dict[str, Any], rules: list[str]) -> None:
+    net = IPNetwork("10.0.0.0/16")
+    pools = HostPools(all=(net,), masquerade=(net,), hosts=(IPAddress("192.0.2.1"), IPAddress("2001:db8::1")))
+    options: Any = msgspec.structs.replace(OPTIONS, **given)
+    desired = built(HostChanges(is_complete=True, pools=pools), options=options).desired
+    texts = [rule.partition(" -m comment ")[0] for rule in desired.tables[4, "nat"].chains["calico-POSTROUTING"].rules]
+    assert texts == rules
+    assert desired.sets.sets["calico-4n-pools"].elements == {(net.first, 16)}
+    options = msgspec.structs.replace(options, nat_spares_hosts=True)
+    desired = built(HostChanges(is_complete=True, pools=pools), options=options).desired
+    assert desired.sets.sets["calico-4n-pools"].elements == {(net.first, 16), (int(IPAddress("192.0.2.1")), 32)}
+
+
+def test_external_peers_are_peers() -> None:
+    peers = HostPeers((IPAddress("192.0.2.1"),), is_ipip=True)
+    for nets, name, elements in (
+        ((), "calico-4h-peers", FrozenBitMap([int(IPAddress("192.0.2.1"))])),
+        (("198.51.100.0/24",), "calico-4n-peers", {(int(IPAddress("192.0.2.1")), 32), (0xC6336400, 24)}),
+    ):
+        options: Any = msgspec.structs.replace(OPTIONS, external_peers=tuple(map(IPNetwork, nets)))
+        desired = built(HostChanges(is_complete=True, peers=peers), options=options).desired
+        assert desired.sets.sets[name].elements == elements
+        (rule, *_) = desired.tables[4, "filter"].chains["calico-INPUT"].rules
+        assert rule.startswith(f"-p 4 -m set --match-set {name} src -j ACCEPT")
+
+
+@pytest.mark.parametrize("option", ["allows_ipip", "allows_vxlan"])
+def test_what_workloads_encapsulate_is_dropped_unless_it_is_allowed(option: str) -> None:
+    def texts(options: Any) -> set[str]:
+        tables = built(HostChanges(is_complete=True), options=options).desired.tables
+        return {rule.partition(" -m comment ")[0] for rule in tables[4, "raw"].chains["calico-wl-src"].rules}
+
+    allowed: Any = msgspec.structs.replace(OPTIONS, **{option: True})
+    drops = {"allows_ipip": "-p 4 -j DROP", "allows_vxlan": "-p 17 -m udp --dport 4789 -j DROP"}
+    assert texts(OPTIONS) - texts(allowed) == {drops[option]}

@@ -59,12 +59,35 @@ def test_chains_are_known_by_the_tags_of_their_rules() -> None:
 def test_a_jump_that_is_not_first_is_put_there() -> None:
     found = parse_saved(SAVED)["filter"]
     rule = jump("calico-FORWARD")
-    assert found.jumps == {"FORWARD": Jumps((rule,), is_first=False)}
+    assert found.jumps == {"FORWARD": Jumps((rule,), is_in_place=False)}
     wanted = wanted_jumps("filter", Table({"calico-FORWARD": CHAIN}))
     assert jump_commands(wanted, found.jumps) == [f"-D FORWARD {rule}", f"-I FORWARD 1 {rule}"]
     assert jump_commands(wanted, wanted) == []
     assert jump_commands({}, found.jumps) == [f"-D FORWARD {rule}"]
     assert jump_commands(wanted, {}) == [f"-I FORWARD 1 {rule}"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "is_in_place"),
+    [
+        (("ours",), True),
+        (("-j DOCKER", "ours"), True),
+        (("ours", "-j DOCKER"), False),
+        (("-j DOCKER", "ours", "-j REJECT"), False),
+    ],
+)
+def test_a_jump_that_is_not_last_is_put_there_if_that_is_its_place(
+    rules: tuple[str, ...], *, is_in_place: bool
+) -> None:
+    rule = jump("calico-FORWARD")
+    lines = [f"-A FORWARD {rule if each == 'ours' else each}" for each in rules]
+    text = "\n".join(["*filter", ":FORWARD DROP [0:0]", ":calico-FORWARD - [0:0]", *lines, "COMMIT", ""])
+    found = parse_saved(text, appends=True)["filter"]
+    assert found.jumps == {"FORWARD": Jumps((rule,), is_in_place=is_in_place)}
+    wanted = wanted_jumps("filter", Table({"calico-FORWARD": CHAIN}))
+    moved = [] if is_in_place else [f"-D FORWARD {rule}", f"-A FORWARD {rule}"]
+    assert jump_commands(wanted, found.jumps, appends=True) == moved
+    assert jump_commands(wanted, {}, appends=True) == [f"-A FORWARD {rule}"]
 
 
 def test_a_transaction_declares_what_it_writes_and_removes() -> None:

@@ -10,7 +10,7 @@ from netaddr import IPAddress, IPNetwork
 
 from calico_core.dataplane.nftables.builder import TableBuilder
 from calico_core.interfaces.dataplane import DataplaneOptions
-from calico_core.model.hoststate import HostChanges, HostNat, HostState, HostWorkload, PolicyList
+from calico_core.model.hoststate import HostChanges, HostNat, HostPeers, HostPools, HostState, HostWorkload, PolicyList
 from tests.unit.dataplane_nftables.test_builder import a_workload
 
 OPTIONS = DataplaneOptions(host="h")
@@ -112,3 +112,72 @@ def test_metadata_leads_to_its_service() -> None:
     ]
     assert "ip daddr 127.0.0.1 tcp dport 8775 accept" in texts(builder, "workload_to_host")
     assert HOOKS & set(builder.table.chains) == {"nat_prerouting"}
+
+
+V4, V6 = IPNetwork("10.0.0.0/16"), IPNetwork("fd00::/64")
+LEAVING = "ip saddr @masq4 ip daddr != @pools4"
+
+
+@pytest.mark.parametrize(
+    ("given", "rules"),
+    [
+        ({}, [f"{LEAVING} masquerade fully-random"]),
+        ({"nat_address": IPAddress("192.0.2.7")}, [f"{LEAVING} snat ip to 192.0.2.7 fully-random"]),
+        ({"nat_address": IPAddress("2001:db8::7")}, [f"{LEAVING} masquerade fully-random"]),
+        (
+            {"nat_ports": (5, 9), "nat_interfaces": "eth+"},
+            [
+                f'oifname "eth*" {LEAVING} meta l4proto {{ tcp, udp }} masquerade to :5-9 fully-random',
+                f'oifname "eth*" {LEAVING} masquerade fully-random',
+            ],
+        ),
+        (
+            {"nat_ports": (5, 9), "nat_address": IPAddress("192.0.2.7")},
+            [
+                f"{LEAVING} meta l4proto {{ tcp, udp }} snat ip to 192.0.2.7:5-9 fully-random",
+                f"{LEAVING} snat ip to 192.0.2.7 fully-random",
+            ],
+        ),
+    ],
+)
+def test_what_leaves_the_pools(given: dict[str, Any], rules: list[str]) -> None:
+    state = HostState()
+    state.update(HostChanges(is_complete=True, pools=HostPools(all=(V4, V6), masquerade=(V4,))))
+    options: Any = msgspec.structs.replace(OPTIONS, **given)
+    builder = TableBuilder.of(options, state)
+    assert [each for each in texts(builder, "nat_postrouting") if "masq4" in each] == rules
+
+
+def test_excluded_hosts_count_as_pools() -> None:
+    state = HostState()
+    hosts = (IPAddress("192.0.2.1"), IPAddress("10.0.0.9"), IPAddress("2001:db8::1"))
+    state.update(HostChanges(is_complete=True, pools=HostPools(all=(V4, V6), masquerade=(V4,), hosts=hosts)))
+    for spares, extra4, extra6 in ((False, set(), set()), (True, {hosts[0]}, {hosts[2]})):
+        options: Any = msgspec.structs.replace(OPTIONS, nat_spares_hosts=spares)
+        sets = TableBuilder.of(options, state).table.sets
+        assert sets["pools4"].elements == {(V4.first, V4.last), *((int(each), int(each)) for each in extra4)}
+        assert sets["pools6"].elements == {(V6.first, V6.last), *((int(each), int(each)) for each in extra6)}
+
+
+def test_external_peers_are_peers() -> None:
+    state = HostState()
+    state.update(HostChanges(is_complete=True, peers=HostPeers((IPAddress("192.0.2.1"),), is_ipip=True, is_vxlan=True)))
+    nets = ("198.51.100.0/24", "198.51.100.9/32", "2001:db8::/64")
+    options: Any = msgspec.structs.replace(OPTIONS, external_peers=tuple(map(IPNetwork, nets)))
+    assert texts(TableBuilder.of(options, state), "input")[1:7] == [
+        "ip saddr @peers4 meta l4proto 4 accept",
+        "ip saddr { 198.51.100.0/24 } meta l4proto 4 accept",
+        "ip saddr @peers4 udp dport 4789 accept",
+        "ip saddr { 198.51.100.0/24 } udp dport 4789 accept",
+        "ip6 saddr @peers6 udp dport 4789 accept",
+        "ip6 saddr { 2001:db8::/64 } udp dport 4789 accept",
+    ]
+
+
+@pytest.mark.parametrize("option", ["allows_ipip", "allows_vxlan"])
+def test_what_workloads_encapsulate_is_dropped_unless_it_is_allowed(option: str) -> None:
+    drops = {"allows_ipip": "meta l4proto 4 counter drop", "allows_vxlan": "udp dport 4789 counter drop"}
+    assert set(drops.values()) < set(texts(built(), "workload_source"))
+    options: Any = msgspec.structs.replace(OPTIONS, **{option: True})
+    gone = set(texts(built(), "workload_source")) - set(texts(built(options=options), "workload_source"))
+    assert gone == {drops[option]}

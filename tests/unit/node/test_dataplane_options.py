@@ -44,6 +44,13 @@ def test_every_option_follows_its_setting() -> None:
                 "FELIX_NETLINKTIMEOUTSECS": "3",
                 "FELIX_ROUTESYNCDISABLED": "yes",
                 "FELIX_IPFORWARDING": "disabled",
+                "FELIX_CHAININSERTMODE": "append",
+                "FELIX_ALLOWVXLANPACKETSFROMWORKLOADS": "true",
+                "FELIX_EXTERNALNODESCIDRLIST": "198.51.100.0/24",
+                "FELIX_NATPORTRANGE": "1024:2048",
+                "FELIX_NATOUTGOINGADDRESS": "192.0.2.7",
+                "FELIX_NATOUTGOINGEXCLUSIONS": "IPPoolsAndHostIPs",
+                "FELIX_IPTABLESNATOUTGOINGINTERFACEFILTER": "eth+",
             }
         ),
         "rack-a",
@@ -58,11 +65,18 @@ def test_every_option_follows_its_setting() -> None:
     assert (options.mark_mask, options.denied_group) == (0xFF, 7)
     assert (options.address_poll_s, options.netlink_timeout_s) == (20, 3)
     assert (options.makes_routes, options.makes_router) == (False, False)
+    assert options.chain_insert == "Append"
+    assert (options.allows_ipip, options.allows_vxlan) == (False, True)
+    assert options.external_peers == (IPNetwork("198.51.100.0/24"),)
+    assert (options.nat_ports, options.nat_address) == ((1024, 2048), IPAddress("192.0.2.7"))
+    assert (options.nat_interfaces, options.nat_spares_hosts) == ("eth+", True)
 
 
 def test_without_settings_no_metadata_and_the_usual_ports() -> None:
     options = dataplane_options(load_settings({}), "rack-a")
     assert options.metadata is None
+    assert (options.nat_ports, options.nat_address, options.nat_interfaces) == (None, None, "")
+    assert (options.nat_spares_hosts, options.allows_ipip, options.allows_vxlan) == (False, False, False)
     assert FailsafePort(6, 22) in options.failsafe_inbound
     assert FailsafePort(17, 53) in options.failsafe_outbound
 

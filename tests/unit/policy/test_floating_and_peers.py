@@ -76,3 +76,17 @@ def test_peers_are_told_while_a_pool_is_encapsulated() -> None:
     world.put((HostIpKey("here"), "nonsense"))
     assert world.state.peers.addresses == addresses[1:2], "what is no address is nobody's"
     assert world.put((POOL, None)).peers == HostPeers()
+
+
+def test_addresses_of_hosts_are_told_while_a_pool_masquerades() -> None:
+    here, there = (HostIpKey("here"), "192.0.2.1"), (BgpHostAddressKey("there", 6), "fd00::2")
+    world = World(here, (POOL, Pool(cidr=POOL.cidr)))
+    assert world.state.pools.hosts == ()
+    # one batch brings both: the pools name the host that came with them
+    world.put(there, (POOL, Pool(cidr=POOL.cidr, masquerade=True)))
+    assert world.state.pools.hosts == (IPAddress("192.0.2.1"), IPAddress("fd00::2"))
+    assert world.put(here).pools is None
+    world.put((HostIpKey("here"), "192.0.2.9"))
+    assert world.state.pools.hosts == (IPAddress("192.0.2.9"), IPAddress("fd00::2"))
+    world.put((POOL, Pool(cidr=POOL.cidr)))
+    assert world.state.pools.hosts == ()

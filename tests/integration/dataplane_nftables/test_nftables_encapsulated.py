@@ -1,0 +1,73 @@
+"""Who may send encapsulated packets, as options say. Both drivers pass all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from netaddr import IPAddress, IPNetwork
+
+from calico_core.model.hoststate import HostPeers, PolicyList
+from tests.integration.dataplane_nftables.test_nftables_nat import _receives_ipip, _receives_udp, _with_neighbour
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.needs_root
+
+INNER = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20, 0, 0, 64, 17, 0, bytes(4), bytes(4))
+
+
+@pytest.mark.parametrize("allows", [(False, False), (True, False), (False, True)], ids=["none", "IPIP", "VXLAN"])
+def test_workloads_may_encapsulate_as_options_say(make_lab: Callable[..., Any], allows: tuple[bool, bool]) -> None:
+    lab = make_lab(allows_ipip=allows[0], allows_vxlan=allows[1])
+    a, b = lab.workload(), lab.workload()
+    assert lab.start(a.endpoint(), b.endpoint()).is_clean
+    assert (_hears_ipip(a, b), _hears_vxlan(a, b)) == allows
+    # policy is asked all the same
+    lab.apply(workloads=(a.endpoint(inbound=PolicyList()),))
+    assert (_hears_ipip(a, b), _hears_vxlan(a, b)) == (False, False)
+
+
+def test_hosts_that_are_none_of_ours_may_encapsulate_if_they_are_named(make_lab: Callable[..., Any]) -> None:
+    ours = HostPeers(addresses=(IPAddress("192.0.2.77"),), is_ipip=True, is_vxlan=True)
+    for named, is_heard in (
+        (("192.0.2.2/32",), True),
+        # an address may be in several, and one of a host too
+        (("198.51.100.0/24", "192.0.2.0/24", "192.0.2.0/28", "2001:db8::/64"), True),
+        (("198.51.100.0/24",), False),
+    ):
+        host = _with_neighbour(make_lab(external_peers=tuple(map(IPNetwork, named))))
+        assert host.start(peers=ours).is_clean
+        assert (_receives_ipip(host), _receives_udp(host, 4789)) == (is_heard, is_heard), named
+        assert host.dataplane.resync().healed == ()
+        host.apply(peers=HostPeers())
+        assert _receives_udp(host, 4789), "nobody encapsulates: no business of ours"
+
+
+def _hears_ipip(listening: Any, sending: Any) -> bool:
+    with (
+        listening.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_IPIP) as listener,
+        sending.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_IPIP) as sender,
+    ):
+        listener.settimeout(0.4)
+        sender.sendto(INNER, (listening.v4, 0))
+        with contextlib.suppress(TimeoutError):
+            return listener.recv(256).endswith(INNER)
+        return False
+
+
+def _hears_vxlan(listening: Any, sending: Any) -> bool:
+    with (
+        listening.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener,
+        sending.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        listener.bind((listening.v4, 4789))
+        listener.settimeout(0.4)
+        sender.sendto(b"frame", (listening.v4, 4789))
+        with contextlib.suppress(TimeoutError):
+            return listener.recv(64) == b"frame"
+        return False
