@@ -12,6 +12,9 @@ from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.record import Value
 from calico_core.model.rules import RuleLists
 
+Device = Literal["veth", "netkit"]
+"""What a pair of links is made of. A kernel without netkit gets veth in its place."""
+
 
 class AddressRequest(Value, frozen=True):
     """Addresses wanted. ``requested`` are exact addresses (they count towards the numbers); ``pools_v4`` and
@@ -49,6 +52,7 @@ class Attach(Value, frozen=True):
     only with ``replaces``. ``shared_handle``: further networks of the container may share the endpoint, and join it if
     it stands; the handle that holds its addresses if it does not. Of what joins, only profiles count.
     ``requires_mtu``: fail where neither the request nor the node names an MTU. ``queues``: of each end, both ways.
+    ``device``: what a new pair is made of.
     """
 
     key: WorkloadEndpointKey
@@ -64,6 +68,7 @@ class Attach(Value, frozen=True):
     mtu_bytes: int | None = None
     requires_mtu: bool = False
     queues: int = 1
+    device: Device = "veth"
     container_id: str | None = None
     network: str | None = None
     replaces: bool = False
@@ -113,7 +118,7 @@ class Detach(Value, frozen=True):
 class WiringRequest(Value, frozen=True):
     """An interface pair to make. ``addresses`` are /32 and /128. ``mac`` None: a random, locally administered one.
     ``routes``: destinations that the container reaches through the pair beside the default route. ``queues``: how many
-    a new pair gets at each end, both ways."""
+    a new pair gets at each end, both ways. ``device``: what it is made of; one that stands is kept as it is."""
 
     interface: str
     container_interface: str
@@ -123,6 +128,7 @@ class WiringRequest(Value, frozen=True):
     mac: EUI | None = None
     mtu_bytes: int | None = None
     queues: int = 1
+    device: Device = "veth"
     is_default_route: bool = True
     routes: tuple[IPNetwork, ...] = ()
     allow_ip_forwarding: bool = False

@@ -264,6 +264,7 @@ class WorkloadService(Workloads):
                 mac=endpoint.mac,
                 mtu_bytes=request.mtu_bytes or self._default_mtu_bytes(),
                 queues=request.queues,
+                device=request.device,
                 is_default_route=request.is_default_route,
                 routes=request.routes,
                 allow_ip_forwarding=request.allow_ip_forwarding,

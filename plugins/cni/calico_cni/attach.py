@@ -142,6 +142,7 @@ class AttachCall:
             mtu_bytes=configuration.mtu or None,
             requires_mtu=configuration.require_mtu_file,
             queues=configuration.num_queues,
+            device="netkit" if configuration.device_type == "netkit" else "veth",
             container_id=invocation.container_id,
             network=configuration.name,
             shared_handle=self._identity.handle if self._identity.is_shared else None,

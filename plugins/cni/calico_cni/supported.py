@@ -22,7 +22,6 @@ _MAX_MTU_BYTES = 65535
 _MAX_QUEUES = 4096  # the kernel's limit
 
 _USE_FALLBACK = "auto uses the node where it runs and does without where it does not"
-_USE_VETH = "it needs a kernel with CONFIG_NETKIT, and the node makes veth pairs: use veth"
 _USE_NODE = "the node makes the interfaces itself: leave the key out"
 _USE_POOLS = "encapsulation is a matter of pools (calicoctl pool add --vxlan): leave the key out"
 
@@ -83,7 +82,7 @@ def _choices(configuration: NetworkConfiguration) -> Iterator[_Choice]:
     yield "orchestrator", configuration.orchestrator, ("auto", "cni", "k8s"), {}
     yield "interface_mode", configuration.interface_mode, (AUTO, PER_ATTACHMENT, SINGLE), {}
     yield "fallback", configuration.fallback, ("auto", "never"), {"always": _USE_FALLBACK}
-    yield "device_type", configuration.device_type, ("veth", ""), {"netkit": _USE_VETH}
+    yield "device_type", configuration.device_type, ("veth", "netkit", ""), {}
     yield "dataplane_options.type", configuration.dataplane_options.type, ("",), {"grpc": _USE_NODE}
     yield "mode", configuration.mode, ("", "policy-only"), {"vxlan": _USE_POOLS}
     yield "default_route", str(configuration.default_route).lower(), ("auto", "true", "false"), {}

@@ -133,6 +133,12 @@ def test_without_a_default_route(setup: CniSetup, value: object) -> None:
     assert setup.workloads.attach_requests[0].is_default_route is False
 
 
+@pytest.mark.parametrize(("given", "device"), [("netkit", "netkit"), ("veth", "veth"), ("", "veth"), (None, "veth")])
+def test_what_the_pair_is_made_of(setup: CniSetup, given: str | None, device: str) -> None:
+    stdout_of(setup.call("ADD", a_network(**({} if given is None else {"device_type": given}))))
+    assert setup.workloads.attach_requests[0].device == device
+
+
 def test_ipv6_only(setup: CniSetup) -> None:
     ipam = {"type": "calico-ipam", "assign_ipv4": "false", "assign_ipv6": "true"}
     shape = stdout_of(setup.call("ADD", a_network(ipam=ipam, cniVersion="0.3.1")))
