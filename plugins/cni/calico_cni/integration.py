@@ -22,6 +22,7 @@ from calico_cni.ipam import IpamCommands
 from calico_cni.outcome import Outcome
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
 from calico_cni.results import encode_error, encode_versions
+from calico_cni.service_account import Refresher
 from calico_cni.trace import is_traced
 from calico_cni.versions import NEWEST, VERSIONS, known_version
 from calico_cni.wire import read_version
@@ -72,9 +73,12 @@ class CniIntegration(Integration):
     def __init__(self) -> None:
         self._programs: dict[str, _Commands] = {}
         self._deferred: DeferredDetaches | None = None
+        self._refresher: Refresher | None = None
 
     def prepare(self, context: IntegrationContext) -> None:
         self._deferred = DeferredDetaches(Path(context.settings.state_directory, "cni", "deferred"))
+        if context.settings.cni_kubeconfig:
+            self._refresher = Refresher(Path(context.settings.cni_kubeconfig))
         self._programs = {
             NETWORK_PROGRAM: NetworkCommands(context, self._deferred),
             IPAM_PROGRAM: IpamCommands(context, self._deferred),
@@ -85,9 +89,11 @@ class CniIntegration(Integration):
             program.close()
 
     def serve(self, stop: threading.Event) -> None:
-        """Do what was put off while the datastore was away, when it is back."""
+        """Do what was put off while the datastore was away, when it is back; keep the kubeconfig current."""
         while not stop.wait(REPLAY_INTERVAL_S):
             try:
+                if self._refresher is not None:
+                    self._refresher.turn()
                 self.replay()
             except Exception:  # the next turn may do better, and calls must go on
                 log.exception("detach.replay_failed")
