@@ -27,6 +27,7 @@ from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
 from calico_cni.service_account import FILE_NAME, credentials_in
 from calico_cni.tls_assets import copy_assets, remove_assets
 from calico_cni.versions import NEWEST, VERSIONS, is_at_least, parse_version
+from calico_core import __version__
 from calico_core.errors import InvalidRequest, ToolFailed
 
 BIN_DIRECTORY = Path("/opt/cni/bin")
@@ -185,7 +186,8 @@ def shim_text(*, socket: str, python: str, interpreter: str | None = None) -> by
     if any(character.isspace() for character in chosen) or len(chosen) > _MAX_FIRST_LINE:
         raise InvalidRequest("interpreter", f"the kernel cannot start {chosen!r} from a first line")
     source = importlib.resources.files("calico_cni").joinpath("shim.py").read_text()
-    for name, value in (("SOCKET", socket), ("PYTHON", python), ("RUN_DIRECTORY", str(Path(socket).parent))):
+    constants = {"SOCKET": socket, "PYTHON": python, "RUN_DIRECTORY": str(Path(socket).parent), "RELEASE": __version__}
+    for name, value in constants.items():
         head, line, tail = source.partition(f"\n{name} = ")
         if not line:
             raise InvalidRequest("shim", f"has no constant {name}")

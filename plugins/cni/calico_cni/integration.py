@@ -26,6 +26,7 @@ from calico_cni.service_account import Refresher
 from calico_cni.trace import is_traced
 from calico_cni.versions import NEWEST, VERSIONS, known_version
 from calico_cni.wire import read_version
+from calico_core import __version__
 from calico_core.errors import CalicoError, NotReady
 from calico_core.interfaces.integration import (
     API_VERSION,
@@ -41,8 +42,10 @@ from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.stopwatch import measured
 
-ABOUT = f"Calico CNI plugin; CNI protocol versions supported: {', '.join(VERSIONS)}\n"
+ABOUT = f"Calico CNI plugin {__version__}; CNI protocol versions supported: {', '.join(VERSIONS)}\n"
 FAILED = 1
+TEST = "TEST"
+"""What the executables make of ``-t``. It is no command of the protocol."""
 REPLAY_INTERVAL_S = 1.0
 
 _LOGGED = (
@@ -58,6 +61,8 @@ class _Commands(Protocol):
     def close(self) -> None: ...
 
     def run(self, call: Call, invocation: Invocation) -> Outcome: ...
+
+    def test(self, call: Call) -> Outcome: ...
 
     def detach_deferred(self, detach: DeferredDetach) -> None: ...
 
@@ -139,14 +144,19 @@ class CniIntegration(Integration):
 
     def _run(self, call: Call) -> Outcome:
         command = call.environment.get("CNI_COMMAND", "")
+        if command == TEST:
+            return self._commands(call).test(call)
         if not command:
             return Outcome(stderr=ABOUT.encode())
         if command == "VERSION":
             return Outcome(encode_versions(read_version(call.stdin)))
+        return self._commands(call).run(call, parse_environment(call.environment))
+
+    def _commands(self, call: Call) -> _Commands:
         commands = self._programs.get(call.program)
         if commands is None:
             raise NotReady(f"nothing is prepared to run {call.program!r}")
-        return commands.run(call, parse_environment(call.environment))
+        return commands
 
 
 def _printable(value: str) -> str:
