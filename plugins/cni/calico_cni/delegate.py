@@ -24,13 +24,17 @@ from calico_cni.pod_cidr import with_any_subnet
 from calico_cni.results import decode_result
 from calico_core.errors import CalicoError, InvalidRequest
 from calico_core.interfaces.integration import Call
+from calico_core.log import get_logger
 
 TIMEOUTS_S = {"ADD": 30.0, "DEL": 15.0}  # below the node's own, which the shim waits for
 _OTHER_TIMEOUT_S = 5.0
 _SEARCH_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _PASSED = "CNI_"
 _ENTER = "nsenter"
+_NOT_ENTERED = f"{_ENTER}: reassociate ".encode()  # CAP_SYS_CHROOT is missing, say
 _NOT_EXECUTED = frozenset({126, 127})
+
+log = get_logger(__name__)
 
 
 class _Refusal(msgspec.Struct, frozen=True):
@@ -103,13 +107,19 @@ class Delegate:
 
     def _run(self, command: str, stdin: bytes) -> bytes:
         if self._mounts_fd is None:
-            return self._outcome(command, self._start((self._executable(),), command, stdin))
+            return self._run_here(command, stdin)
         for path in self._paths():
             argv = (_enter_program(), f"--mount=/proc/self/fd/{self._mounts_fd}", "--", path)
             done = self._start(argv, command, stdin)
+            if done.returncode and done.stderr.startswith(_NOT_ENTERED):
+                log.warning("delegate.not_entered", reason=done.stderr.decode(errors="replace").strip())
+                return self._run_here(command, stdin)
             if done.returncode not in _NOT_EXECUTED or not done.stderr.startswith(f"{_ENTER}: ".encode()):
                 return self._outcome(command, done)
         raise self._not_found()
+
+    def _run_here(self, command: str, stdin: bytes) -> bytes:
+        return self._outcome(command, self._start((self._executable(),), command, stdin))
 
     def _start(self, argv: tuple[str, ...], command: str, stdin: bytes) -> subprocess.CompletedProcess[bytes]:
         try:
