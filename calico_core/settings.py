@@ -116,6 +116,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     docker_host: str = "unix:///var/run/docker.sock"
     mesos_strict: bool = False
     kubeconfig: str = ""
+    cni_kubeconfig: str = ""
     mtu_bytes: int = 0
     # logging
     log_level: str = "info"

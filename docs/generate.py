@@ -153,6 +153,8 @@ MEANINGS = {
     "mesos_strict": "refuse a cleanup of an unknown container, and an empty host name",
     "kubeconfig": "how the [policy controller](../how-to/kubernetes.md) reaches the Kubernetes API: the path of a "
     "kubeconfig, or `in-cluster`; empty: there is no Kubernetes",
+    "cni_kubeconfig": "the `calico-kubeconfig` that [`calicoctl cni install`](../how-to/install-cni.md) wrote, as the "
+    "node sees it: it gets the token of the pod's service account whenever that changes; empty: none",
     "mtu_bytes": "MTU of interfaces for Docker and Mesos, where the network names none; 0: as the kernel makes them",
     "log_level": "what goes to standard error: `debug`, `info`, `warning`, `error`, `critical` (the node ends) or "
     "`none`",

@@ -22,7 +22,7 @@ from calico_cni.outcome import Outcome
 from calico_cni.pod_cidr import wants_pod_cidr
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
 from calico_cni.readiness import wait_for_gates
-from calico_cni.status import check_addresses, check_agent, check_datastore
+from calico_cni.status import check_addresses, check_agent, check_datastore, check_datastore_soon
 from calico_cni.supported import check_supported
 from calico_cni.versions import check_command
 from calico_cni.wire import (
@@ -68,6 +68,16 @@ class NetworkCommands:
             case "STATUS":
                 return self._status(call)
         raise InvalidEnvironment("CNI_COMMAND", f"{invocation.command} is not implemented")
+
+    def test(self, call: Call) -> Outcome:
+        """Whether an ADD with this configuration would find what it needs, with two seconds for each question: the
+        datastore, ready for use, and the Kubernetes API where it is to be asked. Source: cni specification 1, ``-t``.
+        """
+        configuration = parse_configuration(call.stdin, NetworkConfiguration)
+        check_supported(configuration, host=self._context.host)
+        check_datastore_soon(self._context)
+        self._pods.check(configuration, needs_node=is_foreign(configuration) and wants_pod_cidr(call.stdin))
+        return Outcome()
 
     def _add(self, call: Call, invocation: Invocation) -> Outcome:
         configuration = parse_configuration(call.stdin, NetworkConfiguration)
