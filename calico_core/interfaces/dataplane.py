@@ -45,6 +45,12 @@ class DataplaneOptions(Value, frozen=True):
     ``allows_ipip`` and ``allows_vxlan``: workloads may send such packets, as far as policy lets them.
     ``external_peers``: hosts that are none of ours and may send encapsulated packets to this one all the same.
 
+    ``drops_invalid``: what belongs to no connection, as the kernel's tracking sees it, is dropped before policy.
+    ``filter_allow`` and ``mangle_allow``: what becomes of a packet that policy allows, forwarded or to the host, and
+    that policy before translation allows: that is the last word of its table, or the kernel's chain goes on (iptables;
+    with nftables an accept is never more than ours). ``route_sources``: at most one a family, the preferred source of
+    routes to workloads.
+
     Of what leaves the pools: ``nat_ports``, the source ports that TCP and UDP get, first and last; ``nat_address``, the
     address it gets, of the address's family, instead of that of the interface it leaves by; ``nat_interfaces``, the
     interface it must leave by to be translated at all, with a ``+`` at the end for names that begin so;
@@ -74,6 +80,10 @@ class DataplaneOptions(Value, frozen=True):
     allows_ipip: bool = False
     allows_vxlan: bool = False
     external_peers: tuple[IPNetwork, ...] = ()
+    drops_invalid: bool = True
+    filter_allow: Literal["ACCEPT", "RETURN"] = "ACCEPT"
+    mangle_allow: Literal["ACCEPT", "RETURN"] = "ACCEPT"
+    route_sources: tuple[IPAddress, ...] = ()
     nat_ports: tuple[int, int] | None = None
     nat_address: IPAddress | None = None
     nat_interfaces: str = ""
