@@ -194,6 +194,7 @@ IGNORED: Mapping[str, str] = {
     "VXLANTunnelMACAddrV6": WRITTEN_BY_NODES,
     "Labels": WRITTEN_BY_NODES,
     "RequireMTUFile": "there is no file: CNI's require_mtu_file asks whether the node names an MTU",
+    "ServiceLoopPrevention": "no ranges of services are known here, and none are announced: their packets do not come",
     "RemoveExternalRoutes": "only routes of our own protocol are touched: DeviceRouteProtocol",
 }
 """Names of the reference system that are known and change nothing, and why."""

@@ -97,7 +97,9 @@ MEANINGS = {
     "hosts too",
     "nat_interfaces": "translate only what leaves by this interface; a `+` at the end stands for the rest of a name, "
     "as in `eth+`, on both dataplanes; empty or `none`: any",
-    "max_set_size": "how many members an ipset holds at most (iptables alone)",
+    "max_set_size": "how many members a set of addresses holds at most. Rules that name a larger one "
+    "[deny until it has shrunk](../adr/0011-sets-beyond-their-limit-are-closed.md). A value that cannot be used counts "
+    "as the default",
     "log_prefix": "how the kernel's log lines of rules with the action `log` begin, where the rule names nothing",
     "log_rate": "such lines a second and rule (`10` or `10/second`); 0: no limit",
     "log_burst": "and how many at once",

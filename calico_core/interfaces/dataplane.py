@@ -34,11 +34,10 @@ class DataplaneOptions(Value, frozen=True):
     :class:`FailsafePort`; they hold on interfaces of host endpoints. ``metadata``: address and port that stand behind
     169.254.169.254:80. ``log_rate``: log lines a second and rule, 0: no limit, with bursts of ``log_burst``.
     ``denied_group``: the NFLOG group that denied packets are told to, 0: none. ``mark_mask``: the bits of a packet's
-    mark that are ours, two at least. ``max_set_size``: members of one set, where the kernel wants to know (iptables);
-    rules that name a larger one drop. ``address_poll_s``: between two looks at the host's own addresses beside the
-    kernel's events, 0: none. ``netlink_timeout_s``: how long the kernel may take for an answer. ``makes_routes`` False:
-    somebody else makes the routes to workloads. ``makes_router`` False: whether the host forwards is somebody else's to
-    say.
+    mark that are ours, two at least. ``max_set_size``: members of one set; rules that name a larger one deny.
+    ``address_poll_s``: between two looks at the host's own addresses beside the kernel's events, 0: none.
+    ``netlink_timeout_s``: how long the kernel may take for an answer. ``makes_routes`` False: somebody else makes the
+    routes to workloads. ``makes_router`` False: whether the host forwards is somebody else's to say.
 
     ``chain_insert``: whether our jumps come before the rules that others have in the kernel's chains, or after them
     (iptables; with nftables, priorities of hooks say that).

@@ -166,7 +166,7 @@ def test_a_set_beyond_the_limit_drops_where_it_is_named() -> None:
     )
     made = built(first, options=options)
     assert set(made.problems) == {TAG, WEB}
-    assert made.problems[TAG] == "more than 1000 members; rules that name it drop"
+    assert made.problems[TAG] == "more than 1000 members; rules that name it deny until it has shrunk"
     assert not made.desired.sets.sets
     smaller = HostChanges(sets=(SetChange(id=TAG, removed=AddressSet(v4=FrozenBitMap([1]))),))
     made = built(first, smaller, options=options)
