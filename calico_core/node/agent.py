@@ -377,6 +377,7 @@ class Agent:
         """What an apply or a resync says of everything we want."""
         self._note(report, looked_at)
         self._failures = dict(report.failures)
+        self.counters.failing = len(self._failures)
         if report.is_clean:
             self._pace.note_success()
         else:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from calico_core.errors import ToolFailed
 from calico_core.lab.host import LabHost
 from calico_core.lab.topology import Laboratory
 
@@ -90,3 +91,17 @@ def test_a_running_node_writes_its_log_where_the_datastore_says_and_opens_it_aga
     host.calicoctl("config", "set", "LogFilePath", f"{file}/x.log")
     assert wait_until(lambda: says(host, "cannot be written: Not a directory"), 10)
     assert host.node_pid == first
+
+
+def test_a_loose_filter_ends_the_start_unless_it_is_wanted(host: LabHost) -> None:
+    host.run(["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=2", "net.ipv4.conf.default.rp_filter=0"])
+    with pytest.raises(ToolFailed, match=r"net\.ipv4\.conf\.all\.rp_filter is 2.*IgnoreLooseRPF"):
+        host.start_node()
+    host.calicoctl("config", "set", "IgnoreLooseRPF", "true")
+    host.start_node()
+    assert says(host, "kernel.loose_rpf")
+    host.stop_node()
+    host.calicoctl("config", "remove", "IgnoreLooseRPF")
+    host.run(["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0"])
+    host.start_node()
+    assert host.run(["sysctl", "-n", "net.ipv4.conf.default.rp_filter"]).stdout.strip() == "1"

@@ -345,7 +345,7 @@ class TablesBuilder:
             verdicts = self._layout.verdicts(family)
             passing = [f"-i {workload} -g calico-wl", f"-o {workload} -g calico-wl"]
             if forward:
-                passing = [*forward, *passing, f"{verdicts.if_accepted} -j ACCEPT"]
+                passing = [*forward, *passing, f"{verdicts.if_accepted} {verdicts.allow}"]
             bases = {
                 (FILTER, "calico-FORWARD"): passing,
                 (FILTER, "calico-INPUT"): [*self._from_peers(family), f"-i {workload} -g calico-wl-host"],

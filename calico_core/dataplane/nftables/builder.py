@@ -92,7 +92,7 @@ class TableBuilder:
             {name: NamedSet(kind) for name, kind in self._kinds.items()},
         )
         self._desired = Desired(self.table)
-        self._sets = KnownSets(self._desired, self.families, self._closed)
+        self._sets = KnownSets(self._desired, self.families, self._problems, self._closed, options.max_set_size)
         self._policies = PolicyChains(
             self._desired, self._sets, self.families, self._verdicts, self._problems, self._closed
         )

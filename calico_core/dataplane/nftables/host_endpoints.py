@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from calico_core.dataplane.nftables.layout import INVALID_CHAIN, chain, list_rules, rules_chain_name
+from calico_core.dataplane.nftables.layout import chain, list_rules, rules_chain_name
 from calico_core.dataplane.nftables.names import digest
 from calico_core.dataplane.reconcile import Chain, NamedSet
 from calico_core.errors import InvalidRequest
@@ -187,8 +187,7 @@ def _place_rules(
     passing = "return" if place.kind == "forward" else "accept"
     rules: list[str] = []
     if place.kind != "raw":
-        states = f"established : {passing}, related : {passing}, invalid : goto {INVALID_CHAIN}"
-        rules.append(f"ct state vmap {{ {states} }}")
+        rules.append(verdicts.known(passing))
     if "d" in earlier:
         # the chain before translation has cleared what it did not set or believe
         rules.append(f"{verdicts.if_accepted} {passing}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.integration.dataplane_nftables.test_nftables_links import (
+    test_a_new_interface_checks_sources_from_its_first_packet_on,
     test_address_of_two_goes_to_the_first_whatever_the_order,
     test_forwarding_of_the_host_is_put_back,
     test_interface_is_set_up_and_kept_so,
@@ -15,6 +16,7 @@ from tests.integration.dataplane_nftables.test_nftables_links import (
 pytestmark = pytest.mark.needs_root
 
 __all__ = [
+    "test_a_new_interface_checks_sources_from_its_first_packet_on",
     "test_address_of_two_goes_to_the_first_whatever_the_order",
     "test_forwarding_of_the_host_is_put_back",
     "test_interface_is_set_up_and_kept_so",

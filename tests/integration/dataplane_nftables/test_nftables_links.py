@@ -8,6 +8,8 @@ import msgspec
 import pytest
 from netaddr import EUI, IPAddress, IPNetwork
 
+from tests.integration.dataplane_nftables.test_nftables_traffic import _heard, _listener
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -69,6 +71,23 @@ def test_forwarding_of_the_host_is_put_back(lab: Any) -> None:
     healed = lab.dataplane.resync().healed
     assert {"sysctl ipv4/ip_forward", "sysctl ipv6/conf/all/forwarding"} <= set(healed)
     assert sysctl(lab, "ipv4.ip_forward") == sysctl(lab, "ipv6.conf.all.forwarding") == "1"
+
+
+def test_a_new_interface_checks_sources_from_its_first_packet_on(make_lab: Callable[..., Any]) -> None:
+    """Felix specification 6.8. The kernel goes by the larger value, of "all" or the interface's own."""
+    lab = make_lab(makes_router=False)
+    lab.host.run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0")
+    lab.restart()
+    far = lab.outside()
+    assert sysctl(lab, "ipv4.conf.up0.rp_filter") == "1"
+    far.run("ip", "address", "add", "198.51.100.9/32", "dev", "up0")
+    with _listener(lab.host, "192.0.2.1") as listener:
+        assert _heard(far, listener, "192.0.2.1", "192.0.2.2")
+        assert not _heard(far, listener, "192.0.2.1", "198.51.100.9"), "no way leads back to it there"
+    lab.start()
+    lab.host.run("sysctl", "-qw", "net.ipv4.conf.default.rp_filter=2")
+    assert lab.dataplane.resync().healed == ("sysctl ipv4/conf/default/rp_filter",)
+    assert sysctl(lab, "ipv4.conf.default.rp_filter") == "1"
 
 
 def test_forwarding_is_left_alone_when_somebody_else_has_it(make_lab: Callable[..., Any]) -> None:

@@ -234,6 +234,7 @@ def test_a_failure_is_told_and_heals(bench: Bench) -> None:
     assert time.monotonic() - started < WAIT_S  # told, not timed out
     eventually(lambda: bench.status(key) == "error")
     assert bench.states[-1].last_error == "no such set"
+    assert agent.figures().counters.failing == 1
 
     other, other_revision = bench.write("b")
     assert agent.wait_programmed(other, other_revision, WAIT_S)  # one that fails does not hold up others
@@ -242,6 +243,7 @@ def test_a_failure_is_told_and_heals(bench: Bench) -> None:
     eventually(lambda: agent.wait_programmed(key, revision, 0))
     eventually(lambda: bench.status(key) == "up")
     assert bench.states[-1].last_error == ""
+    assert agent.figures().counters.failing == 0
     assert bench.status(other) == "up"
 
 
