@@ -50,6 +50,7 @@ PREROUTING, NAT_OUTPUT, POSTROUTING = "nat prerouting -100", "nat output -100", 
 METADATA = "169.254.169.254"
 
 FROM_MAP, TO_MAP, SOURCE_MAP = "wl_from", "wl_to", "wl_source"
+SPOOFED = "spoofed source"
 SOURCE_KINDS = {4: ("source4", "source_mac4"), 6: ("source6", "source_mac6")}
 NAT_KINDS = {4: ("nat4", "hairpin4"), 6: ("nat6", "hairpin6")}
 _TUNNEL_DEVICES = {"tunl0": "is_ipip", "vxlan.calico": "is_vxlan"}
