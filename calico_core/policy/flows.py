@@ -228,13 +228,15 @@ class Cluster:
         """None: it may send from there."""
         if not self._is_active(key):
             return None
-        if is_spoofed(self.state(key.host).workloads[key], packet):
+        workload = self.state(key.host).workloads[key]
+        if is_spoofed(workload, packet):
             prefixes = self.endpoints[key].allowed_source_prefixes
             if any(contains(net, packet.src) for net in prefixes) and not self._lets_spoof(key.host):
                 return f"{packet.src} is in a prefix of the endpoint, and {_SPOOFING} is Disabled"
             return f"{packet.src} is no address of the endpoint, whatever policy says"
         owner = holder(self.state(key.host).workloads.values(), packet.src)
-        if owner is not None and owner.key != key:
+        is_let = any(contains(net, packet.src) for net in workload.allowed_source_prefixes)
+        if owner is not None and owner.key != key and not is_let:
             return f"{packet.src} is had by endpoint {owner.key.endpoint} of the host, the first that names it"
         return None
 

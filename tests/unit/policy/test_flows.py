@@ -180,6 +180,16 @@ def test_of_two_of_a_host_with_an_address_the_first_has_it() -> None:
     assert Cluster(found.items()).explain(packet, source=twin).outcome == "allow"
 
 
+def test_a_prefix_lets_send_from_what_another_has() -> None:
+    found = records()
+    found[A] = msgspec.structs.replace(found[A], allowed_source_prefixes=(IPNetwork("10.0.0.0/24"),))
+    twin = WorkloadEndpointKey("h1", "cni", "twin", "e")
+    found[twin] = WorkloadEndpoint(state="active", name="calit", ipv4_nets=(IPNetwork("10.0.0.7/32"),))
+    packet = Packet(src=IPAddress("10.0.0.7"), dst=IPAddress("203.0.113.9"), protocol=6, src_port=1, dst_port=80)
+    for spoofing, outcome in (("Any", "allow"), ("Disabled", "deny")):
+        assert Cluster(found.items(), source_spoofing=spoofing).explain(packet, source=A).outcome == outcome
+
+
 def test_a_workload_at_its_own_floating_address_is_asked_both_ways() -> None:
     found = records()
     nat = Nat(int_ip=IPAddress("10.0.0.1"), ext_ip=IPAddress("198.51.100.9"))
