@@ -128,6 +128,7 @@ FIELDS: tuple[Field, ...] = (
     _field("excluded_interfaces", values.interface_names, (), "InterfaceExclude"),
     _field("mtu_interfaces", values.pattern, (), "MTUIfacePattern"),
     _field("ignore_loose_rpf", values.boolean, (), "IgnoreLooseRPF"),
+    _field("source_spoofing", values.choice("Disabled", "Any"), (), "WorkloadSourceSpoofing"),
     _field("refresh_interval_s", values.number(0, 86400), (), "IptablesRefreshInterval", "NftablesRefreshInterval"),
     _field("route_refresh_interval_s", values.number(0, 86400), (), "RouteRefreshInterval"),
     _field("link_refresh_interval_s", values.number(0, 86400), (), "InterfaceRefreshInterval"),
@@ -161,6 +162,7 @@ FIELDS: tuple[Field, ...] = (
     _field("docker_host", values.text, ("DOCKER_HOST",)),
     _field("mesos_strict", values.boolean, ("CALICO_MESOS_STRICT",)),
     _field("kubeconfig", values.text, ("CALICO_KUBECONFIG",)),
+    _field("cni_kubeconfig", values.or_none(values.path), ("CALICO_CNI_KUBECONFIG",)),
     _field("mtu_bytes", values.integer(0, 65535), ("CALICO_MTU",)),
     # logging
     _field("log_level", values.log_level, ("CALICO_LOG_LEVEL",), "LogSeverityScreen", is_live=True),

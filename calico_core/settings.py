@@ -88,6 +88,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     excluded_interfaces: str = "kube-ipvs0"
     mtu_interfaces: str = ""
     ignore_loose_rpf: bool = False
+    source_spoofing: str = "Disabled"
     refresh_interval_s: float = 60.0
     route_refresh_interval_s: float = 0.0
     link_refresh_interval_s: float = 0.0
@@ -120,6 +121,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     docker_host: str = "unix:///var/run/docker.sock"
     mesos_strict: bool = False
     kubeconfig: str = ""
+    cni_kubeconfig: str = ""
     mtu_bytes: int = 0
     # logging
     log_level: str = "info"

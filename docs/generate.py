@@ -121,6 +121,9 @@ MEANINGS = {
     "interface with the host's address, and without them the kernel's own MTU counts",
     "ignore_loose_rpf": "start although `net.ipv4.conf.all.rp_filter` is 2, which weakens the check of workloads' "
     "source addresses",
+    "source_spoofing": "`Any`: workloads may also send from the prefixes that their endpoints allow "
+    "(`cni.projectcalico.org/allowedSourcePrefixes`); `Disabled`: from their own addresses only, and a warning tells "
+    "whose prefixes are ignored",
     "refresh_interval_s": "seconds between two comparisons of the kernel with what we want; 0: never",
     "route_refresh_interval_s": "the same for routes; one comparison covers all, so the shortest interval that is "
     "given counts for all; 0: none is given",
@@ -163,6 +166,8 @@ MEANINGS = {
     "mesos_strict": "refuse a cleanup of an unknown container, and an empty host name",
     "kubeconfig": "how the [policy controller](../how-to/kubernetes.md) reaches the Kubernetes API: the path of a "
     "kubeconfig, or `in-cluster`; empty: there is no Kubernetes",
+    "cni_kubeconfig": "the `calico-kubeconfig` that [`calicoctl cni install`](../how-to/install-cni.md) wrote, as the "
+    "node sees it: it gets the token of the pod's service account whenever that changes; empty: none",
     "mtu_bytes": "MTU of interfaces for Docker and Mesos, where the network names none; 0: as the kernel makes them",
     "log_level": "what goes to standard error: `debug`, `info`, `warning`, `error`, `critical` (the node ends) or "
     "`none`",

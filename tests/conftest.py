@@ -24,9 +24,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 START_TIMEOUT_S = 20.0
+_TESTS = Path(__file__).parent
 # How fast a busy machine draws examples says nothing about the code.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With ``-n 2 --dist loadgroup`` (as CI asks) what uses the host's daemons and kernel stays in one process, in its
+    order; the rest runs beside it."""
+    for item in items:
+        if item.path.is_relative_to(_TESTS / "e2e") or item.path.is_relative_to(_TESTS / "integration"):
+            item.add_marker(pytest.mark.xdist_group("host"))
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,13 @@ import click
 import msgspec
 
 from calico_core.cli.context import CliContext, pass_context
+from calico_core.cli.endpoint_words import parse_ports, port_word
 from calico_core.cli.failure import Missing, Refused
 from calico_core.cli.named import NamedGroup, name_of
 from calico_core.cli.output import answer
 from calico_core.errors import Conflict
 from calico_core.interfaces.datastore import Versioned
+from calico_core.model.addresses import parse_network
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import FELIX_STATUS, HOSTS, PROFILES, WorkloadEndpointKey, WorkloadStatusKey
 
@@ -21,7 +23,7 @@ _ATTEMPTS = 3
 _MIN_PREFIX = 4
 
 
-@click.group(cls=NamedGroup, subcommand_metavar="show | ID profile COMMAND")
+@click.group(cls=NamedGroup, subcommand_metavar="show | ID profile|ports|source-prefix COMMAND")
 def endpoint() -> None:
     """Endpoints: the interfaces of workloads. ID may be shortened to at least 4 characters if it is unique."""
 
@@ -62,6 +64,7 @@ def show(
             "Addresses": "addresses",
             "MAC": "mac",
             "Profiles": "profiles",
+            "Ports": "ports",
             "State": "state",
             "Interface": "interface",
             "Status": "status",
@@ -116,7 +119,7 @@ def profile_append(ctx: click.Context, profiles: tuple[str, ...]) -> None:
     def change(before: tuple[str, ...]) -> tuple[str, ...]:
         return (*before, *(name for name in profiles if name not in before))
 
-    is_changed = _change(ctx, change)
+    is_changed = _change_profiles(ctx, change)
     click.echo(
         f"Profile(s) {', '.join(profiles)} {'appended.' if is_changed else 'already on the endpoint: unchanged.'}"
     )
@@ -127,7 +130,7 @@ def profile_append(ctx: click.Context, profiles: tuple[str, ...]) -> None:
 @click.pass_context
 def profile_remove(ctx: click.Context, profiles: tuple[str, ...]) -> None:
     """Take profiles off it."""
-    is_changed = _change(ctx, lambda before: tuple(name for name in before if name not in profiles))
+    is_changed = _change_profiles(ctx, lambda before: tuple(name for name in before if name not in profiles))
     click.echo(f"Profile(s) {', '.join(profiles)} {'removed.' if is_changed else 'not on the endpoint: unchanged.'}")
 
 
@@ -137,18 +140,73 @@ def profile_remove(ctx: click.Context, profiles: tuple[str, ...]) -> None:
 def profile_set(ctx: click.Context, profiles: tuple[str, ...]) -> None:
     """Give it exactly these profiles."""
     _check(ctx.obj, profiles)
-    is_changed = _change(ctx, lambda _: profiles)
+    is_changed = _change_profiles(ctx, lambda _: profiles)
     click.echo(f"Profile(s) {', '.join(profiles) or 'none'} {'set.' if is_changed else 'already set: unchanged.'}")
 
 
-def _change(ctx: click.Context, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> bool:
+@endpoint.add_form
+@click.group()
+def ports() -> None:
+    """Named ports of an endpoint: what rules that name a port mean there."""
+
+
+@ports.command("show")
+@click.pass_context
+def ports_show(ctx: click.Context) -> None:
+    """Show the named ports of the endpoint."""
+    found = _find(ctx.obj, name_of(ctx))
+    rows = [{"name": port.name, "protocol": port.protocol, "port": port.port} for port in found.record.ports]
+    answer(ctx.obj, rows, {"Name": "name", "Protocol": "protocol", "Port": "port"})
+
+
+@ports.command("set")
+@click.argument("named", metavar="[NAME:PROTOCOL:PORT]...", nargs=-1)
+@click.pass_context
+def ports_set(ctx: click.Context, named: tuple[str, ...]) -> None:
+    """Give it exactly these ports, as in http:tcp:8080; a name may stand for several."""
+    wanted = tuple(dict.fromkeys(parse_ports(named, field="NAME:PROTOCOL:PORT")))
+    is_changed = _change(ctx, lambda before: msgspec.structs.replace(before, ports=wanted))
+    words = ", ".join(map(port_word, wanted)) or "none"
+    click.echo(f"Port(s) {words} {'set.' if is_changed else 'already set: unchanged.'}")
+
+
+@endpoint.add_form
+@click.group("source-prefix")
+def source_prefix() -> None:
+    """Prefixes that an endpoint may send from beside its own addresses, where WorkloadSourceSpoofing is Any."""
+
+
+@source_prefix.command("show")
+@click.pass_context
+def source_prefix_show(ctx: click.Context) -> None:
+    """Show the prefixes of the endpoint."""
+    found = _find(ctx.obj, name_of(ctx))
+    answer(ctx.obj, [{"prefix": str(each)} for each in found.record.allowed_source_prefixes], {"Prefix": "prefix"})
+
+
+@source_prefix.command("set")
+@click.argument("prefixes", nargs=-1, metavar="[CIDR]...")
+@click.pass_context
+def source_prefix_set(ctx: click.Context, prefixes: tuple[str, ...]) -> None:
+    """Give it exactly these prefixes; none: its own addresses alone."""
+    wanted = tuple(dict.fromkeys(parse_network(text, field="CIDR") for text in prefixes))
+    is_changed = _change(ctx, lambda before: msgspec.structs.replace(before, allowed_source_prefixes=wanted))
+    words = ", ".join(map(str, wanted)) or "none"
+    click.echo(f"Source prefix(es) {words} {'set.' if is_changed else 'already set: unchanged.'}")
+
+
+def _change_profiles(ctx: click.Context, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> bool:
+    return _change(ctx, lambda before: msgspec.structs.replace(before, profile_ids=change(before.profile_ids)))
+
+
+def _change(ctx: click.Context, change: Callable[[WorkloadEndpoint], WorkloadEndpoint]) -> bool:
     for _attempt in range(_ATTEMPTS):
         found = _find(ctx.obj, name_of(ctx))
-        after = change(found.record.profile_ids)
-        if after == found.record.profile_ids:
+        after = change(found.record)
+        if after == found.record:
             return False
         try:
-            ctx.obj.records.swap(found, msgspec.structs.replace(found.record, profile_ids=after))
+            ctx.obj.records.swap(found, after)
         except Conflict:
             continue
         return True
@@ -209,7 +267,9 @@ def _rows(context: CliContext) -> list[dict[str, Any]]:
                 "addresses": [str(net.ip) for net in record.nets],
                 "mac": str(record.mac) if record.mac else None,
                 "profiles": list(record.profile_ids),
+                "source_prefixes": [str(each) for each in record.allowed_source_prefixes],
                 "labels": record.labels,
+                "ports": [port_word(port) for port in record.ports],
                 "state": record.state,
                 "status": known.status if known else None,
             }

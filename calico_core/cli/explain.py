@@ -197,6 +197,7 @@ def _load(context: CliContext) -> tuple[Cluster, _Notes]:
         ((each.key, each.record) for each in (*found, *hosts)),
         bad=bad,
         endpoint_to_host=Settings().endpoint_to_host,
+        source_spoofing=Settings().source_spoofing,
     )
     return cluster, _Notes(context)
 

@@ -259,7 +259,7 @@ class KernelDataplane(Dataplane, Generic[P]):
     def purge(self) -> None:
         self._policy.purge()
         self._routes.want_nothing()
-        self._links.want_nothing()
+        self._links.want_nothing(self._prefix)
         failures = self._routes.resync().failures
         self._state, self._is_complete = HostState(), False
         self._claims.clear()

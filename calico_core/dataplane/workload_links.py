@@ -5,6 +5,7 @@ An end we know to be right costs nothing; all are looked at again at a resync. S
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from calico_core.dataplane.linux import sysctl
 from calico_core.dataplane.linux.address_messages import NUD_PERMANENT, delete_neighbour, set_neighbour
 from calico_core.dataplane.linux.netns import run_in
 from calico_core.dataplane.linux.prefix import AF_INET, host_prefix
-from calico_core.dataplane.linux.workload_sysctls import host_end
+from calico_core.dataplane.linux.workload_sysctls import host_end, source_check
 from calico_core.errors import KernelRefused
 from calico_core.interfaces.dataplane import Failure
 
@@ -73,12 +74,21 @@ class WorkloadLinks:
         has_v6 = self._has_ipv6 and any(net.version == 6 for net in workload.nets)
         mac = b"" if workload.mac is None else int(workload.mac).to_bytes(6, "big")
         self._wanted[interface] = _Wanted(
-            host_end(interface, has_v4=bool(v4), has_v6=has_v6, has_metadata=self._has_metadata),
+            host_end(
+                interface,
+                has_v4=bool(v4),
+                has_v6=has_v6,
+                has_metadata=self._has_metadata,
+                has_prefixes=any(net.version == 4 for net in workload.allowed_source_prefixes),
+            ),
             frozenset((host_prefix(net.ip), mac) for net in v4 if mac and net.prefixlen == 32),
         )
 
-    def want_nothing(self) -> None:
+    def want_nothing(self, prefix: str) -> None:
+        """As policy goes, the kernel checks sources again on all links whose names begin so, whoever told it not to."""
         self._wanted.clear()
+        names = [link.name for link in self._socket.links() if link.name.startswith(prefix)]
+        run_in(self._namespace_fd, lambda: _check_sources(names))
 
     def was_set(self, interface: str, index: int, settings: tuple[Setting, ...]) -> None:
         """The wiring has written these. Any thread."""
@@ -131,7 +141,7 @@ class WorkloadLinks:
         self, link: Link, known: dict[Prefix, Neighbour] | None, changed: list[str], failures: list[Failure]
     ) -> None:
         """``known``: its neighbours; None: trust what we know of it."""
-        wanted = self._wanted.get(link.name, _Wanted((), frozenset()))
+        wanted = self._wanted.get(link.name) or self._unwanted(link.name)
         settings = (link.index, wanted.settings)
         if (known is not None or self._settings.get(link.name) != settings) and self._apply(
             wanted.settings, changed, failures
@@ -162,6 +172,12 @@ class WorkloadLinks:
             self._done[link.name] = wanted
         else:
             self._lose(link.name, is_deleted=True)
+
+    def _unwanted(self, name: str) -> _Wanted:
+        """Nothing of ours, but that the kernel checks again what policy has checked alone."""
+        done = self._done.get(name)
+        is_loose = done is not None and source_check(name, is_strict=False) in done.settings
+        return _Wanted((source_check(name, is_strict=True),) if is_loose else (), frozenset())
 
     def _apply(self, settings: tuple[Setting, ...], changed: list[str], failures: list[Failure]) -> bool:
         """Whether all of them are right now."""
@@ -207,3 +223,11 @@ def _set(settings: tuple[Setting, ...]) -> list[tuple[Setting, KernelRefused | N
         except KernelRefused as error:
             outcomes.append((setting, error))
     return outcomes
+
+
+def _check_sources(interfaces: Iterable[str]) -> None:
+    for interface in interfaces:
+        loose, strict = source_check(interface, is_strict=False), source_check(interface, is_strict=True)
+        with contextlib.suppress(KernelRefused):  # the link went
+            if sysctl.find(loose.path) == loose.value:
+                sysctl.write(strict.path, strict.value)

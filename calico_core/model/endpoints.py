@@ -43,10 +43,23 @@ class EndpointPort(Record, frozen=True):
             raise ValueError(f"port: {self.port} is not between 1 and 65535")
 
 
+class EndpointAttachment(Record, frozen=True):
+    """A network that uses an endpoint which several may share: under which interface it was asked for, and the
+    profiles that it brings. ``created`` is seconds since the epoch."""
+
+    network: str
+    ifname: str
+    profile_ids: tuple[str, ...] = ()
+    created: float | None = None
+
+
 class WorkloadEndpoint(Record, frozen=True):
-    """One interface of a container. ``name`` is the host side. The fields after ``ports`` are ours: readers of the
-    reference system ignore them; absence means unknown. ``created`` is seconds since the epoch;
-    ``own_profiles`` are deleted with the endpoint."""
+    """One interface of a container. ``name`` is the host side. ``allowed_source_prefixes``: what it may send from
+    beside its own addresses, on a host that lets workloads do so; stored under the name the reference has for it. The
+    fields after ``profile_id`` are ours: readers of the reference system ignore them; absence means unknown.
+    ``created`` is seconds since the epoch; ``own_profiles`` are deleted with the endpoint. ``network`` and ``ifname``
+    are of the attachment that made it. ``attachments`` are those that stand now, where several networks may share the
+    endpoint, and ``handle`` holds its addresses then: the last one to go releases them, whoever made the endpoint."""
 
     state: Literal["active", "inactive"]
     name: str
@@ -60,6 +73,7 @@ class WorkloadEndpoint(Record, frozen=True):
     ipv6_nat: tuple[Nat, ...] = ()
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     ports: tuple[EndpointPort, ...] = ()
+    allowed_source_prefixes: tuple[IPNetwork, ...] = msgspec.field(default=(), name="allow_spoofed_source_ips")
     profile_id: str | None = None
     container_id: str | None = None
     ifname: str | None = None
@@ -67,6 +81,8 @@ class WorkloadEndpoint(Record, frozen=True):
     netns: str | None = None
     own_profiles: tuple[str, ...] = ()
     created: float | None = None
+    attachments: tuple[EndpointAttachment, ...] = ()
+    handle: str | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -97,6 +113,10 @@ class WorkloadEndpoint(Record, frozen=True):
                     raise InvalidRequest(f"ipv{version}_nat", f"addresses must be IPv{version}")
                 if nat.int_ip.value not in held:
                     raise InvalidRequest(f"ipv{version}_nat", f"{nat.int_ip} is not an address of the endpoint")
+
+    def is_made_for(self, network: str | None, ifname: str) -> bool:
+        """Whether its interface is as this attachment wanted it, and not only shared by it."""
+        return not self.attachments or (self.network, self.ifname) == (network, ifname)
 
     @property
     def nets(self) -> tuple[IPNetwork, ...]:

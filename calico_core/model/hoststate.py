@@ -177,13 +177,15 @@ class HostNat(Value, frozen=True):
 
 
 class HostWorkload(Value, frozen=True):
-    """A local workload endpoint. ``inbound`` is towards the workload. Inactive: known, and closed."""
+    """A local workload endpoint. ``inbound`` is towards the workload. Inactive: known, and closed.
+    ``allowed_source_prefixes``: what it may send from beside ``nets``; nothing is routed to it for their sake."""
 
     key: WorkloadEndpointKey
     interface: str
     is_active: bool
     mac: EUI | None = None
     nets: tuple[IPNetwork, ...] = ()
+    allowed_source_prefixes: tuple[IPNetwork, ...] = ()
     nats: tuple[HostNat, ...] = ()
     inbound: PolicyList = PolicyList()
     outbound: PolicyList = PolicyList()

@@ -12,6 +12,9 @@ from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.record import Value
 from calico_core.model.rules import RuleLists
 
+Device = Literal["veth", "netkit"]
+"""What a pair of links is made of. A kernel without netkit gets veth in its place."""
+
 
 class AddressRequest(Value, frozen=True):
     """Addresses wanted. ``requested`` are exact addresses (they count towards the numbers); ``pools_v4`` and
@@ -44,9 +47,12 @@ class Attach(Value, frozen=True):
     ``addresses``: an :class:`AddressRequest` to be committed together with the endpoint, or addresses the caller
     already holds. ``namespace``: path or description for messages; ``namespace_fd`` None means no interface is made
     (the caller or a later :meth:`Workloads.make_pair` does it). ``routes``: destinations beside the default route.
-    ``floating``: addresses that lead to the workload's own of the same family. ``labels`` go to the record. An
-    existing record of another ``container_id`` is replaced only with ``replaces``. ``requires_mtu``: fail where neither
-    the request nor the node names an MTU. ``queues``: of each end, both ways.
+    ``floating``: addresses that lead to the workload's own of the same family. ``allowed_source_prefixes``: what it may
+    send from beside its own. ``labels`` go to the record. An existing record of another ``container_id`` is replaced
+    only with ``replaces``. ``shared_handle``: further networks of the container may share the endpoint, and join it if
+    it stands; the handle that holds its addresses if it does not. Of what joins, only profiles count.
+    ``requires_mtu``: fail where neither the request nor the node names an MTU. ``queues``: of each end, both ways.
+    ``device``: what a new pair is made of.
     """
 
     key: WorkloadEndpointKey
@@ -62,12 +68,15 @@ class Attach(Value, frozen=True):
     mtu_bytes: int | None = None
     requires_mtu: bool = False
     queues: int = 1
+    device: Device = "veth"
     container_id: str | None = None
     network: str | None = None
     replaces: bool = False
+    shared_handle: str | None = None
     is_default_route: bool = True
     routes: tuple[IPNetwork, ...] = ()
     floating: tuple[IPAddress, ...] = ()
+    allowed_source_prefixes: tuple[IPNetwork, ...] = ()
     allow_ip_forwarding: bool = False
     policy_timeout_s: float = 10.0
 
@@ -91,7 +100,10 @@ class Detach(Value, frozen=True):
 
     ``handles``: released in the same transaction as the record goes (the first that exists in the caller's naming).
     ``container_id``: the record is deleted only if it names the same container or none, so that a late call cannot
-    hit the next owner; ``network`` is compared in the same way. ``namespace_fd`` is not needed.
+    hit the next owner; ``network`` is compared in the same way. An endpoint that several networks share loses what
+    ``network`` brought under ``container_interface``, and goes with the last of them. ``is_shared``: it may be such a
+    one, so its interface stays while nobody can say, and an endpoint under another interface's name is not meant.
+    ``namespace_fd`` is not needed.
     """
 
     key: WorkloadEndpointKey
@@ -99,12 +111,14 @@ class Detach(Value, frozen=True):
     handles: tuple[str, ...] = ()
     container_id: str | None = None
     network: str | None = None
+    container_interface: str = "eth0"
+    is_shared: bool = False
 
 
 class WiringRequest(Value, frozen=True):
     """An interface pair to make. ``addresses`` are /32 and /128. ``mac`` None: a random, locally administered one.
     ``routes``: destinations that the container reaches through the pair beside the default route. ``queues``: how many
-    a new pair gets at each end, both ways."""
+    a new pair gets at each end, both ways. ``device``: what it is made of; one that stands is kept as it is."""
 
     interface: str
     container_interface: str
@@ -114,6 +128,7 @@ class WiringRequest(Value, frozen=True):
     mac: EUI | None = None
     mtu_bytes: int | None = None
     queues: int = 1
+    device: Device = "veth"
     is_default_route: bool = True
     routes: tuple[IPNetwork, ...] = ()
     allow_ip_forwarding: bool = False

@@ -70,12 +70,13 @@ class Agent:
         confirm_removals_after_s: float = 300.0,
         remembered: RememberedInterfaces | None = None,
         interface_prefix: str = "",
+        lets_spoof: bool = False,
         cuts_denied_flows: bool = True,
         is_excluded: Callable[[str], bool] = lambda _name: False,
     ) -> None:
         """``on_config`` hears, in the engine thread, of every configuration key of the datastore.
-        ``confirm_removals_after_s``: see ``RemovalGuard``; ``remembered``: what an earlier life of the node had;
-        ``is_excluded``: whether an interface is the business only of a host endpoint that names it."""
+        ``confirm_removals_after_s``: see ``RemovalGuard``; ``lets_spoof`` and ``is_excluded``: see ``PolicyResolver``;
+        ``remembered``: what an earlier life of the node had."""
         self._host = host
         self._dataplane = dataplane
         self._reporter = reporter
@@ -83,7 +84,9 @@ class Agent:
         self._on_config = on_config
         self.counters = AgentCounters()
         self._mailbox: Mailbox[Item] = Mailbox()
-        self._resolver = PolicyResolver(host, interface_prefix=interface_prefix, is_excluded=is_excluded)
+        self._resolver = PolicyResolver(
+            host, interface_prefix=interface_prefix, lets_spoof=lets_spoof, is_excluded=is_excluded
+        )
         # the addresses that hosts have of IPv6 stand beside their routing
         self._syncer = Syncer(store, (V1, BGP_HOSTS), self._mailbox.post, ready_key=ReadyKey().path, name="sync-policy")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -230,7 +233,7 @@ class Agent:
 
     def _is_urgent(self, item: Item) -> bool:
         if not isinstance(item, SyncBatch):
-            return not isinstance(item, HostAddresses)
+            return not isinstance(item, HostAddresses | InterfaceEvent)
         if item.is_snapshot or not item.updates:
             return True
         return any(isinstance(each.key, WorkloadEndpointKey) and each.key.host == self._host for each in item.updates)
@@ -269,6 +272,9 @@ class Agent:
             started = time.perf_counter()
             changes = self._resolver.flush()
             self.counters.calculation.note(time.perf_counter() - started)
+            for key in self._resolver.allowed_sources.take_ignored():
+                reason = "WorkloadSourceSpoofing is Disabled: it may send from its own addresses only"
+                log.warning("endpoint.source_prefixes_ignored", endpoint=key.path, reason=reason)
             self._apply(changes)
             self._remembered.save(self._guard.interfaces, time.monotonic())
             self._cut_flows()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from pathlib import Path
 
@@ -107,6 +108,22 @@ def refuse_loose_rpf(settings: Settings, path: Path = _RP_FILTER) -> None:
         "net.ipv4.conf.all.rp_filter is 2, which lets workloads send with the addresses of others: "
         "set it to 0 or 1, or IgnoreLooseRPF to true",
     )
+
+
+def warn_of_strict_rpf(settings: Settings, path: Path = _RP_FILTER) -> None:
+    """A reverse-path filter of "all" counts on the interfaces of workloads that may send from other prefixes, too: the
+    kernel goes by the higher of the two values, and drops there what is IPv4 and not routed back."""
+    if settings.source_spoofing != "Any":
+        return
+    with contextlib.suppress(OSError):
+        if (value := path.read_text().strip()) != "0":
+            log.warning(
+                "kernel.strict_rpf",
+                sysctl="net.ipv4.conf.all.rp_filter",
+                value=value,
+                reason="with it the kernel drops IPv4 that workloads send from prefixes of WorkloadSourceSpoofing: set "
+                "it to 0, and the rp_filter of the host's own interfaces one by one",
+            )
 
 
 def warn_of_open_policy(settings: Settings) -> None:

@@ -24,6 +24,8 @@ log = get_logger(__name__)
 
 DIRECTORY = "endpoint-status"
 _RETRY_S = 5.0
+_GATHER_S = 0.05
+"""An attach makes several states in a row: one look at all endpoints does for them."""
 # what the reference system's language leaves as it is in a part of a path, beside letters, digits and "-_.~"
 _PLAIN = "$&+=:@"
 
@@ -65,8 +67,9 @@ class EndpointFiles:
         wait_s: float | None = None
         while not self._stopping.is_set():
             state = self._slot.take(wait_s) or state
-            if state is None or self._stopping.is_set():
+            if state is None or self._stopping.wait(_GATHER_S):
                 continue
+            state = self._slot.take(0) or state
             try:
                 self._align(state)
                 self._last_error, wait_s = "", None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from netaddr import IPAddress
@@ -21,6 +21,7 @@ from netaddr import IPAddress
 from calico_core.errors import CalicoError
 from calico_core.interfaces.dataplane import Connection, Dataplane
 from calico_core.log import get_logger
+from calico_core.model.addresses import contains
 from calico_core.model.hoststate import (
     HostChanges,
     HostRule,
@@ -192,12 +193,13 @@ class FlowCutter:
 
 def denied_now(
     state: HostState,
-    concerned: Iterable[tuple[HostWorkload, Direction]],
+    concerned: Collection[tuple[HostWorkload, Direction]],
     connections: Iterable[Connection],
     own: frozenset[IPAddress],
 ) -> list[Connection]:
     """The connections that one of these directions denies. Translation is seen through: policy knows the sender's
-    address before it, and the receiver's after it."""
+    address before it, and the receiver's after it. What comes from a prefix that a workload may send from, and from no
+    workload's own address, is taken for that workload's: nobody can tell, and what is cut in vain begins again."""
     judges: dict[Direction, defaultdict[IPAddress, list[HostWorkload]]] = {
         "inbound": defaultdict(list),
         "outbound": defaultdict(list),
@@ -206,10 +208,13 @@ def denied_now(
         for net in workload.nets:
             judges[direction][net.ip].append(workload)
     outbound, inbound = judges["outbound"], judges["inbound"]
+    foreign = _ForeignSources(state, (each for each, direction in concerned if direction == "outbound"))
     evaluator = Evaluator(state)
     found = []
     for connection in connections:
         sender, receiver = connection.src, connection.reply_src
+        if foreign.prefixes and sender not in outbound and (senders := foreign.senders(sender)):
+            outbound[sender] = senders
         if (sender not in outbound and receiver not in inbound) or sender in own or receiver in own:
             continue
         packet = _packet(connection)
@@ -218,6 +223,20 @@ def denied_now(
         if any(evaluator.explain_side(each, direction, packet)[-1].outcome == "deny" for direction, each in sides):
             found.append(connection)
     return found
+
+
+class _ForeignSources:
+    """Who may have sent what no workload of the host has the address of."""
+
+    def __init__(self, state: HostState, workloads: Iterable[HostWorkload]) -> None:
+        self.prefixes = [(net, each) for each in workloads for net in each.allowed_source_prefixes]
+        known = state.workloads.values() if self.prefixes else ()
+        self._own = {net.ip for each in known for net in each.nets}
+
+    def senders(self, address: IPAddress) -> list[HostWorkload]:
+        if address in self._own:
+            return []
+        return [workload for net, workload in self.prefixes if contains(net, address)]
 
 
 def _packet(connection: Connection) -> Packet:

@@ -31,7 +31,13 @@ from calico_core.node.addresses import is_own_address, node_address
 from calico_core.node.agent import Agent
 from calico_core.node.agent_state import AgentState
 from calico_core.node.collector import Collector
-from calico_core.node.dataplane_options import refresh_interval_s, refuse_loose_rpf, tell_ipv6, warn_of_open_policy
+from calico_core.node.dataplane_options import (
+    refresh_interval_s,
+    refuse_loose_rpf,
+    tell_ipv6,
+    warn_of_open_policy,
+    warn_of_strict_rpf,
+)
 from calico_core.node.denied import DeniedLog
 from calico_core.node.endpoint_files import DIRECTORY as ENDPOINT_FILES
 from calico_core.node.endpoint_files import EndpointFiles
@@ -127,6 +133,7 @@ class Runtime:
         live.begin()
         self._pages.serve_health(settings)
         refuse_loose_rpf(settings)
+        warn_of_strict_rpf(settings)
         warn_of_open_policy(settings)
         tell_ipv6(settings)
         dataplane = composition.open_dataplane(settings, self.host)
@@ -148,6 +155,7 @@ class Runtime:
             on_config=live.take,
             confirm_removals_after_s=settings.confirm_removals_after_s,
             interface_prefix=settings.interface_prefix,
+            lets_spoof=settings.source_spoofing == "Any",
             cuts_denied_flows=settings.established_flows == "cut",
             is_excluded=parse_interface_names(settings.excluded_interfaces),
             remembered=RememberedInterfaces(

@@ -11,8 +11,6 @@ many selectors stand. A parent's change moves all its items from posting to post
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import compress, count, repeat
-from operator import contains
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -70,6 +68,9 @@ class LabelIndex:
         self._all = BitMap()
         self._labels: list[Labels] = []
         self._parents: list[tuple[str, ...]] = []
+        self._shapes: dict[tuple[str, ...], BitMap] = {}
+        """Items by the names of their own labels: a cluster has few of these, and who has a label is then known at
+        once."""
         self._parent_labels: dict[str, Labels] = {}
         self._gifts: dict[str, Labels] = {}
         """Of a parent's labels those that some query names; most parents then give nothing. A cache."""
@@ -164,6 +165,11 @@ class LabelIndex:
             self._labels[item] = labels
             self._parents[item] = parents
         self._all.add(item)
+        shape = tuple(labels)
+        alike = self._shapes.get(shape)
+        if alike is None:
+            alike = self._shapes[shape] = BitMap()
+        alike.add(item)
         for parent in parents:
             members = self._members.get(parent)
             if members is None:
@@ -194,6 +200,11 @@ class LabelIndex:
         if not self._is_bulk:
             self._test(item, effective)
         self._all.discard(item)
+        shape = tuple(self._labels[item])
+        alike = self._shapes[shape]
+        alike.discard(item)
+        if not alike:
+            del self._shapes[shape]
         self._several.discard(item)
         for parent in self._parents[item]:
             members = self._members.get(parent)
@@ -207,12 +218,18 @@ class LabelIndex:
         self._parents[item] = ()
 
     def _test(self, item: int, labels: Labels) -> None:
+        to_test = self._to_test
         for query in self._candidates(labels):
-            self._to_test.setdefault(query, set()).add(item)
+            items = to_test.get(query)
+            if items is None:
+                to_test[query] = {item}
+            else:
+                items.add(item)
 
     def _candidates(self, labels: Labels) -> set[Query]:
         found = self._postings.filed(labels)
-        found |= self._unfiled
+        if self._unfiled:
+            found |= self._unfiled
         return found
 
     # --- parents -------------------------------------------------------------------------------------
@@ -299,28 +316,29 @@ class LabelIndex:
     def _tested(self, query: Query, items: set[int], effective: dict[int, Labels]) -> Delta | None:
         added: list[int] = []
         removed: list[int] = []
-        matching = 0
+        matching, matched, node = 0, query.matched, query.node
         for item in items:
             labels = effective.get(item)
             if labels is None:
                 labels = effective[item] = self.labels(item)
-            matches = item in self._all and query.node.matches(labels)
-            matching += matches
-            if matches != (item in query.matched):
-                (added if matches else removed).append(item)
+            if item in self._all and node.matches(labels):
+                matching += 1
+                if item not in matched:
+                    added.append(item)
+            elif item in matched:
+                removed.append(item)
         self._matches += matching
         self._mismatches += len(items) - matching
         if not added and not removed:
             return None
-        if query.matched is EMPTY:
-            query.matched = BitMap()
+        if matched is EMPTY:
+            matched = query.matched = BitMap()
         # a bitmap costs some microseconds to make, and most of these would be empty
-        delta = Delta(BitMap(added) if added else EMPTY, BitMap(removed) if removed else EMPTY)
-        if added:
-            query.matched |= delta.added
-        if removed:
-            query.matched -= delta.removed
-        return delta
+        for item in added:
+            matched.add(item)
+        for item in removed:
+            matched.discard(item)
+        return Delta(BitMap(added) if added else EMPTY, BitMap(removed) if removed else EMPTY)
 
     def _evaluated(self, query: Query) -> Delta | None:
         items, is_negated = self._postings.evaluate(query.node)
@@ -351,8 +369,8 @@ class LabelIndex:
 
     def _fill_label(self, label: str) -> None:
         key, labels = self._postings.keys[label], self._labels
-        holders = list(compress(count(), map(contains, labels, repeat(label))))  # those that are gone have no labels
-        key.fill(holders, [labels[item][label] for item in holders] if key.values or key.texts else [])
+        holders = BitMap.union(EMPTY, *(items for shape, items in self._shapes.items() if label in shape))
+        key.fill(holders, [labels[item][label] for item in holders.to_array()] if key.values or key.texts else [])
         givers = [
             (members, given[label])
             for parent, given in self._parent_labels.items()

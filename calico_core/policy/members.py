@@ -6,6 +6,7 @@ networks stand apart; only network sets have them.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, cast
 
@@ -24,6 +25,8 @@ Hosts = int | tuple[int, ...]
 """One IPv4 address, or any others. The first is by far the most frequent, and a tuple costs 48 bytes."""
 Nets = tuple[IPNetwork, ...]
 NO_HOSTS: Hosts = ()
+_DENSE = 4
+"""Where for so many items at most one is missing between the first and the last, the addresses are taken as a piece."""
 
 
 def addresses_of(record: WorkloadEndpoint | HostEndpoint | NetworkSet) -> tuple[Hosts, Nets]:
@@ -74,6 +77,8 @@ class MemberTable:
 
     def __init__(self) -> None:
         self._hosts: list[Hosts] = []
+        self._v4 = array("I")
+        """The one IPv4 address of an endpoint, for those that can be taken as a piece; 0 for any others."""
         self._nets: dict[int, Nets] = {}
         self._irregular = BitMap()
         """Endpoints with anything but exactly one IPv4 address."""
@@ -99,23 +104,29 @@ class MemberTable:
         missing = item + 1 - len(self._hosts)
         if missing > 0:
             self._hosts.extend([NO_HOSTS] * missing)
+            self._v4.extend([0] * missing)
         self._hosts[item] = hosts
         if isinstance(hosts, tuple):
+            self._v4[item] = 0
             self._irregular.add(item)
             for host in hosts:
                 self._own(host, item)
-        elif self._owners.setdefault(hosts, item) is not item:
-            self._own(hosts, item)
+        else:
+            self._v4[item] = hosts
+            if self._owners.setdefault(hosts, item) is not item:
+                self._own(hosts, item)
         if nets:
             self._nets[item] = nets
             self.with_nets.add(item)
 
     def collect(self, items: BitMap) -> tuple[BitMap, set[int]]:
         """The IPv4 and the IPv6 addresses of the items."""
+        v6: set[int] = set()
+        if not items:
+            return BitMap(), v6
         hosts = self._hosts
         regular = items - self._irregular if self._irregular else items
-        v4 = BitMap(cast(list[int], list(map(hosts.__getitem__, regular.to_array())))) if items else BitMap()
-        v6: set[int] = set()
+        v4 = self._v4_of(regular) if regular else BitMap()
         if regular is not items and len(regular) != len(items):
             v4_values: list[int] = []
             for item in items & self._irregular:
@@ -126,6 +137,17 @@ class MemberTable:
                         v6.add(host - V6)
             v4.update(v4_values)
         return v4, v6
+
+    def _v4_of(self, regular: BitMap) -> BitMap:
+        first, last = regular.min(), regular.max()
+        missing = last + 1 - first - len(regular)
+        if missing * _DENSE > len(regular):
+            return BitMap(cast(list[int], list(map(self._hosts.__getitem__, regular.to_array()))))
+        values = self._v4[first : last + 1]
+        if missing:
+            for item in regular.flip(first, last + 1).to_array():
+                values[item - first] = values[0]
+        return BitMap(values)
 
     def is_owned(self, host: int, items: BitMap) -> bool:
         """Whether one of the items has the address."""

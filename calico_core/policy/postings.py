@@ -8,6 +8,7 @@ over the items when a query names something new, made once for all that a batch 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import compress
 from typing import TYPE_CHECKING
 
 from pyroaring import BitMap
@@ -88,21 +89,25 @@ class KeyPostings:
                 if text.accepts(value):
                     posting.items.add(item)
 
-    def fill(self, items: list[int], values: list[str]) -> None:
-        """Many items that carry the label themselves, each with its value."""
-        self.own.update(items)
+    def fill(self, items: BitMap, values: list[str]) -> None:
+        """Many items that carry the label themselves, each with its value, in their order."""
+        self.own |= items
         if self.present is not None:
-            self.present.items.update(items)
-        if self.values:
+            self.present.items |= items
+        distinct = set(values)
+        if len(distinct) == 1:
+            for value in distinct & self.values.keys():
+                self.values[value].items |= items
+        elif distinct:
+            asked = list(map(self.values.__contains__, values))
             wanted: dict[str, list[int]] = {value: [] for value in self.values}
-            for item, value in zip(items, values, strict=True):
-                if value in wanted:
-                    wanted[value].append(item)
+            for item, value in zip(compress(items.to_array(), asked), compress(values, asked), strict=True):
+                wanted[value].append(item)
             for value, found in wanted.items():
                 self.values[value].items.update(found)
         for text, posting in self.texts.items():
-            accepted = {value for value in set(values) if text.accepts(value)}
-            posting.items.update([item for item, value in zip(items, values, strict=True) if value in accepted])
+            accepted = {value for value in distinct if text.accepts(value)}
+            posting.items.update(list(compress(items.to_array(), map(accepted.__contains__, values))))
 
     def discard(self, item: int, value: str) -> None:
         for posting in self.of(value):
@@ -212,8 +217,9 @@ class Postings:
             key = self.keys.get(label)
             if key is None or not key.filed:
                 continue
-            found.update(key.filed.get(value, ()))
-            found.update(key.filed.get(None, ()))
+            for filed in (key.filed.get(value), key.filed.get(None)):
+                if filed is not None:
+                    found |= filed
         return found
 
     def evaluate(self, node: Node) -> Result:

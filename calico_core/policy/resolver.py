@@ -45,6 +45,7 @@ from calico_core.model.pools import Pool
 from calico_core.model.rules import Rule, RuleLists
 from calico_core.model.selectors import Labels
 from calico_core.policy.active import ActiveLists, References
+from calico_core.policy.allowed_sources import AllowedSources
 from calico_core.policy.floating import NO_NATS, FloatingAddresses
 from calico_core.policy.host_endpoints import HostEndpoints
 from calico_core.policy.ip_sets import IpSets
@@ -72,12 +73,15 @@ class PolicyResolver:
         host: str,
         *,
         interface_prefix: str = "",
+        lets_spoof: bool = False,
         is_excluded: Callable[[str], bool] = lambda _interface: False,
     ) -> None:
         """``interface_prefix``: what the names of all workloads' interfaces begin with, and no other's.
+        ``lets_spoof``: workloads may send from the prefixes that their records allow them.
         ``is_excluded``: whether an interface is the business only of a host endpoint that names it."""
         self._host = host
         self._prefix = interface_prefix
+        self.allowed_sources = AllowedSources(is_wanted=lets_spoof)
         self._is_in_sync = False
         self._is_first = True
         self._pending: dict[Key, Any] = {}
@@ -135,7 +139,7 @@ class PolicyResolver:
 
     def flush(self) -> HostChanges:
         """What changed since the last flush. The first after :meth:`in_sync` is complete; before it, empty."""
-        if not self._is_in_sync:
+        if not self._is_in_sync or not (self._is_first or self._pending or self._is_interface_dirty):
             return HostChanges()
         groups: defaultdict[type[Key], list[tuple[Any, Any]]] = defaultdict(list)
         for update in self._pending.items():
@@ -250,6 +254,8 @@ class PolicyResolver:
         return pools
 
     def _take_peers(self, groups: defaultdict[type[Key], list[tuple[Any, Any]]]) -> HostPeers | None:
+        if self._host_peers is not None and not any(groups[kind] for kind in (HostIpKey, BgpHostAddressKey, PoolKey)):
+            return None
         for kind in (HostIpKey, BgpHostAddressKey):
             for address_key, text in groups[kind]:
                 self._peers.set_address(address_key, text)
@@ -279,6 +285,7 @@ class PolicyResolver:
                 changed.append(after)
             else:
                 del self._workloads[key]
+                self.allowed_sources.forget(key)
                 gone.append(key)
             if before is not None:
                 self._lists.release(before)
@@ -295,6 +302,7 @@ class PolicyResolver:
             is_active=is_active,
             mac=endpoint.mac,
             nets=endpoint.ipv4_nets + endpoint.ipv6_nets,
+            allowed_source_prefixes=self.allowed_sources.of(key, endpoint) if is_active else (),
             nats=self._floating.of(key) if is_active else NO_NATS,
             inbound=inbound,
             outbound=outbound,

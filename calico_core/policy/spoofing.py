@@ -20,7 +20,7 @@ _NEIGHBOURS = frozenset({130, 131, 132, 133, 135, 136, 143})
 
 def is_spoofed(workload: HostWorkload, packet: Packet) -> bool:
     """What asks for an address, or speaks on the link alone, needs none that is its own."""
-    if any(contains(net, packet.src) for net in workload.nets):
+    if any(contains(net, packet.src) for net in workload.nets + workload.allowed_source_prefixes):
         return False
     ports = (packet.src_port, packet.dst_port) if packet.protocol == _UDP else None
     if packet.src.version == 4:

@@ -13,9 +13,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import msgspec
-from netaddr import EUI, IPAddress
+from netaddr import IPAddress
 
-from calico_core.errors import Conflict, InvalidRecord, InvalidRequest, KeyExists, NotReady, Unavailable
+from calico_core.errors import (
+    Conflict,
+    InterfaceTaken,
+    InvalidRecord,
+    InvalidRequest,
+    KeyExists,
+    NotReady,
+    Unavailable,
+)
 from calico_core.interfaces.dataplane import WorkloadWiring
 from calico_core.interfaces.datastore import Compare, Delete, Put, Records, Versioned, absent
 from calico_core.interfaces.ipam import Companion, Ipam
@@ -23,8 +31,8 @@ from calico_core.interfaces.workloads import Workloads
 from calico_core.locks import NamedLocks
 from calico_core.log import get_logger
 from calico_core.model import codec
-from calico_core.model.addresses import host_network, local_mac
-from calico_core.model.endpoints import Nat, WorkloadEndpoint
+from calico_core.model.addresses import local_mac
+from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import (
     ReadyKey,
     WorkloadEndpointKey,
@@ -40,9 +48,11 @@ from calico_core.model.workloads import (
     WiringRequest,
 )
 from calico_core.stopwatch import Stopwatch, lap, measured
+from calico_core.workload.endpoint_record import endpoint_record
 from calico_core.workload.gate import PolicyGate
 from calico_core.workload.orphans import remove_orphans
 from calico_core.workload.profiles import profile_copies, profile_deletions, profile_writes, profiles_to_write
+from calico_core.workload.sharing import departure, is_attached, joined
 from calico_core.workload.slowest import SlowestAttaches
 from calico_core.workload.undo import UndoStack
 
@@ -101,6 +111,8 @@ class WorkloadService(Workloads):
             endpoint, revision = committed.endpoint, committed.revision
             if committed.is_new:
                 undo.push("record", lambda: self._forget(request, committed))
+            elif committed.is_joined:
+                undo.push("attachment", lambda: self._leave(request))
             watch.lap("record")
             wired = self._wire(request, endpoint)
             if wired is not None and wired.is_new:
@@ -112,6 +124,7 @@ class WorkloadService(Workloads):
         if not is_programmed:
             log.warning("endpoint.policy_pending", endpoint=request.key.path)
         steps = tuple(watch.steps)
+        is_made = endpoint.is_made_for(request.network, request.container_interface)
         log.info(
             "endpoint.attached",
             endpoint=request.key.path,
@@ -123,7 +136,7 @@ class WorkloadService(Workloads):
             interface=request.interface,
             host_mac=wired.host_mac if wired else None,
             mac=wired.mac if wired else endpoint.mac,
-            mtu_bytes=wired.mtu_bytes if wired else request.mtu_bytes,
+            mtu_bytes=wired.mtu_bytes if wired else request.mtu_bytes if is_made else None,
             is_policy_programmed=is_programmed,
             endpoint=endpoint,
             steps=steps,
@@ -147,8 +160,17 @@ class WorkloadService(Workloads):
 
     def _record(self, request: Attach) -> _Committed:
         """Commit addresses and record, or find that they stand."""
-        replaced: Versioned[WorkloadEndpoint] | None = None
+        # an endpoint that may be shared is looked for first: who joins needs no address, and none may be left
+        replaced = self._records.get(request.key) if request.shared_handle is not None else None
         for _attempt in range(_ATTEMPTS):
+            if replaced is not None and replaced.record.container_id == request.container_id:
+                committed = self._use(request, replaced)
+                if committed is not None:
+                    return committed
+                replaced = self._records.get(request.key)
+                continue
+            if replaced is not None and not request.replaces:
+                raise KeyExists(request.key.path, replaced)
             expected = Compare(request.key.path, replaced.mod_revision) if replaced else absent(request.key.path)
             profiles = profiles_to_write(self._records, request.new_profiles, self._gate.knows_profile)
             try:
@@ -161,13 +183,30 @@ class WorkloadService(Workloads):
                 if conflict.key != request.key.path:
                     continue  # a profile came or went meanwhile: look again
             replaced = self._records.get(request.key)
-            if replaced is None:
-                continue
-            if replaced.record.container_id == request.container_id:
-                return _Committed(replaced.record, replaced.mod_revision, is_new=False)
-            if not request.replaces:
-                raise KeyExists(request.key.path, replaced)
         raise Conflict(request.key.path, None)
+
+    def _use(self, request: Attach, standing: Versioned[WorkloadEndpoint]) -> _Committed | None:
+        """The container's record, which the request is part of already or joins; None when it changed meanwhile.
+
+        :raises InterfaceTaken: it is another network's, and not for sharing.
+        """
+        record = standing.record
+        if is_attached(record, request):
+            return _Committed(record, standing.mod_revision, is_new=False)
+        if request.shared_handle is None or not record.attachments:
+            taken = record.ifname or request.container_interface
+            raise InterfaceTaken(taken, "the container", f"network {record.network or 'unknown'}")
+        path = request.key.path
+        record = joined(record, request, time.time())
+        written = profile_writes(profiles_to_write(self._records, request.new_profiles, self._gate.knows_profile))
+        preconditions = (Compare(path, standing.mod_revision), *written.preconditions)
+        put = Put(path, codec.encode(record))
+        try:
+            revision = self._transact(Companion(preconditions, (put, *written.operations)))
+        except Conflict:
+            return None
+        log.info("endpoint.joined", endpoint=path, network=request.network)
+        return _Committed(record, revision, is_new=False, is_joined=True)
 
     def _commit(
         self, request: Attach, expected: Compare, profiles: tuple[NewProfile, ...], before: tuple[str, ...]
@@ -179,7 +218,7 @@ class WorkloadService(Workloads):
         revisions: list[int] = []
 
         def companion(addresses: tuple[IPAddress, ...]) -> Companion:
-            made[:] = [_endpoint(request, mac, addresses)]
+            made[:] = [endpoint_record(request, mac, addresses, time.time())]
             put = Put(request.key.path, codec.encode(made[0]))
             preconditions = (expected, *written.preconditions)
             return Companion(preconditions, (put, *gone, *written.operations), revisions.append)
@@ -209,16 +248,23 @@ class WorkloadService(Workloads):
     def _wire(self, request: Attach, endpoint: WorkloadEndpoint) -> WiredInterface | None:
         if request.namespace_fd is None:
             return None
+        container_interface = endpoint.ifname or request.container_interface
+        if not endpoint.is_made_for(request.network, request.container_interface):
+            # the interface is as the first network wanted it; it is made here only where it is missing
+            standing = self._wiring.host_end(request.namespace_fd, container_interface)
+            if standing == request.interface:
+                return None
         return self._wiring.attach(
             WiringRequest(
                 interface=request.interface,
-                container_interface=request.container_interface,
+                container_interface=container_interface,
                 namespace_fd=request.namespace_fd,
                 namespace=request.namespace,
                 addresses=endpoint.nets,
                 mac=endpoint.mac,
                 mtu_bytes=request.mtu_bytes or self._default_mtu_bytes(),
                 queues=request.queues,
+                device=request.device,
                 is_default_route=request.is_default_route,
                 routes=request.routes,
                 allow_ip_forwarding=request.allow_ip_forwarding,
@@ -238,6 +284,18 @@ class WorkloadService(Workloads):
         else:
             self._transact(companion)
 
+    def _leave(self, request: Attach) -> None:
+        """Take back a join."""
+        attachment = Detach(
+            key=request.key,
+            interface=request.interface,
+            container_id=request.container_id,
+            network=request.network,
+            container_interface=request.container_interface,
+            is_shared=True,
+        )
+        self._release(attachment, self._standing(request.key))
+
     # --- detach ----------------------------------------------------------------------------------
 
     def detach(self, request: Detach) -> None:
@@ -246,8 +304,12 @@ class WorkloadService(Workloads):
             try:
                 standing = self._standing(request.key)
             except Unavailable:
-                self._wiring.detach(request.interface)  # whoever it belongs to: nobody can say, and it must not leak
+                if not request.is_shared:
+                    self._wiring.detach(request.interface)  # whoever's it is: nobody can say, and it must not leak
                 raise
+            if standing is not None and standing.record is not None and standing.record.attachments:
+                self._detach_shared(request, standing)
+                return
             link = self._remove_link(request, standing)
             try:
                 self._release(request, standing)
@@ -256,6 +318,15 @@ class WorkloadService(Workloads):
                 link.result()
                 lap("interface")
         log.info("endpoint.detached", endpoint=request.key.path)
+
+    def _detach_shared(self, request: Detach, standing: Versioned[WorkloadEndpoint | None]) -> None:
+        """Whether the interface goes is known when the record's part is done: until then somebody may join."""
+        remaining = self._release(request, standing)
+        lap("record")
+        if remaining is None or remaining.name != request.interface:
+            self._wiring.detach(request.interface)
+            lap("interface")
+        log.info("endpoint.detached", endpoint=request.key.path, network=request.network)
 
     def _standing(self, key: WorkloadEndpointKey) -> Versioned[WorkloadEndpoint | None] | None:
         """The record now; one that does not decode has a None inside."""
@@ -267,28 +338,30 @@ class WorkloadService(Workloads):
 
     def _remove_link(self, request: Detach, standing: Versioned[WorkloadEndpoint | None] | None) -> Future[None]:
         """The kernel takes tens of milliseconds to delete a link: that runs beside the datastore's part."""
-        owner = _next_owner(request, standing)
-        if owner is not None and owner.name == request.interface:
+        remaining = departure(standing.record if standing is not None else None, request).remaining
+        if remaining is not None and remaining.name == request.interface:
             done: Future[None] = Future()
             done.set_result(None)
             return done  # it is the next owner's interface by now
         return self._links.submit(self._wiring.detach, request.interface)
 
-    def _release(self, request: Detach, standing: Versioned[WorkloadEndpoint | None] | None) -> None:
-        """Addresses and record in one transaction; the record stays when another container owns it by now."""
+    def _release(self, request: Detach, standing: Versioned[WorkloadEndpoint | None] | None) -> WorkloadEndpoint | None:
+        """Addresses and record in one transaction. What remains: the record stays when another container owns it by
+        now, and loses one attachment while others share it."""
         path = request.key.path
         for _attempt in range(_ATTEMPTS):
+            going = departure(standing.record if standing is not None else None, request)
             companion: Companion | None = None
-            owner = _next_owner(request, standing)
-            if owner is not None:
-                log.info("endpoint.kept", endpoint=path, owner=owner.container_id, asked_by=request.container_id)
+            if not going.is_changed:
+                owner = going.remaining.container_id if going.remaining is not None else None
+                log.info("endpoint.kept", endpoint=path, owner=owner, asked_by=request.container_id)
             elif standing is not None:
-                own = standing.record.own_profiles if standing.record is not None else ()
-                operations = (Delete(path), *profile_deletions(own))
+                write = Put(path, codec.encode(going.remaining)) if going.remaining is not None else Delete(path)
+                operations = (write, *profile_deletions(going.own_profiles))
                 companion = Companion((Compare(path, standing.mod_revision),), operations)
             try:
-                self._ipam.release_by_handle(request.handles, companion)
-                return
+                self._ipam.release_by_handle(going.handles, companion)
+                return going.remaining
             except Conflict as conflict:
                 if conflict.key != path:
                     raise
@@ -333,58 +406,12 @@ class WorkloadService(Workloads):
 
 
 class _Committed(NamedTuple):
-    """What stands after the datastore's part of an attach. ``replaced``: the record of another container that was
-    there before. ``copies`` bring its own profiles back."""
+    """What stands after the datastore's part of an attach. ``is_joined``: one attachment is new. ``replaced``: the
+    record of another container that was there before. ``copies`` bring its own profiles back."""
 
     endpoint: WorkloadEndpoint
     revision: int
     is_new: bool
+    is_joined: bool = False
     replaced: WorkloadEndpoint | None = None
     copies: tuple[Put, ...] = ()
-
-
-def _next_owner(request: Detach, standing: Versioned[WorkloadEndpoint | None] | None) -> WorkloadEndpoint | None:
-    """The record, if it belongs to another container than the one that is going, or to another of its networks."""
-    record = standing.record if standing is not None else None
-    if record is None:
-        return None
-    owner = (record.container_id, record.network)
-    asked = (request.container_id, request.network)
-    is_other = any(None not in pair and pair[0] != pair[1] for pair in zip(owner, asked, strict=True))
-    return record if is_other else None
-
-
-def _endpoint(request: Attach, mac: EUI, addresses: tuple[IPAddress, ...]) -> WorkloadEndpoint:
-    """Raises ``InvalidRequest`` for what the record may not hold."""
-    try:
-        return _unchecked(request, mac, addresses)
-    except ValueError as error:
-        raise InvalidRequest("endpoint", str(error)) from error
-
-
-def _unchecked(request: Attach, mac: EUI, addresses: tuple[IPAddress, ...]) -> WorkloadEndpoint:
-    return WorkloadEndpoint(
-        state="active",
-        name=request.interface,
-        mac=mac,
-        profile_ids=request.profiles,
-        ipv4_nets=tuple(host_network(address) for address in addresses if address.version == 4),
-        ipv6_nets=tuple(host_network(address) for address in addresses if address.version == 6),
-        ipv4_nat=_nats(request, addresses, 4),
-        ipv6_nat=_nats(request, addresses, 6),
-        labels=request.labels,
-        container_id=request.container_id,
-        ifname=request.container_interface,
-        network=request.network,
-        netns=request.namespace or None,
-        own_profiles=tuple(new.name for new in request.new_profiles if new.is_own),
-        created=round(time.time(), 3),
-    )
-
-
-def _nats(request: Attach, addresses: tuple[IPAddress, ...], version: int) -> tuple[Nat, ...]:
-    own = next((address for address in addresses if address.version == version), None)
-    wanted = [address for address in request.floating if address.version == version]
-    if wanted and own is None:
-        raise InvalidRequest("floating", f"{wanted[0]} leads nowhere: the workload has no IPv{version} address")
-    return tuple(Nat(int_ip=own, ext_ip=address) for address in wanted) if own is not None else ()

@@ -7,10 +7,12 @@ node. ``failure`` is raised by the next call, once.
 from __future__ import annotations
 
 import threading
+import time
 
+import msgspec
 from netaddr import EUI, IPAddress, IPNetwork
 
-from calico_core.errors import KeyExists
+from calico_core.errors import InterfaceTaken, KeyExists
 from calico_core.interfaces.datastore import Records
 from calico_core.interfaces.ipam import Ipam
 from calico_core.interfaces.workloads import Workloads
@@ -28,6 +30,7 @@ from calico_core.model.workloads import (
     WiringRequest,
 )
 from calico_core.stopwatch import lap
+from calico_core.workload.sharing import attachment_of, departure, is_attached, joined
 from tests.doubles.ipam import MemoryIpam
 
 HOST_MAC = parse_mac("ee:ee:ee:ee:ee:ee")
@@ -61,7 +64,7 @@ class MemoryWorkloads(Workloads):
             self._fail()
             standing = self.attached.get(request.key)
             if standing is not None and standing.endpoint.container_id == request.container_id:
-                return standing
+                return self._use(request, standing)
             if standing is not None and not request.replaces:
                 raise KeyExists(request.key.path, standing.endpoint)
             attached = _attached(request, self._addresses(request.addresses))
@@ -74,15 +77,17 @@ class MemoryWorkloads(Workloads):
             self.detach_requests.append(request)
             self._fail()
             self.pairs.pop(request.interface, None)
-            self.ipam.release_by_handle(request.handles)
             standing = self.attached.get(request.key)
-            if standing is None or standing.endpoint.container_id not in {None, request.container_id}:
+            going = departure(standing.endpoint if standing is not None else None, request)
+            self.ipam.release_by_handle(going.handles)
+            for profile in going.own_profiles:
+                del self.profiles[profile]
+            if standing is None or not going.is_changed:
                 return
-            if request.network is not None and standing.endpoint.network not in {None, request.network}:
+            if going.remaining is not None:
+                self._stand(request.key, standing, going.remaining)
                 return
             del self.attached[request.key]
-            for profile in standing.endpoint.own_profiles:
-                del self.profiles[profile]
             if self._records is not None:
                 self._records.delete(request.key)
 
@@ -120,6 +125,21 @@ class MemoryWorkloads(Workloads):
         with self._lock:
             self._fail()
             self.pairs.pop(interface, None)
+
+    def _use(self, request: Attach, standing: Attached) -> Attached:
+        if is_attached(standing.endpoint, request):
+            return standing
+        if request.shared_handle is None or not standing.endpoint.attachments:
+            raise InterfaceTaken(request.container_interface, "the container", f"network {standing.endpoint.network}")
+        endpoint = joined(standing.endpoint, request, time.time())
+        self._write(request, endpoint)
+        return self._stand(request.key, standing, endpoint)
+
+    def _stand(self, key: WorkloadEndpointKey, standing: Attached, endpoint: WorkloadEndpoint) -> Attached:
+        self.attached[key] = msgspec.structs.replace(standing, endpoint=endpoint)
+        if self._records is not None:
+            self._records.put(key, endpoint)
+        return self.attached[key]
 
     def _fail(self) -> None:
         failure, self.failure = self.failure, None
@@ -161,6 +181,8 @@ def _attached(request: Attach, nets: tuple[IPNetwork, ...]) -> Attached:
         ifname=request.container_interface,
         network=request.network,
         own_profiles=tuple(profile.name for profile in request.new_profiles if profile.is_own),
+        attachments=(attachment_of(request, time.time()),) if request.shared_handle is not None else (),
+        handle=request.shared_handle,
     )
     return Attached(
         addresses=nets,

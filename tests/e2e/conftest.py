@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterator
@@ -19,6 +20,19 @@ _numbers = itertools.count(1)
 def make_lab() -> Iterator[MakeLab]:
     """``make_lab(hosts, …)``: up, nodes ready, CNI installed. Options as of ``Laboratory.create``; ``nodes=False``
     leaves the nodes out."""
+    with _laboratories() as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def make_module_lab() -> Iterator[MakeLab]:
+    """The same, for a laboratory that the tests of a file share."""
+    with _laboratories() as make:
+        yield make
+
+
+@contextlib.contextmanager
+def _laboratories() -> Iterator[MakeLab]:
     if os.geteuid() != 0:
         pytest.skip("needs root: makes network namespaces")
     labs: list[Laboratory] = []
@@ -33,6 +47,8 @@ def make_lab() -> Iterator[MakeLab]:
             host.install_cni()
         return lab
 
-    yield make
-    for lab in labs:
-        lab.down()
+    try:
+        yield make
+    finally:
+        for lab in labs:
+            lab.down()

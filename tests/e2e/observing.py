@@ -25,8 +25,8 @@ def kernel_state(host: LabHost) -> dict[str, Any]:
 
 
 def kernel_handles(host: LabHost) -> dict[str, int]:
-    """nft handle of every object and rule of our table."""
-    listing = json.loads(host.run(["nft", "-j", "-a", "list", "table", "inet", "calico"]).stdout)
+    """nft handle of every object and rule of the host: those of iptables have one too."""
+    listing = json.loads(host.run(["nft", "-j", "-a", "list", "ruleset"]).stdout)
     handles = {}
     for entry in listing["nftables"]:
         for kind, found in entry.items():

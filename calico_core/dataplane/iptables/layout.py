@@ -3,7 +3,7 @@
 ::
 
     raw PREROUTING     calico-PREROUTING ─ workload? ─▶ calico-wl-src ─ tunnels: drop ─▶ calico-src… (tree)
-                         │                                ├─▶ calico-sp-<interface>: its addresses
+                         │                                ├─▶ calico-sp-<interface>: its addresses, and prefixes
                          │                                └─▶ calico-nosource: DHCP, ND, else drop
                          └ calico-ufrom… (tree) ─▶ calico-ui-… (untracked policy of a host endpoint)
     mangle PREROUTING  calico-PREROUTING ─ calico-dfrom… (tree) ─▶ calico-di-… (policy before translation)
@@ -292,12 +292,16 @@ class Layout:
     def no_track_chain(self) -> Chain:
         return chain(["-j CT --notrack", ACCEPT])
 
-    def source_chain(self, mac: EUI | None, addresses: Iterable[int], family: int) -> Chain:
+    def source_chain(
+        self, mac: EUI | None, addresses: Iterable[int], prefixes: Iterable[IPNetwork], family: int
+    ) -> Chain:
         """``mac`` None: any."""
         sender = "" if mac is None else f"-m mac --mac-source {int(mac).to_bytes(6, 'big').hex(':')} "
         width = WIDTH[family]
-        rules = [f"-s {address_text(each, family)}/{width} {sender}{RETURN}" for each in sorted(addresses)]
-        return chain([*rules, f"-g {NO_SOURCE}"])
+        sources = [f"-s {address_text(each, family)}/{width} " for each in sorted(addresses)]
+        # of the whole family the kernel shows nothing
+        sources += [f"-s {net_text(each)} " if each.prefixlen else "" for each in prefixes if each.version == family]
+        return chain([*(f"{source}{sender}{RETURN}" for source in sources), f"-g {NO_SOURCE}"])
 
 
 def _open_ports(ports: Iterable[FailsafePort], family: int, remote: str, option: str) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from calico_core.dataplane.linux import sysctl
 from calico_core.dataplane.linux.address_messages import (
     SCOPE_UNIVERSE,
@@ -81,9 +83,20 @@ def configure(
     if wanted.v4 and gateway_mac:
         requests.append(set_neighbour(index, GATEWAY_V4, gateway_mac))
     firm = len(requests)
-    requests += map(add_route, _routes(index, wanted, destinations, has_default_route=has_default_route))
+    routes = _routes(index, wanted, destinations, has_default_route=has_default_route)
+    requests += map(add_route, routes)
+    unreachable: list[Route] = []
     for position, outcome in enumerate(container.attempt(requests)):
-        if outcome.error is not None and (position < firm or outcome.error.errno != errno.EEXIST):
+        if outcome.error is None or (position >= firm and outcome.error.errno == errno.EEXIST):
+            continue
+        if position < firm or outcome.error.errno != errno.ENETUNREACH:
+            raise outcome.error
+        unreachable.append(routes[position - firm])
+    # the route to the next hop is another interface's: the kernel must be told that this one reaches it as well
+    for outcome in container.attempt(
+        [add_route(msgspec.structs.replace(each, is_onlink=True)) for each in unreachable]
+    ):
+        if outcome.error is not None and outcome.error.errno != errno.EEXIST:
             raise outcome.error
 
 

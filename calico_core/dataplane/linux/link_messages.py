@@ -1,4 +1,8 @@
-"""Link requests and what the kernel says about links (rtnetlink(7), linux/if_link.h, linux/veth.h)."""
+"""Link requests and what the kernel says about links (rtnetlink(7), linux/if_link.h, linux/veth.h).
+
+A pair of either kind is one device with two ends. netkit (Linux 6.7) is the one whose ends can carry BPF programs; with
+its policy to forward and in mode L2 it does what a veth does.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +37,9 @@ IFLA_MASTER, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT
 IFLA_AF_SPEC, IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES, IFLA_LINK_NETNSID = 26, 31, 32, 37
 IFLA_INET_CONF = 1
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
+IFLA_NETKIT_PEER_INFO, IFLA_NETKIT_POLICY, IFLA_NETKIT_PEER_POLICY, IFLA_NETKIT_MODE = 1, 3, 4, 5
+NETKIT_PASS, NETKIT_L2 = 0, 0
+PAIR_KINDS = ("veth", "netkit")
 IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE, IFLA_IPTUN_TTL, IFLA_IPTUN_PMTUDISC = 2, 3, 4, 10
 IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 3, 4, 7
 IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6 = 15, 17
@@ -47,7 +54,7 @@ _U32 = struct.Struct("=I")
 class Link(msgspec.Struct, frozen=True, kw_only=True):
     """An interface as the kernel describes it.
 
-    ``peer_index`` is a veth's other end in its own namespace (0: none named); ``peer_namespace_id`` the id this
+    ``peer_index`` is the other end of a pair in its own namespace (0: none named); ``peer_namespace_id`` the id this
     namespace knows the peer's by, None when the peer is in the same one.
     """
 
@@ -70,7 +77,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_carrier(self) -> bool:
-        """For a veth: its peer exists and is up too."""
+        """Of a pair: the other end exists and is up too."""
         return bool(self.flags & IFF_LOWER_UP)
 
 
@@ -122,19 +129,38 @@ def add_veth(
     ``mtu_bytes`` 0 is the kernel's default, ``queues`` 0 likewise; ``peer_namespace_fd`` None keeps the peer here.
     The peer cannot be made up: it is configured before it has its other end (ENOTCONN).
     """
-    common = u32(IFLA_MTU, mtu_bytes) if mtu_bytes else b""
-    if queues:
-        common += u32(IFLA_NUM_TX_QUEUES, queues) + u32(IFLA_NUM_RX_QUEUES, queues)
-    peer = [_info(), text(IFLA_IFNAME, peer_name), common]
-    if peer_mac:
-        peer.append(attribute(IFLA_ADDRESS, peer_mac))
-    if peer_namespace_fd is not None:
-        peer.append(u32(IFLA_NET_NS_FD, peer_namespace_fd))
-    own = [_info(flags=IFF_UP if is_up else 0), text(IFLA_IFNAME, name), common]
-    if mac:
-        own.append(attribute(IFLA_ADDRESS, mac))
-    own.append(_link_info("veth", nested(VETH_INFO_PEER, *peer)))
-    return Request(f"create veth pair {name}", RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, b"".join(own))
+    common = _size(mtu_bytes, queues)
+    peer = nested(VETH_INFO_PEER, _end(peer_name, peer_mac, common, namespace_fd=peer_namespace_fd))
+    own = _end(name, mac, common, flags=IFF_UP if is_up else 0)
+    body = own + _link_info("veth", peer)
+    return Request(f"create veth pair {name}", RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
+
+
+def add_netkit(
+    name: str,
+    peer_name: str,
+    *,
+    mac: bytes = b"",
+    peer_mac: bytes = b"",
+    peer_namespace_fd: int | None = None,
+    mtu_bytes: int = 0,
+    queues: int = 0,
+) -> Request:
+    """As :func:`add_veth`, of the kind netkit: in mode L2, both ends forward what no BPF program decides.
+
+    This end is the primary one, which alone may be given programs and deletes both. What a packet is marked with is
+    scrubbed on its way between namespaces, as of a veth: that is the default, so nothing says it. The kernel answers
+    EOPNOTSUPP when it has no netkit.
+    """
+    common = _size(mtu_bytes, queues)
+    data = (
+        u32(IFLA_NETKIT_MODE, NETKIT_L2),
+        u32(IFLA_NETKIT_POLICY, NETKIT_PASS),
+        u32(IFLA_NETKIT_PEER_POLICY, NETKIT_PASS),
+        nested(IFLA_NETKIT_PEER_INFO, _end(peer_name, peer_mac, common, namespace_fd=peer_namespace_fd)),
+    )
+    body = _end(name, mac, common) + _link_info("netkit", b"".join(data))
+    return Request(f"create netkit pair {name}", RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
 def add_bridge(name: str) -> Request:
@@ -244,6 +270,22 @@ def parse_namespace_id(body: bytes) -> int | None:
 
 def _info(*, index: int = 0, flags: int = 0, change: int = 0) -> bytes:
     return _INFO.pack(0, 0, index, flags, change or flags)
+
+
+def _size(mtu_bytes: int, queues: int) -> bytes:
+    """Of both ends alike; 0 is the kernel's default."""
+    size = u32(IFLA_MTU, mtu_bytes) if mtu_bytes else b""
+    return size + (u32(IFLA_NUM_TX_QUEUES, queues) + u32(IFLA_NUM_RX_QUEUES, queues) if queues else b"")
+
+
+def _end(name: str, mac: bytes, size: bytes, *, flags: int = 0, namespace_fd: int | None = None) -> bytes:
+    """One end of a pair."""
+    parts = [_info(flags=flags), text(IFLA_IFNAME, name), size]
+    if mac:
+        parts.append(attribute(IFLA_ADDRESS, mac))
+    if namespace_fd is not None:
+        parts.append(u32(IFLA_NET_NS_FD, namespace_fd))
+    return b"".join(parts)
 
 
 def _link_info(kind: str, data: bytes) -> bytes:

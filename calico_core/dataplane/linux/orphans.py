@@ -11,7 +11,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from calico_core.dataplane.linux.link_messages import delete_group, set_link
+from calico_core.dataplane.linux.link_messages import PAIR_KINDS, delete_group, set_link
 from calico_core.dataplane.linux.reaper import DOOMED_GROUP
 from calico_core.log import get_logger
 
@@ -33,7 +33,8 @@ def find_orphans(host: RouteSocket, interface_prefix: str, mac: bytes, *, proces
     ours = [
         link
         for link in host.links()
-        if (link.kind, link.mac) == ("veth", mac)
+        if link.kind in PAIR_KINDS
+        and link.mac == mac
         and link.name.startswith(prefixes)
         and link.peer_namespace_id is not None
     ]

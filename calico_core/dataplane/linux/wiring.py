@@ -1,4 +1,4 @@
-"""A workload's interface: a veth pair, its addresses, routes and sysctls on both sides.
+"""A workload's interface: a pair of links, its addresses, routes and sysctls on both sides.
 
 The container sees addresses of full length and one next hop, which is the host end of the pair: it answers ARP for
 everything (proxy ARP) and needs no address of its own. The host has a route to each address. This is the hot path of
@@ -7,7 +7,7 @@ an attach: about twenty system calls, no process, no import. Source: cni specifi
 ::
 
     host namespace                                container namespace
-    caliXXXX  ee:ee:ee:ee:ee:ee  ◀──── veth ────▶ eth0  10.0.0.1/32
+    caliXXXX  ee:ee:ee:ee:ee:ee  ◀──── veth ────▶ eth0  10.0.0.1/32      (or netkit, where asked for and there)
       10.0.0.1 dev caliXXXX scope link              169.254.1.1 dev eth0 scope link
                                                     default via 169.254.1.1
 """
@@ -24,12 +24,7 @@ from calico_core.dataplane.linux.address_messages import SCOPE_LINK, add_address
 from calico_core.dataplane.linux.container_end import GATEWAY_V6, WantedAddresses
 from calico_core.dataplane.linux.host_routes import raise_and_route
 from calico_core.dataplane.linux.link_messages import add_veth, get_link, set_link
-from calico_core.dataplane.linux.orphans import delete_orphans, find_orphans
-from calico_core.dataplane.linux.prefix import network_of, prefix_of
-from calico_core.dataplane.linux.reaper import LinkReaper
-from calico_core.dataplane.linux.route_messages import PROTOCOL, delete_route, workload_route
-from calico_core.dataplane.linux.rtnetlink import RouteSocket, RouteSockets, link_of
-from calico_core.dataplane.linux.veth_pair import (
+from calico_core.dataplane.linux.link_pair import (
     HOST_MAC,
     are_peers,
     create_link,
@@ -38,6 +33,11 @@ from calico_core.dataplane.linux.veth_pair import (
     refuse_foreign,
     wired_interface,
 )
+from calico_core.dataplane.linux.orphans import delete_orphans, find_orphans
+from calico_core.dataplane.linux.prefix import network_of, prefix_of
+from calico_core.dataplane.linux.reaper import LinkReaper
+from calico_core.dataplane.linux.route_messages import PROTOCOL, delete_route, workload_route
+from calico_core.dataplane.linux.rtnetlink import RouteSocket, RouteSockets, link_of
 from calico_core.errors import CalicoError, InterfaceTaken, InvalidRequest, KernelRefused
 from calico_core.interfaces.dataplane import WorkloadWiring
 from calico_core.log import get_logger
@@ -82,6 +82,7 @@ class VethWiring(WorkloadWiring):
         self._interface_prefix = interface_prefix
         self._pins_gateway = pins_gateway
         self._has_metadata = has_metadata
+        self._has_netkit = True  # until the kernel says otherwise
 
     def close(self) -> None:
         """Free the sockets kept open, when the kernel is done with what was deleted."""
@@ -184,18 +185,33 @@ class VethWiring(WorkloadWiring):
         wanted: WantedAddresses,
         undo: contextlib.ExitStack,
     ) -> WiredInterface:
-        create, mac = pair_of(request)
-        link = create_link(host, create, request.interface)
+        link, mac = self._create(host, request)
         if link is None:
             standing = self._settle_clash(host, container, request)
             if standing is not None:
                 return self._repair(host, container, request, wanted, *standing)
-            link = create_link(host, create, request.interface)
+            link, mac = self._create(host, request)
         if link is None:
             raise InterfaceTaken(request.interface, "the host", "made by somebody else just now")
         undo.callback(self._undo_link, request.interface)
         self._configure(host, container, request, wanted, link)
         return wired_interface(link, mac)
+
+    def _create(self, host: RouteSocket, request: WiringRequest) -> tuple[Link | None, bytes]:
+        """The host end, None when a name is taken, and the container's MAC address. A kernel without netkit makes a
+        veth in its place."""
+        if request.device == "netkit" and self._has_netkit:
+            create, mac = pair_of(request, "netkit")
+            try:
+                return create_link(host, create, request.interface), mac
+            except KernelRefused as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+                self._has_netkit = False
+                reason = "the kernel has no netkit (CONFIG_NETKIT, Linux 6.7): pairs are veth until the node restarts"
+                log.warning("interface.netkit_missing", interface=request.interface, made="veth", reason=reason)
+        create, mac = pair_of(request, "veth")
+        return create_link(host, create, request.interface), mac
 
     def _settle_clash(
         self, host: RouteSocket, container: RouteSocket, request: WiringRequest

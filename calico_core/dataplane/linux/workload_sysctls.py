@@ -14,10 +14,13 @@ _DEVCONF = {"forwarding": 1, "proxy_arp": 3, "rp_filter": 8, "route_localnet": 2
 """IPV4_DEVCONF_* (linux/ip.h): what a message about a link can carry of ``ipv4/conf/<link>/``."""
 
 
-def host_end(interface: str, *, has_v4: bool, has_v6: bool, has_metadata: bool) -> tuple[Setting, ...]:
+def host_end(
+    interface: str, *, has_v4: bool, has_v6: bool, has_metadata: bool, has_prefixes: bool = False
+) -> tuple[Setting, ...]:
     """For the host end, to be written before it goes up. ``has_metadata``: what a workload asks of the metadata
     address may lead to the host's loopback. Without it ``route_localnet`` is not ours: a plugin behind us that maps
-    ports sets it where it needs it."""
+    ports sets it where it needs it. ``has_prefixes``: the workload may send from prefixes of IPv4 that are not routed
+    to it, and policy alone checks its sources."""
     v4, v6 = f"ipv4/conf/{interface}/", f"ipv6/conf/{interface}/"
     settings: list[Setting] = []
     if has_v4:
@@ -27,8 +30,7 @@ def host_end(interface: str, *, has_v4: bool, has_v6: bool, has_metadata: bool) 
             Setting(f"ipv4/neigh/{interface}/proxy_delay", "0", is_vital=False),
             Setting(v4 + "proxy_arp", "1"),
             Setting(v4 + "forwarding", "1"),
-            # strict source check from the first packet on
-            Setting(v4 + "rp_filter", "1", is_vital=False),
+            source_check(interface, is_strict=not has_prefixes),
         )
     if has_v6:
         settings += (
@@ -40,6 +42,12 @@ def host_end(interface: str, *, has_v4: bool, has_v6: bool, has_metadata: bool) 
     if sysctl.has_ipv6():
         settings.append(Setting(v6 + "accept_ra", "0", is_vital=False))
     return tuple(settings)
+
+
+def source_check(interface: str, *, is_strict: bool) -> Setting:
+    """The kernel's own, of IPv4. Strict from the first packet on: it is to be in force before policy is, and needed
+    no more once that is."""
+    return Setting(f"ipv4/conf/{interface}/rp_filter", "1" if is_strict else "0", is_vital=not is_strict)
 
 
 def container_namespace(*, has_v4: bool, has_v6: bool, is_forwarding: bool) -> tuple[Setting, ...]:

@@ -20,6 +20,7 @@ from calico_core.dataplane.nftables.desired import Desired
 from calico_core.dataplane.nftables.host_endpoints import rules_of
 from calico_core.dataplane.nftables.host_part import HostInputs, HostPart
 from calico_core.dataplane.nftables.known_sets import KnownSets
+from calico_core.dataplane.nftables.names import kernel_name
 from calico_core.dataplane.nftables.policy_chains import PolicyChains
 from calico_core.dataplane.nftables.verdicts import Verdicts
 from calico_core.dataplane.persistent_set import PersistentSet
@@ -48,11 +49,13 @@ _NAT_SETS = frozenset(name for kinds in layout.NAT_KINDS.values() for name in ki
 
 
 class _Placed(msgspec.Struct, frozen=True):
-    """What one interface contributes: elements by set, each once, and the list chains it needs."""
+    """What one interface contributes: elements by set, each once, the list chains it needs, and a chain of its own for
+    what it may send from other addresses."""
 
     subject: str
     elements: tuple[tuple[str, Any], ...]
     chains: tuple[str, ...]
+    source_chain: str = ""
 
 
 class TableBuilder:
@@ -76,7 +79,7 @@ class TableBuilder:
         # by shared set: elements that came (True) or went since the last time
         self._moved: defaultdict[str, dict[Any, bool]] = defaultdict(dict)
         self._nat_users: Counter[tuple[str, Any]] = Counter()
-        self._kinds = {layout.FROM_MAP: "verdict", layout.TO_MAP: "verdict"}
+        self._kinds = dict.fromkeys((layout.FROM_MAP, layout.TO_MAP, layout.SOURCE_MAP), "verdict")
         for family in self.families:
             for kind in layout.SOURCE_KINDS[family]:
                 self._kinds[layout.source_set(kind)] = kind
@@ -225,6 +228,8 @@ class TableBuilder:
         # only now, so that a list both name stays
         for name in before.chains if before is not None else ():
             self._policies.free_list(name)
+        if before is not None and before.source_chain and (after is None or not after.source_chain):
+            self._desired.drop_chain(before.source_chain)
 
     def _note_rules(self, interface: str, workload: HostWorkload | None) -> None:
         before = self._named_rules.pop(interface, frozenset())
@@ -266,6 +271,8 @@ class TableBuilder:
             if net.prefixlen != WIDTH[net.version]:
                 self._problems[subject] = f"{net} is wider than one address; it is left out"
                 continue
+            if not self._claims.has(workload.key, net.ip):
+                continue  # who has it may send from it, as a strict reverse-path filter would have it
             any_kind, mac_kind = layout.SOURCE_KINDS[net.version]
             if workload.mac is None:
                 elements.append((layout.source_set(any_kind), (workload.interface, net.first)))
@@ -277,7 +284,20 @@ class TableBuilder:
         outbound = self._policies.use_list(workload.outbound, "out", subject)
         elements.append((layout.TO_MAP, (workload.interface, inbound)))
         elements.append((layout.FROM_MAP, (workload.interface, outbound)))
-        return _Placed(subject, tuple(elements), (inbound, outbound))
+        sources = self._put_source_chain(workload)
+        if sources:
+            elements.append((layout.SOURCE_MAP, (workload.interface, sources)))
+        return _Placed(subject, tuple(elements), (inbound, outbound), sources)
+
+    def _put_source_chain(self, workload: HostWorkload) -> str:
+        """Its name, empty without one."""
+        wanted = layout.source_chain(workload, self.families, self._verdicts)
+        if wanted is None:
+            return ""
+        name = kernel_name("ws", workload.interface)
+        if self.table.chains.get(name) != wanted:
+            self._desired.put_chain(name, wanted, workload.key.path)
+        return name
 
     def _nat_elements(self, workload: HostWorkload, nat: HostNat) -> list[tuple[str, Any]]:
         """A floating address goes to one workload only, and to an address that it has."""
@@ -288,7 +308,7 @@ class TableBuilder:
         if nat.internal not in {net.ip for net in workload.nets}:
             self._problems[workload.key.path] = f"{nat.internal} is none of its addresses; {nat.external} is left out"
             return []
-        is_ours = self._claims.has(workload.key, nat.external) and self._claims.has(workload.key, nat.internal)
+        is_ours = self._claims.leads(workload, nat)
         first = min(each.internal for each in workload.nats if each.external == nat.external)
         if family not in self.families or not is_ours or nat.internal != first:
             return []

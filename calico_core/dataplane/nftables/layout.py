@@ -2,7 +2,8 @@
 
 ::
 
-    prerouting/raw  raw_prerouting ─ workload? ─▶ workload_source ─ (interface, MAC, address) known? else drop
+    prerouting/raw  raw_prerouting ─ workload? ─▶ workload_source ─ (interface, MAC, address) known?
+                    └▶ wl_source: interface ─▶ ws_… (prefixes that it may send from, too), else drop
     forward         forward ─ established: accept ─▶ from_workload ─ wl_from: interface ─▶ from_… (a list of policies)
                                                  └─▶ to_workload ── wl_to: interface ──▶ to_…      └▶ po_…, pi_… (rules)
     input           input ─ workload? ─▶ workload_to_host ─ DHCP, DNS, neighbours; then as endpoint_to_host says
@@ -23,7 +24,9 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 from netaddr import cidr_merge
 
+from calico_core.dataplane.nftables.elements import mac_text
 from calico_core.dataplane.nftables.names import kernel_name, readable, tag
+from calico_core.dataplane.nftables.rules import from_any_of
 from calico_core.dataplane.nftables.verdicts import INVALID_CHAIN
 from calico_core.dataplane.reconcile import Chain
 from calico_core.interfaces.dataplane import DenialOrigin
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 
     from calico_core.dataplane.nftables.verdicts import Verdicts
     from calico_core.interfaces.dataplane import DataplaneOptions
-    from calico_core.model.hoststate import HostPeers, PolicyList, RulesId
+    from calico_core.model.hoststate import HostPeers, HostWorkload, PolicyList, RulesId
 
 Direction = Literal["in", "out"]
 
@@ -46,7 +49,8 @@ OUTPUT = "filter output 0"
 PREROUTING, NAT_OUTPUT, POSTROUTING = "nat prerouting -100", "nat output -100", "nat postrouting 100"
 METADATA = "169.254.169.254"
 
-FROM_MAP, TO_MAP = "wl_from", "wl_to"
+FROM_MAP, TO_MAP, SOURCE_MAP = "wl_from", "wl_to", "wl_source"
+SPOOFED = "spoofed source"
 SOURCE_KINDS = {4: ("source4", "source_mac4"), 6: ("source6", "source_mac6")}
 NAT_KINDS = {4: ("nat4", "hairpin4"), 6: ("nat6", "hairpin6")}
 _TUNNEL_DEVICES = {"tunl0": "is_ipip", "vxlan.calico": "is_vxlan"}
@@ -181,7 +185,16 @@ def _workload_source(families: Sequence[int], verdicts: Verdicts) -> list[str]:
             "ip6 saddr { ::, fe80::/10 } icmpv6 type { 130, 131, 132, 133, 135, 136, 143 } return",
             "ip6 saddr fe80::/10 udp sport 546 udp dport 547 return",
         ]
-    return [*rules, *verdicts.drop("", "spoofed source")]
+    return [*rules, f"iifname vmap @{SOURCE_MAP}", *verdicts.drop("", SPOOFED)]
+
+
+def source_chain(workload: HostWorkload, families: Sequence[int], verdicts: Verdicts) -> Chain | None:
+    """What else an interface may send, beside what comes from its own addresses; None: nothing."""
+    mac = "" if workload.mac is None else f"ether saddr {mac_text(int(workload.mac))} "
+    matches = [match for each in families if (match := from_any_of(workload.allowed_source_prefixes, each))]
+    if not matches:
+        return None
+    return chain([*(f"{mac}{match} return" for match in matches), *verdicts.drop("", SPOOFED)])
 
 
 def _workload_to_host(options: DataplaneOptions, verdicts: Verdicts, *, is_v6: bool) -> list[str]:

@@ -149,6 +149,12 @@ def _any_address(keyword: str, side: str, ranges: list[tuple[int, int]], family:
     return f"{keyword} {side} {operator}{value}"
 
 
+def from_any_of(nets: tuple[IPNetwork, ...], family: int) -> str:
+    """What matches packets of the family that come from one of these; empty when none is of it."""
+    ranges = _ranges(nets, family)
+    return (_any_address(_KEYWORD[family], "saddr", ranges, family) or f"meta nfproto ipv{family}") if ranges else ""
+
+
 def _ranges(nets: tuple[IPNetwork, ...], family: int) -> list[tuple[int, int]]:
     return merge_ranges((net.first, net.last) for net in nets if net.version == family)
 

@@ -24,9 +24,9 @@ from calico_cni.previous import Previous
 from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.requested import address_request, requested_mac
 from calico_cni.results import Interface, Ip, Result, Route, encode_result
-from calico_cni.routes import container_routes
+from calico_cni.routes import ContainerRoutes, container_routes
 from calico_cni.wire import Dns, NetworkConfiguration
-from calico_core.errors import InterfaceTaken, InvalidRequest, NotReady
+from calico_core.errors import InvalidRequest, NotReady
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.model.addresses import parse_mac
 from calico_core.model.workloads import AddressRequest, Attach, Attached
@@ -82,7 +82,6 @@ class AttachCall:
     def _attach(self, namespace_fd: int, addresses: AddressRequest | tuple[IPAddress, ...]) -> Outcome:
         request = self._request(namespace_fd, addresses)
         attached = self._context.workloads.attach(request)
-        self._refuse_other_network(attached)
         result = _result(attached, self._invocation, self._configuration)
         return Outcome(encode_result(result, self._configuration.version))
 
@@ -122,8 +121,7 @@ class AttachCall:
             namespace_fd=None,
             mac=parse_mac(previous.mac, field="prevResult.interfaces.mac") if previous.mac else None,
         )
-        attached = self._context.workloads.attach(request)
-        self._refuse_other_network(attached)
+        self._context.workloads.attach(request)
         return Outcome(previous.encode(self._configuration.version))
 
     def _request(self, namespace_fd: int, addresses: AddressRequest | tuple[IPAddress, ...]) -> Attach:
@@ -144,8 +142,10 @@ class AttachCall:
             mtu_bytes=configuration.mtu or None,
             requires_mtu=configuration.require_mtu_file,
             queues=configuration.num_queues,
+            device="netkit" if configuration.device_type == "netkit" else "veth",
             container_id=invocation.container_id,
             network=configuration.name,
+            shared_handle=self._identity.handle if self._identity.is_shared else None,
             is_default_route=routes.has_default,
             routes=routes.others,
             allow_ip_forwarding=configuration.container_settings.allow_ip_forwarding,
@@ -153,7 +153,11 @@ class AttachCall:
         if self._pod is not None:
             # a new sandbox of the pod takes the place of the one before, which may be deleted later or never
             request = msgspec.structs.replace(
-                request, labels=self._pod.labels, floating=self._pod.floating, replaces=True
+                request,
+                labels=self._pod.labels,
+                floating=self._pod.floating,
+                allowed_source_prefixes=self._pod.source_prefixes,
+                replaces=True,
             )
         if self._pod is not None and self._pod.profiles:
             own = (self._pod.profile,) if self._pod.profile is not None else ()
@@ -161,19 +165,18 @@ class AttachCall:
         timeout_s = configuration.policy_setup_timeout_seconds
         return msgspec.structs.replace(request, policy_timeout_s=timeout_s) if timeout_s else request
 
-    def _refuse_other_network(self, attached: Attached) -> None:
-        standing = attached.endpoint.network
-        if standing is not None and standing != self._configuration.name:
-            raise InterfaceTaken(self._invocation.interface, "the container", f"network {standing}")
-
 
 def _result(attached: Attached, invocation: Invocation, configuration: NetworkConfiguration) -> Result:
+    endpoint = attached.endpoint
     versions = sorted({address.version for address in attached.addresses})
-    wanted = container_routes(configuration)
+    if endpoint.is_made_for(configuration.name, invocation.interface):
+        wanted = container_routes(configuration)
+    else:
+        wanted = ContainerRoutes(has_default=False)  # they are those of the network that made the interface
     routes = [(DEFAULT_ROUTES[version], NEXT_HOPS[version]) for version in versions] if wanted.has_default else []
     routes += [(str(each), NEXT_HOPS[each.version]) for each in wanted.others if each.version in versions]
     container = Interface(
-        name=invocation.interface,
+        name=endpoint.ifname or invocation.interface,
         mac=str(attached.mac or ""),
         mtu=attached.mtu_bytes or 0,
         sandbox=invocation.namespace,

@@ -50,9 +50,10 @@ class CheckCall:
         self._invocation = invocation
         self._configuration = configuration
         self._identity = identity
+        self._container_interface = invocation.interface
         self._clock = clock
         self._sleep = sleep
-        self._previous = Previous.of(configuration, invocation.interface)
+        self._previous = Previous.of(configuration, self._container_interface)
 
     def run(self) -> None:
         """:raises CheckFailed: naming the first thing that is missing or different, still so after two seconds.
@@ -71,8 +72,11 @@ class CheckCall:
 
     def _look(self, namespace_fd: int) -> None:
         endpoint = self._endpoint()
+        if endpoint.attachments and endpoint.ifname:  # a shared interface has the name that its first network gave it
+            self._container_interface = endpoint.ifname
+            self._previous = Previous.of(self._configuration, endpoint.ifname)
         if endpoint.name == self._identity.interface:
-            self._check_interface(namespace_fd)
+            self._check_interface(namespace_fd, endpoint)
         else:
             self._check_foreign_interface(namespace_fd, endpoint)
         self._check_record(endpoint)
@@ -87,16 +91,23 @@ class CheckCall:
         endpoint: WorkloadEndpoint = found.record
         if endpoint.container_id not in {None, self._invocation.container_id}:
             raise CheckFailed(f"endpoint {path} belongs to container {endpoint.container_id}")
-        if endpoint.network not in {None, self._configuration.name}:
+        if endpoint.attachments:
+            ours = (self._configuration.name, self._invocation.interface)
+            if all((each.network, each.ifname) != ours for each in endpoint.attachments):
+                raise CheckFailed(f"endpoint {path} is not shared by network {self._configuration.name}")
+        elif endpoint.network not in {None, self._configuration.name}:
             raise CheckFailed(f"endpoint {path} belongs to network {endpoint.network}")
         return endpoint
 
-    def _check_interface(self, namespace_fd: int) -> None:
+    def _check_interface(self, namespace_fd: int, endpoint: WorkloadEndpoint) -> None:
+        if not endpoint.is_made_for(self._configuration.name, self._invocation.interface):
+            self._check_foreign_interface(namespace_fd, endpoint)  # the rest is as another network wanted it
+            return
         routes = container_routes(self._configuration)
         damage = self._context.workloads.check(
             WiringRequest(
                 interface=self._identity.interface,
-                container_interface=self._invocation.interface,
+                container_interface=self._container_interface,
                 namespace_fd=namespace_fd,
                 namespace=self._invocation.namespace,
                 addresses=tuple(host_network(address) for address in self._previous.addresses),
@@ -109,10 +120,10 @@ class CheckCall:
             raise CheckFailed("; ".join(damage))
 
     def _check_foreign_interface(self, namespace_fd: int, endpoint: WorkloadEndpoint) -> None:
-        """Made by a plugin before us, which checks the rest itself."""
-        found = self._context.workloads.host_end(namespace_fd, self._invocation.interface)
+        """Made by a plugin before us, or for another network, which checks the rest itself."""
+        found = self._context.workloads.host_end(namespace_fd, self._container_interface)
         if found != endpoint.name:
-            what = f"{self._invocation.interface} is no longer a pair with {endpoint.name}"
+            what = f"{self._container_interface} is no longer a pair with {endpoint.name}"
             raise CheckFailed(f"{what} but with {found}" if found else what)
 
     def _check_record(self, endpoint: WorkloadEndpoint) -> None:
@@ -128,12 +139,13 @@ class CheckCall:
         if self._configuration.ipam.type != IPAM_PROGRAM:
             Delegate(self._configuration.ipam.type, self._call).check()
             return
-        held = set(self._context.ipam.by_handle(self._identity.handle))
+        handle = endpoint.handle or self._identity.handle
+        held = set(self._context.ipam.by_handle(handle))
         if not held and self._configuration.feature_control.ip_addrs_no_ipam:
             return  # only the pod's annotation tells such an address from a lost one, and a CHECK does not ask for it
         missing = set(self._previous.addresses) - held
         if missing:
-            raise CheckFailed(f"handle {self._identity.handle} does not hold {_text(missing)}")
+            raise CheckFailed(f"handle {handle} does not hold {_text(missing)}")
 
     def _check_policy(self) -> None:
         """What the agent says of it; that it says nothing (yet) is no damage."""

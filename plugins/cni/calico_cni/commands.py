@@ -16,12 +16,13 @@ from calico_cni.environment import NAME, Invocation
 from calico_cni.errors import InvalidEnvironment
 from calico_cni.garbage import Garbage, valid_attachments
 from calico_cni.identity import Identity, identify
+from calico_cni.interface_mode import may_share_interface, shares_interface
 from calico_cni.kubernetes import PodName, Pods
 from calico_cni.outcome import Outcome
 from calico_cni.pod_cidr import wants_pod_cidr
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
 from calico_cni.readiness import wait_for_gates
-from calico_cni.status import check_addresses, check_agent, check_datastore
+from calico_cni.status import check_addresses, check_agent, check_datastore, check_datastore_soon
 from calico_cni.supported import check_supported
 from calico_cni.versions import check_command
 from calico_cni.wire import (
@@ -68,6 +69,16 @@ class NetworkCommands:
                 return self._status(call)
         raise InvalidEnvironment("CNI_COMMAND", f"{invocation.command} is not implemented")
 
+    def test(self, call: Call) -> Outcome:
+        """Whether an ADD with this configuration would find what it needs, with two seconds for each question: the
+        datastore, ready for use, and the Kubernetes API where it is to be asked. Source: cni specification 1, ``-t``.
+        """
+        configuration = parse_configuration(call.stdin, NetworkConfiguration)
+        check_supported(configuration, host=self._context.host)
+        check_datastore_soon(self._context)
+        self._pods.check(configuration, needs_node=is_foreign(configuration) and wants_pod_cidr(call.stdin))
+        return Outcome()
+
     def _add(self, call: Call, invocation: Invocation) -> Outcome:
         configuration = parse_configuration(call.stdin, NetworkConfiguration)
         strangers = unknown_keys(call.stdin)
@@ -95,7 +106,11 @@ class NetworkCommands:
         configuration = parse_configuration(call.stdin, MinimalConfiguration)
         ipam = ipam_type(call.stdin)
         detach = DeferredDetach.of(
-            NETWORK_PROGRAM, configuration.name, invocation, is_of_kubernetes=is_of_kubernetes(call.stdin)
+            NETWORK_PROGRAM,
+            configuration.name,
+            invocation,
+            is_of_kubernetes=is_of_kubernetes(call.stdin),
+            may_share_interface=may_share_interface(call.stdin),
         )
         try:
             self.detach_deferred(detach)
@@ -112,7 +127,25 @@ class NetworkCommands:
         """What :meth:`run` could not tell the datastore at its time."""
         invocation, network = detach.invocation, detach.network
         pod = PodName.of(invocation.arguments) if detach.is_of_kubernetes else None
-        identity = self._identity(network, invocation, pod)
+        own = self._identity(network, invocation, pod)
+        shared = self._identity(network, invocation, pod, is_shared=True)
+        if detach.may_share_interface:
+            self._detach(network, invocation, shared)
+        if shared.key == own.key:
+            if not detach.may_share_interface:
+                self._detach(network, invocation, own)
+            return
+        # the mode may have been another one when the interface was made: the record says which it was
+        if not detach.may_share_interface and self._has_joined(shared, network, invocation):
+            self._detach(network, invocation, shared)
+        self._detach(network, invocation, own)
+
+    def _has_joined(self, shared: Identity, network: str, invocation: Invocation) -> bool:
+        found = self._context.records.get(shared.key)
+        attachments = found.record.attachments if found is not None else ()
+        return any((each.network, each.ifname) == (network, invocation.interface) for each in attachments)
+
+    def _detach(self, network: str, invocation: Invocation, identity: Identity) -> None:
         self._context.workloads.detach(
             Detach(
                 key=identity.key,
@@ -121,6 +154,8 @@ class NetworkCommands:
                 container_id=invocation.container_id,
                 # a runtime deletes after a refused ADD too: that must not take the interface which was in the way
                 network=network,
+                container_interface=invocation.interface,
+                is_shared=identity.is_shared,
             )
         )
 
@@ -150,10 +185,12 @@ class NetworkCommands:
         check_agent(self._context)
         return Outcome()
 
-    def _identify(self, configuration: MinimalConfiguration, invocation: Invocation, pod: PodName | None) -> Identity:
-        return self._identity(configuration.name, invocation, pod)
+    def _identify(self, configuration: NetworkConfiguration, invocation: Invocation, pod: PodName | None) -> Identity:
+        return self._identity(configuration.name, invocation, pod, is_shared=shares_interface(configuration))
 
-    def _identity(self, network: str, invocation: Invocation, pod: PodName | None) -> Identity:
+    def _identity(
+        self, network: str, invocation: Invocation, pod: PodName | None, *, is_shared: bool = False
+    ) -> Identity:
         return identify(
             host=self._context.host,
             network=network,
@@ -161,6 +198,7 @@ class NetworkCommands:
             container_interface=invocation.interface,
             prefix=self._context.settings.interface_prefix,
             pod=pod,
+            is_shared=is_shared,
         )
 
 

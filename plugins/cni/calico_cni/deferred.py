@@ -37,11 +37,18 @@ class DeferredDetach(msgspec.Struct, frozen=True, kw_only=True):
     interface: str
     arguments: dict[str, str] = {}
     is_of_kubernetes: bool = False
+    may_share_interface: bool = False
     created: float = 0.0
 
     @classmethod
     def of(
-        cls, program: str, network: str, invocation: Invocation, *, is_of_kubernetes: bool = False
+        cls,
+        program: str,
+        network: str,
+        invocation: Invocation,
+        *,
+        is_of_kubernetes: bool = False,
+        may_share_interface: bool = False,
     ) -> DeferredDetach:
         pod = {name: value for name, value in invocation.arguments.items() if name.startswith("K8S_POD_")}
         return cls(
@@ -51,6 +58,7 @@ class DeferredDetach(msgspec.Struct, frozen=True, kw_only=True):
             interface=invocation.interface,
             arguments=pod,
             is_of_kubernetes=is_of_kubernetes,
+            may_share_interface=may_share_interface,
             created=round(time.time(), 3),
         )
 

@@ -20,6 +20,7 @@ from calico_core.errors import CalicoError, InvalidRequest
 from calico_core.interfaces.integration import IntegrationContext
 from calico_core.log import get_logger
 from calico_core.model.blocks import Block
+from calico_core.model.endpoints import EndpointAttachment, WorkloadEndpoint
 from calico_core.model.keys import BLOCKS, HOSTS
 from calico_core.model.workloads import Detach
 
@@ -72,25 +73,31 @@ class Garbage:
     def collect_endpoints(self) -> None:
         for found in self._context.records.list(f"{HOSTS}{self._context.host}/workload/"):
             record = found.record
-            container, interface = record.container_id, record.ifname or FIRST_INTERFACE
-            if record.network != self._network or container is None or (container, interface) in self._valid:
-                continue
-            if self._is_young(record.created or 0.0):
-                continue
-            handles = (handle_of(self._network, container, interface), *legacy_handles(container, interface))
-            stale = Detach(
-                key=found.key,  # type: ignore[arg-type]  # nothing else lies below that prefix
-                interface=record.name,
-                handles=handles,
-                container_id=container,
-                network=self._network,
-            )
-            log.info("garbage.endpoint", endpoint=found.key.path, container=container)
-            self._attempt(functools.partial(self._context.workloads.detach, stale))
+            container = record.container_id
+            for attachment in attachments_of(record):
+                interface = attachment.ifname
+                if attachment.network != self._network or container is None or (container, interface) in self._valid:
+                    continue
+                if self._is_young(attachment.created or 0.0):
+                    continue
+                handles = (handle_of(self._network, container, interface), *legacy_handles(container, interface))
+                stale = Detach(
+                    key=found.key,  # type: ignore[arg-type]  # nothing else lies below that prefix
+                    interface=record.name,
+                    handles=handles,
+                    container_id=container,
+                    network=self._network,
+                    container_interface=interface,
+                    is_shared=bool(record.attachments),
+                )
+                log.info("garbage.endpoint", endpoint=found.key.path, container=container, interface=interface)
+                self._attempt(functools.partial(self._context.workloads.detach, stale))
 
     def collect_handles(self) -> None:
         """Addresses whose endpoint is gone, or of attachments that another network plugin made."""
-        for handle in sorted(self._stale_handles()):
+        stale = self._stale_handles()
+        # a shared endpoint keeps the handle of the network that made it, which may have gone before the others
+        for handle in sorted(stale - self._shared_handles() if stale else stale):
             log.info("garbage.handle", handle=handle)
             self._attempt(functools.partial(self._context.ipam.release_by_handle, (handle,)))
 
@@ -119,6 +126,9 @@ class Garbage:
             found.update(self._stale_in(block.record))
         return found
 
+    def _shared_handles(self) -> set[str | None]:
+        return {found.record.handle for found in self._context.records.list(f"{HOSTS}{self._context.host}/workload/")}
+
     def _stale_in(self, block: Block) -> Iterator[str]:
         for each in block.attributes:
             notes = each.secondary or {}
@@ -133,6 +143,16 @@ class Garbage:
 
     def _is_young(self, created: float) -> bool:
         return self._now - created < YOUNG_S
+
+
+def attachments_of(record: WorkloadEndpoint) -> tuple[EndpointAttachment, ...]:
+    """Those that stand, and the one that an endpoint has by itself where nothing is said of sharing."""
+    if record.attachments or record.network is None:
+        return record.attachments
+    alone = EndpointAttachment(
+        network=record.network, ifname=record.ifname or FIRST_INTERFACE, created=record.created or 0.0
+    )
+    return (alone,)
 
 
 def _seconds(timestamp: object) -> float:

@@ -19,12 +19,14 @@ _INTERFACE_LENGTH = 15
 
 
 class Identity(NamedTuple):
-    """``interface`` is the host side. ``handle`` holds the addresses."""
+    """``interface`` is the host side. ``handle`` holds the addresses. ``is_shared``: key and interface are those of
+    all networks of the container that share one."""
 
     key: WorkloadEndpointKey
     interface: str
     handle: str
     legacy_handles: tuple[str, ...]
+    is_shared: bool = False
 
 
 def identify(
@@ -35,15 +37,18 @@ def identify(
     container_interface: str,
     prefix: str = "cali",
     pod: tuple[str, str] | None = None,
+    is_shared: bool = False,
 ) -> Identity:
     """``prefix``: of host interfaces; the first where several are set. ``pod``: namespace and name, where these give
-    the endpoint its name; every container of the pod then has the same one."""
+    the endpoint its name; every container of the pod then has the same one. ``is_shared``: by whatever name the
+    container's interface goes."""
+    named_after = FIRST_INTERFACE if is_shared else container_interface
     if pod is None:
         orchestrator, workload = ORCHESTRATOR, container_id
-        digest = hashlib.sha1(f"{container_id}/{container_interface}".encode(), usedforsecurity=False).hexdigest()
+        digest = hashlib.sha1(f"{container_id}/{named_after}".encode(), usedforsecurity=False).hexdigest()
     else:
         orchestrator, workload = kubernetes.ORCHESTRATOR, kubernetes.workload_id(*pod)
-        digest = kubernetes.endpoint_id(*pod, container_interface)
+        digest = kubernetes.endpoint_id(*pod, named_after)
     first_prefix = prefix.partition(",")[0].strip()
     return Identity(
         key=WorkloadEndpointKey(host, orchestrator, workload, digest),
@@ -51,6 +56,7 @@ def identify(
         interface=f"{first_prefix}{digest}"[:_INTERFACE_LENGTH],
         handle=handle_of(network, container_id, container_interface),
         legacy_handles=legacy_handles(container_id, container_interface),
+        is_shared=is_shared,
     )
 
 

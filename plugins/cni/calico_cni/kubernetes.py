@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
-from netaddr import IPAddress
+from netaddr import IPAddress, IPNetwork
 
 from calico_cni import annotated_policy
 from calico_cni.environment import Invocation
-from calico_cni.errors import NotAvailable, PolicySourceFailed, UnsupportedField
+from calico_cni.errors import NotAvailable, PolicySourceFailed
 from calico_cni.kubeconfig import Source
 from calico_cni.kubernetes_api import KubernetesApi
 from calico_cni.pod_cidr import with_pod_cidrs
@@ -38,9 +38,9 @@ PREFIX = "cni.projectcalico.org/"
 CONFIG_HASH = "kubernetes.io/config.hash"
 """Of a pod that a kubelet runs from a file: it knows that one as the pod's identity, the API gives another."""
 _POOLS = {4: "ipv4pools", 6: "ipv6pools"}
-_REFUSED = ("allowedSourcePrefixes",)
 _NO_IPAM = "ipAddrsNoIpam"
 _FLOATING = "floatingIPs"
+_SOURCES = "allowedSourcePrefixes"
 _MAX_SOURCES = 64
 
 
@@ -58,12 +58,13 @@ class PodName(NamedTuple):
 class PodPolicy(NamedTuple):
     """How policies see the endpoint. ``profiles`` empty: the network's own. ``floating``: addresses that lead to the
     pod's own. ``addresses``: its own, where no IPAM is to be asked for any.
-    ``profile``: of the pod alone."""
+    ``source_prefixes``: what it may send from beside its own addresses. ``profile``: of the pod alone."""
 
     labels: dict[str, str]
     profiles: tuple[str, ...] = ()
     floating: tuple[IPAddress, ...] = ()
     addresses: tuple[IPAddress, ...] = ()
+    source_prefixes: tuple[IPNetwork, ...] = ()
     profile: NewProfile | None = None
 
 
@@ -97,7 +98,8 @@ class Pods:
             annotations |= {key: of_namespace[key] for key in _POOLS.values() if key in of_namespace}
         floating = floating_addresses(configuration, annotations)
         addresses = addresses_without_ipam(configuration, annotations)
-        policy = PodPolicy(endpoint_labels(pod), endpoint_profiles(pod), floating, addresses)
+        sources = source_prefixes(annotations)
+        policy = PodPolicy(endpoint_labels(pod), endpoint_profiles(pod), floating, addresses, sources)
         return policy, with_annotations(configuration, annotations)
 
     def with_pod_cidrs(self, configuration: NetworkConfiguration, stdin: bytes, host: str) -> bytes:
@@ -146,11 +148,8 @@ class Pods:
 def with_annotations(configuration: NetworkConfiguration, annotations: Mapping[str, str]) -> NetworkConfiguration:
     """``annotations`` without their prefix. What the runtime or the ``args`` ask for goes before.
 
-    :raises InvalidRequest: naming the annotation; :raises UnsupportedField: it asks for what we do not do.
+    :raises InvalidRequest: naming the annotation.
     """
-    for key in _REFUSED:
-        if annotations.get(key):
-            raise UnsupportedField(PREFIX + key, annotations[key], "a pod sends from its own addresses only: remove it")
     if "hwAddr" in annotations and not configuration.runtime_config.mac:
         parse_mac(annotations["hwAddr"], field=f"{PREFIX}hwAddr")
         runtime = msgspec.structs.replace(configuration.runtime_config, mac=annotations["hwAddr"])
@@ -197,6 +196,13 @@ def addresses_without_ipam(
     texts = _one_of_each(_list(annotations, _NO_IPAM), _NO_IPAM)
     addresses = [parse_address(text.partition("/")[0], field=field) for text in texts]
     return tuple(sorted(addresses, key=lambda address: int(address.version)))
+
+
+def source_prefixes(annotations: Mapping[str, str]) -> tuple[IPNetwork, ...]:
+    """Whether the pod may use them is for its node to say. Raises ``InvalidRequest`` naming the annotation."""
+    if not annotations.get(_SOURCES):
+        return ()
+    return tuple(parse_network(text, field=PREFIX + _SOURCES) for text in _list(annotations, _SOURCES))
 
 
 def _with_pools(configuration: NetworkConfiguration, annotations: Mapping[str, str]) -> Any:

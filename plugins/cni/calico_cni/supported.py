@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from calico_cni import annotated_policy
 from calico_cni.environment import NAME
 from calico_cni.errors import UnsupportedField
+from calico_cni.interface_mode import AUTO, PER_ATTACHMENT, SINGLE
 from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.readiness import check_gates
 from calico_cni.routes import container_routes
@@ -20,9 +21,7 @@ from calico_core.errors import InvalidRequest
 _MAX_MTU_BYTES = 65535
 _MAX_QUEUES = 4096  # the kernel's limit
 
-_USE_ATTACHMENTS = "every network has an interface of its own in the container: use per-attachment or leave the key out"
 _USE_FALLBACK = "auto uses the node where it runs and does without where it does not"
-_USE_VETH = "it needs a kernel with CONFIG_NETKIT, and the node makes veth pairs: use veth"
 _USE_NODE = "the node makes the interfaces itself: leave the key out"
 _USE_POOLS = "encapsulation is a matter of pools (calicoctl pool add --vxlan): leave the key out"
 
@@ -44,6 +43,7 @@ def check_supported(configuration: NetworkConfiguration, *, host: str) -> None:
         raise InvalidRequest("feature_control.ip_addrs_no_ipam", "addresses without IPAM exist under Kubernetes only")
     if configuration.mode == "policy-only" and not configuration.has_prev_result:
         raise InvalidRequest("mode", "policy-only works behind another plugin: there is no prevResult")
+    _check_single(configuration)
     wanted = (configuration.nodename or configuration.hostname).strip()
     if wanted and wanted != host:
         key = "nodename" if configuration.nodename else "hostname"
@@ -65,13 +65,24 @@ def _check_ipam(configuration: NetworkConfiguration) -> None:
     container_routes(configuration)
 
 
+def _check_single(configuration: NetworkConfiguration) -> None:
+    """The endpoint outlives the network that asked for its addresses, so these must be ours to keep."""
+    if configuration.interface_mode != SINGLE:
+        return
+    if configuration.has_prev_result:
+        raise InvalidRequest("interface_mode", f"{SINGLE} is for who makes the interface: with prevResult one is there")
+    if configuration.ipam.type != IPAM_PROGRAM:
+        taken = f"{configuration.ipam.type} takes the addresses back with the first network that goes"
+        raise InvalidRequest("interface_mode", f"{SINGLE} needs ipam.type {IPAM_PROGRAM}: {taken}")
+
+
 def _choices(configuration: NetworkConfiguration) -> Iterator[_Choice]:
     policy = configuration.policy.type
     yield "policy.type", policy, ("", "k8s", annotated_policy.TYPE), {}
     yield "orchestrator", configuration.orchestrator, ("auto", "cni", "k8s"), {}
-    yield "interface_mode", configuration.interface_mode, ("auto", "per-attachment"), {"single": _USE_ATTACHMENTS}
+    yield "interface_mode", configuration.interface_mode, (AUTO, PER_ATTACHMENT, SINGLE), {}
     yield "fallback", configuration.fallback, ("auto", "never"), {"always": _USE_FALLBACK}
-    yield "device_type", configuration.device_type, ("veth", ""), {"netkit": _USE_VETH}
+    yield "device_type", configuration.device_type, ("veth", "netkit", ""), {}
     yield "dataplane_options.type", configuration.dataplane_options.type, ("",), {"grpc": _USE_NODE}
     yield "mode", configuration.mode, ("", "policy-only"), {"vxlan": _USE_POOLS}
     yield "default_route", str(configuration.default_route).lower(), ("auto", "true", "false"), {}

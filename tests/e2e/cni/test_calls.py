@@ -142,7 +142,7 @@ def test_the_interface_of_a_container_that_was_never_deleted(host: LabHost, cont
         json.dumps(a_network(mtu="large")).encode(),
         json.dumps(a_network(runtimeConfig={"ips": ["172.31.0.1"]})).encode(),
         json.dumps(a_network(prevResult={"cniVersion": "1.0.0", "interfaces": []})).encode(),
-        json.dumps(a_network(interface_mode="single")).encode(),
+        json.dumps(a_network(interface_mode="single", ipam={"type": "host-local"})).encode(),
     ],
 )
 def test_a_refused_configuration_leaves_no_trace(

@@ -150,6 +150,29 @@ def test_queues_and_an_mtu_that_must_be_known(shared_host: LabHost, two: Sequenc
         each.call("DEL")
 
 
+def test_netkit_or_a_veth_in_its_place(shared_host: LabHost, two: Sequence[Container]) -> None:
+    """Whatever this kernel makes of it, the endpoint works; the log says when it is not what was asked for."""
+    before = whole_state(shared_host)
+    network = a_network(device_type="netkit", mtu=1400, num_queues=2)
+    results = [each.call("ADD", network) for each in two]
+    links = json.loads(two[0].ip("-j", "-d", "link", "show", "eth0"))
+    kind = links[0]["linkinfo"]["info_kind"]
+    assert kind in {"netkit", "veth"}
+    lines = [each for each in shared_host.node_log.read_text().splitlines() if "interface.netkit_missing" in each]
+    assert len(lines) == (1 if kind == "veth" else 0)
+    assert all("veth" in each for each in lines)
+    assert links[0]["mtu"] == 1400
+    (first,), (second,) = map(addresses_in, results)
+    one, other = station(two[0], first), station(two[1], second)
+    assert probe(one, other, "tcp").is_reachable
+    assert probe(other, one, "tcp").is_reachable
+    for container, result in zip(two, results, strict=True):
+        assert container.call("CHECK", {**network, "prevResult": result}) is None
+        assert container.call("ADD", network) == result
+        container.call("DEL", network)
+    assert_settles(shared_host, before)
+
+
 def test_an_annotation_says_who_may_reach_a_pod(shared_host: LabHost, api: KubernetesApi) -> None:
     before = whole_state(shared_host)
     rule = "allow tcp from label app=client to ports 8080"

@@ -307,6 +307,34 @@ def test_a_second_interface_leaves_the_first_ones_routes(wiring, host, container
     assert [route.index for route in defaults] == [eth0]
 
 
+def test_a_second_interface_that_wants_routes_too(wiring, host, container):
+    """The default route stays the first one's; destinations of the second go through it, over the same next hop."""
+    wiring.attach(a_request(container, addresses=(V4, V6)))
+    second = a_request(
+        container,
+        interface="cali2",
+        container_interface="eth1",
+        addresses=("10.65.9.9", "fd00:10:65::99"),
+        routes=(parse_network("192.0.2.0/24"), parse_network("2001:db8::/64")),
+    )
+    for _ in range(2):
+        wiring.attach(second)
+        assert wiring.check(second) == ()
+        assert wiring.check(a_request(container, addresses=(V4, V6))) == ()
+    names = {link.index: link.name for link in container.route_socket.links()}
+    through = {
+        str(route.destination): names[route.index]
+        for family in (AF_INET, AF_INET6)
+        for route in container.route_socket.routes(family)
+        if route.gateway
+    }
+    assert through == {"0.0.0.0/0": "eth0", "::/0": "eth0", "192.0.2.0/24": "eth1", "2001:db8::/64": "eth1"}
+    give_host_an_address(host)
+    for source in ("10.65.9.9", "fd00:10:65::99"):
+        family = socket.AF_INET if source.count(":") == 0 else socket.AF_INET6
+        assert echoes(host, container, source, family=family)
+
+
 @pytest.mark.parametrize("queues", [1, 3])
 def test_both_ends_have_the_queues_that_were_asked_for(wiring, host, container, queues):
     wiring.attach(a_request(container, queues=queues))

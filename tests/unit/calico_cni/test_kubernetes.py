@@ -290,6 +290,17 @@ def test_floating_addresses_where_the_network_allows_them(setup: CniSetup, api: 
     assert "feature_control.floating_ips" in error["msg"]
 
 
+def test_source_prefixes_are_the_pods_alone(setup: CniSetup, api: KubernetesApi) -> None:
+    """As in the reference, the namespace has no say in them."""
+    asked = {"cni.projectcalico.org/allowedSourcePrefixes": '["198.51.100.0/24"]'}
+    api.put("namespaces", "shop", annotations=asked)
+    stdout_of(setup.call("ADD", a_pod_network(api), CNI_ARGS=ARGUMENTS))
+    annotate(api, allowedSourcePrefixes='["198.51.100.7/24", "2001:db8::7"]')
+    stdout_of(setup.call("ADD", a_pod_network(api), container="other", CNI_ARGS=ARGUMENTS))
+    prefixes = [each.allowed_source_prefixes for each in setup.workloads.attach_requests]
+    assert prefixes == [(), (IPNetwork("198.51.100.0/24"), IPNetwork("2001:db8::7/128"))]
+
+
 def test_the_runtime_goes_before_annotations(setup: CniSetup, api: KubernetesApi) -> None:
     annotate(api, ipAddrs='["10.65.0.7"]', hwAddr="02:00:5e:10:00:99")
     network = a_pod_network(api, runtimeConfig={"ips": ["10.65.0.8"], "mac": "02:00:5e:10:00:98"})
@@ -312,7 +323,10 @@ def test_the_runtime_goes_before_annotations(setup: CniSetup, api: KubernetesApi
         ({"hwAddr": "nothing"}, 7),
         ({"floatingIPs": '["1.2.3.4"]'}, 7),
         ({"ipAddrsNoIpam": '["1.2.3.4"]'}, 7),
-        ({"allowedSourcePrefixes": '["1.2.3.0/24"]'}, 2),
+        ({"allowedSourcePrefixes": "1.2.3.0/24"}, 7),
+        ({"allowedSourcePrefixes": '["1.2.3.0/33"]'}, 7),
+        ({"allowedSourcePrefixes": "[]"}, 7),
+        ({"allowedSourcePrefixes": '[{"cidr": "1.2.3.0/24"}]'}, 7),
     ],
 )
 def test_annotations_that_cannot_be_followed(

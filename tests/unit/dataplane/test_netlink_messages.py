@@ -9,6 +9,7 @@ import pytest
 from calico_core.dataplane.linux.address_messages import add_address, add_proxy_neighbour, parse_address
 from calico_core.dataplane.linux.link_messages import (
     add_ipip,
+    add_netkit,
     add_veth,
     add_vxlan,
     delete_group,
@@ -70,6 +71,32 @@ def test_veth_creation_carries_the_peer():
         "3400 0180",  # VETH_INFO_PEER
         "00000000 00000000 00000000 00000000",
         "0900 0300 6574683000 000000",
+        "0a00 0100 000000000001 0000",
+        "0800 1c00 09000000",  # IFLA_NET_NS_FD
+    )
+
+
+def test_netkit_creation_says_how_it_forwards_and_carries_the_peer():
+    request = add_netkit(
+        "cali1", "eth0", mac=b"\xee" * 6, peer_mac=bytes(5) + b"\1", peer_namespace_fd=9, mtu_bytes=1440, queues=2
+    )
+    assert (request.type, request.flags) == (16, 0x600)
+    size = "0800 0400 a0050000 0800 1f00 02000000 0800 2000 02000000"  # IFLA_MTU, NUM_TX_QUEUES, NUM_RX_QUEUES
+    assert request.body == hexed(
+        "00000000 00000000 00000000 00000000",
+        "0a00 0300 63616c693100 0000",
+        size,
+        "0a00 0100 eeeeeeeeeeee 0000",
+        "7800 1280",  # IFLA_LINKINFO, nested
+        "0a00 0100 6e65746b6974 0000",  # IFLA_INFO_KIND "netkit"
+        "6800 0280",  # IFLA_INFO_DATA, nested
+        "0800 0500 00000000",  # IFLA_NETKIT_MODE, NETKIT_L2
+        "0800 0300 00000000",  # IFLA_NETKIT_POLICY, NETKIT_PASS
+        "0800 0400 00000000",  # IFLA_NETKIT_PEER_POLICY, NETKIT_PASS
+        "4c00 0180",  # IFLA_NETKIT_PEER_INFO
+        "00000000 00000000 00000000 00000000",  # ifinfomsg of the peer
+        "0900 0300 6574683000 000000",
+        size,
         "0a00 0100 000000000001 0000",
         "0800 1c00 09000000",  # IFLA_NET_NS_FD
     )

@@ -197,3 +197,20 @@ def test_names_are_legal_and_short(identity: str) -> None:
     assert name.replace("_", "").isalnum()
     assert name.isascii()
     assert name != kernel_name("h4", identity + "a")
+
+
+def test_prefixes_bring_a_chain_of_the_interface_and_take_it_along() -> None:
+    built = Built()
+    prefixes = (IPNetwork("198.51.100.0/25"), IPNetwork("198.51.100.128/26"), IPNetwork("2001:db8::/64"))
+    allowed = a_workload(1, allowed_source_prefixes=prefixes)
+    built.update(workloads=(allowed, a_workload(2)))
+    ((interface, name),) = built.builder.table.sets["wl_source"].elements
+    assert interface == "cali1"
+    passing, dropping = built.builder.table.chains[name].rules
+    assert passing.startswith("ether saddr 00:00:00:00:00:01 ip saddr 198.51.100.0-198.51.100.191 return")
+    assert " drop " in dropping
+    assert built.update(workloads=(a_workload(1, allowed_source_prefixes=prefixes[1:]),)) == {name}
+    touched = built.update(workloads=(a_workload(1, allowed_source_prefixes=prefixes[2:]),))
+    assert touched >= {name, "wl_source"}, "there is no IPv6 here"
+    assert name not in built.builder.table.chains
+    assert not built.builder.table.sets["wl_source"].elements

@@ -55,6 +55,12 @@ MALFORMED = [
     (HOST_ENDPOINT, '{"name":"eth0","state":"active"}', "$", "workload endpoints"),
     (HOST_ENDPOINT, '{"name":"eth0","expected_ipv4_addrs":["fd00::1"]}', "$", "IPv4"),
     (HOST_ENDPOINT, '{"name":"eth0","ipv4_nat":[]}', "$", "workload endpoints"),
+    (
+        WORKLOAD,
+        '{"state":"active","name":"cali1","allow_spoofed_source_ips":["10.0.0.0/8","ten"]}',
+        "$.allow_spoofed_source_ips[1]",
+        "'ten' is not an IP address",
+    ),
     (HOST_ENDPOINT, '{"name":"eth*"}', "$", "interface name"),
     (HOST_ENDPOINT, '{"name":"eth0","labels":{"a b":""}}', "$", "label name"),
     (HOST_ENDPOINT, '{"name":"*","ports":[{"name":"80","protocol":"tcp","port":80}]}', "$.ports[0]", "a letter"),
@@ -123,6 +129,7 @@ GOOD = [
             '"ipv4_nets":["10.0.0.1/32"],"labels":{"role":"web"}}'
         ),
     ),
+    (WORKLOAD, '{"state":"active","name":"cali1","allow_spoofed_source_ips":["198.51.100.0/24","2001:db8::/64"]}'),
     (RULES, '{"inbound_rules":[{"protocol":"tcp","dst_ports":[80,"90:99"]}],"outbound_rules":[],"id":"web"}'),
     (POOL, '{"cidr":"10.0.0.0/16","masquerade":true}'),
     (PEER, '{"ip":"192.0.2.1","as_num":"64512"}'),

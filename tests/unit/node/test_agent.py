@@ -77,6 +77,7 @@ class Bench:
         is_ready: bool = True,
         remembered: RememberedInterfaces | None = None,
         is_excluded: Callable[[str], bool] = lambda _name: False,
+        lets_spoof: bool = False,
     ) -> Agent:
         if is_ready:
             self.records.put(ReadyKey(), "true")
@@ -89,6 +90,7 @@ class Bench:
             on_death=lambda: self.deaths.append(True),
             remembered=remembered,
             is_excluded=is_excluded,
+            lets_spoof=lets_spoof,
         )
         self.agents.append(agent)
         agent.start()
@@ -499,3 +501,21 @@ def test_a_host_endpoint_is_up_where_an_interface_has_it(bench: Bench) -> None:
     eventually(lambda: (said() or ("", ""))[0] == "down")
     bench.records.delete(key)
     eventually(lambda: said() is None)
+
+
+@pytest.mark.parametrize("lets_spoof", [True, False])
+def test_prefixes_that_mean_nothing_are_told_of_once(
+    bench: Bench, *, lets_spoof: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.write_profile()
+    prefixes = (IPNetwork("198.51.100.0/25"), IPNetwork("198.51.100.0/24"))
+    key, _ = bench.write(allowed_source_prefixes=prefixes)
+    agent = bench.start(lets_spoof=lets_spoof)
+    assert agent.wait_in_sync(WAIT_S)
+    for label in ("one", "two"):
+        _, revision = bench.write(allowed_source_prefixes=prefixes, labels={"now": label})
+        assert agent.wait_programmed(key, revision, WAIT_S)
+    kept = bench.dataplane.wanted().workloads[key].allowed_source_prefixes
+    assert kept == (prefixes[1:] if lets_spoof else ())
+    told = [each for each in caplog.records if each.getMessage() == "endpoint.source_prefixes_ignored"]
+    assert len(told) == (0 if lets_spoof else 1)

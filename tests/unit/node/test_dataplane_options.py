@@ -16,6 +16,7 @@ from calico_core.node.dataplane_options import (
     refuse_loose_rpf,
     tell_ipv6,
     warn_of_open_policy,
+    warn_of_strict_rpf,
 )
 from calico_core.settings import load_settings
 
@@ -137,6 +138,18 @@ def test_a_loose_filter_ends_the_start_unless_it_is_wanted(tmp_path: Path, caplo
     assert caught.value.name == "ignore_loose_rpf"
     refuse_loose_rpf(load_settings({"FELIX_IGNORELOOSERPF": "true"}), path)
     assert "kernel.loose_rpf" in [each.getMessage() for each in caplog.records]
+
+
+@pytest.mark.parametrize(
+    ("value", "spoofing", "is_told"), [("0", "any", False), ("1", "any", True), ("2", "any", True), ("1", "", False)]
+)
+def test_a_filter_of_the_whole_host_is_told_of_where_prefixes_are_allowed(
+    tmp_path: Path, value: str, spoofing: str, *, is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "rp_filter"
+    path.write_text(f"{value}\n")
+    warn_of_strict_rpf(load_settings({"FELIX_WORKLOADSOURCESPOOFING": spoofing}), path)
+    assert ("kernel.strict_rpf" in [each.getMessage() for each in caplog.records]) is is_told
 
 
 @pytest.mark.parametrize(("override", "is_told"), [("DROP", False), ("LOG-and-DROP", False), ("LOG-and-ACCEPT", True)])

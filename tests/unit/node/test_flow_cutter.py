@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from netaddr import IPAddress, IPNetwork
 
@@ -97,6 +98,19 @@ def test_what_is_permitted_goes_on_and_what_is_not_ends(dataplane: MemoryDatapla
 def test_a_sender_is_judged_as_a_receiver_is(dataplane: MemoryDataplane) -> None:
     state, touched = after(dataplane, rules=(rules(WEB, outbound=()),))
     assert judge(state, touched, tcp(ONE, STRANGER)) == [tcp(ONE, STRANGER)]
+
+
+def test_what_comes_from_a_prefix_is_judged_as_its_workloads(dataplane: MemoryDataplane) -> None:
+    inside, beside = (IPAddress(f"198.51.{number}.7") for number in (100, 101))
+    of_router = RulesId("profile/router")
+    prefixes = (IPNetwork("198.51.100.0/24"), IPNetwork(TWO))
+    router = msgspec.structs.replace(workload("router", FRIEND, of_router), allowed_source_prefixes=prefixes)
+    dataplane.apply(HostChanges(workloads=(router,), rules=(HostRules(id=of_router, outbound=(WEB,)),)))
+    less = HostRule(action="allow", dst_nets=(IPNetwork("192.0.2.0/24"),))
+    state, touched = after(dataplane, rules=(HostRules(id=of_router, outbound=(less,)),))
+    denied = tcp(inside, STRANGER)
+    others = (tcp(inside, IPAddress("192.0.2.9")), tcp(beside, STRANGER), tcp(TWO, STRANGER))
+    assert judge(state, touched, denied, *others) == [denied]
 
 
 def test_the_host_is_never_cut_off(dataplane: MemoryDataplane) -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from netaddr import IPAddress, IPNetwork
 
-from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.endpoints import Nat, WorkloadEndpoint
 from calico_core.model.keys import (
     BgpHostAddressKey,
     GlobalConfigKey,
@@ -30,6 +30,7 @@ from calico_core.policy.flows import Cluster, FlowVerdict, RuleStep, Side
 A, B, C = (WorkloadEndpointKey(host, "cni", name, "e") for host, name in (("h1", "a"), ("h2", "b"), ("h1", "c")))
 ADDRESSES = {A: "10.0.0.1", B: "10.0.0.2", C: "10.0.0.3"}
 OPEN = (Rule(action="allow"),)
+SPOOFING = "WorkloadSourceSpoofing"
 DEAD = Rule(action="deny", src_net=IPNetwork("10.0.0.0/8"), dst_net=IPNetwork("fd00::/8"))
 """Between families: it can match no packet, and no host is told of it."""
 
@@ -149,12 +150,46 @@ def test_to_the_own_host_as_its_configuration_says() -> None:
 def test_to_itself_and_the_named_one_of_two_with_an_address() -> None:
     assert ask(records(), dst="10.0.0.1", protocol=17).outcome == "allow"
     found = records()
-    twin = WorkloadEndpointKey("h2", "cni", "twin", "e")
+    twin = WorkloadEndpointKey("h3", "cni", "twin", "e")
     found[twin] = WorkloadEndpoint(state="active", name="calit", ipv4_nets=(IPNetwork("10.0.0.2/32"),))
     packet = Packet(src=IPAddress("10.0.0.1"), dst=IPAddress("10.0.0.2"), protocol=6)
     cluster = Cluster(found.items())
     assert cluster.explain(packet).outcome == "deny"
     assert cluster.explain(packet, destination=B).outcome == "allow"
+
+
+def test_of_two_of_a_host_with_an_address_the_first_has_it() -> None:
+    """Felix specification 6.8 and 6.9. Its own policy is asked, and the other may not send from there."""
+    found = records()
+    twin = WorkloadEndpointKey("h2", "cni", "twin", "e")
+    nets = (IPNetwork("10.0.0.2/32"), IPNetwork("10.0.0.9/32"))
+    found[twin] = WorkloadEndpoint(state="active", name="calit", profile_ids=("closed",), ipv4_nets=nets)
+    found[ProfileRulesKey("closed")] = RuleLists(outbound_rules=OPEN)
+    assert ask(found).outcome == "allow"
+    assert ask(found, src="10.0.0.2", dst="10.0.0.1").outcome == "allow"
+    packet = Packet(src=IPAddress("10.0.0.2"), dst=IPAddress("203.0.113.9"), protocol=6, src_port=1, dst_port=80)
+    cluster = Cluster(found.items())
+    assert cluster.explain(packet, source=B).outcome == "allow"
+    sent = cluster.explain(packet, source=twin).sides[0]
+    assert (sent.outcome, sent.reason) == (
+        "deny",
+        "spoofed source: 10.0.0.2 is had by endpoint e of the host, the first that names it",
+    )
+    found[B] = msgspec.structs.replace(found[B], state="inactive")
+    assert ask(found).outcome == "deny", "now the other has it, who lets nothing in"
+    assert Cluster(found.items()).explain(packet, source=twin).outcome == "allow"
+
+
+def test_a_workload_at_its_own_floating_address_is_asked_both_ways() -> None:
+    found = records()
+    nat = Nat(int_ip=IPAddress("10.0.0.1"), ext_ip=IPAddress("198.51.100.9"))
+    found[A] = msgspec.structs.replace(found[A], ipv4_nat=(nat,))
+    assert ask(found, dst="198.51.100.9").outcome == "allow"
+    assert ask(found, dst="198.51.100.9", protocol=17).outcome == "deny"
+    # an address that another has: the floating one leads nowhere
+    first = WorkloadEndpointKey("h1", "cni", "0", "e")
+    found[first] = msgspec.structs.replace(found[C], ipv4_nets=found[A].ipv4_nets)
+    assert ask(found, src="10.0.0.3", dst="198.51.100.9").sides[1].place == "outside"
 
 
 def test_what_was_passed_over_and_why() -> None:
@@ -196,6 +231,36 @@ def test_an_inactive_workload_is_closed_to_its_host_and_from_it() -> None:
     assert ask(found, src="192.0.2.1", dst="10.0.0.1").outcome == "deny"
     assert ask(found, dst="192.0.2.1", protocol=17, port=53).outcome == "deny"
     assert ask(found, src="10.0.0.3", dst="192.0.2.1", protocol=17, port=53).outcome == "allow"
+
+
+@pytest.mark.parametrize(
+    ("config", "default", "address", "reason"),
+    [
+        ({}, "Disabled", "198.51.100.7", "is in a prefix of the endpoint, and WorkloadSourceSpoofing is Disabled"),
+        ({}, "Any", "198.51.100.7", None),
+        ({GlobalConfigKey(SPOOFING): "any"}, "Disabled", "198.51.100.7", None),
+        ({GlobalConfigKey(SPOOFING): "Any"}, "Disabled", "198.51.101.7", "is no address of"),
+        (
+            {
+                GlobalConfigKey(SPOOFING): "Any",
+                HostConfigKey("h1", SPOOFING): "Disabled",
+            },
+            "Any",
+            "198.51.100.7",
+            "is in a prefix of the endpoint",
+        ),
+        ({HostConfigKey("h2", SPOOFING): "Any"}, "Disabled", "198.51.100.7", "is in a prefix of the"),
+    ],
+)
+def test_a_prefix_counts_where_the_senders_host_lets_it(
+    config: dict[Key, str], default: str, address: str, reason: str | None
+) -> None:
+    found = records() | config
+    found[A] = msgspec.structs.replace(found[A], allowed_source_prefixes=(IPNetwork("198.51.100.0/24"),))
+    asked = Packet(src=IPAddress(address), dst=IPAddress("192.0.2.9"), protocol=6, src_port=1, dst_port=80)
+    side = Cluster(found.items(), source_spoofing=default).explain(asked, source=A).sides[0]
+    assert side.outcome == ("allow" if reason is None else "deny")
+    assert (reason or "") in side.reason
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-from netaddr import IPAddress
+from netaddr import IPAddress, IPNetwork
 
 from calico_core.errors import (
     AddressInUse,
@@ -461,6 +461,12 @@ def test_floating_addresses_lead_to_the_workloads_own(bench: Bench) -> None:
     record = _record(bench)
     assert record is not None
     assert record.ipv4_nat == tuple(Nat(int_ip=own, ext_ip=each) for each in floating)
+
+
+def test_source_prefixes_go_into_the_record(bench: Bench) -> None:
+    prefixes = (IPNetwork("198.51.100.0/24"), IPNetwork("2001:db8::/64"))
+    attached = bench.service.attach(bench.attach_request(allowed_source_prefixes=prefixes))
+    assert attached.endpoint.allowed_source_prefixes == prefixes
 
 
 def test_a_floating_address_of_a_family_that_the_workload_lacks(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""A veth pair between the host and a container: how it is made and known again."""
+"""The pair between the host and a container: how it is made and known again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from calico_core.dataplane.linux.link_messages import add_veth, get_link
+from calico_core.dataplane.linux.link_messages import PAIR_KINDS, add_netkit, add_veth, get_link
 from calico_core.dataplane.linux.rtnetlink import link_of
 from calico_core.errors import InterfaceTaken
 from calico_core.model.addresses import local_mac, mac_from_bytes
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
     from calico_core.dataplane.linux.link_messages import Link
     from calico_core.dataplane.linux.netlink import Request
     from calico_core.dataplane.linux.rtnetlink import RouteSocket
-    from calico_core.model.workloads import WiringRequest
+    from calico_core.model.workloads import Device, WiringRequest
 
 HOST_MAC = b"\xee" * 6
 
 
-def pair_of(request: WiringRequest) -> tuple[Request, bytes]:
+def pair_of(request: WiringRequest, device: Device) -> tuple[Request, bytes]:
     """The request that makes it, and the container's MAC address."""
     mac = packed(request.mac or local_mac(os.urandom(6)))
-    create = add_veth(
+    add = add_netkit if device == "netkit" else add_veth
+    create = add(
         request.interface,
         request.container_interface,
         mac=HOST_MAC,
@@ -52,13 +53,13 @@ def create_link(host: RouteSocket, create: Request, name: str) -> Link | None:
 
 def are_peers(host: RouteSocket, link: Link, inner: Link, namespace_fd: int) -> bool:
     """Each names the other's index, and the host's end names the container's namespace."""
-    if link.kind != "veth" or (link.peer_index, inner.peer_index) != (inner.index, link.index):
+    if link.kind not in PAIR_KINDS or (link.peer_index, inner.peer_index) != (inner.index, link.index):
         return False
     return link.peer_namespace_id is not None and link.peer_namespace_id == host.namespace_id(namespace_fd)
 
 
 def refuse_foreign(link: Link, where: str) -> None:
-    if link.kind != "veth":
+    if link.kind not in PAIR_KINDS:
         raise InterfaceTaken(link.name, where, f"a {link.kind or 'physical'} interface")
 
 
