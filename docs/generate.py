@@ -113,7 +113,9 @@ MEANINGS = {
     "that alone, and until somebody makes them workloads reach their own host at most",
     "netlink_timeout_s": "seconds the kernel may take to answer the agent",
     "excluded_interfaces": "names and `/regular expressions/` of interfaces whose addresses make no host endpoint "
-    "theirs, as the one that holds the addresses of services",
+    "theirs, as the one that holds the addresses of services; the host endpoint of all interfaces is not for them "
+    "either, and `autodetect` takes no address of theirs (as far as environment and file say so). A host endpoint that "
+    "names one is in force there",
     "mtu_interfaces": "a regular expression for names of the host's own interfaces: the smallest MTU of those that are "
     "up is the network's, and interfaces of workloads get it less what tunnels of pools need; empty: tunnels go by the "
     "interface with the host's address, and without them the kernel's own MTU counts",
