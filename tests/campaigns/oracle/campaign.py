@@ -85,7 +85,13 @@ class Oracle:
         state = self._program(case)
         inbound, outbound = FAILSAFE_TEXTS
         good, _ = _decoded(records.items())
-        cluster = Cluster(good, endpoint_to_host=case["to_host"], failsafe_inbound=inbound, failsafe_outbound=outbound)
+        cluster = Cluster(
+            good,
+            endpoint_to_host=case["to_host"],
+            source_spoofing=case.get("spoofing", "Disabled"),
+            failsafe_inbound=inbound,
+            failsafe_outbound=outbound,
+        )
         place = _place_of(case, answers_early=self._bench.answers_early)
         is_untracked = any(isinstance(record, Policy) and record.untracked for _, record in good)
         probes = [
@@ -104,7 +110,8 @@ class Oracle:
             opinions = _real(records, cluster, state, probe, case["to_host"])
             self._judge(differences, Difference(probe, "packet", expected, *opinions, kernel))
         if not is_untracked:
-            self._follow(probes, numbers, arrived, differences)
+            routed = {str(net.ip) for each in state.workloads.values() if each.is_active for net in each.nets}
+            self._follow(probes, numbers, arrived, differences, routed)
         if differences:
             asked = {**case, "probes": [each.probe for each in differences]}
             raise Disagreement(differences, asked)
@@ -112,7 +119,7 @@ class Oracle:
     def _program(self, case: dict[str, Any]) -> HostState:
         """By the resolver and the driver, step by step."""
         dataplane = self._bench.dataplane(case["to_host"])
-        resolver, state = PolicyResolver(naive.HOST), HostState()
+        resolver, state = PolicyResolver(naive.HOST, lets_spoof=_lets_spoof(case)), HostState()
         resolver.set_interface(naive.UPLINK, frozenset(map(IPAddress, KNOWN_HOST)))
         for step in case["steps"]:
             good, bad = _decoded(step.items())
@@ -127,12 +134,19 @@ class Oracle:
         return state
 
     def _follow(
-        self, probes: list[dict[str, Any]], numbers: list[int], arrived: list[bool], differences: list[Difference]
+        self,
+        probes: list[dict[str, Any]],
+        numbers: list[int],
+        arrived: list[bool],
+        differences: list[Difference],
+        routed: set[str],
     ) -> None:
+        """``routed``: the addresses of workloads that something leads back to."""
         followers = [
             (probe, number, has_arrived, self._bench.number())
             for probe, number, has_arrived in zip(probes, numbers, arrived, strict=True)
             if _may_follow(probe, has_arrived=has_arrived)
+            and (probe["src"] in routed or not (has_arrived and probe["via"].startswith("cali")))
         ]
         seen = self._bench.send(_answer(probe, number, own) for probe, number, _, own in followers)
         for probe, number, has_arrived, own in followers:
@@ -157,7 +171,12 @@ def _place_of(case: dict[str, Any], *, answers_early: bool) -> naive.Place:
         return tuple((protocol, port, None if net is None else str(net)) for protocol, port, net in ports)
 
     uplink = frozenset(KNOWN_HOST)
-    return naive.Place(HOSTS, uplink, case["to_host"], texts(FAILSAFE_IN), texts(FAILSAFE_OUT), answers_early)
+    ports = texts(FAILSAFE_IN), texts(FAILSAFE_OUT)
+    return naive.Place(HOSTS, uplink, case["to_host"], *ports, answers_early, _lets_spoof(case))
+
+
+def _lets_spoof(case: dict[str, Any]) -> bool:
+    return case.get("spoofing") == "Any"
 
 
 def _expected(records: naive.Stored, place: naive.Place, probe: dict[str, Any]) -> str:
@@ -187,12 +206,13 @@ def _real(
     )  # fmt: skip
     if probe.get("stray") or probe.get("mac") or flow.dport == 4789:
         return None, None
-    sender = None
+    sender, is_own = None, True
     if via.startswith("cali"):
         sender = WorkloadEndpointKey(naive.HOST, "k8s", f"w{via[4:]}", "eth0")
         workload = state.workloads.get(sender)
-        if workload is None or not any(packet.src in net for net in workload.nets):
+        if workload is None:
             return None, None
+        is_own = any(packet.src in net for net in workload.nets)
     # which of several endpoints is an interface's, and whether it has one, only the host knows
     count = sum(1 for path in records if path.startswith(_HOST_ENDPOINTS))
     is_certain = not count or (count == 1 and naive.UPLINK in state.interfaces)
@@ -202,7 +222,7 @@ def _real(
     if is_certain and not is_to_other:
         sides = [side for side in cluster.explain(packet, source=sender).sides if side.host in (naive.HOST, None)]
         flows = "deny" if any(side.outcome == "deny" for side in sides) else "allow"
-    return flows, _told(state, packet, to_host, via)
+    return flows, _told(state, packet, to_host, via) if is_own else None
 
 
 def _told(state: HostState, packet: Packet, to_host: str, via: str) -> str | None:

@@ -45,8 +45,9 @@ class Flow(NamedTuple):
 
 class Place(NamedTuple):
     """What the records do not say: the host's own addresses, those of its uplink, what it does with packets of
-    workloads to them, its fail-safe ports as (protocol, port, whom), and whether its kernel can answer before
-    connection tracking and translation: iptables rejects in its filter table only (iptables-extensions(8))."""
+    workloads to them, its fail-safe ports as (protocol, port, whom), whether its kernel can answer before
+    connection tracking and translation: iptables rejects in its filter table only (iptables-extensions(8)), and whether
+    it lets workloads send from the prefixes that their records allow."""
 
     host_addresses: frozenset[str]
     uplink_addresses: frozenset[str]
@@ -54,6 +55,7 @@ class Place(NamedTuple):
     failsafe_in: tuple[Failsafe, ...]
     failsafe_out: tuple[Failsafe, ...]
     answers_early: bool = True
+    lets_spoof: bool = False
 
 
 def judge(records: Stored, place: Place, flow: Flow, interface: str, mac: str) -> Outcome:
@@ -81,7 +83,10 @@ def _from_workload(records: Stored, place: Place, flow: Flow, interface: str, ma
     sender = next((each for each in _local(records) if each["name"] == interface), None)
     if sender is None or sender["state"] != "active" or _is_tunnel(flow):
         return "deny"
-    if sender.get("mac") not in (None, mac) or flow.src not in _addresses(sender):
+    prefixes = sender.get("allow_spoofed_source_ips", ()) if place.lets_spoof else ()
+    if flow.src not in _addresses(sender) and not any(_in(flow.src, each) for each in prefixes):
+        return "deny"
+    if sender.get("mac") not in (None, mac):
         return "deny"
     if flow.dst in place.host_addresses:
         return _to_host(records, place, sender, flow)
