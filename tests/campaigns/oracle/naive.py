@@ -74,8 +74,12 @@ def _from_workload(records: Stored, place: Place, flow: Flow, way: Way, interfac
     sender = next((each for each in local(records) if each["name"] == interface), None)
     if sender is None or sender["state"] != "active" or _is_tunnel(flow):
         return "deny"
-    if sender.get("mac") not in (None, mac) or holder(records, flow.src) is not sender:
-        return "deny"  # 6.8: what it is sent from must lead back there
+    prefixes = sender.get("allow_spoofed_source_ips", ()) if place.lets_spoof else ()
+    # 6.8: what it is sent from must lead back there
+    if holder(records, flow.src) is not sender and not any(contains(each, flow.src) for each in prefixes):
+        return "deny"
+    if sender.get("mac") not in (None, mac):
+        return "deny"
     if way.to == TO_HOST:
         return _to_host(records, place, sender, flow)
     if way.to == NOWHERE:
