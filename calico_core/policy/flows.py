@@ -32,6 +32,7 @@ from calico_core.model.rules import PORT_PROTOCOLS, Rule
 from calico_core.policy.effective_labels import effective_labels
 from calico_core.policy.explain import Direction, Packet, Step, explain_side, holder, translated
 from calico_core.policy.explain_host import HookSteps, explain_interface
+from calico_core.policy.masquerade import is_masqueraded
 from calico_core.policy.mismatch import first_mismatch
 from calico_core.policy.policy_lists import Hook
 from calico_core.policy.resolver import PolicyResolver
@@ -81,16 +82,19 @@ class Cluster:
         self.host_endpoints: dict[HostEndpointKey, HostEndpoint] = {}
         self.endpoints: dict[WorkloadEndpointKey, WorkloadEndpoint] = {}
         self.hosts: dict[IPAddress, str] = {}
+        self._addresses: dict[tuple[str, int], IPAddress] = {}
         for key, record in self._records.items():
             if isinstance(key, WorkloadEndpointKey):
                 self.endpoints[key] = record
             elif isinstance(key, HostIpKey | BgpHostAddressKey) and record:
-                self.hosts[parse_address(record)] = key.host
+                address = parse_address(record)
+                self.hosts[address] = key.host
+                self._addresses[key.host, address.version] = address
             elif isinstance(key, HostEndpointKey):
                 self.host_endpoints[key] = record
         for host_key, host_endpoint in self.host_endpoints.items():
-            for address in host_endpoint.addresses:
-                self.hosts.setdefault(address, host_key.host)
+            for each in host_endpoint.addresses:
+                self.hosts.setdefault(each, host_key.host)
 
     def explain(
         self,
@@ -113,6 +117,7 @@ class Cluster:
         own_host = self.hosts.get(packet.dst)
         if own_host is not None and not receivers:
             sides = [side if side.host != own_host else self._to_host(side, packet) for side in sides]
+        arrives, original = self._as_it_left(packet, senders, inner, packet)
         starts: set[str | None] = {key.host for key in senders} or {self.hosts.get(packet.src)}
         ends: set[str | None] = {key.host for key in receivers} or {self.hosts.get(inner.dst)}
         if not senders:
@@ -122,10 +127,12 @@ class Cluster:
             for key in senders:
                 sides += self._forwarded(key.host, "outbound", packet, packet, others=ends)
             for key in receivers:
-                sides += self._forwarded(key.host, "inbound", inner, packet, others=starts)
-        sides += [self._received(key, inner) for key in receivers]
+                sides += self._forwarded(key.host, "inbound", arrives, original, others=starts)
+        sides += [self._received(key, inner if key.host in starts else arrives) for key in receivers]
         if not receivers:
-            sides += self._elsewhere(inner.dst, "inbound", inner, packet, others=starts)
+            sides += self._elsewhere(inner.dst, "inbound", arrives, original, others=starts)
+        if arrives.src != packet.src:
+            sides = [self._with_source(side, packet, arrives, starts) for side in sides]
         is_asked = senders or receivers or any(side.host_endpoint is not None for side in sides)
         outcome: Literal["allow", "deny", "unaffected"] = "allow" if is_asked else "unaffected"
         if any(side.outcome == "deny" for side in sides):
@@ -360,6 +367,20 @@ class Cluster:
                 if inner != packet:
                     return key.host, inner
         return None, packet
+
+    def _as_it_left(self, packet: Packet, senders: Sequence[WorkloadEndpointKey], *seen: Packet) -> tuple[Packet, ...]:
+        """``seen`` as other hosts see them."""
+        pools = (record for key, record in self._records.items() if isinstance(key, PoolKey))
+        address = self._addresses.get((senders[0].host, packet.src.version)) if senders else None
+        if address is None or not is_masqueraded(packet, pools):
+            return seen
+        return tuple(msgspec.structs.replace(each, src=address) for each in seen)
+
+    def _with_source(self, side: Side, packet: Packet, arrives: Packet, starts: Collection[str | None]) -> Side:
+        if side.direction == "outbound" or side.host in {None, *starts} or not side.steps:
+            return side
+        reason = f"comes as from {arrives.src}: the pool of {packet.src} is masqueraded"
+        return msgspec.structs.replace(side, reason="; ".join(filter(None, (reason, side.reason))))
 
     def _is_tunnelled(self, address: IPAddress) -> bool:
         """Whether it always goes from host to host inside another packet, past the policy of interfaces."""
