@@ -7,7 +7,7 @@ explain``. Pure. Sources: felix specification 4.5 and 6.5, calicoctl specificati
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import msgspec
@@ -19,6 +19,7 @@ from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.policy.explain import Direction, Packet, explain_side, holder, translated
 from calico_core.policy.explain_host import HookSteps, explain_interface
 from calico_core.policy.led_back import lead_back, passed_over
+from calico_core.policy.masquerade import is_masqueraded
 from calico_core.policy.snapshot import ENDPOINT_TO_HOST, SOURCE_SPOOFING, Snapshot
 from calico_core.policy.spoofing import is_spoofed
 from calico_core.policy.verdicts import FlowVerdict, PassedOver, RuleStep, Side, without_steps
@@ -55,6 +56,7 @@ class Cluster(Snapshot):
         own_host = self.hosts.get(packet.dst)
         if own_host is not None and not receivers:
             sides = [side if side.host != own_host else self._to_host(side, packet) for side in sides]
+        arrives, original = self._as_it_left(packet, senders, inner, packet)
         starts: set[str | None] = {key.host for key in senders} or {self.hosts.get(packet.src)}
         ends: set[str | None] = {key.host for key in receivers} or {self.hosts.get(inner.dst)}
         if not senders:
@@ -64,10 +66,12 @@ class Cluster(Snapshot):
             for key in senders:
                 sides += self._forwarded(key.host, "outbound", packet, packet, others=ends)
             for key in receivers:
-                sides += self._forwarded(key.host, "inbound", inner, packet, others=starts)
-        sides += [self._received(key, inner) for key in receivers]
+                sides += self._forwarded(key.host, "inbound", arrives, original, others=starts)
+        sides += [self._received(key, inner if key.host in starts else arrives) for key in receivers]
         if not receivers:
-            sides += self._elsewhere(inner.dst, "inbound", inner, packet, others=starts)
+            sides += self._elsewhere(inner.dst, "inbound", arrives, original, others=starts)
+        if arrives.src != packet.src:
+            sides = [self._with_source(side, packet, arrives, starts) for side in sides]
         is_asked = senders or receivers or any(side.host_endpoint is not None for side in sides)
         outcome: Literal["allow", "deny", "unaffected"] = "allow" if is_asked else "unaffected"
         if any(side.outcome == "deny" for side in sides):
@@ -240,3 +244,16 @@ class Cluster(Snapshot):
                 if inner != packet:
                     return key.host, inner
         return None, packet
+
+    def _as_it_left(self, packet: Packet, senders: Sequence[WorkloadEndpointKey], *seen: Packet) -> tuple[Packet, ...]:
+        """``seen`` as other hosts see them."""
+        address = self.address_of(senders[0].host, packet.src.version) if senders else None
+        if address is None or not is_masqueraded(packet, self.pools()):
+            return seen
+        return tuple(msgspec.structs.replace(each, src=address) for each in seen)
+
+    def _with_source(self, side: Side, packet: Packet, arrives: Packet, starts: Collection[str | None]) -> Side:
+        if side.direction == "outbound" or side.host in {None, *starts} or not side.steps:
+            return side
+        reason = f"comes as from {arrives.src}: the pool of {packet.src} is masqueraded"
+        return msgspec.structs.replace(side, reason="; ".join(filter(None, (reason, side.reason))))

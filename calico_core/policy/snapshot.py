@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from netaddr import IPAddress, IPNetwork
@@ -22,6 +22,7 @@ from calico_core.model.keys import (
     PoolKey,
     WorkloadEndpointKey,
 )
+from calico_core.model.pools import Pool
 from calico_core.model.rules import PORT_PROTOCOLS, Rule
 from calico_core.policy.effective_labels import effective_labels
 from calico_core.policy.explain import Direction, Packet, holder
@@ -56,16 +57,19 @@ class Snapshot:
         self.host_endpoints: dict[HostEndpointKey, HostEndpoint] = {}
         self.endpoints: dict[WorkloadEndpointKey, WorkloadEndpoint] = {}
         self.hosts: dict[IPAddress, str] = {}
+        self._addresses: dict[tuple[str, int], IPAddress] = {}
         for key, record in self._records.items():
             if isinstance(key, WorkloadEndpointKey):
                 self.endpoints[key] = record
             elif isinstance(key, HostIpKey | BgpHostAddressKey) and record:
-                self.hosts[parse_address(record)] = key.host
+                address = parse_address(record)
+                self.hosts[address] = key.host
+                self._addresses[key.host, address.version] = address
             elif isinstance(key, HostEndpointKey):
                 self.host_endpoints[key] = record
         for host_key, host_endpoint in self.host_endpoints.items():
-            for address in host_endpoint.addresses:
-                self.hosts.setdefault(address, host_key.host)
+            for each in host_endpoint.addresses:
+                self.hosts.setdefault(each, host_key.host)
 
     def labels(self, key: WorkloadEndpointKey) -> dict[str, str]:
         """Those that policy sees on it."""
@@ -139,6 +143,13 @@ class Snapshot:
         ]
         return sorted(found, key=lambda key: key.path)
 
+    def address_of(self, host: str, version: int) -> IPAddress | None:
+        """By which other hosts know it."""
+        return self._addresses.get((host, version))
+
+    def pools(self) -> Iterator[Pool]:
+        return (record for key, record in self._records.items() if isinstance(key, PoolKey))
+
     def pool_of(self, address: IPAddress) -> IPNetwork | None:
         return next(
             (key.cidr for key in self._records if isinstance(key, PoolKey) and contains(key.cidr, address)), None
@@ -146,8 +157,7 @@ class Snapshot:
 
     def is_tunnelled(self, address: IPAddress) -> bool:
         """Whether it always goes from host to host inside another packet, past the policy of interfaces."""
-        pools = (record for key, record in self._records.items() if isinstance(key, PoolKey))
-        ways = (encapsulation(pool) for pool in pools if contains(pool.cidr, address))
+        ways = (encapsulation(pool) for pool in self.pools() if contains(pool.cidr, address))
         return any(way is not None and way[1] == "always" for way in ways)
 
     # --- configuration -----------------------------------------------------------------------------

@@ -2,7 +2,11 @@
 
 A naive evaluator (:mod:`naive`) reads the stored records, ours (``policy.explain`` and ``policy.flows``) what the
 resolver makes of them, and real packets (:mod:`bench`) what the driver under test made of that. Answers belong to it:
-what is rejected is told so, and replies and errors about a packet pass if and only if it did.
+what is rejected is told so, and replies and errors about a packet pass if and only if it did. So does how it looks:
+what arrives has the addresses that the naive reading says, and answers come from whom the sender spoke to.
+
+Not judged by packets is what policy on another host says of a masqueraded source, since there is one host here only
+(the tests of ``flows`` hold that), and which of its addresses a host masquerades behind: that is its kernel's choice.
 """
 
 from __future__ import annotations
