@@ -190,7 +190,9 @@ def test_nothing_of_host_endpoints_stands_when_there_are_none(lab: Any) -> None:
     lab.outside()
     lab.start(rules=(policy("all", (to_ports("allow", 80),)),))
     before = [_standing(lab, family) for family in (4, 6)]
-    lists = {field: tier("all") for field in HostInterface.__struct_fields__ if field not in ("key", "interface")}
+    lists = {
+        field: tier("all") for field in HostInterface.__struct_fields__ if field not in ("key", "interface", "spares")
+    }
     assert lab.apply(interfaces=(host_endpoint(**lists), host_endpoint(ANY_INTERFACE, **lists))).is_clean
     assert "calico-OUTPUT" in lab.save("-t", "filter")
     assert "calico-PREROUTING" in lab.save("-t", "mangle")
