@@ -26,7 +26,7 @@ from calico_core.dataplane.linux.link_table import LinkTable
 from calico_core.dataplane.linux.netns import run_in
 from calico_core.dataplane.linux.rtnetlink import RouteSocket
 from calico_core.dataplane.linux.wiring import VethWiring
-from calico_core.dataplane.workload_links import LinkReport, WorkloadLinks, of_the_host
+from calico_core.dataplane.workload_links import STRICT_FROM_THE_START, LinkReport, WorkloadLinks, forwarding
 from calico_core.dataplane.workload_routes import RouteReport, WorkloadRoutes
 from calico_core.errors import DataplaneError, InvalidRequest, KernelRefused
 from calico_core.interfaces.dataplane import (
@@ -117,8 +117,8 @@ class KernelDataplane(Dataplane, Generic[P]):
     ) -> None:
         self._namespace_fd = namespace_fd
         self._policy = policy
-        settings = of_the_host(has_ipv6=options.is_ipv6_enabled, makes_router=options.makes_router)
-        run_in(namespace_fd, lambda: sysctl.apply(settings))
+        if options.makes_router:
+            run_in(namespace_fd, lambda: sysctl.apply(forwarding(has_ipv6=options.is_ipv6_enabled)))
         self._state = HostState()
         self._unsettled: set[str] = set()  # interfaces whose links or routes could not all be made right
         self._is_complete = False
@@ -154,6 +154,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         )
 
     def ensure_closed(self) -> None:
+        run_in(self._namespace_fd, lambda: sysctl.apply(STRICT_FROM_THE_START))
         try:
             is_closed = self._other_kind_stands()
         except DataplaneError as error:  # who cannot tell closes

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from calico_core.dataplane.linux.tunnels import Tunnels
 from calico_core.errors import CalicoError, NotReady
 from calico_core.interfaces.dataplane import Dataplane
@@ -47,7 +49,9 @@ def purge_host(settings: Settings, host: str) -> Purged:
                 if lack:
                     done.append(f"dataplane {name}: passed over: {lack}")
                     continue
-                with contextlib.closing(driver.open(dataplane_options(settings, host))) as dataplane:
+                # a host that is given up is not made a router for it
+                options = msgspec.structs.replace(dataplane_options(settings, host), makes_router=False)
+                with contextlib.closing(driver.open(options)) as dataplane:
                     dataplane.purge()
                 done.append(f"dataplane {name}: policy and routes of workloads are removed")
                 done += [f"reference agent: {each} is removed" for each in driver.remove_reference()]

@@ -46,6 +46,7 @@ KERNEL_CHAINS = {
     "mangle": "PREROUTING INPUT FORWARD OUTPUT POSTROUTING",
     "raw": "PREROUTING OUTPUT",
 }
+ROUTER = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv4.conf.default.rp_filter")
 FOREIGN_RULES = Path(__file__).parents[1] / "fixtures" / "foreign_rules"
 #: What looks like ours, or like the reference agent's, and is somebody else's.
 THEIRS = """
@@ -137,9 +138,12 @@ def test_all_of_ours_goes_and_nothing_else(lab: Laboratory, driver: str) -> None
     for there in (*marks, "cali-INPUT", "cali-PREROUTING", "cali60s:abc", str(first.addresses[0])):
         assert there in before, there
 
+    for name in ROUTER:
+        host.run(("sysctl", "-qw", f"{name}=0"))
     done = host.calicoctl("node", "purge", "--force", stdin="y\n")
     assert "Remove it all?" in done.stderr
     assert "felix-FORWARD" in done.stdout
+    assert [host.run(("sysctl", "-n", name)).stdout.strip() for name in ROUTER] == ["0", "0", "0"]
     # of ours and of the reference agent's nothing is left, and what others have was not even written anew
     assert kernel(host).splitlines() == clean.splitlines()
     again = host.calicoctl("node", "purge", "--force", "--yes")

@@ -209,7 +209,9 @@ def full_state(a: Any) -> dict[str, Any]:
     """:func:`a_state` and everything a host endpoint, a floating address and a tunnel bring."""
     state = a_state(a)
     policies = PolicyList(tiers=(TierPolicies(tier="default", policies=(POLICY,)),))
-    lists = {field: policies for field in HostInterface.__struct_fields__ if field not in ("key", "interface")}
+    lists = {
+        field: policies for field in HostInterface.__struct_fields__ if field not in ("key", "interface", "spares")
+    }
     web = SetId("npt-00000000000000cc")
     member = PortMember(4, int(IPAddress("10.65.0.1")), 6, 80)
     by_name = HostRules(id=ANY, inbound=(HostRule(action="allow", dst_port_sets=(web,)),))

@@ -321,7 +321,9 @@ def test_interface_that_is_a_workloads_is_named(host: Any) -> None:
 
 
 def test_restart_finds_all_of_it(host: Any) -> None:
-    every = {field: the_list() for field in HostInterface.__struct_fields__ if field not in ("key", "interface")}
+    every = {
+        field: the_list() for field in HostInterface.__struct_fields__ if field not in ("key", "interface", "spares")
+    }
     state = {"interfaces": (endpoint(**every), endpoint(ANY_INTERFACE, **every)), "rules": policy(tcp(80))}
     assert host.start(**state).is_clean
     assert host.dataplane.resync().healed == ()

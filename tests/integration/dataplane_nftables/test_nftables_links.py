@@ -80,7 +80,7 @@ def test_a_new_interface_checks_sources_from_its_first_packet_on(make_lab: Calla
     """Felix specification 6.8. The kernel goes by the larger value, of "all" or the interface's own."""
     lab = make_lab(makes_router=False)
     lab.host.run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0")
-    lab.restart()
+    lab.dataplane.ensure_closed()
     far = lab.outside()
     assert sysctl(lab, "ipv4.conf.up0.rp_filter") == "1"
     far.run("ip", "address", "add", "198.51.100.9/32", "dev", "up0")
