@@ -16,6 +16,7 @@ import msgspec
 from netaddr import IPAddress
 
 from calico_core.errors import (
+    CalicoError,
     Conflict,
     InterfaceTaken,
     InvalidRecord,
@@ -52,7 +53,7 @@ from calico_core.workload.endpoint_record import endpoint_record
 from calico_core.workload.gate import PolicyGate
 from calico_core.workload.orphans import remove_orphans
 from calico_core.workload.profiles import profile_copies, profile_deletions, profile_writes, profiles_to_write
-from calico_core.workload.sharing import Departure, departure, is_attached, joined
+from calico_core.workload.sharing import Departure, abandoned_handle, departure, is_attached, joined
 from calico_core.workload.slowest import SlowestAttaches
 from calico_core.workload.undo import UndoStack
 
@@ -121,6 +122,7 @@ class WorkloadService(Workloads):
             is_programmed = self._gate.wait_programmed(request.key, revision, request.policy_timeout_s)
             watch.lap("policy")
             undo.commit()
+            self._release_left_behind(committed.replaced)
         if not is_programmed:
             log.warning("endpoint.policy_pending", endpoint=request.key.path)
         steps = tuple(watch.steps)
@@ -283,6 +285,17 @@ class WorkloadService(Workloads):
             self._ipam.release_by_handle([request.addresses.handle], companion)
         else:
             self._transact(companion)
+
+    def _release_left_behind(self, replaced: WorkloadEndpoint | None) -> None:
+        """The attachment that made the replaced endpoint may have gone before the others, and left its handle to them:
+        none of their own detaches would find it now. What fails here the collector finds."""
+        handle = abandoned_handle(replaced) if replaced is not None else None
+        if handle is None:
+            return
+        try:
+            self._ipam.release_by_handle([handle])
+        except CalicoError as error:
+            log.warning("handle.left_behind", handle=handle, reason=str(error))
 
     def _leave(self, request: Attach) -> None:
         """Take back a join."""

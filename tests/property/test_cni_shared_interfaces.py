@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from calico_cni.integration import CniIntegration
@@ -109,6 +109,7 @@ class Host:
         assert {container for container in self.namespaces if self.shared_by(container)} == set(shared)
         for container, record in shared.items():
             wanted = self.shared_by(container)
+            assert record.handle == f"{record.network}.{container}"
             assert {(each.network, container, each.ifname) for each in record.attachments} == wanted
             assert set(record.profile_ids) == {network for network, _, _ in wanted}
             assert self.ipam.by_handle(record.handle) == tuple(net.ip for net in record.nets)
@@ -126,7 +127,15 @@ def a_host() -> Iterator[Host]:
         host.close()
 
 
-@settings(max_examples=150, deadline=None)
+@example(
+    calls=[
+        ("ADD", ("b", "c2", "eth1"), False),
+        ("ADD", ("a", "c2", "eth0"), False),
+        ("DEL", ("b", "c2", "eth1"), False),
+    ]
+)
+@example(calls=[("ADD", (ALONE, "c2", "eth0"), False), ("DEL", (ALONE, "c2", "eth1"), True)])
+@settings(max_examples=100, deadline=None)
 @given(calls=calls)
 def test_any_order_of_calls(calls: list[tuple[str, Attachment, bool]]) -> None:
     with a_host() as host:
