@@ -166,7 +166,7 @@ class Cluster:
         """What the agent of ``host`` would tell its dataplane."""
         found = self._states.get(host)
         if found is None:
-            resolver = PolicyResolver(host, lets_spoof=self._lets_spoof(host))
+            resolver = PolicyResolver(host, lets_spoof=self.lets_spoof(host))
             resolver.apply(self._records.items())
             for key, record in self.host_endpoints.items():
                 if key.host == host and record.name is None:  # one that has what is expected stands for the real one
@@ -175,6 +175,10 @@ class Cluster:
             found = self._states[host] = HostState()
             found.update(resolver.flush())
         return found
+
+    def lets_spoof(self, host: str) -> bool:
+        """Whether workloads of the host may send from the prefixes that their records allow."""
+        return (self._config(host, _SPOOFING) or self._source_spoofing).strip().lower() == "any"
 
     # --- one end -------------------------------------------------------------------------------------
 
@@ -225,15 +229,12 @@ class Cluster:
             return side
         reason = f"spoofed source: {packet.src} is no address of the endpoint, whatever policy says"
         prefixes = self.endpoints[key].allowed_source_prefixes
-        if any(contains(net, packet.src) for net in prefixes) and not self._lets_spoof(key.host):
+        if any(contains(net, packet.src) for net in prefixes) and not self.lets_spoof(key.host):
             reason = f"spoofed source: {packet.src} is in a prefix of the endpoint, and {_SPOOFING} is Disabled"
         return without_steps(side, "deny", reason)
 
     def _is_spoofed(self, key: WorkloadEndpointKey, packet: Packet) -> bool:
         return self._is_active(key) and is_spoofed(self.state(key.host).workloads[key], packet)
-
-    def _lets_spoof(self, host: str) -> bool:
-        return (self._config(host, _SPOOFING) or self._source_spoofing).strip().lower() == "any"
 
     def _received(self, key: WorkloadEndpointKey, packet: Packet) -> Side:
         if self.hosts.get(packet.src) == key.host and self._is_active(key):

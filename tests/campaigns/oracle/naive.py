@@ -68,7 +68,8 @@ def judge(records: Stored, place: Place, flow: Flow, interface: str, mac: str) -
     if not is_to_host and receiver is None:
         if not interface and not _is_nowhere(records, flow.dst):
             return _at_uplink(records, place, flow, "outbound", is_forwarded=False)
-        return "deny"
+        # policy that comes before routes are looked at may say so to the sender
+        return "either" if interface and place.answers_early else "deny"
     if interface:
         found = _at_uplink(records, place, flow, "inbound", is_forwarded=not is_to_host)
         if found != "allow" or is_to_host:
