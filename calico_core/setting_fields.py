@@ -78,7 +78,7 @@ FIELDS: tuple[Field, ...] = (
     _field("interface_prefix", values.interface_prefix, (), "InterfacePrefix"),
     _field("endpoint_to_host", values.choice("DROP", "RETURN", "ACCEPT"), (), "DefaultEndpointToHostAction"),
     _field("ipv6_support", values.choice("true", "false", "auto"), (), "Ipv6Support"),
-    _field("deny_action", values.choice("DROP", "REJECT"), (), "IptablesFilterDenyAction"),
+    _field("deny_action", values.choice("DROP", "REJECT"), (), "IptablesFilterDenyAction", "NftablesFilterDenyAction"),
     _field(
         "drop_override",
         values.choice("DROP", "ACCEPT", "LOG-and-DROP", "LOG-and-ACCEPT"),
@@ -94,6 +94,23 @@ FIELDS: tuple[Field, ...] = (
     _field("allow_ipip", values.boolean, (), "AllowIPIPPacketsFromWorkloads"),
     _field("allow_vxlan", values.boolean, (), "AllowVXLANPacketsFromWorkloads"),
     _field("external_nodes", values.networks, (), "ExternalNodesCIDRList"),
+    _field("no_invalid_check", values.boolean, (), "DisableConntrackInvalidCheck"),
+    _field(
+        "filter_allow",
+        values.choice("ACCEPT", "RETURN"),
+        (),
+        "IptablesFilterAllowAction",
+        "NftablesFilterAllowAction",
+    ),
+    _field(
+        "mangle_allow",
+        values.choice("ACCEPT", "RETURN"),
+        (),
+        "IptablesMangleAllowAction",
+        "NftablesMangleAllowAction",
+    ),
+    _field("route_source_v4", values.or_none(values.address_of(4)), (), "DeviceRouteSourceAddress"),
+    _field("route_source_v6", values.or_none(values.address_of(6)), (), "DeviceRouteSourceAddressIPv6"),
     _field("nat_port_range", values.port_range, (), "NATPortRange"),
     _field("nat_outgoing_address", values.or_none(values.address), (), "NATOutgoingAddress"),
     _field("nat_exclusions", values.choice("IPPoolsOnly", "IPPoolsAndHostIPs"), (), "NATOutgoingExclusions"),
@@ -145,6 +162,7 @@ FIELDS: tuple[Field, ...] = (
     _field("docker_host", values.text, ("DOCKER_HOST",)),
     _field("mesos_strict", values.boolean, ("CALICO_MESOS_STRICT",)),
     _field("kubeconfig", values.text, ("CALICO_KUBECONFIG",)),
+    _field("cni_kubeconfig", values.or_none(values.path), ("CALICO_CNI_KUBECONFIG",)),
     _field("mtu_bytes", values.integer(0, 65535), ("CALICO_MTU",)),
     # logging
     _field("log_level", values.log_level, ("CALICO_LOG_LEVEL",), "LogSeverityScreen", is_live=True),
@@ -178,6 +196,7 @@ IGNORED: Mapping[str, str] = {
     "VXLANTunnelMACAddrV6": WRITTEN_BY_NODES,
     "Labels": WRITTEN_BY_NODES,
     "RequireMTUFile": "there is no file: CNI's require_mtu_file asks whether the node names an MTU",
+    "ServiceLoopPrevention": "no ranges of services are known here, and none are announced: their packets do not come",
     "RemoveExternalRoutes": "only routes of our own protocol are touched: DeviceRouteProtocol",
 }
 """Names of the reference system that are known and change nothing, and why."""

@@ -227,6 +227,17 @@ def address(value: str) -> str:
     return str(parse_address(value.strip(), field="value"))
 
 
+def address_of(version: int) -> Callable[[str], str]:
+    """One of this family."""
+
+    def parse(value: str) -> str:
+        from calico_core.model.addresses import parse_address
+
+        return str(parse_address(value.strip(), field="value", version=version))
+
+    return parse
+
+
 def networks(value: str) -> tuple[str, ...]:
     """CIDRs and addresses of either family, as CIDRs; ``none`` for none."""
     from calico_core.model.addresses import parse_network

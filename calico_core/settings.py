@@ -66,6 +66,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     allow_ipip: bool = False
     allow_vxlan: bool = False
     external_nodes: tuple[str, ...] = ()
+    no_invalid_check: bool = False
+    filter_allow: Literal["ACCEPT", "RETURN"] = "ACCEPT"
+    mangle_allow: Literal["ACCEPT", "RETURN"] = "ACCEPT"
+    route_source_v4: str = ""
+    route_source_v6: str = ""
     nat_port_range: str = ""
     nat_outgoing_address: str = ""
     nat_exclusions: str = "IPPoolsOnly"
@@ -116,6 +121,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     docker_host: str = "unix:///var/run/docker.sock"
     mesos_strict: bool = False
     kubeconfig: str = ""
+    cni_kubeconfig: str = ""
     mtu_bytes: int = 0
     # logging
     log_level: str = "info"

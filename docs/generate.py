@@ -80,6 +80,15 @@ MEANINGS = {
     "allow_vxlan": "the same for VXLAN (UDP port 4789)",
     "external_nodes": "CIDRs, separated by commas, of hosts that are none of ours and whose IPIP and VXLAN packets "
     "this host takes all the same; empty or `none`: none",
+    "no_invalid_check": "do not drop what connection tracking calls invalid; policy judges it as it does a new "
+    "connection. For hosts where answers come by another interface than the questions went",
+    "filter_allow": "what becomes of a packet that policy allows, forwarded or to a host endpoint: `ACCEPT`, or "
+    "`RETURN`, the rules that others have after ours in the kernel's chain decide, and then the chain's own policy. "
+    "iptables alone: with nftables the tables of others are asked whatever ours accepts, and both mean the same",
+    "mangle_allow": "the same for what policy before translation allows, in the mangle table",
+    "route_source_v4": "the address that the host itself prefers for what it sends to workloads, one of its own; empty "
+    "or `none`: as the kernel chooses",
+    "route_source_v6": "the same for IPv6",
     "nat_port_range": "the source ports that TCP and UDP get when they are translated on their way out of the pools, "
     "`FIRST:LAST`; empty: as the kernel chooses",
     "nat_outgoing_address": "the address that what leaves the pools gets instead of that of the interface it leaves "
@@ -88,7 +97,9 @@ MEANINGS = {
     "hosts too",
     "nat_interfaces": "translate only what leaves by this interface; a `+` at the end stands for the rest of a name, "
     "as in `eth+`, on both dataplanes; empty or `none`: any",
-    "max_set_size": "how many members an ipset holds at most (iptables alone)",
+    "max_set_size": "how many members a set of addresses holds at most. Rules that name a larger one "
+    "[deny until it has shrunk](../adr/0011-sets-beyond-their-limit-are-closed.md). A value that cannot be used counts "
+    "as the default",
     "log_prefix": "how the kernel's log lines of rules with the action `log` begin, where the rule names nothing",
     "log_rate": "such lines a second and rule (`10` or `10/second`); 0: no limit",
     "log_burst": "and how many at once",
@@ -102,7 +113,9 @@ MEANINGS = {
     "that alone, and until somebody makes them workloads reach their own host at most",
     "netlink_timeout_s": "seconds the kernel may take to answer the agent",
     "excluded_interfaces": "names and `/regular expressions/` of interfaces whose addresses make no host endpoint "
-    "theirs, as the one that holds the addresses of services",
+    "theirs, as the one that holds the addresses of services; the host endpoint of all interfaces is not for them "
+    "either, and `autodetect` takes no address of theirs (as far as environment and file say so). A host endpoint that "
+    "names one is in force there",
     "mtu_interfaces": "a regular expression for names of the host's own interfaces: the smallest MTU of those that are "
     "up is the network's, and interfaces of workloads get it less what tunnels of pools need; empty: tunnels go by the "
     "interface with the host's address, and without them the kernel's own MTU counts",
@@ -153,6 +166,8 @@ MEANINGS = {
     "mesos_strict": "refuse a cleanup of an unknown container, and an empty host name",
     "kubeconfig": "how the [policy controller](../how-to/kubernetes.md) reaches the Kubernetes API: the path of a "
     "kubeconfig, or `in-cluster`; empty: there is no Kubernetes",
+    "cni_kubeconfig": "the `calico-kubeconfig` that [`calicoctl cni install`](../how-to/install-cni.md) wrote, as the "
+    "node sees it: it gets the token of the pod's service account whenever that changes; empty: none",
     "mtu_bytes": "MTU of interfaces for Docker and Mesos, where the network names none; 0: as the kernel makes them",
     "log_level": "what goes to standard error: `debug`, `info`, `warning`, `error`, `critical` (the node ends) or "
     "`none`",

@@ -14,7 +14,7 @@ from netaddr import IPNetwork
 if TYPE_CHECKING:
     from netaddr import IPAddress
 
-    from calico_core.model.hoststate import HostWorkload
+    from calico_core.model.hoststate import HostNat, HostWorkload
     from calico_core.model.keys import WorkloadEndpointKey
 
 T = TypeVar("T")
@@ -72,12 +72,19 @@ class Claims:
         workload = self.owner(interface)
         if workload is None or not workload.is_active:
             return ()
-        return tuple(net for net in _networks(workload) if _first(self._by_network[net]) == workload.key)
+        own = [net for net in dict.fromkeys(workload.nets) if _first(self._by_network[net]) == workload.key]
+        externals = [each for nat in workload.nats if self.leads(workload, nat) for each in (IPNetwork(nat.external),)]
+        return tuple(dict.fromkeys([*own, *externals]))
 
     def has(self, key: WorkloadEndpointKey, address: IPAddress) -> bool:
         """Whether it is this workload that has the address."""
         claims = self._by_network.get(IPNetwork(address))
         return claims is not None and _first(claims) == key
+
+    def leads(self, workload: HostWorkload, nat: HostNat) -> bool:
+        """Whether the floating address is the workload's, and so is the address it stands for: else it leads nobody
+        anywhere."""
+        return self.has(workload.key, nat.external) and self.has(workload.key, nat.internal)
 
     def claimant(self, address: IPAddress) -> HostWorkload | None:
         """Who has the address."""

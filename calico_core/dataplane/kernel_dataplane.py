@@ -26,7 +26,7 @@ from calico_core.dataplane.linux.link_table import LinkTable
 from calico_core.dataplane.linux.netns import run_in
 from calico_core.dataplane.linux.rtnetlink import RouteSocket
 from calico_core.dataplane.linux.wiring import VethWiring
-from calico_core.dataplane.workload_links import LinkReport, WorkloadLinks, forwarding
+from calico_core.dataplane.workload_links import LinkReport, WorkloadLinks, of_the_host
 from calico_core.dataplane.workload_routes import RouteReport, WorkloadRoutes
 from calico_core.errors import DataplaneError, InvalidRequest, KernelRefused
 from calico_core.interfaces.dataplane import (
@@ -54,10 +54,16 @@ if TYPE_CHECKING:
     from calico_core.model.keys import WorkloadEndpointKey
     from calico_core.model.workloads import InterfaceEvent
 
-ENDPOINT_TO_HOST = ("DROP", "RETURN", "ACCEPT")
-DENY_ACTIONS = ("DROP", "REJECT")
-CHAIN_INSERTS = ("Insert", "Append")
-DROP_OVERRIDES = ("DROP", "ACCEPT", "LOG-and-DROP", "LOG-and-ACCEPT")
+_ALLOWED = ("ACCEPT", "RETURN")
+#: By option: what it may say.
+_WORDS = {
+    "endpoint_to_host": ("DROP", "RETURN", "ACCEPT"),
+    "deny_action": ("DROP", "REJECT"),
+    "drop_override": ("DROP", "ACCEPT", "LOG-and-DROP", "LOG-and-ACCEPT"),
+    "chain_insert": ("Insert", "Append"),
+    "filter_allow": _ALLOWED,
+    "mangle_allow": _ALLOWED,
+}
 
 log = get_logger(__name__)
 
@@ -111,8 +117,8 @@ class KernelDataplane(Dataplane, Generic[P]):
     ) -> None:
         self._namespace_fd = namespace_fd
         self._policy = policy
-        if options.makes_router:
-            run_in(namespace_fd, lambda: sysctl.apply(forwarding(has_ipv6=options.is_ipv6_enabled)))
+        settings = of_the_host(has_ipv6=options.is_ipv6_enabled, makes_router=options.makes_router)
+        run_in(namespace_fd, lambda: sysctl.apply(settings))
         self._state = HostState()
         self._unsettled: set[str] = set()  # interfaces whose links or routes could not all be made right
         self._is_complete = False
@@ -126,6 +132,7 @@ class KernelDataplane(Dataplane, Generic[P]):
             prefix=options.interface_prefix,
             protocol=options.route_protocol,
             makes_routes=options.makes_routes,
+            sources=options.route_sources,
         )
         self._conntrack = Conntrack(namespace_fd, options.netlink_timeout_s)
         self._cutting = Timing()
@@ -393,15 +400,11 @@ def check_options(options: DataplaneOptions) -> None:
     :raises InvalidRequest: names the option.
     """
     check_interface(options.interface_prefix, field="interface_prefix")
-    if options.endpoint_to_host not in ENDPOINT_TO_HOST:
-        wanted = ", ".join(ENDPOINT_TO_HOST)
-        raise InvalidRequest("endpoint_to_host", f"{options.endpoint_to_host!r} is not one of {wanted}")
-    if options.deny_action not in DENY_ACTIONS:
-        raise InvalidRequest("deny_action", f"{options.deny_action!r} is not one of {', '.join(DENY_ACTIONS)}")
-    if options.drop_override not in DROP_OVERRIDES:
-        raise InvalidRequest("drop_override", f"{options.drop_override!r} is not one of {', '.join(DROP_OVERRIDES)}")
-    if options.chain_insert not in CHAIN_INSERTS:
-        raise InvalidRequest("chain_insert", f"{options.chain_insert!r} is not one of {', '.join(CHAIN_INSERTS)}")
+    for name, words in _WORDS.items():
+        if getattr(options, name) not in words:
+            raise InvalidRequest(name, f"{getattr(options, name)!r} is not one of {', '.join(words)}")
+    if len({each.version for each in options.route_sources}) < len(options.route_sources):
+        raise InvalidRequest("route_sources", "one address of each family at most")
     if options.mark_mask.bit_count() < 2 or not 0 < options.mark_mask < 1 << 32:
         raise InvalidRequest("mark_mask", f"{options.mark_mask:#x} must be 32 bits wide with two bits set at least")
     if options.max_set_size < 1:

@@ -57,7 +57,7 @@ class WorkloadLinks:
         makes_router: bool = True,
     ) -> None:
         self._socket, self._namespace_fd = socket, namespace_fd
-        self._of_the_host = forwarding(has_ipv6=has_ipv6) if makes_router else ()
+        self._of_the_host = of_the_host(has_ipv6=has_ipv6, makes_router=makes_router)
         self._has_metadata, self._has_ipv6 = has_metadata, has_ipv6
         self._wanted: dict[str, _Wanted] = {}
         self._done: dict[str, _Wanted] = {}
@@ -201,10 +201,13 @@ class WorkloadLinks:
         return found
 
 
-def forwarding(*, has_ipv6: bool) -> tuple[Setting, ...]:
-    """What makes the host a router. IPv6 only where the kernel speaks it."""
-    settings = [sysctl.Setting("ipv4/ip_forward", "1")]
-    if has_ipv6 and sysctl.has_ipv6():
+def of_the_host(*, has_ipv6: bool, makes_router: bool) -> tuple[Setting, ...]:
+    """What the host itself needs: interfaces that check sources strictly from their first packet on, and what makes it
+    a router. IPv6 only where the kernel speaks it."""
+    settings = [sysctl.Setting("ipv4/conf/default/rp_filter", "1", is_vital=False)]
+    if makes_router:
+        settings.append(sysctl.Setting("ipv4/ip_forward", "1"))
+    if makes_router and has_ipv6 and sysctl.has_ipv6():
         settings.append(sysctl.Setting("ipv6/conf/all/forwarding", "1"))
     return tuple(settings)
 

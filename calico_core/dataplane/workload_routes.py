@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from calico_core.dataplane.linux.prefix import AF_INET, prefix_of
+from calico_core.dataplane.linux.prefix import AF_INET, AF_INET6, prefix_of
 from calico_core.dataplane.linux.route_messages import LOCAL_METRIC_V6, RT_SCOPE_LINK, Route
 from calico_core.dataplane.linux.routes import apply_routes, plan_routes
 from calico_core.errors import KernelRefused
@@ -21,7 +21,7 @@ from calico_core.stopwatch import Timing
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from netaddr import IPNetwork
+    from netaddr import IPAddress, IPNetwork
 
     from calico_core.dataplane.linux.link_messages import Link
     from calico_core.dataplane.linux.rtnetlink import RouteSocket
@@ -40,10 +40,20 @@ class RouteReport(msgspec.Struct, frozen=True, kw_only=True):
 class WorkloadRoutes:
     """One thread; the socket is the caller's."""
 
-    def __init__(self, socket: RouteSocket, *, prefix: str, protocol: int, makes_routes: bool = True) -> None:
-        """``makes_routes`` False: somebody else makes them, and none is touched; links are still looked for."""
+    def __init__(
+        self,
+        socket: RouteSocket,
+        *,
+        prefix: str,
+        protocol: int,
+        makes_routes: bool = True,
+        sources: Iterable[IPAddress] = (),
+    ) -> None:
+        """``makes_routes`` False: somebody else makes them, and none is touched; links are still looked for.
+        ``sources``: as :attr:`DataplaneOptions.route_sources`."""
         self._socket, self._makes_routes = socket, makes_routes
         self._prefix, self._protocol = prefix, protocol
+        self._sources = {AF_INET if each.version == 4 else AF_INET6: each.packed for each in sources}
         self._wanted: dict[str, tuple[IPNetwork, ...]] = {}
         self._programmed: dict[str, frozenset[Route]] = {}
         self._partial, self._full = Timing(), Timing()
@@ -149,6 +159,7 @@ class WorkloadRoutes:
                     protocol=self._protocol,
                     scope=RT_SCOPE_LINK if is_v4 else 0,
                     metric=0 if is_v4 else LOCAL_METRIC_V6,
+                    source=self._sources.get(destination.family, b""),
                 )
             )
         return frozenset(routes)

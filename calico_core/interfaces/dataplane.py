@@ -34,16 +34,21 @@ class DataplaneOptions(Value, frozen=True):
     :class:`FailsafePort`; they hold on interfaces of host endpoints. ``metadata``: address and port that stand behind
     169.254.169.254:80. ``log_rate``: log lines a second and rule, 0: no limit, with bursts of ``log_burst``.
     ``denied_group``: the NFLOG group that denied packets are told to, 0: none. ``mark_mask``: the bits of a packet's
-    mark that are ours, two at least. ``max_set_size``: members of one set, where the kernel wants to know (iptables);
-    rules that name a larger one drop. ``address_poll_s``: between two looks at the host's own addresses beside the
-    kernel's events, 0: none. ``netlink_timeout_s``: how long the kernel may take for an answer. ``makes_routes`` False:
-    somebody else makes the routes to workloads. ``makes_router`` False: whether the host forwards is somebody else's to
-    say.
+    mark that are ours, two at least. ``max_set_size``: members of one set; rules that name a larger one deny.
+    ``address_poll_s``: between two looks at the host's own addresses beside the kernel's events, 0: none.
+    ``netlink_timeout_s``: how long the kernel may take for an answer. ``makes_routes`` False: somebody else makes the
+    routes to workloads. ``makes_router`` False: whether the host forwards is somebody else's to say.
 
     ``chain_insert``: whether our jumps come before the rules that others have in the kernel's chains, or after them
     (iptables; with nftables, priorities of hooks say that).
     ``allows_ipip`` and ``allows_vxlan``: workloads may send such packets, as far as policy lets them.
     ``external_peers``: hosts that are none of ours and may send encapsulated packets to this one all the same.
+
+    ``drops_invalid``: what belongs to no connection, as the kernel's tracking sees it, is dropped before policy.
+    ``filter_allow`` and ``mangle_allow``: what becomes of a packet that policy allows, forwarded or to the host, and
+    that policy before translation allows: that is the last word of its table, or the kernel's chain goes on (iptables;
+    with nftables an accept is never more than ours). ``route_sources``: at most one a family, the preferred source of
+    routes to workloads.
 
     Of what leaves the pools: ``nat_ports``, the source ports that TCP and UDP get, first and last; ``nat_address``, the
     address it gets, of the address's family, instead of that of the interface it leaves by; ``nat_interfaces``, the
@@ -74,6 +79,10 @@ class DataplaneOptions(Value, frozen=True):
     allows_ipip: bool = False
     allows_vxlan: bool = False
     external_peers: tuple[IPNetwork, ...] = ()
+    drops_invalid: bool = True
+    filter_allow: Literal["ACCEPT", "RETURN"] = "ACCEPT"
+    mangle_allow: Literal["ACCEPT", "RETURN"] = "ACCEPT"
+    route_sources: tuple[IPAddress, ...] = ()
     nat_ports: tuple[int, int] | None = None
     nat_address: IPAddress | None = None
     nat_interfaces: str = ""

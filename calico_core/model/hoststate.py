@@ -201,6 +201,8 @@ class HostInterface(Value, frozen=True):
     rules decides goes on as if they were not there. ``pre_dnat`` likewise, before destinations are translated. What one
     of these allows inbound is not asked again at this interface, neither by ``inbound`` nor by ``forward_inbound`` (in
     the reference the accept mark outlives the table); a workload it is forwarded to is asked all the same.
+
+    ``spares``, of the endpoint of all interfaces: those that are not its business either, sorted.
     """
 
     key: HostEndpointKey
@@ -212,6 +214,7 @@ class HostInterface(Value, frozen=True):
     untracked_inbound: PolicyList = PolicyList()
     untracked_outbound: PolicyList = PolicyList()
     pre_dnat: PolicyList = PolicyList()
+    spares: tuple[str, ...] = ()
 
 
 class HostPeers(Value, frozen=True):

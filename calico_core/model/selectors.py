@@ -147,7 +147,10 @@ class And(Node, frozen=True):
     operands: tuple[Node, ...]
 
     def matches(self, labels: Labels) -> bool:
-        return all(operand.matches(labels) for operand in self.operands)
+        for operand in self.operands:  # noqa: SIM110 (a generator costs as much as three operands)
+            if not operand.matches(labels):
+                return False
+        return True
 
     def __str__(self) -> str:
         return f"({' && '.join(map(str, self.operands))})"
@@ -157,7 +160,10 @@ class Or(Node, frozen=True):
     operands: tuple[Node, ...]
 
     def matches(self, labels: Labels) -> bool:
-        return any(operand.matches(labels) for operand in self.operands)
+        for operand in self.operands:  # noqa: SIM110
+            if operand.matches(labels):
+                return True
+        return False
 
     def __str__(self) -> str:
         return f"({' || '.join(map(str, self.operands))})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 
 from netaddr import IPAddress
 
@@ -14,9 +15,16 @@ _PROBE = {4: "198.51.100.1", 6: "2001:db8::1"}
 """Documentation addresses: connecting a datagram socket makes the kernel pick a source, nothing is sent."""
 
 
-def node_address(setting: str, version: int, *, pools: tuple[str, ...] = ()) -> IPAddress | None:
+def node_address(
+    setting: str,
+    version: int,
+    *,
+    pools: tuple[str, ...] = (),
+    is_excluded: Callable[[str], bool] = lambda _interface: False,
+) -> IPAddress | None:
     """``none`` → None; an address (a CIDR's address) → itself; ``autodetect`` → the source address of the default
-    route, else the first usable address of an interface. None when nothing is found."""
+    route, else the first usable address of an interface; never one of an excluded interface. None when nothing is
+    found."""
     name = "ip" if version == 4 else "ip6"
     if setting in {"", "none"}:
         return None
@@ -26,7 +34,9 @@ def node_address(setting: str, version: int, *, pools: tuple[str, ...] = ()) -> 
         except InvalidRequest:
             wanted = f"an IPv{version} address, 'autodetect' or 'none'"
             raise InvalidSettings(name, "environment", f"{setting!r} is not {wanted}") from None
-    return _towards_default_route(version, pools) or _first_found(version, pools)
+    usable = [found for found in _own_addresses(is_excluded) if found.version == version and _is_usable(found, pools)]
+    preferred = _towards_default_route(version)
+    return preferred if preferred in usable else next(iter(usable), None)
 
 
 def is_own_address(address: IPAddress) -> bool:
@@ -34,26 +44,21 @@ def is_own_address(address: IPAddress) -> bool:
     return address in _own_addresses()
 
 
-def _towards_default_route(version: int, pools: tuple[str, ...]) -> IPAddress | None:
+def _towards_default_route(version: int) -> IPAddress | None:
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((_PROBE[version], 9))
-            address = parse_address(probe.getsockname()[0].partition("%")[0])
+            return parse_address(probe.getsockname()[0].partition("%")[0])
     except OSError:
         return None
-    return address if _is_usable(address, pools) else None
 
 
-def _first_found(version: int, pools: tuple[str, ...]) -> IPAddress | None:
-    usable = (found for found in _own_addresses() if found.version == version and _is_usable(found, pools))
-    return next(usable, None)
-
-
-def _own_addresses() -> list[IPAddress]:
+def _own_addresses(is_excluded: Callable[[str], bool] = lambda _interface: False) -> list[IPAddress]:
     """In the kernel's order."""
     with RouteSocket() as route:
-        found = [entry.prefix for entry in route.addresses()]
+        left_out = {link.index for link in route.links() if is_excluded(link.name)}
+        found = [entry.prefix for entry in route.addresses() if entry.index not in left_out]
     return [IPAddress(int.from_bytes(prefix.address, "big"), 4 if len(prefix.address) == 4 else 6) for prefix in found]
 
 

@@ -75,18 +75,18 @@ class Agent:
         is_excluded: Callable[[str], bool] = lambda _name: False,
     ) -> None:
         """``on_config`` hears, in the engine thread, of every configuration key of the datastore.
-        ``confirm_removals_after_s``: see ``RemovalGuard``; ``lets_spoof``: see ``PolicyResolver``; ``remembered``: what
-        an earlier life of the node had; ``is_excluded``: whether an interface is none of the host's for host endpoints
-        that expect an address."""
+        ``confirm_removals_after_s``: see ``RemovalGuard``; ``lets_spoof`` and ``is_excluded``: see ``PolicyResolver``;
+        ``remembered``: what an earlier life of the node had."""
         self._host = host
-        self._is_excluded = is_excluded
         self._dataplane = dataplane
         self._reporter = reporter
         self._on_death = on_death
         self._on_config = on_config
         self.counters = AgentCounters()
         self._mailbox: Mailbox[Item] = Mailbox()
-        self._resolver = PolicyResolver(host, interface_prefix=interface_prefix, lets_spoof=lets_spoof)
+        self._resolver = PolicyResolver(
+            host, interface_prefix=interface_prefix, lets_spoof=lets_spoof, is_excluded=is_excluded
+        )
         # the addresses that hosts have of IPv6 stand beside their routing
         self._syncer = Syncer(store, (V1, BGP_HOSTS), self._mailbox.post, ready_key=ReadyKey().path, name="sync-policy")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -256,8 +256,7 @@ class Agent:
                     events[item.name] = item
                 case HostAddresses(name, addresses):
                     addressed += 1
-                    if not self._is_excluded(name):
-                        self._resolver.set_interface(name, addresses)
+                    self._resolver.set_interface(name, addresses)
                     self._own_addresses[name] = addresses or frozenset()
                 case CountsWanted(reply):
                     self.rule_counts.answer(reply)
@@ -377,6 +376,7 @@ class Agent:
         """What an apply or a resync says of everything we want."""
         self._note(report, looked_at)
         self._failures = dict(report.failures)
+        self.counters.failing = len(self._failures)
         if report.is_clean:
             self._pace.note_success()
         else:

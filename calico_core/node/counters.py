@@ -44,6 +44,8 @@ class AgentCounters:
         self.apply = Timing()
         self.first_apply_s = 0.0
         self.failures = 0
+        self.failing = 0
+        """Objects that the last look at everything left undone."""
         self.healed = 0
         self.busy_since: float | None = None
         """``time.monotonic()`` of the pass under way; None while the engine waits."""

@@ -115,6 +115,7 @@ def _dataplane(agent: AgentFigures) -> list[Metric]:
     return [
         *of_batches(agent.counters),
         *of_drivers(agent.kernel),
+        gauge("calico_dataplane_failing", "Objects that are not as wanted now.", agent.counters.failing),
         counter("calico_dataplane_healed", "Foreign changes to our part of the kernel undone.", agent.counters.healed),
     ]
 

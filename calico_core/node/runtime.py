@@ -111,8 +111,10 @@ class Runtime:
         self._lock()
         self._stack.callback(self._pages.stop)
         self._pages.serve_health(settings)
-        ipv4 = node_address(settings.ip, 4, pools=(settings.pool_v4,) if settings.pool_v4 != "none" else ())
-        ipv6 = node_address(settings.ip6, 6)
+        is_excluded = parse_interface_names(settings.excluded_interfaces)
+        pools = (settings.pool_v4,) if settings.pool_v4 != "none" else ()
+        ipv4 = node_address(settings.ip, 4, pools=pools, is_excluded=is_excluded)
+        ipv6 = node_address(settings.ip6, 6, is_excluded=is_excluded)
         if ipv4 is None and ipv6 is None:
             raise InvalidSettings("ip", settings.origins.get("ip", "default"), "no address found; give IP or IP6")
         for address in (ipv4, ipv6):

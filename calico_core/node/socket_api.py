@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from calico_core.errors import InvalidRequest
 from calico_core.interfaces.integration import Call, CallReply
 from calico_core.log import bound, get_logger
@@ -104,6 +106,10 @@ class SocketServer:
                     # after its own detach would stay for ever
                     log.warning("call.abandoned", program=call.program)
                     return
+                mounts_fd = _other_mounts(pid)
+                if mounts_fd is not None:
+                    descriptors.append(mounts_fd)
+                    call = msgspec.structs.replace(call, mounts_fd=mounts_fd)
                 with bound(program=call.program):
                     reply = self._answer(call, pid)
                 connection.settimeout(_READ_TIMEOUT_S)
@@ -214,11 +220,20 @@ def _peer(connection: socket.socket) -> tuple[int, int]:
 
 def _is_elsewhere(pid: int) -> bool:
     """In another network or user namespace than this process. Of one that cannot be looked at, nobody can say."""
-    for kind in ("net", "user"):
-        try:
-            theirs, ours = os.stat(f"/proc/{pid}/ns/{kind}"), os.stat(f"/proc/self/ns/{kind}")  # noqa: PTH116
-        except OSError:
-            return False
-        if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
-            return True
-    return False
+    try:
+        return any(_differs(pid, kind) for kind in ("net", "user"))
+    except OSError:
+        return False
+
+
+def _other_mounts(pid: int) -> int | None:
+    """The peer's mount namespace, where it is another than this process's and can be looked at."""
+    try:
+        return os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC) if _differs(pid, "mnt") else None
+    except OSError:
+        return None
+
+
+def _differs(pid: int, kind: str) -> bool:
+    theirs, ours = os.stat(f"/proc/{pid}/ns/{kind}"), os.stat(f"/proc/self/ns/{kind}")  # noqa: PTH116
+    return (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino)

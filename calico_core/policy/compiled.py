@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import msgspec
-from netaddr import IPAddress, IPNetwork
+from netaddr import IPNetwork
 from pyroaring import BitMap
 
 from calico_core.model.addresses import host_network
@@ -146,12 +146,17 @@ class Evaluator:
 
     def __init__(self, state: HostState) -> None:
         self._state = state
-        self._carriers: defaultdict[IPNetwork, list[HostWorkload]] = defaultdict(list)
-        self._floating: dict[IPAddress, IPAddress] = {}
-        for workload in sorted(state.workloads.values(), key=lambda workload: workload.key.path):
-            for net in dict.fromkeys(workload.nets):
-                self._carriers[net].append(workload)
-            self._floating.update((nat.external, nat.internal) for nat in workload.nats)
+        self._holders: dict[IPNetwork, HostWorkload] = {}
+        workloads = sorted(state.workloads.values(), key=lambda each: (not each.is_active, each.key.path))
+        for workload in workloads:
+            for net in workload.nets:
+                self._holders.setdefault(net, workload)
+        self._floating = {
+            nat.external: nat.internal
+            for workload in workloads
+            for nat in workload.nats
+            if self._holders.get(host_network(nat.internal)) is workload
+        }
         # by identity, so each list is held from the first time on; to hash one is to look at all of its names
         self._lists: dict[tuple[int, Direction], CompiledList] = {}
         self._asked: dict[tuple[int, Direction], PolicyList] = {}
@@ -161,8 +166,8 @@ class Evaluator:
         internal = self._floating.get(packet.dst)
         seen = packet if internal is None else msgspec.structs.replace(packet, dst=internal)
         return both_sides(
-            self._carriers.get(host_network(seen.src), ()),
-            self._carriers.get(host_network(seen.dst), ()),
+            self._holders.get(host_network(seen.src)),
+            self._holders.get(host_network(seen.dst)),
             lambda workload, direction: self.explain_side(workload, direction, seen),
         )
 

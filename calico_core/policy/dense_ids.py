@@ -59,5 +59,6 @@ class DenseIds(Generic[KeyT]):
         return number
 
     def end_batch(self) -> None:
-        self._free.extend(self._released)
-        self._released.clear()
+        if self._released:
+            self._free.extend(self._released)
+            self._released.clear()

@@ -68,37 +68,38 @@ class Verdict(Value, frozen=True):
 
 def explain(state: HostState, packet: Packet) -> Verdict:
     """The sender's outbound side first, then the receiver's inbound side. Floating addresses of this host are
-    translated before either is asked. Where several local workloads carry an
-    address, all of them must allow."""
+    translated before either is asked."""
     seen = translated(state, packet)
     return both_sides(
-        _carriers(state, seen.src),
-        _carriers(state, seen.dst),
+        holder(state.workloads.values(), seen.src),
+        holder(state.workloads.values(), seen.dst),
         lambda workload, direction: explain_side(state, workload, direction, seen),
     )
 
 
 def both_sides(
-    senders: Iterable[HostWorkload],
-    receivers: Iterable[HostWorkload],
+    sender: HostWorkload | None,
+    receiver: HostWorkload | None,
     ask: Callable[[HostWorkload, Direction], list[Step]],
 ) -> Verdict:
     """Up to the first that denies."""
     steps: list[Step] = []
-    sides: tuple[tuple[Direction, Iterable[HostWorkload]], ...] = (("outbound", senders), ("inbound", receivers))
-    for direction, workloads in sides:
-        for workload in workloads:
-            steps += ask(workload, direction)
-            if steps[-1].outcome == "deny":
-                return Verdict(outcome="deny", steps=tuple(steps))
+    sides: tuple[tuple[Direction, HostWorkload | None], ...] = (("outbound", sender), ("inbound", receiver))
+    for direction, workload in sides:
+        if workload is None:
+            continue
+        steps += ask(workload, direction)
+        if steps[-1].outcome == "deny":
+            return Verdict(outcome="deny", steps=tuple(steps))
     return Verdict(outcome="allow" if steps else "unaffected", steps=tuple(steps))
 
 
 def translated(state: HostState, packet: Packet) -> Packet:
-    """As policy sees it: a floating address of a workload of this host is translated before."""
+    """As policy sees it: a floating address of a workload of this host is translated before, if the workload has the
+    address that it stands for."""
     for workload in state.workloads.values():
         for nat in workload.nats:
-            if nat.external == packet.dst:
+            if nat.external == packet.dst and holder(state.workloads.values(), nat.internal) is workload:
                 return msgspec.structs.replace(packet, dst=nat.internal)
     return packet
 
@@ -200,9 +201,11 @@ def decided(
     )
 
 
-def _carriers(state: HostState, address: IPAddress) -> list[HostWorkload]:
-    found = [each for each in state.workloads.values() if any(contains(net, address) for net in each.nets)]
-    return sorted(found, key=lambda each: each.key.path)
+def holder(workloads: Iterable[HostWorkload], address: IPAddress) -> HostWorkload | None:
+    """Who has it: of several, of which one at most gets its packets and may send from it, the first active one by its
+    key. Source: felix specification 6.8 and 6.9."""
+    found = [each for each in workloads if any(contains(net, address) for net in each.nets)]
+    return min(found, key=lambda each: (not each.is_active, each.key.path), default=None)
 
 
 def _decide(state: HostState, rules_id: RulesId, direction: Direction, packet: Packet) -> tuple[HostRule, int] | None:

@@ -33,7 +33,8 @@ class HookSteps(Value, frozen=True):
 
 def find_interface(state: HostState, name: str) -> HostInterface | None:
     """The policy of an interface of the host that is no workload's. None: it is not under policy."""
-    return state.interfaces.get(name) or state.interfaces.get(ANY_INTERFACE)
+    own, others = state.interfaces.get(name), state.interfaces.get(ANY_INTERFACE)
+    return own if own is not None or others is None or name in others.spares else others
 
 
 def explain_interface(

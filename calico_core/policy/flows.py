@@ -30,7 +30,7 @@ from calico_core.model.keys import (
 )
 from calico_core.model.rules import PORT_PROTOCOLS, Rule
 from calico_core.policy.effective_labels import effective_labels
-from calico_core.policy.explain import Direction, Packet, Step, explain_side, translated
+from calico_core.policy.explain import Direction, Packet, Step, explain_side, holder, translated
 from calico_core.policy.explain_host import HookSteps, explain_interface
 from calico_core.policy.mismatch import first_mismatch
 from calico_core.policy.policy_lists import Hook
@@ -101,12 +101,12 @@ class Cluster:
         source: WorkloadEndpointKey | None = None,
         destination: WorkloadEndpointKey | None = None,
     ) -> FlowVerdict:
-        """Where several workloads carry an address and none of them is named, all must allow. A ``source`` that does
-        not have the packet's address is not let send it."""
+        """Where workloads of several hosts have an address and none of them is named, all must allow. A ``source``
+        that does not have the packet's address is not let send it."""
         receiver_host, inner = self._translated(packet, destination)
-        senders = [source] if source is not None else self.carriers(packet.src)
-        receivers = [destination] if destination is not None else self.carriers(inner.dst)
-        if senders and senders == receivers:
+        senders = [source] if source is not None else self.holders(packet.src)
+        receivers = [destination] if destination is not None else self.holders(inner.dst)
+        if senders and senders == receivers and inner == packet:
             same = "the endpoint talks to itself: nothing leaves it"
             sides = [Side(direction="outbound", address=packet.src, place="workload", outcome=None, reason=same,
                           host=key.host, workload=key) for key in senders]  # fmt: skip
@@ -225,16 +225,24 @@ class Cluster:
 
     def _sent(self, key: WorkloadEndpointKey, packet: Packet) -> Side:
         side = self._of_workload(key, "outbound", packet)
-        if not self._is_spoofed(key, packet):
-            return side
-        reason = f"spoofed source: {packet.src} is no address of the endpoint, whatever policy says"
-        prefixes = self.endpoints[key].allowed_source_prefixes
-        if any(contains(net, packet.src) for net in prefixes) and not self.lets_spoof(key.host):
-            reason = f"spoofed source: {packet.src} is in a prefix of the endpoint, and {_SPOOFING} is Disabled"
-        return without_steps(side, "deny", reason)
+        reason = self._why_spoofed(key, packet)
+        return side if reason is None else without_steps(side, "deny", f"spoofed source: {reason}")
 
-    def _is_spoofed(self, key: WorkloadEndpointKey, packet: Packet) -> bool:
-        return self._is_active(key) and is_spoofed(self.state(key.host).workloads[key], packet)
+    def _why_spoofed(self, key: WorkloadEndpointKey, packet: Packet) -> str | None:
+        """None: it may send from there."""
+        if not self._is_active(key):
+            return None
+        workload = self.state(key.host).workloads[key]
+        if is_spoofed(workload, packet):
+            prefixes = self.endpoints[key].allowed_source_prefixes
+            if any(contains(net, packet.src) for net in prefixes) and not self.lets_spoof(key.host):
+                return f"{packet.src} is in a prefix of the endpoint, and {_SPOOFING} is Disabled"
+            return f"{packet.src} is no address of the endpoint, whatever policy says"
+        owner = holder(self.state(key.host).workloads.values(), packet.src)
+        is_let = any(contains(net, packet.src) for net in workload.allowed_source_prefixes)
+        if owner is not None and owner.key != key and not is_let:
+            return f"{packet.src} is had by endpoint {owner.key.endpoint} of the host, the first that names it"
+        return None
 
     def _received(self, key: WorkloadEndpointKey, packet: Packet) -> Side:
         if self.hosts.get(packet.src) == key.host and self._is_active(key):
@@ -246,7 +254,7 @@ class Cluster:
     def _to_host(self, side: Side, packet: Packet) -> Side:
         """From a workload to the host it runs on."""
         if side.workload is not None and (
-            not self._is_active(side.workload) or self._is_spoofed(side.workload, packet)
+            not self._is_active(side.workload) or self._why_spoofed(side.workload, packet) is not None
         ):
             return side
         if packet.protocol == _UDP and packet.dst_port == _DNS:
@@ -370,8 +378,14 @@ class Cluster:
         ways = (encapsulation(pool) for pool in pools if contains(pool.cidr, address))
         return any(way is not None and way[1] == "always" for way in ways)
 
+    def holders(self, address: IPAddress) -> list[WorkloadEndpointKey]:
+        """Who has the address: of each host one endpoint at most."""
+        hosts = sorted({key.host for key in self.carriers(address)})
+        found = [holder(self.state(host).workloads.values(), address) for host in hosts]
+        return [each.key for each in found if each is not None]
+
     def carriers(self, address: IPAddress) -> list[WorkloadEndpointKey]:
-        """Who has the address."""
+        """Who is said to have it."""
         found = [
             key for key, endpoint in self.endpoints.items() if any(contains(net, address) for net in endpoint.nets)
         ]

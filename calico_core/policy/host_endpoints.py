@@ -2,12 +2,14 @@
 
 A record with a name is of that interface, whether the interface is there yet or not, so that none opens before its
 policy; one without is of every interface that has an address it expects. Where several records meet on an interface
-the first by name is in force.
+the first by name is in force. An excluded interface is the business of a record with its name alone.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
+from collections.abc import Callable
 
 from netaddr import IPAddress
 
@@ -18,13 +20,17 @@ from calico_core.model.keys import HostEndpointKey
 log = get_logger(__name__)
 
 Addresses = frozenset[IPAddress]
+#: Names that every dataplane can write as they are.
+_PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 
 
 class HostEndpoints:
     """The records of this host × its interfaces. No record is of an interface whose name begins as workloads' do."""
 
-    def __init__(self, workload_prefix: str = "") -> None:
-        self._workload_prefix = workload_prefix
+    def __init__(
+        self, workload_prefix: str = "", is_excluded: Callable[[str], bool] = lambda _interface: False
+    ) -> None:
+        self._workload_prefix, self._is_excluded = workload_prefix, is_excluded
         self.records: dict[HostEndpointKey, HostEndpoint] = {}
         self._interfaces: dict[str, Addresses] = {}
         self._contested: frozenset[tuple[str, HostEndpointKey]] = frozenset()
@@ -48,6 +54,11 @@ class HostEndpoints:
             self._interfaces[name] = addresses
         return True
 
+    @property
+    def excluded(self) -> tuple[str, ...]:
+        """Interfaces that are there and excluded, sorted."""
+        return tuple(name for name in sorted(self._interfaces) if self._is_excluded(name) and _PLAIN.fullmatch(name))
+
     def by_interface(self) -> dict[str, HostEndpointKey]:
         """By interface's name, sorted."""
         claims: defaultdict[str, list[HostEndpointKey]] = defaultdict(list)
@@ -59,7 +70,7 @@ class HostEndpoints:
                 continue
             wanted = frozenset(record.addresses)
             for name, addresses in self._interfaces.items():
-                if not wanted.isdisjoint(addresses):
+                if not wanted.isdisjoint(addresses) and not self._is_excluded(name):
                     claims[name].append(key)
         self._report({(name, key) for name, keys in claims.items() for key in keys[1:]})
         return {name: claims[name][0] for name in sorted(claims)}

@@ -26,6 +26,8 @@ from calico_core.policy.rules import NamedPort, Source
 
 Member = WorkloadEndpoint | HostEndpoint | NetworkSet
 _UNCHANGED = Delta(EMPTY, EMPTY)
+_NO_NETS: frozenset[IPNetwork] = frozenset()
+_NO_ADDRESSES = AddressSet()
 _FEW_ITEMS = 64
 """Up to here the sets that an endpoint is in are asked for one endpoint at a time."""
 
@@ -138,12 +140,12 @@ class IpSets:
             deltas.setdefault(active, _UNCHANGED)
         for set_id in self._begun:
             deltas.setdefault(self._sets[set_id], _UNCHANGED)
-        changes = tuple(change for active, delta in deltas.items() if (change := self._change(active, delta, touched)))
+        changes = [change for active, delta in deltas.items() if (change := self._change(active, delta, touched))]
         self._hosts_before.clear()
         self._nets_changed.clear()
         self._begun.clear()
         self._ids.end_batch()
-        return changes, port_changes
+        return tuple(changes), port_changes
 
     def _sets_with(self, items: BitMap) -> Iterable[_ActiveSet]:
         """The sets that hold one of the items."""
@@ -157,7 +159,9 @@ class IpSets:
     def _change(self, active: _ActiveSet, delta: Delta, touched: BitMap) -> SetChange | None:
         matched = active.query.matched
         kept = matched & touched if touched else EMPTY
-        nets_added, nets_removed = self._change_nets(active, delta, kept)
+        nets_added = nets_removed = _NO_NETS
+        if self._table.with_nets or self._nets_changed:
+            nets_added, nets_removed = self._change_nets(active, delta, kept)
         if active.is_new:
             active.is_new = False
             active.v4, active.v6 = self._table.collect(matched)
@@ -170,9 +174,11 @@ class IpSets:
             active.v4 |= v4
         if v4_gone:
             active.v4 -= v4_gone
-        v6 -= active.v6
-        active.v6 |= v6
-        active.v6 -= v6_gone
+        if v6:
+            v6 -= active.v6
+            active.v6 |= v6
+        if v6_gone:
+            active.v6 -= v6_gone
         if not (v4 or v6 or v4_gone or v6_gone or nets_added or nets_removed):
             return None
         return SetChange(
@@ -186,7 +192,7 @@ class IpSets:
         v4: list[int] = []
         v6: set[int] = set()
         if not left:
-            return BitMap(), v6
+            return EMPTY, v6
         table, matched = self._table, active.query.matched
         for item in left:
             hosts = self._hosts_before.get(item)
@@ -202,11 +208,9 @@ class IpSets:
     def _change_nets(
         self, active: _ActiveSet, delta: Delta, kept: BitMap
     ) -> tuple[frozenset[IPNetwork], frozenset[IPNetwork]]:
-        if not self._table.with_nets and not self._nets_changed:
-            return frozenset(), frozenset()
         of_nets = self._table.with_nets | self._nets_changed
         if not active.is_new and of_nets.isdisjoint(delta.added | delta.removed | kept):
-            return frozenset(), frozenset()
+            return _NO_NETS, _NO_NETS
         before = active.nets
         holders = active.query.matched & self._table.with_nets
         active.nets = outermost({net for item in holders for net in self._table.nets(item)})
@@ -214,4 +218,6 @@ class IpSets:
 
 
 def _address_set(v4: BitMap, v6: set[int], nets: frozenset[IPNetwork]) -> AddressSet:
+    if not (v4 or v6 or nets):
+        return _NO_ADDRESSES
     return AddressSet(v4=FrozenBitMap(v4), v6=frozenset(v6), nets=nets)

@@ -218,12 +218,18 @@ class LabelIndex:
         self._parents[item] = ()
 
     def _test(self, item: int, labels: Labels) -> None:
+        to_test = self._to_test
         for query in self._candidates(labels):
-            self._to_test.setdefault(query, set()).add(item)
+            items = to_test.get(query)
+            if items is None:
+                to_test[query] = {item}
+            else:
+                items.add(item)
 
     def _candidates(self, labels: Labels) -> set[Query]:
         found = self._postings.filed(labels)
-        found |= self._unfiled
+        if self._unfiled:
+            found |= self._unfiled
         return found
 
     # --- parents -------------------------------------------------------------------------------------
@@ -310,28 +316,29 @@ class LabelIndex:
     def _tested(self, query: Query, items: set[int], effective: dict[int, Labels]) -> Delta | None:
         added: list[int] = []
         removed: list[int] = []
-        matching = 0
+        matching, matched, node = 0, query.matched, query.node
         for item in items:
             labels = effective.get(item)
             if labels is None:
                 labels = effective[item] = self.labels(item)
-            matches = item in self._all and query.node.matches(labels)
-            matching += matches
-            if matches != (item in query.matched):
-                (added if matches else removed).append(item)
+            if item in self._all and node.matches(labels):
+                matching += 1
+                if item not in matched:
+                    added.append(item)
+            elif item in matched:
+                removed.append(item)
         self._matches += matching
         self._mismatches += len(items) - matching
         if not added and not removed:
             return None
-        if query.matched is EMPTY:
-            query.matched = BitMap()
+        if matched is EMPTY:
+            matched = query.matched = BitMap()
         # a bitmap costs some microseconds to make, and most of these would be empty
-        delta = Delta(BitMap(added) if added else EMPTY, BitMap(removed) if removed else EMPTY)
-        if added:
-            query.matched |= delta.added
-        if removed:
-            query.matched -= delta.removed
-        return delta
+        for item in added:
+            matched.add(item)
+        for item in removed:
+            matched.discard(item)
+        return Delta(BitMap(added) if added else EMPTY, BitMap(removed) if removed else EMPTY)
 
     def _evaluated(self, query: Query) -> Delta | None:
         items, is_negated = self._postings.evaluate(query.node)

@@ -121,10 +121,12 @@ class MemberTable:
 
     def collect(self, items: BitMap) -> tuple[BitMap, set[int]]:
         """The IPv4 and the IPv6 addresses of the items."""
+        v6: set[int] = set()
+        if not items:
+            return BitMap(), v6
         hosts = self._hosts
         regular = items - self._irregular if self._irregular else items
         v4 = self._v4_of(regular) if regular else BitMap()
-        v6: set[int] = set()
         if regular is not items and len(regular) != len(items):
             v4_values: list[int] = []
             for item in items & self._irregular:

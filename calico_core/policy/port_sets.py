@@ -89,6 +89,9 @@ class PortSets:
 
     def flush(self, deltas: Mapping[Query, Delta]) -> tuple[PortSetChange, ...]:
         """``deltas``: how the items of each query changed; those of other sets are among them."""
+        if not self._sets:
+            self._touched.clear()
+            return ()
         dirty: dict[_ActivePorts, BitMap] = {}
         for query, delta in deltas.items():
             active = self._of_query.get(query)

@@ -217,8 +217,9 @@ class Postings:
             key = self.keys.get(label)
             if key is None or not key.filed:
                 continue
-            found.update(key.filed.get(value, ()))
-            found.update(key.filed.get(None, ()))
+            for filed in (key.filed.get(value), key.filed.get(None)):
+                if filed is not None:
+                    found |= filed
         return found
 
     def evaluate(self, node: Node) -> Result:

@@ -7,7 +7,7 @@ on how they came. Owned by one thread. Source: felix specification 3 and 4.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from netaddr import IPAddress
@@ -15,6 +15,7 @@ from netaddr import IPAddress
 from calico_core.log import get_logger
 from calico_core.model.endpoints import HostEndpoint, WorkloadEndpoint
 from calico_core.model.hoststate import (
+    ANY_INTERFACE,
     HostChanges,
     HostInterface,
     HostPeers,
@@ -67,9 +68,17 @@ def profile_rules_id(profile: str) -> RulesId:
 class PolicyResolver:
     """``apply`` what the datastore says and ``set_interface`` what the host has, then ``flush``: one batch."""
 
-    def __init__(self, host: str, *, interface_prefix: str = "", lets_spoof: bool = False) -> None:
+    def __init__(
+        self,
+        host: str,
+        *,
+        interface_prefix: str = "",
+        lets_spoof: bool = False,
+        is_excluded: Callable[[str], bool] = lambda _interface: False,
+    ) -> None:
         """``interface_prefix``: what the names of all workloads' interfaces begin with, and no other's.
-        ``lets_spoof``: workloads may send from the prefixes that their records allow them."""
+        ``lets_spoof``: workloads may send from the prefixes that their records allow them.
+        ``is_excluded``: whether an interface is the business only of a host endpoint that names it."""
         self._host = host
         self._prefix = interface_prefix
         self.allowed_sources = AllowedSources(is_wanted=lets_spoof)
@@ -83,7 +92,7 @@ class PolicyResolver:
         self._pools: dict[PoolKey, Pool] = {}
         self._local: dict[WorkloadEndpointKey, WorkloadEndpoint] = {}
         self._floating = FloatingAddresses()
-        self._host_endpoints = HostEndpoints(interface_prefix)
+        self._host_endpoints = HostEndpoints(interface_prefix, is_excluded)
         self._peers = Peers()
         self._policy_lists = PolicyLists()
         self._ip_sets = IpSets()
@@ -345,6 +354,7 @@ class PolicyResolver:
             untracked_inbound=untracked_inbound,
             untracked_outbound=untracked_outbound,
             pre_dnat=pre_dnat,
+            spares=self._host_endpoints.excluded if name == ANY_INTERFACE else (),
         )
 
     def _compile(self) -> tuple[list[HostRules], list[RulesId], dict[SetId, Source]]:

@@ -52,7 +52,7 @@ from calico_core.workload.endpoint_record import endpoint_record
 from calico_core.workload.gate import PolicyGate
 from calico_core.workload.orphans import remove_orphans
 from calico_core.workload.profiles import profile_copies, profile_deletions, profile_writes, profiles_to_write
-from calico_core.workload.sharing import departure, is_attached, joined
+from calico_core.workload.sharing import Departure, departure, is_attached, joined
 from calico_core.workload.slowest import SlowestAttaches
 from calico_core.workload.undo import UndoStack
 
@@ -298,7 +298,7 @@ class WorkloadService(Workloads):
 
     # --- detach ----------------------------------------------------------------------------------
 
-    def detach(self, request: Detach) -> None:
+    def detach(self, request: Detach) -> bool:
         with self._locks.hold(request.key, timeout_s=_LOCK_TIMEOUT_S):
             lap("lock")
             try:
@@ -308,25 +308,27 @@ class WorkloadService(Workloads):
                     self._wiring.detach(request.interface)  # whoever's it is: nobody can say, and it must not leak
                 raise
             if standing is not None and standing.record is not None and standing.record.attachments:
-                self._detach_shared(request, standing)
-                return
+                return self._detach_shared(request, standing)
             link = self._remove_link(request, standing)
             try:
-                self._release(request, standing)
+                going = self._release(request, standing)
                 lap("record")
             finally:
                 link.result()
                 lap("interface")
         log.info("endpoint.detached", endpoint=request.key.path)
+        return going is not None and going.is_changed
 
-    def _detach_shared(self, request: Detach, standing: Versioned[WorkloadEndpoint | None]) -> None:
+    def _detach_shared(self, request: Detach, standing: Versioned[WorkloadEndpoint | None]) -> bool:
         """Whether the interface goes is known when the record's part is done: until then somebody may join."""
-        remaining = self._release(request, standing)
+        going = self._release(request, standing)
+        remaining = going.remaining if going is not None else None
         lap("record")
         if remaining is None or remaining.name != request.interface:
             self._wiring.detach(request.interface)
             lap("interface")
         log.info("endpoint.detached", endpoint=request.key.path, network=request.network)
+        return going is not None and going.is_changed
 
     def _standing(self, key: WorkloadEndpointKey) -> Versioned[WorkloadEndpoint | None] | None:
         """The record now; one that does not decode has a None inside."""
@@ -345,9 +347,9 @@ class WorkloadService(Workloads):
             return done  # it is the next owner's interface by now
         return self._links.submit(self._wiring.detach, request.interface)
 
-    def _release(self, request: Detach, standing: Versioned[WorkloadEndpoint | None] | None) -> WorkloadEndpoint | None:
-        """Addresses and record in one transaction. What remains: the record stays when another container owns it by
-        now, and loses one attachment while others share it."""
+    def _release(self, request: Detach, standing: Versioned[WorkloadEndpoint | None] | None) -> Departure | None:
+        """Addresses and record in one transaction. The record stays when another container owns it by now, and loses
+        one attachment while others share it. None: there was none."""
         path = request.key.path
         for _attempt in range(_ATTEMPTS):
             going = departure(standing.record if standing is not None else None, request)
@@ -361,7 +363,7 @@ class WorkloadService(Workloads):
                 companion = Companion((Compare(path, standing.mod_revision),), operations)
             try:
                 self._ipam.release_by_handle(going.handles, companion)
-                return going.remaining
+                return going if standing is not None else None
             except Conflict as conflict:
                 if conflict.key != path:
                     raise

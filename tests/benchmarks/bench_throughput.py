@@ -39,7 +39,7 @@ from calico_core.dataplane.linux.link_messages import set_link
 from calico_core.dataplane.linux.rtnetlink import RouteSocket
 from calico_core.dataplane.linux.wiring import VethWiring
 from calico_core.dataplane.nftables.driver import NftablesDataplane
-from calico_core.dataplane.workload_links import forwarding
+from calico_core.dataplane.workload_links import of_the_host
 from calico_core.interfaces.dataplane import DataplaneOptions
 from calico_core.model.hoststate import (
     AddressSet,
@@ -137,7 +137,7 @@ class Host:
 
     def __init__(self, stack: ExitStack) -> None:
         self.fd, sender, receiver = (stack.enter_context(a_namespace()) for _ in range(3))
-        netns.run_in(self.fd, lambda: sysctl.apply(forwarding(has_ipv6=False)))
+        netns.run_in(self.fd, lambda: sysctl.apply(of_the_host(has_ipv6=False, makes_router=True)))
         with RouteSocket(self.fd) as route_socket:
             route_socket.execute(set_link("lo", is_up=True))  # as on every host
         wiring = VethWiring(self.fd)

@@ -179,6 +179,7 @@ def _interfaces(draw: Callable[[Any], Any], name: str, rules: list[RulesId]) -> 
         untracked_inbound=lists[4],
         untracked_outbound=lists[5],
         pre_dnat=lists[6],
+        spares=draw(st.sampled_from(((), ("kube-ipvs0",), ("eth0.7", "up1")))) if name == ANY_INTERFACE else (),
     )
 
 

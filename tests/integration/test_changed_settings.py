@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from calico_core.errors import ToolFailed
 from calico_core.lab.host import LabHost
 from calico_core.lab.topology import Laboratory
 
@@ -90,3 +91,38 @@ def test_a_running_node_writes_its_log_where_the_datastore_says_and_opens_it_aga
     host.calicoctl("config", "set", "LogFilePath", f"{file}/x.log")
     assert wait_until(lambda: says(host, "cannot be written: Not a directory"), 10)
     assert host.node_pid == first
+
+
+def test_a_loose_filter_ends_the_start_unless_it_is_wanted(host: LabHost) -> None:
+    host.run(["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=2", "net.ipv4.conf.default.rp_filter=0"])
+    with pytest.raises(ToolFailed, match=r"net\.ipv4\.conf\.all\.rp_filter is 2.*IgnoreLooseRPF"):
+        host.start_node()
+    host.calicoctl("config", "set", "IgnoreLooseRPF", "true")
+    host.start_node()
+    assert says(host, "kernel.loose_rpf")
+    host.stop_node()
+    host.calicoctl("config", "remove", "IgnoreLooseRPF")
+    host.run(["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0"])
+    host.start_node()
+    assert host.run(["sysctl", "-n", "net.ipv4.conf.default.rp_filter"]).stdout.strip() == "1"
+
+
+@pytest.mark.parametrize("driver", ["nftables", "iptables"])
+def test_the_host_endpoint_of_all_interfaces_leaves_excluded_ones_out(host: LabHost, driver: str) -> None:
+    def dispatched() -> str:
+        argv = {"nftables": "nft list chain inet calico host_in", "iptables": "iptables -S calico-hfrom"}[driver]
+        return host.run(argv.split(), check=False).stdout
+
+    def link(*names: str) -> None:
+        host.run(["ip", "link", "add", names[0], "type", "veth", "peer", "name", names[1]])
+
+    link("zz0", "yy0")
+    host.start_node(environment={"FELIX_INTERFACEEXCLUDE": "kube-ipvs0,/^zz/", "CALICO_DATAPLANE_DRIVER": driver})
+    host.calicoctl("host-endpoint", "add", "all", "--interface", "*")
+    assert wait_until(lambda: "zz0" in dispatched(), 10)
+    assert "yy0" not in dispatched()
+    link("zz1", "zz2")
+    assert wait_until(lambda: "zz1" in dispatched() and "zz2" in dispatched(), 10)
+    host.run(["ip", "link", "del", "zz1"])
+    assert wait_until(lambda: "zz1" not in dispatched() and "zz2" not in dispatched(), 10)
+    assert "zz0" in dispatched()

@@ -269,23 +269,36 @@ def peers_of(records: Records) -> HostPeers:
 
 
 def translate(records: Records, packet: Packet, host: str = HOST) -> Packet:
-    nats = (nat for found in nats_of(records, host).values() for nat in found)
-    internal = next((nat.internal for nat in nats if nat.external == packet.dst), packet.dst)
+    nats = ((key, nat) for key, found in nats_of(records, host).items() for nat in found)
+    leading = (nat.internal for key, nat in nats if nat.external == packet.dst and leads(records, key, nat.internal))
+    internal = next(leading, packet.dst)
     return msgspec.structs.replace(packet, dst=internal)
 
 
 def oracle(records: Records, packet: Packet) -> str:
     verdict, packet = "unaffected", translate(records, packet)
     for direction, address in (("outbound", packet.src), ("inbound", packet.dst)):
-        for key, record in records.items():
-            if not isinstance(key, WorkloadEndpointKey) or key.host != HOST:
-                continue
-            if not any(address in net for net in nets_of(record)):
-                continue
-            if not side_allows(records, record, direction, packet):
-                return "deny"
-            verdict = "allow"
+        key = holder(records, address)
+        if key is None:
+            continue
+        if not side_allows(records, records[key], direction, packet):
+            return "deny"
+        verdict = "allow"
     return verdict
+
+
+def leads(records: Records, key: WorkloadEndpointKey, internal: IPAddress) -> bool:
+    return bool(holder(records, internal, key.host) == key)
+
+
+def holder(records: Records, address: IPAddress, host: str = HOST) -> Any:
+    """Of the host's endpoints with the address the first that is active."""
+    found = [
+        (record.state != "active", key.path, key)
+        for key, record in records.items()
+        if isinstance(key, WorkloadEndpointKey) and key.host == host and any(address in net for net in nets_of(record))
+    ]
+    return min(found)[2] if found else None
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------

@@ -256,8 +256,8 @@ class TablesBuilder:
         for workload in self._nats.values():
             own = {net.ip for net in workload.nets}
             for nat in sorted(workload.nats, key=lambda each: each.internal):
-                is_ours = all(self._claims.has(workload.key, each) for each in (nat.external, nat.internal))
-                if is_ours and nat.internal in own and nat.external.version == nat.internal.version:
+                is_one_family = nat.external.version == nat.internal.version
+                if is_one_family and nat.internal in own and self._claims.leads(workload, nat):
                     wanted.setdefault(nat.external, nat)
         self._nat.put_floating(wanted.values())
 
@@ -270,6 +270,8 @@ class TablesBuilder:
             if net.prefixlen != WIDTH[net.version]:
                 self.problems[subject] = f"{net} is wider than one address; it is left out"
                 continue
+            if not self._claims.has(workload.key, net.ip):
+                continue  # who has it may send from it, as a strict reverse-path filter would have it
             addresses[net.version].add(net.first)
         for family, each in addresses.items():
             self.sources[family, name] = frozenset(each)
@@ -345,7 +347,7 @@ class TablesBuilder:
             verdicts = self._layout.verdicts(family)
             passing = [f"-i {workload} -g calico-wl", f"-o {workload} -g calico-wl"]
             if forward:
-                passing = [*forward, *passing, f"{verdicts.if_accepted} -j ACCEPT"]
+                passing = [*forward, *passing, f"{verdicts.if_accepted} {verdicts.allow}"]
             bases = {
                 (FILTER, "calico-FORWARD"): passing,
                 (FILTER, "calico-INPUT"): [*self._from_peers(family), f"-i {workload} -g calico-wl-host"],

@@ -87,6 +87,7 @@ class HostChains:
         self._named[interface.interface] = frozenset(each for one in _lists(interface) for each in rules_in(one))
         if before is not None and before.key != interface.key:
             self._forget_problem(before)
+        self._is_dirty |= before is None or before.spares != interface.spares
         self.place(interface.interface)
 
     def drop(self, name: str) -> None:
@@ -186,7 +187,8 @@ class HostChains:
         miss = targets.pop(ANY_INTERFACE, RETURN)
         if miss != RETURN:
             # an interface with an endpoint of its own is not the business of the one for all others
-            others = {name: RETURN for name in (*self._placed, _LOOPBACK) if name != ANY_INTERFACE}
+            spared = (_LOOPBACK, *self._interfaces[ANY_INTERFACE].spares)
+            others = {name: RETURN for name in (*self._placed, *spared) if name != ANY_INTERFACE}
             targets = {**others, **targets}
         self._trees.put(where, hook.root, hook.option, targets, [miss])
 

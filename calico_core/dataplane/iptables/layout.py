@@ -148,11 +148,11 @@ class Layout:
             FILTER: {
                 "calico-wl": chain(
                     [
-                        *filtered.drop(_INVALID, _NO_CONNECTION),
-                        f"{_ESTABLISHED} {ACCEPT}",
+                        *self._unconnected(family),
+                        f"{_ESTABLISHED} {filtered.allow}",
                         f"-i {workload} -j {FROM_ROOT}",
                         f"-o {workload} -j {TO_ROOT}",
-                        ACCEPT,
+                        filtered.allow,
                     ]
                 ),
                 "calico-wl-host": chain(self._workload_to_host(family)),
@@ -174,9 +174,13 @@ class Layout:
             rules += verdicts.drop(f"-p {IPIP_PROTOCOL}", "IPIP from a workload")
         return rules
 
+    def _unconnected(self, family: int) -> list[str]:
+        """What the kernel's tracking makes nothing of."""
+        return self.verdicts(family).drop(_INVALID, _NO_CONNECTION) if self.options.drops_invalid else []
+
     def _workload_to_host(self, family: int) -> list[str]:
         verdicts, action = self.verdicts(family), self.options.endpoint_to_host
-        rules = verdicts.drop(_INVALID, _NO_CONNECTION)
+        rules = self._unconnected(family)
         rules.append(f"{_ESTABLISHED} {ACCEPT}")
         if family == 6:
             rules += [f"-p 58 -m icmp6 --icmpv6-type {kind} {ACCEPT}" for kind in _NEIGHBOUR_TYPES]
@@ -216,7 +220,9 @@ class Layout:
         """Tiers in order, profiles in order, drop. "Accept" is to return with the accept mark set where the caller
         may have another list to ask; lists of host endpoints decide themselves."""
         verdicts = self.verdicts(family, purpose.table)
-        accepted = f"{verdicts.if_accepted} {_ACCEPTED.get(purpose.letters[0], RETURN)}"
+        decided = {"h": verdicts.allow, "u": f"-g {NO_TRACK}", "d": verdicts.allow}
+        # otherwise it returns to who may have another list to ask
+        accepted = f"{verdicts.if_accepted} {decided.get(purpose.letters[0], RETURN)}"
         # what comes early, or is only forwarded, leaves to others what it does not decide
         is_last, ends_tiers = purpose.letters[0] in "tfh", purpose.table == FILTER
         rules = self._before_policy(purpose, family)
@@ -258,10 +264,10 @@ class Layout:
             rules.append(verdicts.clear_marks)
         elif kind in "hv":
             # let through by an earlier policy of the interface; a mark alone might be anybody's
-            passing = ACCEPT if kind == "h" else RETURN
+            passing = verdicts.allow if kind == "h" else RETURN
             if "u" in purpose.letters:
                 rules.append(f"{verdicts.if_accepted} -m conntrack --ctstate UNTRACKED {passing}")
-            rules.append(f"{_ESTABLISHED} {ACCEPT}")
+            rules.append(f"{_ESTABLISHED} {verdicts.allow}")
             if "d" in purpose.letters:
                 rules.append(f"{verdicts.if_accepted} {passing}")
         if family == 6 and kind != "v":
@@ -269,7 +275,7 @@ class Layout:
         if kind != "v" and self.failsafe_chain(purpose.direction, family, purpose.table) is not None:
             rules.append(f"-j {FAILSAFE[purpose.direction]}")
         if kind in "hv":
-            rules += verdicts.drop(_INVALID, _NO_CONNECTION)
+            rules += self._unconnected(family)
         return rules
 
     def failsafe_chain(self, direction: Direction, family: int, table: str) -> Chain | None:
@@ -296,10 +302,6 @@ class Layout:
         # of the whole family the kernel shows nothing
         sources += [f"-s {net_text(each)} " if each.prefixlen else "" for each in prefixes if each.version == family]
         return chain([*(f"{source}{sender}{RETURN}" for source in sources), f"-g {NO_SOURCE}"])
-
-
-#: What a list does with a packet it accepts, by the first letter of its purpose; otherwise it returns.
-_ACCEPTED = {"h": ACCEPT, "u": f"-g {NO_TRACK}", "d": ACCEPT}
 
 
 def _open_ports(ports: Iterable[FailsafePort], family: int, remote: str, option: str) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from calico_core.dataplane.denials import DENIED_BURST, DENIED_PACKETS_A_SECOND, SNAPSHOT_BYTES
-from calico_core.dataplane.iptables.names import FILTER
+from calico_core.dataplane.iptables.names import FILTER, MANGLE
 from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.rules import clean_log_prefix
 
@@ -32,6 +32,9 @@ class Verdicts:
         self._options, self._origins, self._family = options, origins, family
         # only the filter table can answer
         self._can_reject = table == FILTER
+        words = {FILTER: options.filter_allow, MANGLE: options.mangle_allow}
+        #: What becomes of what policy of this table allows.
+        self.allow = {"ACCEPT": ACCEPT, "RETURN": RETURN}[words.get(table, "ACCEPT")]
         accept, rest = _lowest(options.mark_mask)
         passed, _ = _lowest(rest)
         self.set_accept = f"-j MARK --set-xmark {accept:#x}/{accept:#x}"

@@ -17,7 +17,7 @@ from calico_core.dataplane.linux.netlink import (
 from calico_core.dataplane.linux.prefix import AF_INET, Prefix
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 6, 7, 15
 RTN_UNICAST, RTN_BLACKHOLE = 1, 6
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
 RT_TABLE_MAIN, RT_TABLE_COMPAT = 254, 252
@@ -41,6 +41,7 @@ _ANY = {4: b"\0" * 4, 16: b"\0" * 16}
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
     """A route. ``index`` 0: no device (blackhole, or several next hops). ``gateway`` empty: directly connected.
+    ``source``: the address the host prefers for what it sends there itself; empty: the kernel chooses.
 
     The kernel keeps no scope for IPv6: it reads back as universe, so write it as that.
     """
@@ -54,6 +55,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     table: int = RT_TABLE_MAIN
     type: int = RTN_UNICAST
     is_onlink: bool = False
+    source: bytes = b""
 
 
 def workload_route(destination: Prefix, index: int) -> Route:
@@ -106,7 +108,7 @@ def parse_route(body: bytes) -> Route | None:
     family, length, _src, _tos, table, protocol, scope, kind, flags = _ROUTE.unpack_from(body)
     if flags & RTM_F_CLONED:
         return None
-    destination, gateway, index, metric = b"", b"", 0, 0
+    destination, gateway, source, index, metric = b"", b"", b"", 0, 0
     position, end = 12, len(body)
     while position + 4 <= end:
         size, attribute_type = _ATTRIBUTE.unpack_from(body, position)
@@ -118,6 +120,8 @@ def parse_route(body: bytes) -> Route | None:
             (index,) = _U32.unpack_from(body, position + 4)
         elif attribute_type == RTA_GATEWAY:
             gateway = body[position + 4 : position + size]
+        elif attribute_type == RTA_PREFSRC:
+            source = body[position + 4 : position + size]
         elif attribute_type == RTA_PRIORITY:
             (metric,) = _U32.unpack_from(body, position + 4)
         elif attribute_type == RTA_TABLE:
@@ -133,6 +137,7 @@ def parse_route(body: bytes) -> Route | None:
         table=table,
         type=kind,
         is_onlink=bool(flags & RTNH_F_ONLINK),
+        source=source,
     )
 
 
@@ -151,6 +156,8 @@ def _encode(route: Route, scope: int | None = None) -> bytes:
         parts.append(attribute(RTA_GATEWAY, route.gateway))
     if route.index:
         parts.append(u32(RTA_OIF, route.index))
+    if route.source:
+        parts.append(attribute(RTA_PREFSRC, route.source))
     if route.metric:
         parts.append(u32(RTA_PRIORITY, route.metric))
     return b"".join(parts)

@@ -92,7 +92,7 @@ class TableBuilder:
             {name: NamedSet(kind) for name, kind in self._kinds.items()},
         )
         self._desired = Desired(self.table)
-        self._sets = KnownSets(self._desired, self.families, self._closed)
+        self._sets = KnownSets(self._desired, self.families, self._problems, self._closed, options.max_set_size)
         self._policies = PolicyChains(
             self._desired, self._sets, self.families, self._verdicts, self._problems, self._closed
         )
@@ -271,6 +271,8 @@ class TableBuilder:
             if net.prefixlen != WIDTH[net.version]:
                 self._problems[subject] = f"{net} is wider than one address; it is left out"
                 continue
+            if not self._claims.has(workload.key, net.ip):
+                continue  # who has it may send from it, as a strict reverse-path filter would have it
             any_kind, mac_kind = layout.SOURCE_KINDS[net.version]
             if workload.mac is None:
                 elements.append((layout.source_set(any_kind), (workload.interface, net.first)))
@@ -306,7 +308,7 @@ class TableBuilder:
         if nat.internal not in {net.ip for net in workload.nets}:
             self._problems[workload.key.path] = f"{nat.internal} is none of its addresses; {nat.external} is left out"
             return []
-        is_ours = self._claims.has(workload.key, nat.external) and self._claims.has(workload.key, nat.internal)
+        is_ours = self._claims.leads(workload, nat)
         first = min(each.internal for each in workload.nats if each.external == nat.external)
         if family not in self.families or not is_ours or nat.internal != first:
             return []

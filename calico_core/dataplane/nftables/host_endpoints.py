@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from calico_core.dataplane.nftables.layout import INVALID_CHAIN, chain, list_rules, rules_chain_name
+from calico_core.dataplane.nftables.layout import chain, list_rules, rules_chain_name
 from calico_core.dataplane.nftables.names import digest
 from calico_core.dataplane.reconcile import Chain, NamedSet
 from calico_core.errors import InvalidRequest
@@ -103,6 +103,7 @@ def render_hosts(
     subjects: dict[str, str] = {}
     problems: dict[str, str] = {}
     named: set[RulesId] = set()
+    spares: tuple[str, ...] = ()
     elements: defaultdict[Place, dict[str, str]] = defaultdict(dict)
     for interface in sorted(interfaces, key=lambda each: each.interface):
         try:
@@ -112,6 +113,7 @@ def render_hosts(
             problems[interface.key.path] = f"{error}; it is left out"
             continue
         named.update(rules_of(interface))
+        spares += interface.spares
         problem = problem_of(interface)
         if problem is not None:
             problems[interface.key.path] = f"{problem}; it is closed"
@@ -129,7 +131,8 @@ def render_hosts(
     sets: dict[str, NamedSet] = {}
     for place, targets in elements.items():
         sets[place.map] = NamedSet("verdict", frozenset(item for item in targets.items() if item[0] != ANY_INTERFACE))
-        chains[place.dispatch] = chain(_dispatch(place, targets.get(ANY_INTERFACE), options.interface_prefix))
+        spared = ("lo", f"{options.interface_prefix}*", *spares)
+        chains[place.dispatch] = chain(_dispatch(place, targets.get(ANY_INTERFACE), spared))
     chains |= _failsafes(chains, options, families)
     if "host_raw_out" in chains:
         chains["raw_output"] = chain(["jump host_raw_out"], RAW_OUTPUT)
@@ -171,11 +174,12 @@ def _closed(interface: HostInterface) -> HostInterface:
     return msgspec.structs.replace(interface, **lists)
 
 
-def _dispatch(place: Place, any_chain: str | None, prefix: str) -> list[str]:
+def _dispatch(place: Place, any_chain: str | None, spared: Iterable[str]) -> list[str]:
+    """``spared``: what the endpoint of all interfaces is not for; the host's talk with itself is of no interface."""
     rules = [f"{place.interface} vmap @{place.map}"]
     if any_chain is not None:
-        # the host talking to itself is no matter of an interface
-        rules += [f'{place.interface} {{ "lo", "{prefix}*" }} return', f"goto {any_chain}"]
+        names = ", ".join(f'"{name}"' for name in spared)
+        rules += [f"{place.interface} {{ {names} }} return", f"goto {any_chain}"]
     return rules
 
 
@@ -187,8 +191,7 @@ def _place_rules(
     passing = "return" if place.kind == "forward" else "accept"
     rules: list[str] = []
     if place.kind != "raw":
-        states = f"established : {passing}, related : {passing}, invalid : goto {INVALID_CHAIN}"
-        rules.append(f"ct state vmap {{ {states} }}")
+        rules.append(verdicts.known(passing))
     if "d" in earlier:
         # the chain before translation has cleared what it did not set or believe
         rules.append(f"{verdicts.if_accepted} {passing}")

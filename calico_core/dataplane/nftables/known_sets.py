@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from calico_core.dataplane.nftables.elements import merge_ranges, no_elements
 from calico_core.dataplane.nftables.names import kernel_name
 from calico_core.dataplane.reconcile import NamedSet
+from calico_core.dataplane.set_limit import SetLimit
 from calico_core.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -17,30 +18,38 @@ if TYPE_CHECKING:
 
 
 class KnownSets:
-    """One thread. ``closed``: reasons by subject, shared with the caller; a closed set stands empty, and no rule can
-    match by it."""
+    """One thread. ``problems`` and ``closed``: reasons by subject, shared with the caller; a closed set stands empty,
+    one beyond ``max_elements`` not at all, and no rule can match by them."""
 
-    def __init__(self, desired: Desired, families: Sequence[int], closed: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        desired: Desired,
+        families: Sequence[int],
+        problems: dict[str, str],
+        closed: Mapping[str, str],
+        max_elements: int,
+    ) -> None:
         self._desired, self._families, self._closed = desired, families, closed
+        self._limit = SetLimit(max_elements, problems)
         self._names: dict[SetId, dict[int, str]] = {}
 
     def put_addresses(self, set_id: SetId, members: AddressSet) -> bool:
-        """Whether the rules that name the set are to be written again: its kernel name changed."""
+        """Whether the rules that name the set are to be written again: its kernel name, or its usability, changed."""
         kind = "ranges" if members.nets else "hosts"
         names = {family: kernel_name(f"{kind[0]}{family}", set_id) for family in self._families}
-        for family, name in names.items():
-            self._put(name, f"{kind}{family}", _elements(members, family), set_id)
-        return self._rename(set_id, names)
+        return self._put(set_id, names, kind, {family: _elements(members, family) for family in self._families})
 
     def put_ports(self, set_id: SetId, members: frozenset[PortMember]) -> bool:
         """As :meth:`put_addresses`."""
         names = {family: kernel_name(f"p{family}", set_id) for family in self._families}
-        for family, name in names.items():
-            elements = frozenset(tuple(member)[1:] for member in members if member.version == family)
-            self._put(name, f"ports{family}", elements, set_id)
-        return self._rename(set_id, names)
+        elements = {
+            family: frozenset(tuple(member)[1:] for member in members if member.version == family)
+            for family in self._families
+        }
+        return self._put(set_id, names, "ports", elements)
 
     def drop(self, set_id: SetId) -> None:
+        self._limit.forget(set_id)
         for name in self._names.pop(set_id, {}).values():
             self._desired.drop_set(name)
 
@@ -49,20 +58,22 @@ class KnownSets:
         names = self._names.get(set_id)
         if names is None:
             raise InvalidRequest("sets", f"set {set_id} is not known")
-        if set_id in self._closed:
+        if set_id in self._closed or set_id in self._limit:
             raise InvalidRequest("sets", f"set {set_id} could not be programmed")
         return names[family]
 
-    def _put(self, name: str, kind: str, elements: Any, set_id: SetId) -> None:
-        wanted = no_elements(kind) if set_id in self._closed else elements
-        self._desired.put_set(name, NamedSet(kind, wanted), set_id)
-
-    def _rename(self, set_id: SetId, names: dict[int, str]) -> bool:
-        before = self._names.get(set_id)
+    def _put(self, set_id: SetId, names: dict[int, str], kind: str, elements: dict[int, Any]) -> bool:
+        before, turned = self._names.get(set_id, {}), self._limit.note(set_id, elements.values())
+        for family, name in names.items():
+            if set_id in self._limit:
+                self._desired.drop_set(name)
+            else:
+                wanted = no_elements(f"{kind}{family}") if set_id in self._closed else elements[family]
+                self._desired.put_set(name, NamedSet(f"{kind}{family}", wanted), set_id)
         if before == names:
-            return False
+            return turned
         self._names[set_id] = names
-        for name in (before or {}).values():
+        for name in before.values():
             self._desired.drop_set(name)
         return True
 

@@ -27,6 +27,7 @@ from netaddr import cidr_merge
 from calico_core.dataplane.nftables.elements import mac_text
 from calico_core.dataplane.nftables.names import kernel_name, readable, tag
 from calico_core.dataplane.nftables.rules import from_any_of
+from calico_core.dataplane.nftables.verdicts import INVALID_CHAIN
 from calico_core.dataplane.reconcile import Chain
 from calico_core.interfaces.dataplane import DenialOrigin
 
@@ -50,14 +51,11 @@ METADATA = "169.254.169.254"
 
 FROM_MAP, TO_MAP, SOURCE_MAP = "wl_from", "wl_to", "wl_source"
 SPOOFED = "spoofed source"
-INVALID_CHAIN = "invalid"
 SOURCE_KINDS = {4: ("source4", "source_mac4"), 6: ("source6", "source_mac6")}
 NAT_KINDS = {4: ("nat4", "hairpin4"), 6: ("nat6", "hairpin6")}
 _TUNNEL_DEVICES = {"tunl0": "is_ipip", "vxlan.calico": "is_vxlan"}
 #: A packet that is accepted passes this many jumps at most before it returns.
 _JUMPS_A_RETURN = 8
-
-_STATE = f"ct state vmap {{ established : accept, related : accept, invalid : goto {INVALID_CHAIN} }}"
 
 
 def chain(rules: Iterable[str], hook: str = "") -> Chain:
@@ -78,8 +76,9 @@ def source_set(kind: str) -> str:
 
 def fixed_chains(options: DataplaneOptions, families: Sequence[int], verdicts: Verdicts) -> dict[str, Chain]:
     """All chains that do not depend on what the host has to do."""
+    chains = {INVALID_CHAIN: chain(verdicts.drop("", "belongs to no connection"))} if options.drops_invalid else {}
     return {
-        INVALID_CHAIN: chain(verdicts.drop("", "belongs to no connection")),
+        **chains,
         "workload_source": chain([*_encapsulated(options, verdicts), *_workload_source(families, verdicts)]),
         "from_workload": chain([f"iifname vmap @{FROM_MAP}", *verdicts.drop("", "from an unknown endpoint")]),
         "to_workload": chain([f"oifname vmap @{TO_MAP}", *verdicts.drop("", "to an unknown endpoint")]),
@@ -106,7 +105,7 @@ def base_chains(
         "forward": chain(
             [
                 f'iifname != "{prefix}*" oifname != "{prefix}*" {"goto forward_host" if forwarded else "return"}',
-                _STATE,
+                verdicts.known("accept"),
                 *host("host_fwd_in"),
                 f'iifname "{prefix}*" jump from_workload',
                 f'oifname "{prefix}*" jump to_workload',
@@ -199,7 +198,7 @@ def source_chain(workload: HostWorkload, families: Sequence[int], verdicts: Verd
 
 
 def _workload_to_host(options: DataplaneOptions, verdicts: Verdicts, *, is_v6: bool) -> list[str]:
-    rules = [_STATE]
+    rules = [verdicts.known("accept")]
     if is_v6:
         rules.append("icmpv6 type { 130, 131, 132, 133, 135, 136, 143 } accept")
     if options.metadata is not None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 ACCEPT = "counter accept"
 DROP = "counter drop"
 REJECT = "counter reject with icmpx admin-prohibited"
+INVALID_CHAIN = "invalid"
 
 
 class Verdicts:
@@ -41,6 +42,11 @@ class Verdicts:
         self._is_policy_off = options.drop_override.endswith("ACCEPT")
         self._logs_denials = options.drop_override.startswith("LOG-")
         self._deny, self._refuse = (ACCEPT, ACCEPT) if self._is_policy_off else (denial, REJECT)
+
+    def known(self, passing: str) -> str:
+        """What tracking knows of is not asked again. ``passing``: what becomes of it then."""
+        unconnected = f", invalid : goto {INVALID_CHAIN}" if self._options.drops_invalid else ""
+        return f"ct state vmap {{ established : {passing}, related : {passing}{unconnected} }}"
 
     def log(self, prefix: str | None = None) -> str:
         """To the kernel's log. None: with the host's prefix."""

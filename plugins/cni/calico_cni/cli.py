@@ -10,17 +10,40 @@ from pathlib import Path
 import click
 
 from calico_cni import install as installer
+from calico_cni.service_account import (
+    ACCOUNT_DIRECTORY,
+    MODE,
+    credentials_in,
+    file_mode,
+    has_account,
+    is_insecure,
+    kubeconfig_text,
+)
 from calico_cni.template import fill_in
+from calico_cni.tls_assets import named_assets
 from calico_core.errors import CalicoError
 
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
 _bin_dir = click.option(
-    "--bin-dir", type=_DIRECTORY, default=installer.BIN_DIRECTORY, show_default=True, help="Plugin directory."
+    "--bin-dir",
+    "bin_dirs",
+    type=_DIRECTORY,
+    multiple=True,
+    default=(installer.BIN_DIRECTORY,),
+    show_default=True,
+    help="Plugin directory; of several, those that cannot be written are left out.",
 )
 _conf_dir = click.option(
-    "--conf-dir", type=_DIRECTORY, default=installer.CONFIG_DIRECTORY, show_default=True, help="Network list directory."
+    "--conf-dir",
+    type=_DIRECTORY,
+    envvar="CNI_NET_DIR",
+    default=installer.CONFIG_DIRECTORY,
+    show_default=True,
+    help="Network list directory.",
 )
-_conf_name = click.option("--conf-name", default=installer.CONFIG_NAME, show_default=True, help="Name of the list.")
+_conf_name = click.option(
+    "--conf-name", envvar="CNI_CONF_NAME", default=installer.CONFIG_NAME, show_default=True, help="Name of the list."
+)
 _socket = click.option(
     "--socket", envvar="CALICO_SOCKET", default=installer.SOCKET, show_default=True, help="The node's socket."
 )
@@ -58,11 +81,40 @@ def cni() -> None:
     help="Executables in Python or compiled here; auto: compiled where there is a C compiler.",
 )
 @click.option("--port-mappings", is_flag=True, help="Chain the portmap plugin for published ports.")
+@click.option("--bandwidth", is_flag=True, help="Chain the bandwidth plugin for limits of rates.")
 @click.option(
     "--template",
     type=click.Path(dir_okay=False, path_type=Path),
     envvar="CNI_NETWORK_CONFIG_FILE",
-    help="File with the list in place of ours; place-holders such as __CNI_MTU__ are filled in from the environment.",
+    help="File with the list in place of ours (the variable CNI_NETWORK_CONFIG holds its text); place-holders such as "
+    "__CNI_MTU__ are filled in from the environment.",
+)
+@click.option(
+    "--skip",
+    "skipped",
+    envvar="SKIP_CNI_BINARIES",
+    default="",
+    help="Executables, with commas between them, that are left as they are.",
+)
+@click.option(
+    "--update/--no-update",
+    envvar="UPDATE_CNI_BINARIES",
+    default=True,
+    show_default=True,
+    help="Whether executables are written; if not, both must be there.",
+)
+@click.option(
+    "--tls-assets",
+    type=_DIRECTORY,
+    envvar="TLS_ASSETS_DIR",
+    help="Directory with certificates and keys, copied to calico-tls beside the list.",
+)
+@click.option(
+    "--service-account",
+    type=_DIRECTORY,
+    default=ACCOUNT_DIRECTORY,
+    show_default=True,
+    help="Where the pod's service account is; where there is a token, calico-kubeconfig is written beside the list.",
 )
 @click.option(
     "--old-conf-name",
@@ -72,7 +124,7 @@ def cni() -> None:
 )
 def install(
     root: Path,
-    bin_dir: Path,
+    bin_dirs: tuple[Path, ...],
     conf_dir: Path,
     conf_name: str,
     socket: str,
@@ -83,14 +135,18 @@ def install(
     shim: str,
     template: Path | None,
     old_conf_name: str,
+    skipped: str,
+    tls_assets: Path | None,
+    service_account: Path,
     *,
     port_mappings: bool,
+    bandwidth: bool,
+    update: bool,
 ) -> None:
     """Write the executables, try them, then write the network list."""
     try:
-        configuration = None if template is None else fill_in(template.read_text(encoding="utf-8"), os.environ)
         written = installer.install(
-            below(root, bin_dir),
+            [below(root, each) for each in bin_dirs],
             below(root, conf_dir),
             socket=socket,
             network=network,
@@ -100,8 +156,14 @@ def install(
             interpreter=interpreter,
             shim=shim,
             has_port_mappings=port_mappings,
-            configuration=configuration,
+            has_bandwidth=bandwidth,
+            configuration=_configuration(template, conf_dir, tls_assets),
             old_config_name=old_conf_name,
+            skipped=[each.strip() for each in skipped.split(",")],
+            may_update=update,
+            tls_assets=tls_assets,
+            kubeconfig=_kubeconfig(service_account),
+            tell=_warn,
         )
     except (CalicoError, OSError, UnicodeDecodeError) as error:
         raise click.ClickException(str(error)) from error
@@ -116,10 +178,12 @@ def install(
 @_bin_dir
 @_conf_dir
 @_conf_name
-def uninstall(root: Path, bin_dir: Path, conf_dir: Path, conf_name: str) -> None:
-    """Remove the network list, then the executables."""
+def uninstall(root: Path, bin_dirs: tuple[Path, ...], conf_dir: Path, conf_name: str) -> None:
+    """Remove the network list, then the executables and what is secret."""
     try:
-        removed = installer.uninstall(below(root, bin_dir), below(root, conf_dir), config_name=conf_name)
+        removed = installer.uninstall(
+            [below(root, each) for each in bin_dirs], below(root, conf_dir), config_name=conf_name
+        )
     except (CalicoError, OSError) as error:
         raise click.ClickException(str(error)) from error
     for path in removed:
@@ -141,7 +205,7 @@ def uninstall(root: Path, bin_dir: Path, conf_dir: Path, conf_name: str) -> None
 def status(
     context: click.Context,
     root: Path,
-    bin_dir: Path,
+    bin_dirs: tuple[Path, ...],
     conf_dir: Path,
     conf_name: str,
     socket: str,
@@ -149,10 +213,11 @@ def status(
     python: str | None,
     output: str,
 ) -> None:
-    """Say what is installed and whether the node's socket is there. Status 1 when something is amiss."""
+    """Say what is installed, how old its credentials are, and whether the node's socket is there. Status 1 when
+    something is amiss."""
     try:
         found = installer.states(
-            below(root, bin_dir),
+            [below(root, each) for each in bin_dirs],
             below(root, conf_dir),
             socket=socket,
             config_name=conf_name,
@@ -163,12 +228,20 @@ def status(
         raise click.ClickException(str(error)) from error
     rows = [(str(each.path), each.state) for each in found]
     rows.append((socket, "present" if _is_socket(socket) else "missing"))
+    secret = below(root, conf_dir) / installer.KUBECONFIG_NAME
+    credentials = credentials_in(secret)
+    ages = {}
+    if credentials is not None:
+        rows.append((str(secret), "expired" if credentials.is_expired else "current"))
+        left_s = None if credentials.left_s is None else round(credentials.left_s)
+        ages[str(secret)] = {"age_s": round(credentials.age_s), "left_s": left_s}
     if output == "json":
-        click.echo(json.dumps(dict(rows), indent=2))
+        click.echo(json.dumps({**dict(rows), **({"credentials": ages} if ages else {})}, indent=2))
     else:
         width = max(len(path) for path, _ in rows)
         for path, state in rows:
-            click.echo(f"{path:<{width}}  {state}")
+            note = _age_text(ages[path]) if path in ages else ""
+            click.echo(f"{path:<{width}}  {state}{note}")
     if any(state not in {"current", "present"} for _, state in rows):
         context.exit(1)
 
@@ -176,6 +249,44 @@ def status(
 def below(root: Path, path: Path) -> Path:
     """``path`` as seen from outside of ``root``."""
     return root / path.relative_to("/") if path.is_absolute() and root != Path("/") else path
+
+
+def _configuration(template: Path | None, conf_dir: Path, tls_assets: Path | None) -> bytes | None:
+    """The list in place of ours. A file goes before the variable. Paths in it are those of the host."""
+    text = os.environ.get("CNI_NETWORK_CONFIG", "") if template is None else template.read_text(encoding="utf-8")
+    if not text:
+        return None
+    named = {"KUBECONFIG_FILEPATH": str(conf_dir / installer.KUBECONFIG_NAME)}
+    if tls_assets is not None:
+        named |= named_assets(tls_assets, conf_dir)
+    return fill_in(text, {**named, **{name: value for name, value in os.environ.items() if value}})
+
+
+def _kubeconfig(service_account: Path) -> installer.Kubeconfig | None:
+    if not has_account(service_account):
+        return None
+    if is_insecure(os.environ):
+        _warn("SKIP_TLS_VERIFY: whoever answers at the API's address is believed, and gets the token")
+    mode = file_mode(os.environ.get("KUBECONFIG_MODE", "") or MODE)
+    return installer.Kubeconfig(kubeconfig_text(os.environ, service_account), mode)
+
+
+def _warn(text: str) -> None:
+    click.echo(f"warning: {text}", err=True)
+
+
+def _age_text(age: dict[str, int | None]) -> str:
+    left_s = age["left_s"]
+    end = "" if left_s is None else f", {'expired' if left_s <= 0 else 'valid for'} {_duration(abs(left_s))}"
+    return f" (written {_duration(age['age_s'] or 0)} ago{end}{' ago' if left_s is not None and left_s <= 0 else ''})"
+
+
+def _duration(seconds: int) -> str:
+    """In the largest unit that says something."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
 
 
 def _is_socket(path: str) -> bool:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from calico_core import __version__
 from calico_core.errors import ToolFailed
 
 COMPILER = "cc"
@@ -21,7 +22,7 @@ _TIMEOUT_S = 60.0
 
 
 def compile_shim(*, socket: str, python: str, macros: Mapping[str, str] | None = None) -> bytes:
-    """The executable, static where the C library allows it. ``macros`` are defined beside the four constants.
+    """The executable, static where the C library allows it. ``macros`` are defined beside the five constants.
 
     :raises ToolFailed: there is no compiler, or it refuses.
     """
@@ -48,7 +49,7 @@ def build_mark(*, socket: str, python: str) -> bytes:
 
 def _constants(socket: str, python: str) -> dict[str, str]:
     """As C literals, which JSON's are for paths."""
-    whole = {"SOCKET": socket, "PYTHON": python, "RUN_DIRECTORY": str(Path(socket).parent)}
+    whole = {"SOCKET": socket, "PYTHON": python, "RUN_DIRECTORY": str(Path(socket).parent), "RELEASE": __version__}
     return {name: json.dumps(value, ensure_ascii=False) for name, value in whole.items()}
 
 

@@ -1,14 +1,16 @@
 """Runs another plugin for a part of the work: any IPAM plugin that is not ours. The only module here that starts
 programs on behalf of a call.
 
-The plugin is found and run as a runtime would do it, in the file system of this process. Its answers are believed as
-far as they can be used, and no further. Source: cni specification 5.7.
+The plugin is found and run as a runtime would do it, in the file system that the caller sees: plugins and their
+libraries lie on the host, and the node may run in a container. Its answers are believed as far as they can be used, and
+no further. Source: cni specification 5.7 and 7.3.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Mapping
@@ -22,11 +24,17 @@ from calico_cni.pod_cidr import with_any_subnet
 from calico_cni.results import decode_result
 from calico_core.errors import CalicoError, InvalidRequest
 from calico_core.interfaces.integration import Call
+from calico_core.log import get_logger
 
 TIMEOUTS_S = {"ADD": 30.0, "DEL": 15.0}  # below the node's own, which the shim waits for
 _OTHER_TIMEOUT_S = 5.0
 _SEARCH_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _PASSED = "CNI_"
+_ENTER = "nsenter"
+_NOT_ENTERED = f"{_ENTER}: reassociate ".encode()  # CAP_SYS_CHROOT is missing, say
+_NOT_EXECUTED = frozenset({126, 127})
+
+log = get_logger(__name__)
 
 
 class _Refusal(msgspec.Struct, frozen=True):
@@ -49,6 +57,7 @@ class Delegate:
         self._plugin = plugin
         self._stdin = call.stdin
         self._search = call.environment.get("CNI_PATH", "")
+        self._mounts_fd = call.mounts_fd
         self._environment = _environment(call.environment)
 
     def add(self, version: str) -> tuple[IPAddress, ...]:
@@ -97,9 +106,24 @@ class Delegate:
         return tuple(sorted(found, key=lambda address: (address.version, address.value)))
 
     def _run(self, command: str, stdin: bytes) -> bytes:
-        argv = [self._executable()]
+        if self._mounts_fd is None:
+            return self._run_here(command, stdin)
+        for path in self._paths():
+            argv = (_enter_program(), f"--mount=/proc/self/fd/{self._mounts_fd}", "--", path)
+            done = self._start(argv, command, stdin)
+            if done.returncode and done.stderr.startswith(_NOT_ENTERED):
+                log.warning("delegate.not_entered", reason=done.stderr.decode(errors="replace").strip())
+                return self._run_here(command, stdin)
+            if done.returncode not in _NOT_EXECUTED or not done.stderr.startswith(f"{_ENTER}: ".encode()):
+                return self._outcome(command, done)
+        raise self._not_found()
+
+    def _run_here(self, command: str, stdin: bytes) -> bytes:
+        return self._outcome(command, self._start((self._executable(),), command, stdin))
+
+    def _start(self, argv: tuple[str, ...], command: str, stdin: bytes) -> subprocess.CompletedProcess[bytes]:
         try:
-            done = subprocess.run(
+            return subprocess.run(
                 argv,
                 env={**self._environment, "CNI_COMMAND": command},
                 input=stdin,
@@ -107,11 +131,14 @@ class Delegate:
                 cwd="/",
                 timeout=TIMEOUTS_S.get(command, _OTHER_TIMEOUT_S),
                 check=False,
+                pass_fds=() if self._mounts_fd is None else (self._mounts_fd,),
             )
         except subprocess.TimeoutExpired as error:
             raise DelegateFailed(self._plugin, f"{command} did not end within {error.timeout:g} s") from error
         except OSError as error:
             raise DelegateFailed(self._plugin, f"cannot be started: {error.strerror}") from error
+
+    def _outcome(self, command: str, done: subprocess.CompletedProcess[bytes]) -> bytes:
         if done.returncode:
             raise self._failure(command, done)
         return done.stdout
@@ -128,17 +155,27 @@ class Delegate:
 
     def _executable(self) -> str:
         """The first regular, executable file of that name in CNI_PATH."""
-        for directory in self._search.split(":"):
-            if not directory.startswith("/"):
-                continue  # it would depend on where this process stands
-            path = os.path.join(directory, self._plugin)  # noqa: PTH118 - text in, text out
+        for path in self._paths():
             try:
                 mode = os.stat(path).st_mode  # noqa: PTH116
             except OSError:
                 continue
             if stat.S_ISREG(mode) and mode & 0o111:
                 return path
-        raise DelegateFailed(self._plugin, f"is not in CNI_PATH ({self._search or 'empty'})")
+        raise self._not_found()
+
+    def _paths(self) -> list[str]:
+        """What is relative would depend on where this process stands."""
+        directories = [each for each in self._search.split(":") if each.startswith("/")]
+        return [os.path.join(each, self._plugin) for each in directories]  # noqa: PTH118 - text in, text out
+
+    def _not_found(self) -> DelegateFailed:
+        return DelegateFailed(self._plugin, f"is not in CNI_PATH ({self._search or 'empty'})")
+
+
+def _enter_program() -> str:
+    """Of this file system, whatever the caller's PATH says."""
+    return shutil.which(_ENTER) or _ENTER
 
 
 def _environment(caller: Mapping[str, str]) -> dict[str, str]:

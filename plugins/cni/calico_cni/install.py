@@ -1,7 +1,8 @@
 """Puts the executables and the network list where a container runtime looks for them, and takes them away.
 
 A runtime takes the appearance of the list for "the network is ready", so it is written last and removed first, and only
-after the executables have proved that they run. Nothing written here is secret. Source: cni specification 7.2.
+after the executables have proved that they run. What is secret (certificates, a kubeconfig) is for its owner to read.
+Source: cni specification 7.2.
 """
 
 from __future__ import annotations
@@ -13,14 +14,20 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from calico_cni import compiler
+from calico_cni.binaries import PROGRAMS, paths_in, place, standing_in, writable
 from calico_cni.environment import NAME
+from calico_cni.placed_files import is_same, prepare_directory, write_file
 from calico_cni.precompiled import executable_text
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
+from calico_cni.service_account import FILE_NAME, credentials_in
+from calico_cni.tls_assets import copy_assets, remove_assets
 from calico_cni.versions import NEWEST, VERSIONS, is_at_least, parse_version
+from calico_core import __version__
 from calico_core.errors import InvalidRequest, ToolFailed
 
 BIN_DIRECTORY = Path("/opt/cni/bin")
@@ -29,7 +36,7 @@ CONFIG_NAME = "10-calico.conflist"
 NETWORK = "calico"
 SOCKET = "/run/calico/node.sock"
 LIST_VERSION = "1.0.0"
-PROGRAMS = (NETWORK_PROGRAM, IPAM_PROGRAM)
+KUBECONFIG_NAME = FILE_NAME
 SHIMS = ("auto", "python", "compiled")
 CONFIG_SUFFIXES = (".conflist", ".conf", ".json")
 
@@ -46,8 +53,18 @@ class FileState(NamedTuple):
     state: str
 
 
+class Kubeconfig(NamedTuple):
+    """One to be written beside the list. ``text`` is secret."""
+
+    text: bytes
+    mode: int
+
+    def __repr__(self) -> str:
+        return f"Kubeconfig(mode={self.mode:04o})"
+
+
 def install(
-    bin_directory: Path = BIN_DIRECTORY,
+    bin_directory: Path | Sequence[Path] = BIN_DIRECTORY,
     config_directory: Path = CONFIG_DIRECTORY,
     *,
     socket: str = SOCKET,
@@ -58,36 +75,61 @@ def install(
     interpreter: str | None = None,
     shim: str = "auto",
     has_port_mappings: bool = False,
+    has_bandwidth: bool = False,
     configuration: bytes | None = None,
     old_config_name: str = "",
+    skipped: Collection[str] = (),
+    may_update: bool = True,
+    tls_assets: Path | None = None,
+    kubeconfig: Kubeconfig | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[Path, ...]:
     """The files that were written; none when everything stood already.
 
-    ``configuration``: the list's text in place of the one that ``network``, ``cni_version`` and
-    ``has_port_mappings`` describe. ``old_config_name``: a list of an earlier installation, removed once ours stands.
+    ``configuration``: the list's text in place of the one that ``network``, ``cni_version``, ``has_port_mappings`` and
+    ``has_bandwidth`` describe. ``old_config_name``: a list of an earlier installation, removed once ours stands.
 
     ``shim``: ``compiled`` needs a C compiler, ``python`` none; ``auto`` is compiled where that works.
 
     ``python`` runs a call in process when the node is down and must have our packages: the current one by default.
     ``interpreter`` runs the executables and needs nothing but its standard library: by default the one below that.
+
+    Of several directories those that cannot be written are left out, which ``tell`` hears; one must be left.
+    ``skipped`` programs are not looked at. Without ``may_update`` the executables are somebody else's business: both
+    must stand in one directory, and are tried like ours. ``tls_assets``: a directory whose files are copied.
+
     Raises ``InvalidRequest`` for an unusable argument or directory, ``ToolFailed`` when the self-test fails; then the
     list is not written.
     """
     text = shim_text(socket=socket, python=python or sys.executable, interpreter=interpreter)
     if configuration is None:
-        configuration = list_text(network, cni_version, has_port_mappings=has_port_mappings)
+        configuration = list_text(
+            network, cni_version, has_port_mappings=has_port_mappings, has_bandwidth=has_bandwidth
+        )
     _check_config_name(config_name)
     _check_old_name(old_config_name, config_name)
-    for directory in (bin_directory, config_directory):
-        _prepare_directory(directory)
+    directories = _directories(bin_directory)
+    is_placed = may_update and not set(PROGRAMS) <= set(skipped)
+    if is_placed:
+        directories = writable(directories, tell)
+    else:
+        placed = standing_in(directories, skipped)
+    prepare_directory(config_directory)
     if shim == "auto" and interpreter is not None:
         shim = "python"  # that is what an interpreter is for
-    program = _program(shim, text, bin_directory, socket=socket, python=python or sys.executable)
-    written = [path for path in _paths(bin_directory) if _write(path, program, 0o755)]
-    for path in _paths(bin_directory):
-        self_test(path)
+    if is_placed:
+        program = _program(shim, text, directories, socket=socket, python=python or sys.executable)
+        placed = place(directories, program, skipped=skipped)
+    for path in placed.standing:
+        self_test(path, is_ours=is_placed)
+    written = list(placed.written)
+    if tls_assets is not None:
+        written += copy_assets(tls_assets, config_directory)
+    secret = config_directory / KUBECONFIG_NAME
+    if kubeconfig is not None and write_file(secret, kubeconfig.text, kubeconfig.mode):
+        written.append(secret)
     target = config_directory / config_name
-    if _write(target, configuration, 0o600):
+    if write_file(target, configuration, 0o600):
         written.append(target)
     if old_config_name:
         (config_directory / old_config_name).unlink(missing_ok=True)
@@ -95,27 +137,29 @@ def install(
 
 
 def uninstall(
-    bin_directory: Path = BIN_DIRECTORY,
+    bin_directory: Path | Sequence[Path] = BIN_DIRECTORY,
     config_directory: Path = CONFIG_DIRECTORY,
     *,
     config_name: str = CONFIG_NAME,
 ) -> tuple[Path, ...]:
-    """The files that were removed. Absent is fine; executables that are not ours stay."""
+    """The files that were removed, secrets among them. Absent is fine; what is not ours stays."""
     _check_config_name(config_name)
     removed = []
-    for path in (config_directory / config_name, *_paths(bin_directory)):
-        if path.suffix not in CONFIG_SUFFIXES and not _is_ours(path):
-            continue
+    secret = config_directory / KUBECONFIG_NAME
+    ours = [path for path in paths_in(_directories(bin_directory)) if _is_ours(path)]
+    if credentials_in(secret) is not None:
+        ours.append(secret)
+    for path in (config_directory / config_name, *ours):
         try:
             path.unlink()
         except FileNotFoundError:
             continue
         removed.append(path)
-    return tuple(removed)
+    return (*removed, *remove_assets(config_directory))
 
 
 def states(
-    bin_directory: Path = BIN_DIRECTORY,
+    bin_directory: Path | Sequence[Path] = BIN_DIRECTORY,
     config_directory: Path = CONFIG_DIRECTORY,
     *,
     socket: str = SOCKET,
@@ -126,7 +170,7 @@ def states(
     """What :func:`install` with the same arguments would find."""
     text = shim_text(socket=socket, python=python or sys.executable, interpreter=interpreter)
     build = compiler.build_mark(socket=socket, python=python or sys.executable)
-    found = [FileState(path, _state(path, text, build)) for path in _paths(bin_directory)]
+    found = [FileState(path, _state(path, text, build)) for path in paths_in(_directories(bin_directory))]
     target = config_directory / config_name
     found.append(FileState(target, "current" if target.is_file() else "missing"))
     return tuple(found)
@@ -145,7 +189,8 @@ def shim_text(*, socket: str, python: str, interpreter: str | None = None) -> by
     if any(character.isspace() for character in chosen) or len(chosen) > _MAX_FIRST_LINE:
         raise InvalidRequest("interpreter", f"the kernel cannot start {chosen!r} from a first line")
     source = importlib.resources.files("calico_cni").joinpath("shim.py").read_text()
-    for name, value in (("SOCKET", socket), ("PYTHON", python), ("RUN_DIRECTORY", str(Path(socket).parent))):
+    constants = {"SOCKET": socket, "PYTHON": python, "RUN_DIRECTORY": str(Path(socket).parent), "RELEASE": __version__}
+    for name, value in constants.items():
         head, line, tail = source.partition(f"\n{name} = ")
         if not line:
             raise InvalidRequest("shim", f"has no constant {name}")
@@ -153,14 +198,14 @@ def shim_text(*, socket: str, python: str, interpreter: str | None = None) -> by
     return executable_text(source, interpreter=chosen, name=NETWORK_PROGRAM)
 
 
-def _program(shim: str, text: bytes, bin_directory: Path, *, socket: str, python: str) -> bytes:
+def _program(shim: str, text: bytes, directories: Sequence[Path], *, socket: str, python: str) -> bytes:
     """What is to be installed under both names. A compiled one that stands already is not built again."""
     if shim not in SHIMS:
         raise InvalidRequest("shim", f"{shim!r} is not one of {', '.join(SHIMS)}")
     if shim == "python":
         return text
     build = compiler.build_mark(socket=socket, python=python)
-    for path in _paths(bin_directory):
+    for path in paths_in(directories):
         if _state(path, text, build) == "current" and build in (standing := path.read_bytes()):
             return standing
     try:
@@ -176,7 +221,7 @@ def _program(shim: str, text: bytes, bin_directory: Path, *, socket: str, python
 def _try_out(program: bytes) -> None:
     with tempfile.TemporaryDirectory(prefix="calico-shim-") as folder:
         path = Path(folder, NETWORK_PROGRAM)
-        _write(path, program, 0o755)
+        write_file(path, program, 0o755)
         self_test(path)
 
 
@@ -186,8 +231,8 @@ def base_interpreter() -> str:
     return os.path.realpath(base)
 
 
-def list_text(network: str, cni_version: str, *, has_port_mappings: bool = False) -> bytes:
-    """The network list: our plugin, and ``portmap`` after it if asked for."""
+def list_text(network: str, cni_version: str, *, has_port_mappings: bool = False, has_bandwidth: bool = False) -> bytes:
+    """The network list: our plugin, and ``portmap`` and ``bandwidth`` after it if asked for."""
     if not NAME.fullmatch(network):
         raise InvalidRequest("network", f"{network!r} may hold only letters, digits, '_', '.' and '-'")
     if not is_at_least(parse_version(cni_version, field="cni_version"), "0.3.0"):
@@ -197,12 +242,14 @@ def list_text(network: str, cni_version: str, *, has_port_mappings: bool = False
     ]
     if has_port_mappings:
         plugins.append({"type": "portmap", "snat": True, "capabilities": {"portMappings": True}})
+    if has_bandwidth:
+        plugins.append({"type": "bandwidth", "capabilities": {"bandwidth": True}})
     shape = {"cniVersion": cni_version, "name": network, "plugins": plugins}
     return (json.dumps(shape, indent=2) + "\n").encode()
 
 
-def self_test(path: Path) -> None:
-    """Run VERSION as a runtime would. Raises ``ToolFailed``."""
+def self_test(path: Path, *, is_ours: bool = True) -> None:
+    """Run VERSION as a runtime would. Raises ``ToolFailed``. One that is not ours may speak fewer versions."""
     argv = (str(path),)
     try:
         done = subprocess.run(
@@ -219,12 +266,13 @@ def self_test(path: Path) -> None:
         supported = json.loads(done.stdout)["supportedVersions"]
     except (ValueError, KeyError, TypeError):
         supported = None
-    if done.returncode or supported != list(VERSIONS):
+    is_good = supported == list(VERSIONS) if is_ours else isinstance(supported, list) and LIST_VERSION in supported
+    if done.returncode or not is_good:
         raise ToolFailed(argv, done.returncode, (done.stderr or done.stdout).decode(errors="replace"))
 
 
-def _paths(bin_directory: Path) -> tuple[Path, ...]:
-    return tuple(bin_directory / program for program in PROGRAMS)
+def _directories(given: Path | Sequence[Path]) -> tuple[Path, ...]:
+    return (given,) if isinstance(given, Path) else tuple(dict.fromkeys(given))
 
 
 def _check_config_name(name: str) -> None:
@@ -239,47 +287,10 @@ def _check_old_name(name: str, config_name: str) -> None:
         raise InvalidRequest("old_config_name", f"{name!r} is the list that is to be installed")
 
 
-def _prepare_directory(directory: Path) -> None:
-    """Made when missing. Who can replace files in it would run as root at the next container start."""
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    mode = directory.lstat().st_mode
-    if stat.S_ISLNK(mode):
-        raise InvalidRequest("directory", f"{directory} is a symbolic link: give its target")
-    if not stat.S_ISDIR(mode):
-        raise InvalidRequest("directory", f"{directory} is not a directory")
-    if mode & stat.S_IWOTH:
-        raise InvalidRequest("directory", f"{directory} is writable by everybody: chmod o-w it")
-
-
-def _write(path: Path, content: bytes, mode: int) -> bool:
-    """Whether it had to be. By rename: an executable may be running, and a reader sees the old file or the new one."""
-    if _is_same(path, content, mode):
-        return False
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        Path(temporary).rename(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return True
-
-
-def _is_same(path: Path, content: bytes, mode: int) -> bool:
-    try:
-        found = path.lstat()
-        return stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) == mode and path.read_bytes() == content
-    except FileNotFoundError:
-        return False
-
-
 def _state(path: Path, text: bytes, build: bytes) -> str:
     if not path.exists():
         return "missing"
-    if _is_same(path, text, 0o755) or _is_build(path, build):
+    if is_same(path, text, 0o755) or _is_build(path, build):
         return "current"
     return "outdated" if _is_ours(path) else "foreign"
 

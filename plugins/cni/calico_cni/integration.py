@@ -22,9 +22,11 @@ from calico_cni.ipam import IpamCommands
 from calico_cni.outcome import Outcome
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
 from calico_cni.results import encode_error, encode_versions
+from calico_cni.service_account import Refresher
 from calico_cni.trace import is_traced
 from calico_cni.versions import NEWEST, VERSIONS, known_version
 from calico_cni.wire import read_version
+from calico_core import __version__
 from calico_core.errors import CalicoError, NotReady
 from calico_core.interfaces.integration import (
     API_VERSION,
@@ -40,8 +42,10 @@ from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.stopwatch import measured
 
-ABOUT = f"Calico CNI plugin; CNI protocol versions supported: {', '.join(VERSIONS)}\n"
+ABOUT = f"Calico CNI plugin {__version__}; CNI protocol versions supported: {', '.join(VERSIONS)}\n"
 FAILED = 1
+TEST = "TEST"
+"""What the executables make of ``-t``. It is no command of the protocol."""
 REPLAY_INTERVAL_S = 1.0
 
 _LOGGED = (
@@ -58,6 +62,8 @@ class _Commands(Protocol):
 
     def run(self, call: Call, invocation: Invocation) -> Outcome: ...
 
+    def test(self, call: Call) -> Outcome: ...
+
     def detach_deferred(self, detach: DeferredDetach) -> None: ...
 
 
@@ -72,9 +78,12 @@ class CniIntegration(Integration):
     def __init__(self) -> None:
         self._programs: dict[str, _Commands] = {}
         self._deferred: DeferredDetaches | None = None
+        self._refresher: Refresher | None = None
 
     def prepare(self, context: IntegrationContext) -> None:
         self._deferred = DeferredDetaches(Path(context.settings.state_directory, "cni", "deferred"))
+        if context.settings.cni_kubeconfig:
+            self._refresher = Refresher(Path(context.settings.cni_kubeconfig))
         self._programs = {
             NETWORK_PROGRAM: NetworkCommands(context, self._deferred),
             IPAM_PROGRAM: IpamCommands(context, self._deferred),
@@ -85,9 +94,11 @@ class CniIntegration(Integration):
             program.close()
 
     def serve(self, stop: threading.Event) -> None:
-        """Do what was put off while the datastore was away, when it is back."""
+        """Do what was put off while the datastore was away, when it is back; keep the kubeconfig current."""
         while not stop.wait(REPLAY_INTERVAL_S):
             try:
+                if self._refresher is not None:
+                    self._refresher.turn()
                 self.replay()
             except Exception:  # the next turn may do better, and calls must go on
                 log.exception("detach.replay_failed")
@@ -133,14 +144,19 @@ class CniIntegration(Integration):
 
     def _run(self, call: Call) -> Outcome:
         command = call.environment.get("CNI_COMMAND", "")
+        if command == TEST:
+            return self._commands(call).test(call)
         if not command:
             return Outcome(stderr=ABOUT.encode())
         if command == "VERSION":
             return Outcome(encode_versions(read_version(call.stdin)))
+        return self._commands(call).run(call, parse_environment(call.environment))
+
+    def _commands(self, call: Call) -> _Commands:
         commands = self._programs.get(call.program)
         if commands is None:
             raise NotReady(f"nothing is prepared to run {call.program!r}")
-        return commands.run(call, parse_environment(call.environment))
+        return commands
 
 
 def _printable(value: str) -> str:

@@ -16,7 +16,7 @@ from calico_cni.previous import Previous
 from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.requested import address_request
 from calico_cni.results import Ip, Result, encode_result
-from calico_cni.status import check_addresses, check_datastore
+from calico_cni.status import check_addresses, check_datastore, check_datastore_soon
 from calico_cni.versions import check_command
 from calico_cni.wire import CommonConfiguration, MinimalConfiguration, parse_configuration
 from calico_core.errors import Unavailable
@@ -55,6 +55,12 @@ class IpamCommands:
                 check_addresses(self._context.records, configuration.ipam)
                 return Outcome()
         raise InvalidEnvironment("CNI_COMMAND", f"{invocation.command} is not implemented")
+
+    def test(self, call: Call) -> Outcome:
+        """As of the network plugin; addresses need the datastore only."""
+        parse_configuration(call.stdin, CommonConfiguration)
+        check_datastore_soon(self._context)
+        return Outcome()
 
     def _add(self, configuration: CommonConfiguration, invocation: Invocation) -> Outcome:
         handle = handle_of(configuration.name, invocation.container_id, invocation.interface)

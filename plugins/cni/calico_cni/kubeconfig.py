@@ -214,13 +214,11 @@ def _access(cluster: _Cluster, user: _User, files: list[str]) -> Access:
 
 
 def _tls(cluster: _Cluster, user: _User, files: list[str]) -> ssl.SSLContext:
-    context = ssl.create_default_context()
     authority = _decoded(cluster.certificate_authority_data, "certificate-authority-data")
     if not authority and cluster.certificate_authority:
         authority = _text(cluster.certificate_authority, "certificate-authority", files)
     try:
-        if authority:
-            context.load_verify_locations(cadata=authority)
+        context = ssl.create_default_context(cadata=authority or None)  # a cluster's own is the only one that counts
         if cluster.insecure_skip_tls_verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE

@@ -1,5 +1,5 @@
 /* The compiled twin of shim.py, which stays the reference: same frames, same answers, same tests, a tenth of the start.
- * Linux, C11. compiler.py gives SOCKET, PYTHON, RUN_DIRECTORY and BUILD with -D. No locale, no stdio, no threads;
+ * Linux, C11. compiler.py gives SOCKET, PYTHON, RUN_DIRECTORY, RELEASE and BUILD with -D. No locale, no stdio, no threads;
  * memory is never freed, for the process ends with the call. Frames: docs/reference/node-socket.md. It hands the call to
  * the node's socket and its reply back; when to run in process instead: cni specification 7.3. */
 #define _GNU_SOURCE
@@ -249,16 +249,20 @@ static int run_in_process(const char *program) {
 }
 
 int main(int count, char **arguments) {
-    const char *name = count ? strrchr(arguments[0], '/') : NULL, *command = getenv("CNI_COMMAND");
+    const char *name = count ? strrchr(arguments[0], '/') : NULL, *option = count == 2 ? arguments[1] : "";
+    int is_about = !strcmp(option, "-v") || !strcmp(option, "--version");
     const char *program = name ? name + 1 : count ? arguments[0] : "calico";
     int status = 0, error;
     for (int descriptor = 0; descriptor < 3; descriptor++) /* a closed one's number would go to the socket */
         if (fcntl(descriptor, F_GETFD) < 0) open("/dev/null", O_RDWR);
     signal(SIGPIPE, SIG_IGN);
-    if (!command || !*command) {
-        static const char about[] = "Calico CNI plugin; CNI protocol versions supported: " SUPPORTED "\n";
-        for (const char *at = about; *at; at++)
-            if (*at != '"') put(2, at, 1);
+    if (!strcmp(option, "-t")) setenv("CNI_COMMAND", "TEST", 1); /* would an ADD with this configuration be served? */
+    const char *command = getenv("CNI_COMMAND");
+    if (!command || !*command || is_about) {
+        static const char about[] = "Calico CNI plugin " RELEASE "; CNI protocol versions supported: ";
+        put(is_about ? 1 : 2, about, sizeof about - 1);
+        for (const char *at = SUPPORTED "\n"; *at; at++)
+            if (*at != '"') put(is_about ? 1 : 2, *at == ',' ? ", " : at, *at == ',' ? 2 : 1);
         return 0;
     }
     if (!strcmp(command, "VERSION")) {

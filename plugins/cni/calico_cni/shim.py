@@ -1,4 +1,4 @@
-"""The file that runtimes execute as ``calico`` and ``calico-ipam``; ``install`` fills in the three constants.
+"""The file that runtimes execute as ``calico`` and ``calico-ipam``; ``install`` fills in the four constants.
 
 Hands the call to the node's socket and its reply back. Runs with ``-IS`` on ``_socket`` alone, because a pod start
 waits for it: no site, no json, no os. Frames: docs/reference/node-socket.md. When to run in process instead:
@@ -15,6 +15,7 @@ import time
 SOCKET = "/run/calico/node.sock"
 PYTHON = "/usr/bin/python3"
 RUN_DIRECTORY = "/run/calico"
+RELEASE = "0"
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 EARLY = VERSIONS[:4]  # they know no code 11
@@ -40,9 +41,14 @@ def main() -> int:
     fill_closed()
     program = sys.argv[0].rpartition("/")[2]
     environment = posix.environ
+    option = sys.argv[1] if len(sys.argv) == 2 else ""
+    if option == "-t":  # would an ADD with this configuration be served?
+        environment[b"CNI_COMMAND"] = b"TEST"
     command = environment.get(b"CNI_COMMAND", b"")
-    if not command:
-        write(2, f"Calico CNI plugin; CNI protocol versions supported: {', '.join(VERSIONS)}\n".encode())
+    is_about = option in {"-v", "--version"}
+    if not command or is_about:
+        about = f"Calico CNI plugin {RELEASE}; CNI protocol versions supported: {', '.join(VERSIONS)}\n"
+        write(1 if is_about else 2, about.encode())
         return 0
     if command == b"VERSION":
         version = version_in(read_version_input()) or VERSIONS[-1]

@@ -36,11 +36,14 @@ from tests.campaigns.oracle import wire
 from tests.campaigns.oracle.cases import (
     FAILSAFE_IN,
     FAILSAFE_OUT,
+    FLOATING,
     KNOWN_HOST,
     OTHER_HOST,
     OWN_MAC,
+    OWN_NETS,
     PAIRS,
     WORKLOADS,
+    shared_with,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +67,10 @@ DRIVERS: dict[str, Callable[[DataplaneOptions, int], Dataplane]] = {
     "iptables-nft": lambda options, fd: IptablesDataplane(options, fd, "nft"),
     "iptables-legacy": lambda options, fd: IptablesDataplane(options, fd, "legacy"),
 }
+
+
+Arrived = dict[wire.Seen, bytes]
+"""What was seen at a place, and how it looked from the IP header on; empty where the kernel does not show that."""
 
 
 class Sending(NamedTuple):
@@ -134,7 +141,7 @@ class Bench:
             if outcome.error is not None and outcome.error.errno != errno.ENOENT:
                 raise outcome.error
 
-    def send(self, sendings: Iterable[Sending]) -> dict[str, set[wire.Seen]]:
+    def send(self, sendings: Iterable[Sending]) -> dict[str, Arrived]:
         """Send them, wait until they are through, and give what arrived where."""
         for place, ip, mac in sendings:
             if place == HOST:
@@ -142,11 +149,11 @@ class Bench:
             else:
                 self._ports[place].send(ip, mac)
         self._pass_fence()
-        seen = {place: set(map(wire.read_frame, _drain(port.socket))) for place, port in self._ports.items()}
-        at_host = {wire.read_ip(data) for each in self._raw4 for data in _drain(each)}
-        at_host |= {wire.read_payload(number, data) for number, each in self._raw6 for data in _drain(each)}
-        found = {place: {each for each in these if each is not None} for place, these in seen.items()}
-        return {**found, HOST: {each for each in at_host if each is not None}}
+        seen = {place: _marked((wire.read_frame(data), data[14:]) for data in _drain(port.socket))
+                for place, port in self._ports.items()}  # fmt: skip
+        at_host = [(wire.read_ip(data), data) for each in self._raw4 for data in _drain(each)]
+        at_host += [(wire.read_payload(number, data), b"") for number, each in self._raw6 for data in _drain(each)]
+        return {**seen, HOST: _marked(at_host)}
 
     def _send_from_host(self, ip: bytes) -> None:
         is_v4 = ip[0] >> 4 == 4
@@ -201,7 +208,11 @@ class Bench:
         attach(WiringRequest(interface=f"cali{number}", container_interface="eth0", namespace_fd=fd, namespace=name,
                              addresses=nets, mac=EUI(mac)))  # fmt: skip
         _mute(name)
-        known = [f"neigh replace {each} lladdr {mac} dev cali{number} nud permanent" for each in addresses]
+        # it also has what a record may say that it has: IPv4 neighbours are the driver's own business, and it is asked
+        others = [each for family in (*shared_with(number), *FLOATING) for each in family]
+        self._ip(name, [f"address add {each} dev eth0{' nodad' if ':' in each else ''}" for each in others])
+        own = (*addresses, *others)
+        known = [f"neigh replace {each} lladdr {mac} dev cali{number} nud permanent" for each in own if ":" in each]
         self._ip(self._host_name, known)
         self._ports[f"cali{number}"] = self._port(fd, "eth0", f"cali{number}")
 
@@ -219,7 +230,7 @@ class Bench:
         self._ip(self._host_name, [
             *(f"neigh replace {each} lladdr {mac} dev up0 nud permanent" for each in ("192.0.2.2", "2001:db8::2")),
             "route add default via 192.0.2.2", "route add default via 2001:db8::2",
-            "route add blackhole 10.65.0.0/16", "route add blackhole fd65::/16",
+            *(f"route add blackhole {each}" for each in OWN_NETS),
         ])  # fmt: skip
         _mute(name)
         self._ports[OUTSIDE] = self._port(fd, "up0", "up0")
@@ -276,6 +287,10 @@ class Bench:
 
     def _ip(self, namespace: str, lines: list[str]) -> None:
         subprocess.run(["ip", "-n", namespace, "-batch", "-"], input="\n".join(lines) + "\n", text=True, check=True)
+
+
+def _marked(packets: Iterable[tuple[wire.Seen | None, bytes]]) -> Arrived:
+    return {seen: data for seen, data in packets if seen is not None}
 
 
 def _mute(namespace: str) -> None:

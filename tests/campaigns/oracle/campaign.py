@@ -22,11 +22,11 @@ from calico_core.model.hoststate import HostState
 from calico_core.model.key_paths import parse_key
 from calico_core.model.keys import Key, WorkloadEndpointKey
 from calico_core.model.policies import Policy
-from calico_core.policy.explain import Packet, explain
+from calico_core.policy.explain import Packet, explain, holder
 from calico_core.policy.flows import Cluster
 from calico_core.policy.resolver import PolicyResolver
-from tests.campaigns.oracle import naive, wire
-from tests.campaigns.oracle.bench import HOST, OUTSIDE, Bench, Sending
+from tests.campaigns.oracle import naive, ways, wire
+from tests.campaigns.oracle.bench import OUTSIDE, Arrived, Bench, Sending
 from tests.campaigns.oracle.cases import (
     FAILSAFE_IN,
     FAILSAFE_OUT,
@@ -34,7 +34,9 @@ from tests.campaigns.oracle.cases import (
     KNOWN_HOST,
     OTHER_HOST,
     OWN_MAC,
+    OWN_NETS,
     PAIRS,
+    connection_of,
     flow_of,
     merged,
     stored_bytes,
@@ -42,9 +44,9 @@ from tests.campaigns.oracle.cases import (
 from tests.campaigns.oracle.cases import cases as random_cases
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-_HOST_ENDPOINTS = f"/calico/v1/host/{naive.HOST}/endpoint/"
+_HOST_ENDPOINTS = f"/calico/v1/host/{ways.HOST}/endpoint/"
 HOSTS = frozenset({*KNOWN_HOST, *OTHER_HOST})
 
 
@@ -61,6 +63,14 @@ class Difference(NamedTuple):
     def __str__(self) -> str:
         opinions = f"naive {self.naive}, flows {self.flows}, explain {self.explain}, kernel {self.kernel}"
         return f"{self.what} {json.dumps(self.probe)}: {opinions}"
+
+
+class _Asked(NamedTuple):
+    """One packet of a case: its number, and what the naive reading says."""
+
+    probe: dict[str, Any]
+    number: int
+    fate: naive.Fate
 
 
 class Disagreement(AssertionError):
@@ -94,33 +104,46 @@ class Oracle:
         )
         place = _place_of(case, answers_early=self._bench.answers_early)
         is_untracked = any(isinstance(record, Policy) and record.untracked for _, record in good)
-        probes = [
-            probe for probe in case["probes"] if not (_is_to_itself(probe) or (is_untracked and probe.get("stray")))
-        ]
-        numbers = [self._bench.number() for _ in probes]
-        seen = self._bench.send(map(_sending, probes, numbers))
+        asked = list(self._chosen(records, place, case["probes"], is_untracked=is_untracked))
+        seen = self._bench.send(_sending(each.probe, each.number) for each in asked)
         differences: list[Difference] = []
-        arrived: list[bool] = []
-        for probe, number in zip(probes, numbers, strict=True):
-            expected = _expected(records, place, probe)
-            kernel = _fate(seen, probe, number)
+        for probe, number, fate in asked:
+            expected = fate.outcome
+            kernel = _found(seen, number, fate.way, ways.interface_of(records, place, probe["src"]))
             if expected == "either":
                 expected, kernel = "deny", "deny" if kernel == "reject" else kernel
-            arrived.append(kernel == "allow")
-            opinions = _real(records, cluster, state, probe, case["to_host"])
+            opinions = _real(records, cluster, state, probe, fate.way, case["to_host"])
             self._judge(differences, Difference(probe, "packet", expected, *opinions, kernel))
         if not is_untracked:
-            routed = {str(net.ip) for each in state.workloads.values() if each.is_active for net in each.nets}
-            self._follow(probes, numbers, arrived, differences, routed)
+            self._follow(records, place, asked, seen, differences)
         if differences:
-            asked = {**case, "probes": [each.probe for each in differences]}
-            raise Disagreement(differences, asked)
+            again = {**case, "probes": [each.probe for each in differences]}
+            raise Disagreement(differences, again)
+
+    def _chosen(
+        self, records: ways.Stored, place: ways.Place, probes: list[dict[str, Any]], *, is_untracked: bool
+    ) -> Iterator[_Asked]:
+        """Those that can be told from one another and from what never leaves: no two are of one connection, translated
+        or not."""
+        connections: set[object] = set()
+        for probe in probes:
+            fate = _expected(records, place, probe)
+            is_turned = fate.way.flow.dst == probe["dst"] and probe["via"] == fate.way.to
+            if probe["src"] == probe["dst"] or is_turned or (is_untracked and probe.get("stray")):
+                continue
+            # of a masqueraded source no more is known than that it is the host's, and to that go its answers
+            flow = fate.way.flow
+            own = "host" if flow.src not in fate.way.sources or flow.src in HOSTS else flow.src
+            connection = connection_of(flow._replace(src=own, dst="host" if flow.dst in HOSTS else flow.dst))
+            if connection not in connections:
+                connections.add(connection)
+                yield _Asked(probe, self._bench.number(), fate)
 
     def _program(self, case: dict[str, Any]) -> HostState:
         """By the resolver and the driver, step by step."""
         dataplane = self._bench.dataplane(case["to_host"])
-        resolver, state = PolicyResolver(naive.HOST, lets_spoof=_lets_spoof(case)), HostState()
-        resolver.set_interface(naive.UPLINK, frozenset(map(IPAddress, KNOWN_HOST)))
+        resolver, state = PolicyResolver(ways.HOST, lets_spoof=_lets_spoof(case)), HostState()
+        resolver.set_interface(ways.UPLINK, frozenset(map(IPAddress, KNOWN_HOST)))
         for step in case["steps"]:
             good, bad = _decoded(step.items())
             resolver.apply([*good, *((key, None) for key in bad)])
@@ -135,25 +158,30 @@ class Oracle:
 
     def _follow(
         self,
-        probes: list[dict[str, Any]],
-        numbers: list[int],
-        arrived: list[bool],
+        records: ways.Stored,
+        place: ways.Place,
+        asked: list[_Asked],
+        seen: dict[str, Arrived],
         differences: list[Difference],
-        routed: set[str],
     ) -> None:
-        """``routed``: the addresses of workloads that something leads back to."""
-        followers = [
-            (probe, number, has_arrived, self._bench.number())
-            for probe, number, has_arrived in zip(probes, numbers, arrived, strict=True)
-            if _may_follow(probe, has_arrived=has_arrived)
-            and (probe["src"] in routed or not (has_arrived and probe["via"].startswith("cali")))
-        ]
-        seen = self._bench.send(_answer(probe, number, own) for probe, number, _, own in followers)
-        for probe, number, has_arrived, own in followers:
-            sign = wire.Seen(own) if probe["follow"] == "reply" else wire.Seen(number, "error")
-            kernel = "allow" if sign in seen[probe["via"]] else "deny"
-            expected = "allow" if has_arrived else "deny"
-            self._judge(differences, Difference(probe, probe["follow"], expected, None, None, kernel))
+        """Answers to what arrived, as it looked there, and to what did not."""
+        followers: list[tuple[_Asked, bool, int]] = []
+        sendings: list[Sending] = []
+        for each in asked:
+            data = seen.get(each.fate.way.to, {}).get(wire.Seen(each.number))
+            is_sender_there = ways.interface_of(records, place, each.probe["src"]) == each.probe["via"]
+            if is_sender_there and _may_follow(each.probe, has_arrived=data is not None):
+                own = self._bench.number()
+                followers.append((each, data is not None, own))
+                sendings.append(_answer(each, data or _packet(each.probe, each.fate.way.flow, each.number), own))
+        answers = self._bench.send(sendings)
+        for (probe, number, _), has_arrived, own in followers:
+            follow = probe["follow"]
+            data = answers[probe["via"]].get(wire.Seen(own) if follow == "reply" else wire.Seen(number, "error"))
+            kernel = "deny" if data is None else "allow"
+            if data is not None and wire.read_head(data)[:2] != (probe["dst"], probe["src"]):
+                kernel = f"came as {wire.read_head(data)}"
+            self._judge(differences, Difference(probe, follow, "allow" if has_arrived else "deny", None, None, kernel))
 
     def _judge(self, differences: list[Difference], opinions: Difference) -> None:
         self.verdicts += 1
@@ -166,39 +194,48 @@ class Oracle:
 # --- opinions ------------------------------------------------------------------------------------------------------
 
 
-def _place_of(case: dict[str, Any], *, answers_early: bool) -> naive.Place:
-    def texts(ports: Any) -> tuple[naive.Failsafe, ...]:
+def _place_of(case: dict[str, Any], *, answers_early: bool) -> ways.Place:
+    def texts(ports: Any) -> tuple[ways.Failsafe, ...]:
         return tuple((protocol, port, None if net is None else str(net)) for protocol, port, net in ports)
 
     uplink = frozenset(KNOWN_HOST)
     ports = texts(FAILSAFE_IN), texts(FAILSAFE_OUT)
-    return naive.Place(HOSTS, uplink, case["to_host"], *ports, answers_early, _lets_spoof(case))
+    return ways.Place(HOSTS, uplink, OWN_NETS, case["to_host"], *ports, answers_early, _lets_spoof(case))
 
 
 def _lets_spoof(case: dict[str, Any]) -> bool:
     return case.get("spoofing") == "Any"
 
 
-def _expected(records: naive.Stored, place: naive.Place, probe: dict[str, Any]) -> str:
-    if probe.get("stray"):
-        return "deny"  # 6.1, 6.5: invalid for connection tracking
+def _expected(records: ways.Stored, place: ways.Place, probe: dict[str, Any]) -> naive.Fate:
+    flow = flow_of(probe)
+    if probe.get("stray"):  # 6.1, 6.5: invalid for connection tracking
+        return naive.Fate("deny", ways.way_of(records, place, flow))
     mac = probe.get("mac") or OWN_MAC.format(probe["via"][-1:])
-    return naive.judge(records, place, flow_of(probe), probe["via"], mac)
+    return naive.judge(records, place, flow, probe["via"], mac)
 
 
-def _fate(seen: dict[str, set[wire.Seen]], probe: dict[str, Any], number: int) -> str:
-    """It arrived where it was sent, and nowhere else; or its sender was told that it may not; or nothing."""
-    got = {where for where, these in seen.items() if wire.Seen(number) in these}
-    if got:
-        return "allow" if got == {_place(probe["dst"])} else f"arrived at {sorted(got)}"
-    return "reject" if wire.Seen(number, "prohibited") in seen[_place(probe["src"])] else "deny"
+def _found(seen: dict[str, Arrived], number: int, way: ways.Way, sender: str) -> str:
+    """It arrived where it was sent, and nowhere else, and as it should look there; or its sender was told that it may
+    not; or nothing."""
+    got = {where: these[wire.Seen(number)] for where, these in seen.items() if wire.Seen(number) in these}
+    if not got:
+        return "reject" if wire.Seen(number, "prohibited") in seen.get(sender, ()) else "deny"
+    if got.keys() != {way.to}:
+        return f"arrived at {sorted(got)}"
+    data = got[way.to]
+    if data:
+        src, dst = wire.read_head(data)[:2]
+        if src not in way.sources or dst != way.flow.dst:
+            return f"arrived as from {src} to {dst}"
+    return "allow"
 
 
 def _real(
-    records: naive.Stored, cluster: Cluster, state: HostState, probe: dict[str, Any], to_host: str
+    records: ways.Stored, cluster: Cluster, state: HostState, probe: dict[str, Any], way: ways.Way, to_host: str
 ) -> tuple[str | None, str | None]:
     """What ``flows`` and ``explain`` say, where it is theirs to say: they know nothing of interfaces and MACs, of
-    connections, and of addresses of the host that no record names."""
+    connections, of routes, and of addresses of the host that no record names."""
     flow, via = flow_of(probe), probe["via"]
     packet = Packet(
         src=IPAddress(flow.src), dst=IPAddress(flow.dst), protocol=flow.protocol,
@@ -208,76 +245,83 @@ def _real(
         return None, None
     sender, is_own = None, True
     if via.startswith("cali"):
-        sender = WorkloadEndpointKey(naive.HOST, "k8s", f"w{via[4:]}", "eth0")
+        sender = WorkloadEndpointKey(ways.HOST, "k8s", f"w{via[4:]}", "eth0")
         workload = state.workloads.get(sender)
         if workload is None:
             return None, None
         is_own = any(packet.src in net for net in workload.nets)
     # which of several endpoints is an interface's, and whether it has one, only the host knows
     count = sum(1 for path in records if path.startswith(_HOST_ENDPOINTS))
-    is_certain = not count or (count == 1 and naive.UPLINK in state.interfaces)
+    is_certain = not count or (count == 1 and ways.UPLINK in state.interfaces)
     is_asked_as_foreign = via == OUTSIDE or to_host == "DROP" or flow.dport == 53 or bool(count)
     is_to_other = flow.dst in OTHER_HOST and is_asked_as_foreign
     flows = None
-    if is_certain and not is_to_other:
-        sides = [side for side in cluster.explain(packet, source=sender).sides if side.host in (naive.HOST, None)]
+    if is_certain and not is_to_other and _is_routed_as_pools_say(records, cluster, way):
+        sides = [side for side in cluster.explain(packet, source=sender).sides if side.host in (ways.HOST, None)]
         flows = "deny" if any(side.outcome == "deny" for side in sides) else "allow"
-    return flows, _told(state, packet, to_host, via) if is_own else None
+    return flows, _told(state, packet, way, to_host, via) if is_own else None
 
 
-def _told(state: HostState, packet: Packet, to_host: str, via: str) -> str | None:
-    """``explain`` knows the workloads of the host, and nothing else."""
-    dst = str(packet.dst)
-    if (dst in HOSTS and (to_host == "DROP" or packet.dst_port == 53)) or not via or state.interfaces:
+def _is_routed_as_pools_say(records: ways.Stored, cluster: Cluster, way: ways.Way) -> bool:
+    """Where no endpoint has an address: ``flows`` says that what is of a pool is nobody's and all else is elsewhere."""
+
+    def is_nobodys(address: str) -> bool:
+        if cluster.carriers(IPAddress(address)):
+            return False
+        return any(ways.contains(pool["cidr"], address) for path, pool in records.items() if "/pool/" in path)
+
+    return not is_nobodys(way.flow.src) and is_nobodys(way.flow.dst) == (way.to == ways.NOWHERE)
+
+
+def _told(state: HostState, packet: Packet, way: ways.Way, to_host: str, via: str) -> str | None:
+    """``explain`` knows the workloads of the host, and nothing else: one that sends from what another has is taken for
+    the other."""
+    if way.to == ways.TO_HOST and (to_host == "DROP" or packet.dst_port == 53):
+        return None
+    sender = holder(state.workloads.values(), packet.src)
+    if not via or state.interfaces or way.to == ways.NOWHERE or (sender is not None and sender.interface != via):
         return None
     outcome = explain(state, packet).outcome
-    is_nowhere = _place(dst) not in (HOST, OUTSIDE) and not any(
-        packet.dst in net for each in state.workloads.values() for net in each.nets
-    )
-    return None if outcome == "unaffected" or is_nowhere else outcome
+    return None if outcome == "unaffected" else outcome
 
 
 # --- packets ---------------------------------------------------------------------------------------------------------
 
 
-def _place(address: str) -> str:
-    if address in HOSTS:
-        return HOST
-    return next((f"cali{n}" for n, pair in enumerate(PAIRS) if address in (*pair[0], *pair[1])), OUTSIDE)
-
-
-def _is_to_itself(probe: dict[str, Any]) -> bool:
-    return probe["src"] == probe["dst"] or bool(probe["via"] == _place(probe["dst"]))
-
-
 def _sending(probe: dict[str, Any], number: int) -> Sending:
-    flow = flow_of(probe)
+    return Sending(probe["via"], _packet(probe, flow_of(probe), number), probe.get("mac"))
+
+
+def _packet(probe: dict[str, Any], flow: ways.Flow, number: int) -> bytes:
     icmp, flags = flow.icmp or (0, 0), wire.SYN
     if probe.get("stray"):
         icmp, flags = ((0, 0) if flow.version == 4 else (129, 0)), wire.SYN_ACK
-    ip = wire.packet(flow.src, flow.dst, flow.protocol, number, sport=flow.sport or 0, dport=flow.dport or 0,
-                     icmp=icmp, ident=number & 0xFFFF, flags=flags)  # fmt: skip
-    return Sending(probe["via"], ip, probe.get("mac"))
+    return wire.packet(flow.src, flow.dst, flow.protocol, number, sport=flow.sport or 0, dport=flow.dport or 0,
+                       icmp=icmp, ident=number & 0xFFFF, flags=flags)  # fmt: skip
 
 
 def _may_follow(probe: dict[str, Any], *, has_arrived: bool) -> bool:
     """A UDP "reply" to what did not arrive would be a flow of its own, and so with protocols that only have
     addresses."""
     follow = probe.get("follow")
-    if follow is None or _place(probe["src"]) != probe["via"]:
-        return False
     is_bare = probe["protocol"] in (wire.SCTP, 200)
-    return not is_bare if has_arrived else not is_bare and (follow != "reply" or probe["protocol"] != wire.UDP)
+    if follow is None or is_bare:
+        return False
+    return has_arrived or follow != "reply" or probe["protocol"] != wire.UDP
 
 
-def _answer(probe: dict[str, Any], number: int, own: int) -> Sending:
-    flow, place = flow_of(probe), _place(probe["dst"])
+def _answer(asked: _Asked, data: bytes, own: int) -> Sending:
+    """``data``: the packet as it looked where it arrived, or would have. What leads nowhere, the container answers."""
+    probe, number, (_, way) = asked
+    place, head = way.to, wire.read_head(data)
+    if place == ways.NOWHERE:
+        place = next(f"cali{n}" for n, pair in enumerate(PAIRS) if way.flow.dst in (*pair[0], *pair[1]))
     if probe["follow"] != "reply":
-        about = _sending(probe, number).ip
-        return Sending(place, wire.error(flow.dst, flow.src, about, is_too_big=probe["follow"] == "too big"))
-    icmp = ({8: 0, 13: 14, 128: 129}[flow.icmp[0]], flow.icmp[1]) if flow.icmp else (0, 0)
-    ip = wire.packet(flow.dst, flow.src, flow.protocol, own, sport=flow.dport or 0, dport=flow.sport or 0,
-                     icmp=icmp, ident=number & 0xFFFF, flags=wire.SYN_ACK, answers=number)  # fmt: skip
+        return Sending(place, wire.error(head.dst, head.src, data, is_too_big=probe["follow"] == "too big"))
+    kind = probe.get("icmp")
+    icmp = ({8: 0, 13: 14, 128: 129}[kind[0]], kind[1]) if kind else (0, 0)
+    ip = wire.packet(head.dst, head.src, probe["protocol"], own, sport=head.dport or 0, dport=head.sport or 0,
+                     icmp=icmp, ident=head.ident or 0, flags=wire.SYN_ACK, answers=number)  # fmt: skip
     return Sending(place, ip)
 
 

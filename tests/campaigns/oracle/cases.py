@@ -12,11 +12,13 @@ from typing import Any
 from hypothesis import strategies as st
 from netaddr import IPNetwork
 
-from tests.campaigns.oracle.naive import HOST, Flow
+from tests.campaigns.oracle.ways import HOST, Flow
 
 WORKLOADS, PROBES = 4, 160
 PAIRS = [([f"10.65.{n}.1", f"10.65.{n}.2"], [f"fd65:{n + 1}::1", f"fd65:{n + 1}::2"]) for n in range(WORKLOADS)]
 """The addresses of each workload that its endpoint may be given; its container has them all."""
+OWN_NETS = ("10.65.0.0/16", "fd65::/16")
+FLOATING = (["198.51.100.50", "198.51.100.51"], ["2001:db8:7::50", "2001:db8:7::51"])
 REMOTE = (["10.66.0.1", "10.66.0.2", "10.66.0.3"], ["fd66::1", "fd66::2", "fd66::3"])
 OUTSIDE = (["198.51.100.7"], ["2001:db8:7::7"])
 KNOWN_HOST = ("192.0.2.1", "2001:db8::1")
@@ -148,7 +150,7 @@ _profile_ids = st.one_of(
 @st.composite
 def _workload(draw: st.DrawFn, number: int) -> dict[str, Any]:
     v4, v6 = PAIRS[number]
-    record = {
+    record: dict[str, Any] = {
         "state": draw(st.sampled_from(["active"] * 7 + ["inactive"])),
         "name": f"cali{number}",
         "profile_ids": draw(_profile_ids),
@@ -161,7 +163,21 @@ def _workload(draw: st.DrawFn, number: int) -> dict[str, Any]:
         record["allow_spoofed_source_ips"] = draw(_some(_PREFIXES))
     if draw(st.booleans()):
         record["mac"] = OWN_MAC.format(number)
+    for family, version, width in ((0, 4, 32), (1, 6, 128)):
+        nets = record[f"ipv{version}_nets"]
+        if draw(st.integers(0, 5)) == 5:
+            nets.append(f"{shared_with(number)[family][0]}/{width}")
+        if nets and draw(st.integers(0, 3)) == 3:
+            record[f"ipv{version}_nat"] = [
+                {"ext_ip": external, "int_ip": draw(st.sampled_from(nets)).partition("/")[0]}
+                for external in draw(_some(FLOATING[family], 2))
+            ]
     return record
+
+
+def shared_with(number: int) -> tuple[list[str], list[str]]:
+    """The addresses of which a workload may have the first, too."""
+    return PAIRS[(number + 1) % WORKLOADS]
 
 
 @st.composite
@@ -194,9 +210,16 @@ def workload_path(number: int, host: str = HOST) -> str:
     return f"/calico/v1/host/{host}/workload/k8s/w{number}/endpoint/eth0"
 
 
+_OWN_POOLS = ("10.65.0.0/23", "10.65.2.0/23", "fd65::/30", "fd65:4::/30")
+_REMOTE_POOLS = ("10.66.0.0/26", "fd66::/122")
+"""An address of a workload may be in no pool: then what is masqueraded is so on its way there, too."""
+
+
+def _pool_path(cidr: str) -> str:
+    return f"/calico/v1/ipam/v{6 if ':' in cidr else 4}/pool/{cidr.replace('/', '-')}"
+
+
 _FIXED: dict[str, Any] = {
-    "/calico/v1/ipam/v4/pool/10.65.0.0-16": {"cidr": "10.65.0.0/16"},
-    "/calico/v1/ipam/v6/pool/fd65::-16": {"cidr": "fd65::/16"},
     f"/calico/v1/host/{HOST}/bird_ip": KNOWN_HOST[0],
     f"/calico/bgp/v1/host/{HOST}/ip_addr_v6": KNOWN_HOST[1],
 }
@@ -225,6 +248,12 @@ def _step(draw: st.DrawFn, *, is_first: bool) -> dict[str, Any]:
             found[workload_path(number)] = None
     if is_first:
         found["/calico/v1/policy/profile/p0/rules"] = draw(_open_or_not)
+    for cidr in (*_OWN_POOLS, *_REMOTE_POOLS):
+        likely = 9 if cidr in _OWN_POOLS else 4
+        if draw(st.integers(0, 9)) >= 10 - (likely if is_first else 1):
+            found[_pool_path(cidr)] = {"cidr": cidr, "masquerade": draw(st.booleans())}
+        elif not is_first and draw(st.integers(0, 9)) == 0:
+            found[_pool_path(cidr)] = None
     for paths, records in _choices:
         for path in draw(_some(paths, 3 if is_first else 1)):
             found[path] = draw(records) if is_first or draw(st.integers(0, 3)) else None
@@ -241,11 +270,13 @@ def _probe(dice: random.Random) -> dict[str, Any]:
     probe: dict[str, Any] = {"via": via}
     if own is None:
         probe["src"] = dice.choice(away if via else hosts[:1])
-        probe["dst"] = dice.choice([*others, *hosts, *hosts] if via else [*others, *away])
+        known = [*others, *FLOATING[family]]
+        probe["dst"] = dice.choice([*known, *hosts, *hosts] if via else [*known, *away])
     else:
-        mine = PAIRS[own][family]
-        probe["src"] = dice.choice([*others, *away, *hosts[:1]] if _one_in(dice, 6) else mine)
-        probe["dst"] = dice.choice([*others, *away, *hosts])
+        mine = [*PAIRS[own][family] * 4, shared_with(own)[family][0]]
+        foreign = [*others, *away, *hosts[:1], *FLOATING[family]]
+        probe["src"] = dice.choice(foreign if _one_in(dice, 7) else mine)
+        probe["dst"] = dice.choice([*others, *away, *FLOATING[family], *hosts])
         if _one_in(dice, 12):
             probe["mac"] = OTHER_MAC
     protocol = dice.choice((6, 6, 17, 17, 132, 200, 1 if family == 0 else 58))
@@ -272,7 +303,7 @@ def _one_in(dice: random.Random, count: int) -> bool:
 def probes_of(chosen_seed: int) -> list[dict[str, Any]]:
     """No two are of one connection, and none is to where it comes from."""
     dice = random.Random(chosen_seed)
-    found = {_connection(probe): probe for probe in (_probe(dice) for _ in range(PROBES))}
+    found = {connection_of(flow_of(probe)): probe for probe in (_probe(dice) for _ in range(PROBES))}
     return [probe for probe in found.values() if probe["src"] != probe["dst"]]
 
 
@@ -288,10 +319,9 @@ def flow_of(probe: dict[str, Any]) -> Flow:
     )
 
 
-def _connection(probe: dict[str, Any]) -> tuple[Any, ...]:
-    """No two probes of a case may be taken for one connection. Of what the kernel may not know the ports of, only the
+def connection_of(flow: Flow) -> tuple[Any, ...]:
+    """No two packets of a case may be taken for one connection. Of what the kernel may not know the ports of, only the
     addresses count; echoes have an identifier each."""
-    flow = flow_of(probe)
     if flow.protocol in (1, 58):
         return flow.protocol, object()
     ends = sorted([(flow.src, flow.sport), (flow.dst, flow.dport)], key=str)

@@ -11,105 +11,91 @@ from ipaddress import ip_address, ip_network
 from typing import Any, Literal, NamedTuple
 
 from tests.campaigns.oracle.selectors import BadSelector, matches
+from tests.campaigns.oracle.ways import (
+    HOST,
+    NOWHERE,
+    TO_HOST,
+    UPLINK,
+    Flow,
+    Place,
+    Stored,
+    Way,
+    contains,
+    holder,
+    local,
+    way_of,
+)
 
-Stored = dict[str, Any]
-Failsafe = tuple[int, int, str | None]
 Outcome = Literal["allow", "deny", "reject", "either"]
 """``either``: denied, and its sender may be told so or not."""
-HOST, UPLINK, EVERY_INTERFACE = "here", "up0", "*"
+EVERY_INTERFACE = "*"
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "dccp": 33, "icmpv6": 58, "sctp": 132, "udplite": 136}
 _MATCHES = (
     "protocol", "src_net", "dst_net", "src_nets", "dst_nets", "src_tag", "dst_tag", "src_selector", "dst_selector",
     "src_ports", "dst_ports", "icmp_type", "icmp_code",
 )  # fmt: skip
 _RULE_FIELDS = {"action", "ip_version", "log_prefix", *_MATCHES, *(f"!{name}" for name in _MATCHES)}
-_LOCAL = f"/calico/v1/host/{HOST}/workload/"
 _EARLY = ("untracked", "pre_dnat")
 _NEIGHBOURS = {130, 131, 132, 133, 135, 136, 143}
 
 
-class Flow(NamedTuple):
-    """The first packet of one."""
+class Fate(NamedTuple):
+    """Of a packet: its outcome, and the way that it takes if it is let."""
 
-    src: str
-    dst: str
-    protocol: int
-    sport: int | None = None
-    dport: int | None = None
-    icmp: tuple[int, int] | None = None
-
-    @property
-    def version(self) -> int:
-        return ip_address(self.src).version
+    outcome: Outcome
+    way: Way
 
 
-class Place(NamedTuple):
-    """What the records do not say: the host's own addresses, those of its uplink, what it does with packets of
-    workloads to them, its fail-safe ports as (protocol, port, whom), whether its kernel can answer before
-    connection tracking and translation: iptables rejects in its filter table only (iptables-extensions(8)), and whether
-    it lets workloads send from the prefixes that their records allow."""
-
-    host_addresses: frozenset[str]
-    uplink_addresses: frozenset[str]
-    to_host: str
-    failsafe_in: tuple[Failsafe, ...]
-    failsafe_out: tuple[Failsafe, ...]
-    answers_early: bool = True
-    lets_spoof: bool = False
-
-
-def judge(records: Stored, place: Place, flow: Flow, interface: str, mac: str) -> Outcome:
+def judge(records: Stored, place: Place, flow: Flow, interface: str, mac: str) -> Fate:
     """Whether the packet gets where it is sent, as far as this host decides. ``interface``: where it came from, '' for
     the host itself. ``mac``: what it says it was sent by."""
+    is_tracked = interface != UPLINK or not _is_untracked(records, place, flow)
+    way = way_of(records, place, flow, is_tracked=is_tracked)
     if interface.startswith("cali"):
-        return _from_workload(records, place, flow, interface, mac)
-    is_to_host = flow.dst in place.host_addresses
-    receiver = _holder(records, flow.dst)
-    if not is_to_host and receiver is None:
-        if not interface and not _is_nowhere(records, flow.dst):
-            return _at_uplink(records, place, flow, "outbound", is_forwarded=False)
+        return Fate(_from_workload(records, place, flow, way, interface, mac), way)
+    return Fate(_from_elsewhere(records, place, flow, way, interface), way)
+
+
+def _from_elsewhere(records: Stored, place: Place, flow: Flow, way: Way, interface: str) -> Outcome:
+    is_to_host = way.to == TO_HOST
+    if not is_to_host and way.receiver is None:
+        if not interface and way.to != NOWHERE:
+            return _at_uplink(records, place, flow, way.flow, "outbound", is_forwarded=False)
         # policy that comes before routes are looked at may say so to the sender
         return "either" if interface and place.answers_early else "deny"
     if interface:
-        found = _at_uplink(records, place, flow, "inbound", is_forwarded=not is_to_host)
+        found = _at_uplink(records, place, flow, way.flow, "inbound", is_forwarded=not is_to_host)
         if found != "allow" or is_to_host:
             return found
-    assert receiver is not None
-    if receiver["state"] != "active":
-        return "deny"
-    return _at_workload(records, receiver, "inbound", flow) if interface else "allow"
+        return _at_workload(records, way.receiver, "inbound", way.flow)
+    return "allow"
 
 
-def _from_workload(records: Stored, place: Place, flow: Flow, interface: str, mac: str) -> Outcome:
-    sender = next((each for each in _local(records) if each["name"] == interface), None)
+def _from_workload(records: Stored, place: Place, flow: Flow, way: Way, interface: str, mac: str) -> Outcome:
+    sender = next((each for each in local(records) if each["name"] == interface), None)
     if sender is None or sender["state"] != "active" or _is_tunnel(flow):
         return "deny"
     prefixes = sender.get("allow_spoofed_source_ips", ()) if place.lets_spoof else ()
-    if flow.src not in _addresses(sender) and not any(_in(flow.src, each) for each in prefixes):
+    # 6.8: what it is sent from must lead back there
+    if holder(records, flow.src) is not sender and not any(contains(each, flow.src) for each in prefixes):
         return "deny"
     if sender.get("mac") not in (None, mac):
         return "deny"
-    if flow.dst in place.host_addresses:
+    if way.to == TO_HOST:
         return _to_host(records, place, sender, flow)
-    receiver = _holder(records, flow.dst)
-    if _is_nowhere(records, flow.dst) if receiver is None else receiver["state"] != "active":
+    if way.to == NOWHERE:
         return "deny"  # no route, so policy is not even asked
-    found = _at_workload(records, sender, "outbound", flow)
+    found = _at_workload(records, sender, "outbound", way.flow)
     if found != "allow":
         return found
-    if receiver is not None:
-        return _at_workload(records, receiver, "inbound", flow)
-    return _at_uplink(records, place, flow, "outbound", is_forwarded=True)
+    if way.receiver is not None:
+        return _at_workload(records, way.receiver, "inbound", way.flow)
+    return _at_uplink(records, place, flow, way.flow, "outbound", is_forwarded=True)
 
 
 def _is_tunnel(flow: Flow) -> bool:
     """A workload must not speak into the hosts' tunnels (2.3: AllowVXLANPacketsFromWorkloads, …IPIP…)."""
     return (flow.protocol == 17 and flow.dport == 4789) or flow.protocol == 4
-
-
-def _is_nowhere(records: Stored, address: str) -> bool:
-    """What lies in a pool and has no endpoint leads nowhere: the pools here are this host's."""
-    return any(_in(address, pool["cidr"]) for path, pool in records.items() if "/pool/" in path)
 
 
 def _to_host(records: Stored, place: Place, sender: Any, flow: Flow) -> Outcome:
@@ -121,34 +107,18 @@ def _to_host(records: Stored, place: Place, sender: Any, flow: Flow) -> Outcome:
     return "deny" if place.to_host == "DROP" else _at_workload(records, sender, "outbound", flow)
 
 
-def _local(records: Stored) -> list[Any]:
-    return [record for path, record in records.items() if path.startswith(_LOCAL)]
-
-
-def _holder(records: Stored, address: str) -> Any:
-    """The endpoint of this host's that has the address."""
-    return next((each for each in _local(records) if address in _addresses(each)), None)
-
-
-def _addresses(endpoint: Any) -> set[str]:
-    nets = [*endpoint.get("ipv4_nets", ()), *endpoint.get("ipv6_nets", ())]
-    return {str(ip_network(net).network_address) for net in nets}
-
-
 # --- 6.11, 4.5.6: host endpoints -----------------------------------------------------------------------------------
 
 
-def _at_uplink(records: Stored, place: Place, flow: Flow, direction: str, *, is_forwarded: bool) -> Outcome:
-    """The hooks of the uplink's host endpoint, one after the other. What one allows is not asked at the next."""
+def _at_uplink(
+    records: Stored, place: Place, flow: Flow, inner: Flow, direction: str, *, is_forwarded: bool
+) -> Outcome:
+    """The hooks of the uplink's host endpoint, one after the other. What one allows is not asked at the next.
+    ``inner``: translated, as the later hooks see it."""
     endpoint = _uplink_endpoint(records, place)
     if endpoint is None:
         return "allow"
-    other = flow.src if direction == "inbound" else flow.dst
-    ports = place.failsafe_in if direction == "inbound" else place.failsafe_out
-    is_safe = any(
-        (flow.protocol, flow.dport) == (protocol, port) and (net is None or _in(other, net))
-        for protocol, port, net in ports
-    )
+    is_safe = _is_safe(place, flow, direction)
     hooks = ["forward" if is_forwarded else "normal"]
     if direction == "inbound":
         hooks = ["untracked", "pre_dnat", *hooks]
@@ -157,9 +127,10 @@ def _at_uplink(records: Stored, place: Place, flow: Flow, direction: str, *, is_
     for hook in hooks:
         if is_safe and hook != "forward":
             continue
-        action = _tiers_say(records, endpoint, direction, flow, hook)
+        asked = flow if hook in _EARLY else inner
+        action = _tiers_say(records, endpoint, direction, asked, hook)
         if action is None and hook == "normal":
-            action = _profiles_say(records, endpoint, direction, flow)
+            action = _profiles_say(records, endpoint, direction, asked)
         if action == "reject" and hook == "untracked" and place.answers_early:
             return "either"  # the answer belongs to no connection, so policy of what the host sends may drop it
         if action == "reject" and hook in _EARLY and not place.answers_early:
@@ -167,6 +138,23 @@ def _at_uplink(records: Stored, place: Place, flow: Flow, direction: str, *, is_
         if action is not None:
             return action
     return "allow"
+
+
+def _is_untracked(records: Stored, place: Place, flow: Flow) -> bool:
+    """Whether policy before connection tracking lets it in, which keeps it out of that."""
+    endpoint = _uplink_endpoint(records, place)
+    if endpoint is None or _is_safe(place, flow, "inbound"):
+        return False
+    return _tiers_say(records, endpoint, "inbound", flow, "untracked") == "allow"
+
+
+def _is_safe(place: Place, flow: Flow, direction: str) -> bool:
+    other = flow.src if direction == "inbound" else flow.dst
+    ports = place.failsafe_in if direction == "inbound" else place.failsafe_out
+    return any(
+        (flow.protocol, flow.dport) == (protocol, port) and (net is None or contains(net, other))
+        for protocol, port, net in ports
+    )
 
 
 def _uplink_endpoint(records: Stored, place: Place) -> Any:
@@ -287,10 +275,10 @@ def _matches(records: Stored, rule: Any, flow: Flow) -> bool:
 def _side_matches(records: Stored, rule: Any, side: str, flow: Flow) -> bool:
     address, port = (flow.src, flow.sport) if side == "src" else (flow.dst, flow.dport)
     net, nets = rule.get(f"{side}_net"), rule.get(f"{side}_nets")
-    if (net and not _in(address, net)) or (nets and not any(_in(address, each) for each in nets)):
+    if (net and not contains(net, address)) or (nets and not any(contains(each, address) for each in nets)):
         return False
     other = [*filter(None, [rule.get(f"!{side}_net")]), *(rule.get(f"!{side}_nets") or ())]
-    if any(_in(address, each) for each in other):
+    if any(contains(each, address) for each in other):
         return False
     if other and all(ip_network(each).version != ip_address(address).version for each in other):
         return False  # 6.4: a CIDR of the other family, the rule is not for this one
@@ -326,10 +314,6 @@ def _has_port(records: Stored, ports: Any, flow: Flow, address: str, port: int) 
     return False
 
 
-def _in(address: str, net: str) -> bool:
-    return ip_address(address) in ip_network(net)
-
-
 # --- 4.2 and 4.4: labels, and who has an address -------------------------------------------------------------------
 
 
@@ -338,7 +322,7 @@ def _labels(records: Stored, endpoint: Any) -> dict[str, str]:
     labels: dict[str, str] = {}
     for profile in endpoint.get("profile_ids", ()):
         labels |= records.get(f"/calico/v1/policy/profile/{profile}/labels") or {}
-    return labels | endpoint.get("labels", {})
+    return {**labels, **endpoint.get("labels", {})}
 
 
 def _carriers(records: Stored, address: str) -> list[Any]:
@@ -346,12 +330,12 @@ def _carriers(records: Stored, address: str) -> list[Any]:
     found = []
     for path, record in records.items():
         if "/workload/" in path:
-            nets = [*record.get("ipv4_nets", ()), *record.get("ipv6_nets", ())]
+            nets: Any = [*record.get("ipv4_nets", ()), *record.get("ipv6_nets", ())]
         elif "/endpoint/" in path:
             nets = [*record.get("expected_ipv4_addrs", ()), *record.get("expected_ipv6_addrs", ())]
         else:
             nets = record.get("nets", ()) if path.startswith("/calico/v1/netset/") else ()
-        if any(_in(address, net) for net in nets):
+        if any(contains(net, address) for net in nets):
             found.append(record)
     return found
 

@@ -29,6 +29,16 @@ class Seen(NamedTuple):
     kind: Kind = "packet"
 
 
+class Head(NamedTuple):
+    """What translation may change. ``ident``: of an echo. None where the protocol has no such thing."""
+
+    src: str
+    dst: str
+    sport: int | None = None
+    dport: int | None = None
+    ident: int | None = None
+
+
 def mark(number: int) -> bytes:
     return _MAGIC + struct.pack("!I", number)
 
@@ -91,6 +101,19 @@ def read_ip(data: bytes) -> Seen | None:
     if data[0] >> 4 == 4:
         return read_payload(data[9], data[(data[0] & 0xF) * 4 :])
     return read_payload(data[6], data[40:]) if data[0] >> 4 == 6 else None
+
+
+def read_head(data: bytes) -> Head:
+    """Of a packet from the IP header on."""
+    is_v4 = data[0] >> 4 == 4
+    at, width = (12, 4) if is_v4 else (8, 16)
+    src, dst = (str(ip_address(data[start : start + width])) for start in (at, at + width))
+    protocol, payload = (data[9], data[(data[0] & 0xF) * 4 :]) if is_v4 else (data[6], data[40:])
+    if protocol in (TCP, UDP, SCTP):
+        return Head(src, dst, *struct.unpack("!HH", payload[:4]))
+    if protocol in (ICMP, ICMPV6):
+        return Head(src, dst, ident=struct.unpack("!H", payload[4:6])[0])
+    return Head(src, dst)
 
 
 def read_payload(protocol: int, data: bytes) -> Seen | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -238,3 +240,45 @@ def test_an_interface_on_which_no_policy_would_be_in_force(
 def pings(container: Container, address: str) -> bool:
     argv = ["nsenter", f"--net={container.namespace}", "--", "ping", "-c", "1", "-W", "1", address]
     return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+
+
+def test_a_plugin_that_only_the_caller_sees(
+    shared_host: LabHost, shared_container: Container, leases: Path, tmp_path: Path
+) -> None:
+    """As when the node runs in a container: it and its caller see different file systems."""
+    before = whole_state(shared_host)
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    configuration = with_host_local(leases)
+    program = shared_host.cni_bin_directory / "calico"
+
+    def call(command: str, **keys: Any) -> Any:
+        script = f"mount -t tmpfs tmpfs {hidden} && cp {REFERENCE}/host-local {hidden} && exec {program}"
+        done = subprocess.run(
+            ["nsenter", f"--net={shared_host.namespace}", "unshare", "-m", "sh", "-c", script],
+            env={
+                "CNI_COMMAND": command,
+                "CNI_CONTAINERID": shared_container.id,
+                "CNI_NETNS": str(shared_container.namespace),
+                "CNI_IFNAME": "eth0",
+                "CNI_PATH": f"relative:/does/not/exist:/etc:{hidden}",
+                "PATH": os.environ["PATH"],
+            },
+            input=json.dumps({**configuration, **keys}).encode(),
+            capture_output=True,
+            check=False,
+        )
+        return json.loads(done.stdout) if done.stdout else None
+
+    error = call("ADD", ipam={"type": "no-such-plugin"})
+    assert (error["code"], "is not in CNI_PATH" in error["msg"]) == (104, True), error
+    error = call("ADD", ipam={"type": "passwd"})  # a file, and not to be executed
+    assert (error["code"], "is not in CNI_PATH" in error["msg"]) == (104, True), error
+    result = call("ADD")
+    assert result["ips"] == [{"address": "10.77.0.2/32", "interface": 1}], result
+    assert taken(leases) == ["10.77.0.2"]
+    assert list(hidden.iterdir()) == [], "the node does not see it"
+    assert call("CHECK", prevResult=result) is None
+    assert call("DEL") is None
+    assert taken(leases) == []
+    assert_settles(shared_host, before)

@@ -6,6 +6,7 @@ import pytest
 
 from tests.integration.dataplane_nftables.test_nftables_hosts import (
     host,
+    test_an_excluded_interface_is_the_business_of_an_endpoint_of_its_own_alone,
     test_before_destinations_are_translated,
     test_connections_live_and_strangers_packets_do_not,
     test_endpoint_without_its_rules_is_closed_and_named,
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.needs_root
 
 __all__ = [
     "host",
+    "test_an_excluded_interface_is_the_business_of_an_endpoint_of_its_own_alone",
     "test_before_destinations_are_translated",
     "test_connections_live_and_strangers_packets_do_not",
     "test_endpoint_without_its_rules_is_closed_and_named",

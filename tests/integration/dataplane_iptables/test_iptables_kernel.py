@@ -250,31 +250,6 @@ def test_another_limit_of_sets_is_taken_over_in_one_step(make_lab: Callable[...,
     assert lab.dataplane.differences() == []
 
 
-def test_a_set_beyond_its_limit_drops_until_it_shrinks(make_lab: Callable[..., Any]) -> None:
-    lab = make_lab(max_set_size=300)
-    a, b = lab.workload(), lab.workload()
-
-    def others(first: int, count: int) -> AddressSet:
-        return AddressSet.of([IPNetwork((10 << 24 | value, 32), version=4) for value in range(first, first + count)])
-
-    rules = HostRules(id=MANY, inbound=(HostRule(action="allow", src_sets=(HOSTS,)),), outbound=(ALLOW,))
-    full = SetChange(id=HOSTS, is_new=True, added=AddressSet.of(b.nets) | others(1, 299))
-    everybody = (a.endpoint(PolicyList(profiles=(MANY,))), b.endpoint())
-    assert lab.start(*everybody, rules=(rules,), sets=(full,)).is_clean
-    assert b.reaches(a.v4, 80)
-    report = lab.apply(sets=(SetChange(id=HOSTS, added=others(1000, 1)),))
-    assert {failure.subject for failure in report.failures} == {HOSTS, MANY}
-    assert "300 members" in next(failure.reason for failure in report.failures if failure.subject == HOSTS)
-    assert b.is_blocked_from(a.v4, 80)
-    assert a.reaches(b.v4, 80), "nobody else is concerned"
-    # one in, one out, while it is full
-    assert lab.apply(sets=(SetChange(id=HOSTS, removed=others(1, 1)),)).is_clean
-    assert b.reaches(a.v4, 80)
-    assert lab.apply(sets=(SetChange(id=HOSTS, added=others(2000, 1), removed=others(2, 1)),)).is_clean
-    assert b.reaches(a.v4, 80)
-    assert lab.dataplane.differences() == []
-
-
 def test_flapping_sets_leave_nothing(lab: Any) -> None:
     count, rounds = 300, 3
     ids = [SetId(f"tag-{number:016x}") for number in range(count)]

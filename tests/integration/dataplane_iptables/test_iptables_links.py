@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.integration.dataplane_nftables.test_nftables_links import (
+    test_a_new_interface_checks_sources_from_its_first_packet_on,
     test_address_of_two_goes_to_the_first_whatever_the_order,
+    test_an_address_of_two_is_sent_from_by_the_one_that_has_it,
     test_forwarding_of_the_host_is_put_back,
     test_interface_is_set_up_and_kept_so,
     test_loopback_is_open_with_metadata_only,
@@ -15,7 +17,9 @@ from tests.integration.dataplane_nftables.test_nftables_links import (
 pytestmark = pytest.mark.needs_root
 
 __all__ = [
+    "test_a_new_interface_checks_sources_from_its_first_packet_on",
     "test_address_of_two_goes_to_the_first_whatever_the_order",
+    "test_an_address_of_two_is_sent_from_by_the_one_that_has_it",
     "test_forwarding_of_the_host_is_put_back",
     "test_interface_is_set_up_and_kept_so",
     "test_loopback_is_open_with_metadata_only",

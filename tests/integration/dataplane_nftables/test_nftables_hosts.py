@@ -137,6 +137,31 @@ def test_every_interface_but_those_with_one_of_their_own(host: Any) -> None:
     assert host.neighbour.reaches(HOST, 80)
 
 
+def test_an_excluded_interface_is_the_business_of_an_endpoint_of_its_own_alone(host: Any) -> None:
+    other = host.namespace()
+    host.host.run("ip", "link", "add", "ex-0.7", "type", "veth", "peer", "name", "up1", "netns", other.name)
+    for each, device, last in ((host.host, "ex-0.7", 1), (other, "up1", 2)):
+        each.run("ip", "address", "add", f"203.0.113.{last}/24", "dev", device)
+        each.run("ip", "link", "set", device, "up")
+    other.run("ip", "route", "add", "192.0.2.0/24", "via", "203.0.113.1")
+    lists = {"inbound": the_list(), "outbound": the_list(), "forward_inbound": the_list(), "pre_dnat": the_list()}
+    everything = endpoint(ANY_INTERFACE, **lists)
+    spared = msgspec.structs.replace(everything, spares=("ex-0.7", "gone0"))
+    rules = policy(tcp(81), HostRule(action="deny", protocol=6, dst_ports=((80, 80),)))
+    assert host.start(interfaces=(everything,), rules=rules).is_clean
+    assert other.is_blocked_from("203.0.113.1", 80)
+    assert host.apply(interfaces=(spared,)).is_clean
+    assert other.reaches("203.0.113.1", 80)
+    assert host.host.reaches("203.0.113.2", 80)
+    assert host.neighbour.is_blocked_from(HOST, 80), "it holds elsewhere as ever"
+    assert host.neighbour.reaches(HOST, 81)
+    assert host.dataplane.resync().healed == ()
+    host.restart()
+    assert host.start(interfaces=(spared,), rules=rules).changes == 0
+    assert host.apply(interfaces=(everything,)).is_clean
+    assert other.is_blocked_from("203.0.113.1", 80)
+
+
 def test_workloads_and_their_host_are_not_concerned(host: Any) -> None:
     a = host.workload()
     host.start(a.endpoint(), interfaces=(endpoint(),))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 from netaddr import EUI, IPAddress, IPNetwork
+
+from tests.integration.dataplane_nftables.test_nftables_traffic import _heard, _listener
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,6 +76,23 @@ def test_forwarding_of_the_host_is_put_back(lab: Any) -> None:
     assert sysctl(lab, "ipv4.ip_forward") == sysctl(lab, "ipv6.conf.all.forwarding") == "1"
 
 
+def test_a_new_interface_checks_sources_from_its_first_packet_on(make_lab: Callable[..., Any]) -> None:
+    """Felix specification 6.8. The kernel goes by the larger value, of "all" or the interface's own."""
+    lab = make_lab(makes_router=False)
+    lab.host.run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0")
+    lab.restart()
+    far = lab.outside()
+    assert sysctl(lab, "ipv4.conf.up0.rp_filter") == "1"
+    far.run("ip", "address", "add", "198.51.100.9/32", "dev", "up0")
+    with _listener(lab.host, "192.0.2.1") as listener:
+        assert _heard(far, listener, "192.0.2.1", "192.0.2.2")
+        assert not _heard(far, listener, "192.0.2.1", "198.51.100.9"), "no way leads back to it there"
+    lab.start()
+    lab.host.run("sysctl", "-qw", "net.ipv4.conf.default.rp_filter=2")
+    assert lab.dataplane.resync().healed == ("sysctl ipv4/conf/default/rp_filter",)
+    assert sysctl(lab, "ipv4.conf.default.rp_filter") == "1"
+
+
 def test_forwarding_is_left_alone_when_somebody_else_has_it(make_lab: Callable[..., Any]) -> None:
     lab = make_lab(makes_router=False)
     assert sysctl(lab, "ipv4.ip_forward") == sysctl(lab, "ipv6.conf.all.forwarding") == "0"
@@ -132,3 +154,37 @@ def test_address_of_two_goes_to_the_first_whatever_the_order(lab: Any) -> None:
     assert lab.dataplane.resync().healed == ()
     lab.apply(removed_workloads=(a.key,))
     assert shared in lab.dataplane.wiring().routes(b.interface)
+
+
+@pytest.mark.parametrize("shared", ["10.65.0.50", "fd65::50"])
+def test_an_address_of_two_is_sent_from_by_the_one_that_has_it(lab: Any, shared: str) -> None:
+    """Felix specification 6.8: what is sent from an address must lead back there, in both families."""
+    a, b, c = lab.workload(), lab.workload(), lab.workload()
+    target = c.v4 if "." in shared else c.v6
+
+    def with_shared(workload: Any) -> Any:
+        return msgspec.structs.replace(workload.endpoint(), nets=(*workload.nets, IPNetwork(shared)))
+
+    for each in (a, b):
+        each.run("ip", "address", "add", shared, "dev", "eth0", *(("nodad",) if ":" in shared else ()))
+    lab.start(c.endpoint(), with_shared(a), with_shared(b))
+    assert _arrives(a, shared, c, target)
+    assert not _arrives(b, shared, c, target, within_s=0.4)
+    assert lab.apply(removed_workloads=(a.key,)).is_clean
+    assert _arrives(b, shared, c, target)
+
+
+def _arrives(sender: Any, source: str, receiver: Any, target: str, within_s: float = 8.0) -> bool:
+    """One way: the answer would go to whoever has the source. Neighbours that were not found are sought again after a
+    while."""
+    family = socket.AF_INET if "." in target else socket.AF_INET6
+    with receiver.socket(family, socket.SOCK_DGRAM) as listener, sender.socket(family, socket.SOCK_DGRAM) as one:
+        listener.bind((target, 8080))
+        listener.settimeout(0.2)
+        one.bind((source, 0))
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):  # nobody is there, or nothing came
+                one.sendto(b"x", (target, 8080))
+                return bool(listener.recv(8))
+        return False

@@ -169,6 +169,14 @@ def test_the_list_of_any_version_that_has_lists(version: str) -> None:
     assert json.loads(list_text("net1", version))["cniVersion"] == version
 
 
+def test_the_plugins_behind_ours() -> None:
+    shape = json.loads(list_text("net1", "1.0.0", has_port_mappings=True, has_bandwidth=True))
+    assert [(each["type"], each["capabilities"]) for each in shape["plugins"][1:]] == [
+        ("portmap", {"portMappings": True}),
+        ("bandwidth", {"bandwidth": True}),
+    ]
+
+
 # --- commands --------------------------------------------------------------------------------------------------
 
 
@@ -267,3 +275,160 @@ def test_an_old_name_that_is_none_changes_nothing(directories: tuple[Path, Path]
     with pytest.raises(InvalidRequest, match="old_config_name"):
         install_python(*directories, old_config_name=name)
     assert snapshot(*directories) == before
+
+
+# --- several directories, and executables that others look after -------------------------------------------------
+
+UNWRITABLE = Path("/sys/kernel")  # no file can be made there, by root either
+
+
+def installed(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_each_directory_that_can_be_written(tmp_path: Path) -> None:
+    said: list[str] = []
+    first, second, lists = (tmp_path / name for name in ("first", "second", "net.d"))
+    written = install_python([first, UNWRITABLE, UNWRITABLE / "below", second], lists, tell=said.append)
+    assert len(written) == 5
+    assert installed(first) == installed(second) == ["calico", "calico-ipam"]
+    assert [each.partition(":")[0] for each in said] == [f"left out {UNWRITABLE}", f"left out {UNWRITABLE}/below"]
+    assert {each.state for each in states([first, second], lists)} == {"current"}
+    assert len(uninstall([first, second], lists)) == 5
+
+
+def test_none_that_can_be_written(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=f"no directory can be written: {UNWRITABLE}"):
+        install_python([UNWRITABLE], tmp_path / "net.d")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_executables_that_are_left_as_they_are(directories: tuple[Path, Path]) -> None:
+    bin_directory, lists = directories
+    written = install_python(*directories, skipped=["calico", "flannel", ""])
+    assert [path.name for path in written] == ["calico-ipam", "10-calico.conflist"]
+    uninstall(*directories)
+    bin_directory.mkdir(exist_ok=True)
+    (bin_directory / "calico").write_text("#!/bin/sh\nexit 1\n")
+    install_python(*directories, skipped=["calico"])
+    assert (bin_directory / "calico").read_text() == "#!/bin/sh\nexit 1\n"
+    uninstall(*directories)
+    assert [path.name for path in install_python(UNWRITABLE, lists, skipped=["calico", "calico-ipam"])] == [
+        "10-calico.conflist"
+    ]
+
+
+def an_older_plugin(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('#!/bin/sh\necho \'{"cniVersion": "1.0.0", "supportedVersions": ["0.3.1", "1.0.0"]}\'\n')
+    path.chmod(0o755)
+
+
+def test_without_updates_both_must_be_there(tmp_path: Path, directories: tuple[Path, Path]) -> None:
+    bin_directory, lists = directories
+    elsewhere = tmp_path / "elsewhere"
+    an_older_plugin(bin_directory / "calico")
+    an_older_plugin(elsewhere / "calico-ipam")
+    before = snapshot(bin_directory, elsewhere)
+    with pytest.raises(InvalidRequest, match=f"UPDATE_CNI_BINARIES: is false, and {bin_directory}/calico-ipam"):
+        install_python([bin_directory, elsewhere], lists, may_update=False)
+    assert not lists.exists()
+    an_older_plugin(elsewhere / "calico")
+    before = snapshot(bin_directory, elsewhere)
+    for expected in (["10-calico.conflist"], []):
+        written = install_python([bin_directory, elsewhere], lists, may_update=False)
+        assert [path.name for path in written] == expected
+    assert snapshot(bin_directory, elsewhere) == before
+
+
+def test_without_updates_they_must_run(directories: tuple[Path, Path]) -> None:
+    for program in ("calico", "calico-ipam"):
+        an_older_plugin(directories[0] / program)
+    (directories[0] / "calico-ipam").write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(ToolFailed):
+        install_python(*directories, may_update=False)
+    assert not (directories[1] / "10-calico.conflist").exists()
+
+
+# --- certificates and keys ---------------------------------------------------------------------------------------
+
+
+def a_secret(directory: Path) -> Path:
+    """As a kubelet mounts one: links to links, beside hidden entries."""
+    (directory / "..2026").mkdir(parents=True)
+    for name in ("etcd-ca", "etcd-cert", "etcd-key"):
+        (directory / "..2026" / name).write_text(f"{name} of now")
+    (directory / "..data").symlink_to("..2026")
+    for name in ("etcd-ca", "etcd-cert", "etcd-key"):
+        (directory / name).symlink_to(f"..data/{name}")
+    (directory / ".hidden").write_text("no")
+    return directory
+
+
+def test_copies_of_certificates_and_keys(tmp_path: Path, directories: tuple[Path, Path]) -> None:
+    secret = a_secret(tmp_path / "secret")
+    copies = directories[1] / "calico-tls"
+    written = install_python(*directories, tls_assets=secret)
+    assert [path.name for path in written][2:] == ["etcd-ca", "etcd-cert", "etcd-key", "10-calico.conflist"]
+    assert installed(copies) == ["etcd-ca", "etcd-cert", "etcd-key"]
+    assert {stat.S_IMODE(path.lstat().st_mode) for path in copies.iterdir()} == {0o600}
+    assert stat.S_IMODE(copies.stat().st_mode) == 0o700
+    before = snapshot(copies)
+    assert install_python(*directories, tls_assets=secret) == ()
+    assert snapshot(copies) == before
+    (secret / "..2026" / "etcd-key").write_text("a new one")
+    assert install_python(*directories, tls_assets=secret) == (copies / "etcd-key",)
+    assert (copies / "etcd-key").read_text() == "a new one"
+    assert {path.name for path in uninstall(*directories)} >= {"etcd-ca", "etcd-cert", "etcd-key"}
+    assert not copies.exists()
+
+
+def test_a_secret_that_is_not_there(tmp_path: Path, directories: tuple[Path, Path]) -> None:
+    with pytest.raises(InvalidRequest, match="TLS_ASSETS_DIR"):
+        install_python(*directories, tls_assets=tmp_path / "secret")
+    assert not (directories[1] / "10-calico.conflist").exists()
+
+
+# --- what the reference installer's manifests set -----------------------------------------------------------------
+
+
+def test_the_variables_of_a_manifest(tmp_path: Path) -> None:
+    secret = a_secret(tmp_path / "secret")
+    plugin = {"type": "calico", "ipam": {"type": "calico-ipam"}, "etcd_key_file": "__ETCD_KEY_FILE__"}
+    plugin |= {"etcd_ca_cert_file": "__ETCD_CA_CERT_FILE__", "kubernetes": {"kubeconfig": "__KUBECONFIG_FILEPATH__"}}
+    inline = {"name": "inline", "cniVersion": "1.0.0", "plugins": [plugin]}
+    environment = {
+        "CNI_NETWORK_CONFIG": json.dumps(inline),
+        "CNI_NET_DIR": "/etc/other/net.d",
+        "CNI_CONF_NAME": "05-other.conflist",
+        "TLS_ASSETS_DIR": str(secret),
+        "SKIP_CNI_BINARIES": "calico-ipam, flannel",
+        "CNI_CONF_ETCD_CA": "/by/hand",
+    }
+    arguments = ["install", "--root", str(tmp_path), "--shim", "python"]
+    done = CliRunner().invoke(cni, arguments, env=environment)
+    assert done.exit_code == 0, done.output
+    assert installed(tmp_path / "opt/cni/bin") == ["calico"]
+    target = tmp_path / "etc/other/net.d/05-other.conflist"
+    shape = json.loads(target.read_text())
+    assert shape["name"] == "inline"
+    assert shape["plugins"][0]["etcd_key_file"] == "/etc/other/net.d/calico-tls/etcd-key"
+    assert shape["plugins"][0]["etcd_ca_cert_file"] == "/by/hand"
+    assert shape["plugins"][0]["kubernetes"] == {"kubeconfig": "/etc/other/net.d/calico-kubeconfig"}
+    assert "of now" not in done.output
+
+    template = tmp_path / "template"
+    template.write_text(json.dumps({**inline, "name": "from-a-file"}))
+    environment |= {"CNI_NETWORK_CONFIG_FILE": str(template), "UPDATE_CNI_BINARIES": "false"}
+    done = CliRunner().invoke(cni, arguments, env=environment)
+    assert done.exit_code == 0, done.output
+    assert json.loads(target.read_text())["name"] == "from-a-file"
+    environment["SKIP_CNI_BINARIES"] = ""
+    done = CliRunner().invoke(cni, arguments, env=environment)
+    assert (done.exit_code, "calico-ipam is missing" in done.output) == (1, True)
+
+    before = target.read_bytes()
+    environment |= {"CNI_NETWORK_CONFIG_FILE": "", "CNI_NETWORK_CONFIG": "{", "UPDATE_CNI_BINARIES": "true"}
+    done = CliRunner().invoke(cni, arguments, env=environment)
+    assert (done.exit_code, "not JSON" in done.output) == (1, True)
+    assert target.read_bytes() == before

@@ -16,6 +16,7 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 import calico_cni.check
+import calico_cni.status
 from calico_cni.identity import identify
 from calico_cni.versions import VERSIONS
 from calico_core import log
@@ -513,3 +514,32 @@ def test_the_trace_goes_to_standard_error(
 @pytest.mark.parametrize("stdin", [b"", b'{"trace": ', b'{"trace": {}}', b'{"trace": "1"}\xff', b'"trace"'])
 def test_a_configuration_that_cannot_be_read_asks_for_no_trace(setup: CniSetup, stdin: bytes) -> None:
     assert setup.call("ADD", stdin).stderr == b""
+
+
+# --- -t --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", ["calico", "calico-ipam"])
+@pytest.mark.parametrize(("ready", "code"), [("true", 0), ("false", 50), (None, 50)])
+def test_trying_out_asks_the_datastore(setup: CniSetup, program: str, ready: str | None, code: int) -> None:
+    if ready is not None:
+        setup.records.put(ReadyKey(), ready)
+    reply = setup.call("TEST", a_network(cniVersion="0.3.1"), program=program)
+    assert (reply == CallReply()) is (code == 0)
+    if code:
+        assert "not ready" in error_of(reply)["msg"]
+
+
+@pytest.mark.parametrize("command", ["TEST ", "test", "TESTS"])
+def test_nothing_else_tries_out(setup: CniSetup, command: str) -> None:
+    assert error_of(setup.call(command))["code"] == 4
+
+
+def test_a_datastore_that_hangs_is_given_up(setup: CniSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calico_cni.status, "TEST_S", 0.05)
+    over = threading.Event()
+    monkeypatch.setattr(setup.records.store, "get", lambda _: over.wait(30))
+    try:
+        assert "does not answer" in error_of(setup.call("TEST"))["msg"]
+    finally:
+        over.set()

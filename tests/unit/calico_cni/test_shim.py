@@ -20,6 +20,7 @@ import pytest
 from calico_cni.compiler import COMPILER, compile_shim
 from calico_cni.install import base_interpreter, shim_text
 from calico_cni.versions import VERSIONS
+from calico_core import __version__
 from calico_core.interfaces.integration import Call, CallReply
 from tests.doubles.cni import CniSetup, a_network
 from tests.doubles.node_socket import NodeSocket, serving
@@ -311,6 +312,29 @@ def test_without_a_command_it_introduces_itself(shim: Shim) -> None:
     status, stdout, stderr = shim.run("")
     assert (status, stdout) == (0, b"")
     assert VERSIONS[-1].encode() in stderr
+
+
+@pytest.mark.parametrize("option", ["-v", "--version"])
+def test_its_version(shim: Shim, option: str) -> None:
+    done = subprocess.run([str(shim.folder / "calico"), option], env={}, capture_output=True, check=True)
+    assert done.stderr == b""
+    assert done.stdout == (
+        f"Calico CNI plugin {__version__}; CNI protocol versions supported: {', '.join(VERSIONS)}\n".encode()
+    )
+
+
+@pytest.mark.parametrize("command", ["", "ADD"])
+def test_a_configuration_is_tried_out_by_the_node(shim: Shim, command: str) -> None:
+    environment = {"CNI_COMMAND": command} if command else {}
+    argv = [str(shim.folder / "calico"), "-t"]
+    with serving(shim.socket, replaying(CallReply(status=1, stdout=b"{}"))) as node:
+        done = subprocess.run(argv, env=environment, input=CONFIGURATION, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"{}", b"")
+    (call,) = node.calls
+    assert (call.environment, call.stdin) == ({"CNI_COMMAND": "TEST"}, CONFIGURATION)
+    shim.socket.unlink(missing_ok=True)
+    done = subprocess.run(argv, env=environment, input=CONFIGURATION, capture_output=True, check=True)
+    assert done.stdout == in_process_text(shim, "TEST")
 
 
 # --- where it is started ---------------------------------------------------------------------------------------

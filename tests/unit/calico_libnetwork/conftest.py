@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,7 +154,8 @@ def net(text: str) -> IPNetwork:
 
 
 @pytest.fixture
-def setup(tmp_path: Path) -> Iterator[Setup]:
-    running = Setup(tmp_path / "docker" / "plugins")
-    yield running
-    running.stop()
+def setup() -> Iterator[Setup]:
+    with tempfile.TemporaryDirectory(prefix="ln") as folder:  # a socket's path must be short
+        running = Setup(Path(folder) / "docker" / "plugins")
+        yield running
+        running.stop()

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calico_core.dataplane.linux.prefix import parse_prefix
-from calico_core.dataplane.linux.route_messages import Route, workload_route
+from calico_core.dataplane.linux.route_messages import Route, parse_route, replace_route, workload_route
 from calico_core.dataplane.linux.routes import RoutePlan, plan_routes
 
 WORKLOADS = (2, 3)
@@ -84,3 +84,15 @@ def test_a_second_plan_is_empty(desired, observed):
     after |= keyed(list(plan.replace))
     assert wanted.items() <= after.items()
     assert not plan_routes(list(wanted.values()), after.values(), workload_indexes=WORKLOADS)
+
+
+def test_a_route_with_another_source_is_another_route():
+    wanted = Route(destination=A, index=2, source=b"\xcb\x00\x71\x07")
+    assert plan_routes([wanted], [workload_route(A, 2)]).replace == (wanted,)
+    assert not plan_routes([wanted], [wanted])
+
+
+def test_a_source_is_read_back_as_it_was_written():
+    for destination, source in ((A, b"\xcb\x00\x71\x07"), (B, b"\xfd" + b"\0" * 14 + b"\x07")):
+        route = Route(destination=destination, index=2, source=source, metric=512)
+        assert parse_route(replace_route(route).body) == route

@@ -166,7 +166,7 @@ def test_a_set_beyond_the_limit_drops_where_it_is_named() -> None:
     )
     made = built(first, options=options)
     assert set(made.problems) == {TAG, WEB}
-    assert made.problems[TAG] == "more than 1000 members; rules that name it drop"
+    assert made.problems[TAG] == "more than 1000 members; rules that name it deny until it has shrunk"
     assert not made.desired.sets.sets
     smaller = HostChanges(sets=(SetChange(id=TAG, removed=AddressSet(v4=FrozenBitMap([1]))),))
     made = built(first, smaller, options=options)
@@ -255,3 +255,18 @@ def test_what_workloads_encapsulate_is_dropped_unless_it_is_allowed(option: str)
     allowed: Any = msgspec.structs.replace(OPTIONS, **{option: True})
     drops = {"allows_ipip": "-p 4 -j DROP", "allows_vxlan": "-p 17 -m udp --dport 4789 -j DROP"}
     assert texts(OPTIONS) - texts(allowed) == {drops[option]}
+
+
+def test_what_belongs_to_no_connection_is_left_to_policy_if_that_is_wanted() -> None:
+    for drops in (True, False):
+        options: Any = msgspec.structs.replace(OPTIONS, drops_invalid=drops)
+        tables = built(HostChanges(is_complete=True), options=options).desired.tables
+        for name in ("calico-wl", "calico-wl-host"):
+            assert any("--ctstate INVALID" in rule for rule in tables[4, "filter"].chains[name].rules) is drops
+
+
+def test_what_policy_allows_is_the_last_word_or_not() -> None:
+    options: Any = msgspec.structs.replace(OPTIONS, filter_allow="RETURN")
+    rules = built(HostChanges(is_complete=True), options=options).desired.tables[4, "filter"].chains["calico-wl"].rules
+    ends = [rule.partition(" -m comment --comment")[0].rpartition(" ")[2] for rule in rules]
+    assert ends == ["DROP", "RETURN", "calico-from", "calico-to", "RETURN"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from netaddr import IPNetwork
+import msgspec
+from netaddr import IPAddress, IPNetwork
 
 from calico_core.dataplane.claims import Claims
-from calico_core.model.hoststate import HostWorkload, PolicyList, RulesId
+from calico_core.model.hoststate import HostNat, HostWorkload, PolicyList, RulesId
 from calico_core.model.keys import WorkloadEndpointKey
 
 ONE, TWO = IPNetwork("10.0.0.1/32"), IPNetwork("10.0.0.2/32")
@@ -24,6 +25,20 @@ def test_address_goes_to_the_first_by_path_in_any_order() -> None:
             claims.put(workload)
         assert claims.networks("cali1") == (ONE,)
         assert claims.networks("cali2") == (TWO,)
+
+
+def test_a_floating_address_for_an_address_of_another_leads_nowhere() -> None:
+    external = IPAddress("192.0.2.9")
+    nat = HostNat(internal=ONE.ip, external=external)
+    a = a_workload("a", "cali1", ONE)
+    b = msgspec.structs.replace(a_workload("b", "cali2", ONE, TWO), nats=(nat,))
+    claims = Claims()
+    claims.put(b)
+    assert claims.leads(b, nat)
+    assert claims.networks("cali2") == (ONE, TWO, IPNetwork(external))
+    assert claims.put(a) == {"cali1", "cali2"}
+    assert not claims.leads(b, nat)
+    assert claims.networks("cali2") == (TWO,)
 
 
 def test_the_other_is_touched_when_the_first_goes() -> None:

@@ -68,7 +68,7 @@ def test_an_endpoint_brings_what_its_lists_need() -> None:
 def test_marks_of_earlier_hooks_count_where_they_can_be_the_interfaces_own() -> None:
     untracked, marked = "ct state untracked meta mark & 0x01000000 != 0", "meta mark & 0x01000000 != 0"
     every: dict[str, Any] = {
-        field: A_LIST for field in HostInterface.__struct_fields__ if field not in ("key", "interface")
+        field: A_LIST for field in HostInterface.__struct_fields__ if field not in ("key", "interface", "spares")
     }
     cases: tuple[tuple[dict[str, Any], dict[str, str]], ...] = (
         ({}, dict.fromkeys(("hep_dnat", "hep_in", "hep_fwd_in", "hep_out", "hep_fwd_out"), "")),

@@ -181,3 +181,12 @@ def test_what_workloads_encapsulate_is_dropped_unless_it_is_allowed(option: str)
     options: Any = msgspec.structs.replace(OPTIONS, **{option: True})
     gone = set(texts(built(), "workload_source")) - set(texts(built(options=options), "workload_source"))
     assert gone == {drops[option]}
+
+
+def test_what_belongs_to_no_connection_is_left_to_policy_if_that_is_wanted() -> None:
+    options: Any = msgspec.structs.replace(OPTIONS, drops_invalid=False)
+    for chain in ("forward", "workload_to_host"):
+        assert any("invalid : goto invalid" in rule for rule in texts(built(), chain))
+        assert "ct state vmap { established : accept, related : accept }" in texts(built(options=options), chain)
+    assert "invalid" in built().table.chains
+    assert "invalid" not in built(options=options).table.chains

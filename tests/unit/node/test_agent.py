@@ -234,6 +234,7 @@ def test_a_failure_is_told_and_heals(bench: Bench) -> None:
     assert time.monotonic() - started < WAIT_S  # told, not timed out
     eventually(lambda: bench.status(key) == "error")
     assert bench.states[-1].last_error == "no such set"
+    assert agent.figures().counters.failing == 1
 
     other, other_revision = bench.write("b")
     assert agent.wait_programmed(other, other_revision, WAIT_S)  # one that fails does not hold up others
@@ -242,6 +243,7 @@ def test_a_failure_is_told_and_heals(bench: Bench) -> None:
     eventually(lambda: agent.wait_programmed(key, revision, 0))
     eventually(lambda: bench.status(key) == "up")
     assert bench.states[-1].last_error == ""
+    assert agent.figures().counters.failing == 0
     assert bench.status(other) == "up"
 
 
@@ -462,14 +464,24 @@ def test_the_addresses_of_all_hosts_and_both_families_reach_the_dataplane(bench:
     eventually(lambda: bench.dataplane.state.peers == wanted)
 
 
-def test_an_excluded_interface_makes_no_host_endpoint_its_own(bench: Bench) -> None:
-    key = HostEndpointKey(HOST, "eth")
-    bench.records.put(key, HostEndpoint(expected_ipv4_addrs=(IPAddress("192.0.2.1"),)))
-    bench.start(is_excluded=lambda name: name == "kube-ipvs0")
+def test_an_excluded_interface_is_the_business_of_an_endpoint_that_names_it_alone(bench: Bench) -> None:
+    bench.records.put(HostEndpointKey(HOST, "eth"), HostEndpoint(expected_ipv4_addrs=(IPAddress("192.0.2.1"),)))
+    bench.records.put(HostEndpointKey(HOST, "all"), HostEndpoint(name="*"))
+    bench.start(is_excluded=lambda name: name.startswith("kube-"))
     bench.dataplane.set_addresses("kube-ipvs0", IPAddress("192.0.2.1"))
     bench.dataplane.set_addresses("eth0", IPAddress("192.0.2.1"))
-    eventually(lambda: bench.dataplane.wanted().interfaces)
-    assert set(bench.dataplane.wanted().interfaces) == {"eth0"}
+
+    def spared() -> tuple[str, ...]:
+        return bench.dataplane.wanted().interfaces["*"].spares
+
+    eventually(lambda: bench.dataplane.wanted().interfaces.keys() == {"eth0", "*"})
+    eventually(lambda: spared() == ("kube-ipvs0",))
+    bench.dataplane.set_addresses("kube-dummy0", IPAddress("192.0.2.9"))
+    eventually(lambda: spared() == ("kube-dummy0", "kube-ipvs0"))
+    bench.dataplane.remove_interface("kube-ipvs0")
+    eventually(lambda: spared() == ("kube-dummy0",))
+    bench.records.put(HostEndpointKey(HOST, "named"), HostEndpoint(name="kube-dummy0"))
+    eventually(lambda: "kube-dummy0" in bench.dataplane.wanted().interfaces)
 
 
 def test_a_host_endpoint_is_up_where_an_interface_has_it(bench: Bench) -> None:

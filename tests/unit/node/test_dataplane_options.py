@@ -47,6 +47,10 @@ def test_every_option_follows_its_setting() -> None:
                 "FELIX_CHAININSERTMODE": "append",
                 "FELIX_ALLOWVXLANPACKETSFROMWORKLOADS": "true",
                 "FELIX_EXTERNALNODESCIDRLIST": "198.51.100.0/24",
+                "FELIX_DISABLECONNTRACKINVALIDCHECK": "true",
+                "FELIX_IPTABLESFILTERALLOWACTION": "RETURN",
+                "FELIX_DEVICEROUTESOURCEADDRESS": "192.0.2.8",
+                "FELIX_DEVICEROUTESOURCEADDRESSIPV6": "2001:db8::8",
                 "FELIX_NATPORTRANGE": "1024:2048",
                 "FELIX_NATOUTGOINGADDRESS": "192.0.2.7",
                 "FELIX_NATOUTGOINGEXCLUSIONS": "IPPoolsAndHostIPs",
@@ -66,6 +70,8 @@ def test_every_option_follows_its_setting() -> None:
     assert (options.address_poll_s, options.netlink_timeout_s) == (20, 3)
     assert (options.makes_routes, options.makes_router) == (False, False)
     assert options.chain_insert == "Append"
+    assert (options.drops_invalid, options.filter_allow, options.mangle_allow) == (False, "RETURN", "ACCEPT")
+    assert options.route_sources == (IPAddress("192.0.2.8"), IPAddress("2001:db8::8"))
     assert (options.allows_ipip, options.allows_vxlan) == (False, True)
     assert options.external_peers == (IPNetwork("198.51.100.0/24"),)
     assert (options.nat_ports, options.nat_address) == ((1024, 2048), IPAddress("192.0.2.7"))
@@ -75,6 +81,7 @@ def test_every_option_follows_its_setting() -> None:
 def test_without_settings_no_metadata_and_the_usual_ports() -> None:
     options = dataplane_options(load_settings({}), "rack-a")
     assert options.metadata is None
+    assert (options.drops_invalid, options.filter_allow, options.route_sources) == (True, "ACCEPT", ())
     assert (options.nat_ports, options.nat_address, options.nat_interfaces) == (None, None, "")
     assert (options.nat_spares_hosts, options.allows_ipip, options.allows_vxlan) == (False, False, False)
     assert FailsafePort(6, 22) in options.failsafe_inbound

@@ -137,7 +137,7 @@ def test_names_that_dashboards_know() -> None:
     counters.note_apply(0.5, is_first=True)
     counters.note_apply(0.25, is_first=False)
     counters.note_report(ApplyReport(failures=(Failure("x", "why"),), healed=("chain y",)))
-    counters.updates = 7
+    counters.updates, counters.failing = 7, 2
     agent = AgentFigures(
         counters,
         SyncStatus.RESYNC,
@@ -162,6 +162,7 @@ def test_names_that_dashboards_know() -> None:
         "felix_int_dataplane_failures": 1,
         "felix_int_dataplane_initial_resync_time_seconds": 0.5,
         "calico_dataplane_healed": 1,
+        "calico_dataplane_failing": 2,
         'bgp_peers{status="Established",ip_version="4"}': 1,
     }
     assert {name: found[name] for name in expected} == expected

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from netaddr import IPAddress, IPNetwork
 
-from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.endpoints import Nat, WorkloadEndpoint
 from calico_core.model.keys import (
     BgpHostAddressKey,
     GlobalConfigKey,
@@ -150,12 +150,56 @@ def test_to_the_own_host_as_its_configuration_says() -> None:
 def test_to_itself_and_the_named_one_of_two_with_an_address() -> None:
     assert ask(records(), dst="10.0.0.1", protocol=17).outcome == "allow"
     found = records()
-    twin = WorkloadEndpointKey("h2", "cni", "twin", "e")
+    twin = WorkloadEndpointKey("h3", "cni", "twin", "e")
     found[twin] = WorkloadEndpoint(state="active", name="calit", ipv4_nets=(IPNetwork("10.0.0.2/32"),))
     packet = Packet(src=IPAddress("10.0.0.1"), dst=IPAddress("10.0.0.2"), protocol=6)
     cluster = Cluster(found.items())
     assert cluster.explain(packet).outcome == "deny"
     assert cluster.explain(packet, destination=B).outcome == "allow"
+
+
+def test_of_two_of_a_host_with_an_address_the_first_has_it() -> None:
+    """Felix specification 6.8 and 6.9. Its own policy is asked, and the other may not send from there."""
+    found = records()
+    twin = WorkloadEndpointKey("h2", "cni", "twin", "e")
+    nets = (IPNetwork("10.0.0.2/32"), IPNetwork("10.0.0.9/32"))
+    found[twin] = WorkloadEndpoint(state="active", name="calit", profile_ids=("closed",), ipv4_nets=nets)
+    found[ProfileRulesKey("closed")] = RuleLists(outbound_rules=OPEN)
+    assert ask(found).outcome == "allow"
+    assert ask(found, src="10.0.0.2", dst="10.0.0.1").outcome == "allow"
+    packet = Packet(src=IPAddress("10.0.0.2"), dst=IPAddress("203.0.113.9"), protocol=6, src_port=1, dst_port=80)
+    cluster = Cluster(found.items())
+    assert cluster.explain(packet, source=B).outcome == "allow"
+    sent = cluster.explain(packet, source=twin).sides[0]
+    assert (sent.outcome, sent.reason) == (
+        "deny",
+        "spoofed source: 10.0.0.2 is had by endpoint e of the host, the first that names it",
+    )
+    found[B] = msgspec.structs.replace(found[B], state="inactive")
+    assert ask(found).outcome == "deny", "now the other has it, who lets nothing in"
+    assert Cluster(found.items()).explain(packet, source=twin).outcome == "allow"
+
+
+def test_a_prefix_lets_send_from_what_another_has() -> None:
+    found = records()
+    found[A] = msgspec.structs.replace(found[A], allowed_source_prefixes=(IPNetwork("10.0.0.0/24"),))
+    twin = WorkloadEndpointKey("h1", "cni", "twin", "e")
+    found[twin] = WorkloadEndpoint(state="active", name="calit", ipv4_nets=(IPNetwork("10.0.0.7/32"),))
+    packet = Packet(src=IPAddress("10.0.0.7"), dst=IPAddress("203.0.113.9"), protocol=6, src_port=1, dst_port=80)
+    for spoofing, outcome in (("Any", "allow"), ("Disabled", "deny")):
+        assert Cluster(found.items(), source_spoofing=spoofing).explain(packet, source=A).outcome == outcome
+
+
+def test_a_workload_at_its_own_floating_address_is_asked_both_ways() -> None:
+    found = records()
+    nat = Nat(int_ip=IPAddress("10.0.0.1"), ext_ip=IPAddress("198.51.100.9"))
+    found[A] = msgspec.structs.replace(found[A], ipv4_nat=(nat,))
+    assert ask(found, dst="198.51.100.9").outcome == "allow"
+    assert ask(found, dst="198.51.100.9", protocol=17).outcome == "deny"
+    # an address that another has: the floating one leads nowhere
+    first = WorkloadEndpointKey("h1", "cni", "0", "e")
+    found[first] = msgspec.structs.replace(found[C], ipv4_nets=found[A].ipv4_nets)
+    assert ask(found, src="10.0.0.3", dst="198.51.100.9").sides[1].place == "outside"
 
 
 def test_what_was_passed_over_and_why() -> None:

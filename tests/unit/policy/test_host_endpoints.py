@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 from netaddr import IPAddress
@@ -21,8 +22,8 @@ ONE, TWO = IPAddress("192.0.2.1"), IPAddress("192.0.2.2")
 class Host:
     """A resolver in sync, and what its batches add up to."""
 
-    def __init__(self) -> None:
-        self.resolver = PolicyResolver("here")
+    def __init__(self, is_excluded: Callable[[str], bool] = lambda _interface: False) -> None:
+        self.resolver = PolicyResolver("here", is_excluded=is_excluded)
         self.state = HostState()
         self.resolver.in_sync()
         self.flush()
@@ -197,3 +198,22 @@ def test_workloads_and_the_host_keep_to_their_own_interfaces(caplog: pytest.LogC
     resolver.apply([(bad, WorkloadEndpoint(state="active", name="cali1"))])
     state.update(resolver.flush())
     assert set(state.workloads) == {good, bad}
+
+
+def test_excluded_interfaces_are_of_records_that_name_them_alone() -> None:
+    host = Host(is_excluded=lambda name: name.startswith("kube"))
+    host.put((A, HostEndpoint(expected_ipv4_addrs=(ONE,))), (B, HostEndpoint(name=ANY_INTERFACE)))
+    host.interface("kube-ipvs0", ONE)
+    assert host.owners == {ANY_INTERFACE: "b"}
+    assert host.state.interfaces[ANY_INTERFACE].spares == ("kube-ipvs0",)
+    assert not host.interface("kube-ipvs0", ONE, TWO), "its addresses do not matter"
+    assert not host.interface("eth0", TWO)
+    # no dataplane could write it: it stays under the policy of all
+    assert not host.interface('kube"*')
+    host.interface("eth0", ONE)
+    assert host.owners == {"eth0": "a", ANY_INTERFACE: "b"}
+    assert host.state.interfaces["eth0"].spares == ()
+    host.interface("kube-ipvs0", is_gone=True)
+    assert host.state.interfaces[ANY_INTERFACE].spares == ()
+    host.put((A, HostEndpoint(name="kube-ipvs0")))
+    assert host.owners == {"kube-ipvs0": "a", ANY_INTERFACE: "b"}
