@@ -61,7 +61,8 @@ def _from_elsewhere(records: Stored, place: Place, flow: Flow, way: Way, interfa
     if not is_to_host and way.receiver is None:
         if not interface and way.to != NOWHERE:
             return _at_uplink(records, place, flow, way.flow, "outbound", is_forwarded=False)
-        return "deny"
+        # policy that comes before routes are looked at may say so to the sender
+        return "either" if interface and place.answers_early else "deny"
     if interface:
         found = _at_uplink(records, place, flow, way.flow, "inbound", is_forwarded=not is_to_host)
         if found != "allow" or is_to_host:
