@@ -20,6 +20,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import multiprocessing
 import os
 import socket
 import struct
@@ -45,6 +46,7 @@ _OPERATIONS, _WRITERS = 128, 4
 """How many operations etcd takes in one transaction, and how many of those are on their way at once."""
 _FIRST, _FIRST_OTHER = int(IPAddress("10.128.0.0")), int(IPAddress("172.16.0.0"))
 _NETLINK_NETFILTER, _NFNLGRP_NFTABLES, _SO_RCVBUFFORCE = 12, 7, 33
+_NOTE = struct.Struct("=dI")
 _NEW_ELEMENT = (10 << 8) | 12  # linux/netfilter/nfnetlink.h, nf_tables.h
 _ELEMENTS, _ELEMENT, _KEY, _VALUE = 3, 1, 1, 1
 
@@ -145,15 +147,14 @@ def _load_and_update(host: LabHost, gateway: Gateway, descriptor: int, size: Siz
     _await_ready(descriptor, started + _START_WITHIN_S)
     start_s = time.monotonic() - started
     before, _ = _memory_mb(host)
-    cpu_s, seen = _cpu_s(host), Arrivals(descriptor)
-    try:
-        queue, took_s = _update(gateway, seen, size)
+    cpu_s = _cpu_s(host)
+    with contextlib.closing(Arrivals(descriptor)) as seen:
+        took_s = _update(gateway, seen, size)
         seen.await_all(_LAST_WAIT_S)
-    finally:
-        seen.close()
+        cpu_s = _cpu_s(host) - cpu_s
+        times_s, queue, expected = seen.times_s(), seen.longest_queue(), seen.expected
     _, peak = _memory_mb(host)
-    cpu_s = _cpu_s(host) - cpu_s
-    return Result(size, start_s, took_s, seen.times_s, seen.expected, queue, before, peak, cpu_s)
+    return Result(size, start_s, took_s, times_s, expected, queue, before, peak, cpu_s)
 
 
 # --- what is stored --------------------------------------------------------------------------------------------------
@@ -192,8 +193,8 @@ def _endpoint(interface: str, address: IPAddress, labels: dict[str, str]) -> dic
     return {"state": "active", "name": interface, "profile_ids": ["p"], "ipv4_nets": nets, "labels": labels}
 
 
-def _update(gateway: Gateway, seen: Arrivals, size: Size) -> tuple[int, float]:
-    """The longest the queue was, and the seconds it took."""
+def _update(gateway: Gateway, seen: Arrivals, size: Size) -> float:
+    """The seconds it took."""
     total = int(size.rate * size.seconds)
     if total > size.remote:
         raise SystemExit(f"{total} updates need as many remote endpoints: --remote")
@@ -207,17 +208,16 @@ def _update(gateway: Gateway, seen: Arrivals, size: Size) -> tuple[int, float]:
         seen.expect(addresses)
         gateway.write(body)
 
-    queue, started, writing = 0, time.monotonic(), []
+    started, writing = time.monotonic(), []
     with ThreadPoolExecutor(_WRITERS) as pool:
         for number, tick in enumerate(ticks):
             ahead = started + number * per_tick / size.rate - time.monotonic()
             if ahead > 0:
                 time.sleep(ahead)
             writing.append(pool.submit(write, *tick))
-            queue = max(queue, seen.outstanding)
     for each in writing:
         each.result()
-    return queue, time.monotonic() - started
+    return time.monotonic() - started
 
 
 def _address_of(put: Put) -> int:
@@ -316,55 +316,67 @@ def _cpu_s(host: LabHost) -> float:
 
 
 class Arrivals:
-    """Which addresses came into a set of the kernel's, and how long after they were expected. A thread reads."""
+    """Which addresses came into a set of the kernel's, and how long after they were expected. A process of its own
+    notes it: who writes and who reads must not wait for one another."""
 
     def __init__(self, descriptor: int) -> None:
-        self.times_s: list[float] = []
-        self.expected = 0
         self._since: dict[int, float] = {}
         self._lock = threading.Lock()
-        self._socket = netns.socket_in(descriptor, socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20)
-        self._socket.bind((0, 1 << (_NFNLGRP_NFTABLES - 1)))
-        self._socket.settimeout(0.1)
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
+        self._notes = os.memfd_create("arrivals")
+        with netns.socket_in(descriptor, socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as notices:
+            notices.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20)
+            notices.bind((0, 1 << (_NFNLGRP_NFTABLES - 1)))
+            fork = multiprocessing.get_context("fork")
+            self._reader = fork.Process(target=_note, args=(notices, self._notes), daemon=True)
+            self._reader.start()
 
     def expect(self, addresses: list[int]) -> None:
         now = time.monotonic()
         with self._lock:
             self._since.update(dict.fromkeys(addresses, now))
-            self.expected += len(addresses)
 
     @property
-    def outstanding(self) -> int:
+    def expected(self) -> int:
         return len(self._since)
 
     def await_all(self, within_s: float) -> None:
         """Or until the time is over: what is outstanding then is missing."""
         deadline = time.monotonic() + within_s
-        while self._since and time.monotonic() < deadline:
-            time.sleep(0.05)
+        while self._since.keys() - self._noted().keys() and time.monotonic() < deadline:
+            time.sleep(0.2)
+
+    def times_s(self) -> list[float]:
+        noted = self._noted()
+        return [noted[address] - since for address, since in self._since.items() if address in noted]
+
+    def longest_queue(self) -> int:
+        """Of what was written and had not come."""
+        noted = self._noted()
+        moments = [(since, 1) for since in self._since.values()]
+        moments += [(noted[address], -1) for address in self._since if address in noted]
+        return max(itertools.accumulate(step for _, step in sorted(moments)))
 
     def close(self) -> None:
-        self._is_over.set()
-        self._thread.join()
-        self._socket.close()
+        self._reader.terminate()
+        self._reader.join()
+        os.close(self._notes)
 
-    def _read(self) -> None:
-        while not self._is_over.is_set():
-            try:
-                data = self._socket.recv(1 << 20)
-            except TimeoutError:
-                continue
-            except OSError:  # the kernel had more to say than there was room for: that is missing
-                continue
+    def _noted(self) -> dict[int, float]:
+        """When each came first."""
+        size = os.fstat(self._notes).st_size // _NOTE.size * _NOTE.size
+        found: dict[int, float] = {}
+        for at, address in _NOTE.iter_unpack(os.pread(self._notes, size, 0)):
+            found.setdefault(address, at)
+        return found
+
+
+def _note(notices: socket.socket, notes: int) -> None:
+    """Until the process is ended."""
+    while True:
+        with contextlib.suppress(OSError):  # the kernel had more to say than there was room for: that is missing
+            data = notices.recv(1 << 20)
             now = time.monotonic()
-            for address in _added(data):
-                since = self._since.pop(address, None)
-                if since is not None:
-                    self.times_s.append(now - since)
+            os.write(notes, b"".join(_NOTE.pack(now, address) for address in _added(data)))
 
 
 def _added(data: bytes) -> Iterator[int]:
