@@ -18,10 +18,10 @@ from calico_core.model.keys import Key
 from calico_core.model.policies import NetworkSet
 from calico_core.model.selectors import Labels
 from calico_core.policy.dense_ids import DenseIds
-from calico_core.policy.label_index import Delta, IndexFigures, LabelIndex, Query
+from calico_core.policy.label_index import Delta, IndexFigures, LabelIndex
 from calico_core.policy.members import NO_HOSTS, V6, Hosts, MemberTable, addresses_of, each_host, outermost
 from calico_core.policy.port_sets import PortSets, node_of, with_port_labels
-from calico_core.policy.postings import EMPTY
+from calico_core.policy.postings import EMPTY, Query
 from calico_core.policy.rules import NamedPort, Source
 
 Member = WorkloadEndpoint | HostEndpoint | NetworkSet

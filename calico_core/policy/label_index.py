@@ -18,7 +18,7 @@ import msgspec
 from pyroaring import BitMap
 
 from calico_core.model.selectors import Labels, Node
-from calico_core.policy.postings import EMPTY, Posting, Postings, Term
+from calico_core.policy.postings import EMPTY, Posting, Postings, Query
 
 NO_LABELS: Labels = MappingProxyType({})
 BULK_ITEMS = 256
@@ -27,18 +27,6 @@ FEW_LABELS = 6
 """Up to here postings are filled label by label; beyond, in one pass over every label of every item."""
 ALGEBRA_ITEMS = 16
 """From here on one query is evaluated as a whole: a test of one item costs about as much as an operation on bitmaps."""
-
-
-class Query:
-    """A standing selector. ``matched`` is the index's own: read it, never change it."""
-
-    __slots__ = ("filed", "matched", "node", "number")
-
-    def __init__(self, node: Node, number: int) -> None:
-        self.node = node
-        self.number = number
-        self.matched = EMPTY
-        self.filed: tuple[Term, ...] = ()
 
 
 class IndexFigures(NamedTuple):

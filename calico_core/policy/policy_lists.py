@@ -24,7 +24,8 @@ from calico_core.model.keys import HostEndpointKey, PolicyKey, WorkloadEndpointK
 from calico_core.model.policies import Policy, Tier, order_value
 from calico_core.model.selectors import Labels, parse_selector
 from calico_core.policy.dense_ids import DenseIds
-from calico_core.policy.label_index import LabelIndex, Query
+from calico_core.policy.label_index import LabelIndex
+from calico_core.policy.postings import Query
 
 log = get_logger(__name__)
 

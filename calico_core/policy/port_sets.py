@@ -16,8 +16,9 @@ from calico_core.model.hoststate import PortMember, PortSetChange, SetId
 from calico_core.model.rules import protocol_number
 from calico_core.model.selectors import And, Has, Labels, Node
 from calico_core.policy.active import References
-from calico_core.policy.label_index import Delta, Query
+from calico_core.policy.label_index import Delta
 from calico_core.policy.members import V6, MemberTable, each_host
+from calico_core.policy.postings import Query
 from calico_core.policy.rules import NamedPort, port_label
 
 Ports = tuple[EndpointPort, ...]

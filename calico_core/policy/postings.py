@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import compress
-from typing import TYPE_CHECKING
 
 from pyroaring import BitMap
 
@@ -29,9 +28,7 @@ from calico_core.model.selectors import (
     TextMatch,
 )
 
-if TYPE_CHECKING:
-    from calico_core.policy.label_index import Query
-
+EMPTY = BitMap()
 Atom = Has | Equal | TextMatch
 """A test of one label that an item passes only by having it."""
 Term = tuple[str, str | None]
@@ -39,6 +36,18 @@ Term = tuple[str, str | None]
 NAMESPACE = "projectcalico.org/namespace"
 Result = tuple[BitMap, bool]
 """Items, or with True all items but these. The bitmap may be a posting: never change it."""
+
+
+class Query:
+    """A standing selector. ``matched`` is the label index's own: read it, never change it."""
+
+    __slots__ = ("filed", "matched", "node", "number")
+
+    def __init__(self, node: Node, number: int) -> None:
+        self.node = node
+        self.number = number
+        self.matched = EMPTY
+        self.filed: tuple[Term, ...] = ()
 
 
 class Posting:
@@ -245,9 +254,6 @@ class Postings:
             return self.keys[node.label].texts[node].items, False
         assert isinstance(node, All), node
         return EMPTY, True
-
-
-EMPTY = BitMap()
 
 
 def atoms(node: Node) -> Iterator[Atom]:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from calico_core.model.selectors import parse_selector
 from calico_core.policy import label_index
-from calico_core.policy.label_index import LabelIndex, Query
+from calico_core.policy.label_index import LabelIndex
+from calico_core.policy.postings import Query
 
 ITEMS, PARENTS, KEYS, VALUES = range(6), ("p", "q", "r"), ("a", "b", "c"), ("x", "y", "xy")
 labels = st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES), max_size=3)

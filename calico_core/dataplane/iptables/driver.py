@@ -12,8 +12,9 @@ from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.iptables import removal
 from calico_core.dataplane.iptables.policy_tables import PolicyTables
 from calico_core.dataplane.iptables.tools import Tools
-from calico_core.dataplane.kernel_dataplane import KernelDataplane, check_options
+from calico_core.dataplane.kernel_dataplane import KernelDataplane
 from calico_core.dataplane.nftables import removal as nftables
+from calico_core.dataplane.option_checks import check_options
 from calico_core.errors import InvalidRequest, ToolFailed
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ import msgspec
 
 from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.iptables import removal as iptables
-from calico_core.dataplane.kernel_dataplane import KernelDataplane, check_options
+from calico_core.dataplane.kernel_dataplane import KernelDataplane
 from calico_core.dataplane.nftables import removal
 from calico_core.dataplane.nftables.policy_table import PolicyTable
+from calico_core.dataplane.option_checks import check_options
 
 if TYPE_CHECKING:
     from calico_core.dataplane.reconcile import Table
