@@ -18,8 +18,6 @@ from calico_core.model.hoststate import (
     ANY_INTERFACE,
     HostChanges,
     HostInterface,
-    HostPeers,
-    HostPools,
     HostRules,
     HostWorkload,
     PolicyList,
@@ -41,16 +39,15 @@ from calico_core.model.keys import (
     WorkloadEndpointKey,
 )
 from calico_core.model.policies import Policy
-from calico_core.model.pools import Pool
 from calico_core.model.rules import Rule, RuleLists
 from calico_core.model.selectors import Labels
 from calico_core.policy.active import ActiveLists, References
 from calico_core.policy.allowed_sources import AllowedSources
+from calico_core.policy.cluster_wide import ClusterWide
 from calico_core.policy.floating import NO_NATS, FloatingAddresses
 from calico_core.policy.host_endpoints import HostEndpoints
 from calico_core.policy.ip_sets import IpSets
 from calico_core.policy.label_index import IndexFigures
-from calico_core.policy.peers import Peers
 from calico_core.policy.policy_lists import Hook, PolicyLists, Tiers, policy_rules_id
 from calico_core.policy.rules import Source, compile_rules, tag_label
 
@@ -89,11 +86,10 @@ class PolicyResolver:
         self._profile_labels: dict[str, Labels] = {}
         self._profile_tags: dict[str, tuple[str, ...]] = {}
         self._policies: dict[RulesId, Policy] = {}
-        self._pools: dict[PoolKey, Pool] = {}
         self._local: dict[WorkloadEndpointKey, WorkloadEndpoint] = {}
         self._floating = FloatingAddresses()
         self._host_endpoints = HostEndpoints(interface_prefix, is_excluded)
-        self._peers = Peers()
+        self._cluster_wide = ClusterWide()
         self._policy_lists = PolicyLists()
         self._ip_sets = IpSets()
         self._lists = ActiveLists()
@@ -103,8 +99,6 @@ class PolicyResolver:
         self._interfaces: dict[str, HostInterface] = {}
         self._rules: dict[RulesId, HostRules] = {}
         self._rule_sets: dict[RulesId, tuple[SetId, ...]] = {}
-        self._host_pools: HostPools | None = None
-        self._host_peers: HostPeers | None = None
         # Of the batch under way.
         self._dirty_rules: set[RulesId] = set()
         self._is_interface_dirty = False
@@ -161,6 +155,8 @@ class PolicyResolver:
         members += groups[NetworkSetKey]
         self._ip_sets.update_members(members)
         set_changes, port_set_changes = self._ip_sets.flush()
+        self._cluster_wide.take(groups[PoolKey], [*groups[HostIpKey], *groups[BgpHostAddressKey]])
+        pools, peers = self._cluster_wide.changed()
         changes = HostChanges(
             is_complete=self._is_first,
             sets=set_changes,
@@ -168,8 +164,8 @@ class PolicyResolver:
             rules=tuple(rules),
             workloads=tuple(workloads),
             interfaces=tuple(interfaces),
-            peers=self._take_peers(groups),  # before the pools: they name the hosts
-            pools=self._take_pools(groups[PoolKey]),
+            pools=pools,
+            peers=peers,
             removed_sets=tuple(removed_sets),
             removed_port_sets=tuple(removed_port_sets),
             removed_rules=tuple(removed_rules),
@@ -238,34 +234,6 @@ class PolicyResolver:
         for key, record in local:
             self._host_endpoints.set_record(key, record)
         self._is_interface_dirty |= bool(local)
-
-    def _take_pools(self, updates: list[tuple[PoolKey, Pool | None]]) -> HostPools | None:
-        for key, pool in updates:
-            _put(self._pools, key, pool)
-        masquerade = tuple(sorted(key.cidr for key, pool in self._pools.items() if pool.masquerade))
-        pools = HostPools(
-            all=tuple(sorted(key.cidr for key in self._pools)),
-            masquerade=masquerade,
-            hosts=self._peers.addresses if masquerade else (),
-        )
-        if pools == self._host_pools:
-            return None
-        self._host_pools = pools
-        return pools
-
-    def _take_peers(self, groups: defaultdict[type[Key], list[tuple[Any, Any]]]) -> HostPeers | None:
-        if self._host_peers is not None and not any(groups[kind] for kind in (HostIpKey, BgpHostAddressKey, PoolKey)):
-            return None
-        for kind in (HostIpKey, BgpHostAddressKey):
-            for address_key, text in groups[kind]:
-                self._peers.set_address(address_key, text)
-        for pool_key, pool in groups[PoolKey]:
-            self._peers.set_pool(pool_key, pool)
-        peers = self._peers.state()
-        if peers == self._host_peers:
-            return None
-        self._host_peers = peers
-        return peers
 
     # --- outputs -------------------------------------------------------------------------------------
 

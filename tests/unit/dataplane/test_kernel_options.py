@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from netaddr import IPAddress
 
-from calico_core.dataplane.kernel_dataplane import check_options
+from calico_core.dataplane.option_checks import check_options
 from calico_core.errors import InvalidRequest
 from calico_core.interfaces.dataplane import DataplaneOptions, FailsafePort
 
