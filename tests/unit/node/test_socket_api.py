@@ -298,3 +298,39 @@ def test_a_caller_on_another_host_does_its_own_work(tmp_path: Path) -> None:
     finally:
         server.stop()
     assert len(handler.calls) == 3
+
+
+@pytest.mark.needs_root
+def test_the_file_system_of_a_caller_that_has_its_own(tmp_path: Path) -> None:
+    path = str(tmp_path / "node.sock")
+    seen: list[bool] = []
+    descriptors: list[int] = []
+
+    def handler(call: Call) -> CallReply:
+        own = Path("/proc/self/ns/mnt").stat().st_ino
+        descriptors.extend([call.mounts_fd] if call.mounts_fd is not None else [])
+        seen.append(call.mounts_fd is not None and os.fstat(call.mounts_fd).st_ino != own)
+        return CallReply()
+
+    server = SocketServer(path, handler)
+    server.start()
+    script = (
+        "import sys; from calico_core.interfaces.integration import Call\n"
+        "from calico_core.node.socket_api import call_node\n"
+        "assert call_node(sys.argv[1], Call(program='echo', environment={}, stdin=b'')).status == 0"
+    )
+    try:
+        for prefix in ([], ["unshare", "--mount"]):
+            subprocess.run([*prefix, sys.executable, "-c", script, path], check=True, timeout=60)
+        _eventually(lambda: not any(_is_open(descriptor) for descriptor in descriptors))
+    finally:
+        server.stop()
+    assert seen == [False, True]
+
+
+def _is_open(descriptor: int) -> bool:
+    """As a mount namespace; the number may be another file's by now."""
+    try:
+        return str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith("mnt:")
+    except FileNotFoundError:
+        return False
