@@ -135,3 +135,11 @@ def restarts(session: nox.Session) -> None:
     other dataplane under 1 kHz of traffic. Needs root."""
     _install(session, "node", "test")
     session.run("python", "-m", "tests.campaigns.restarts", *session.posargs)
+
+
+@nox.session
+def scale(session: nox.Session) -> None:
+    """``nox -s scale``: 100,000 remote endpoints, 200 local ones, 2,000 policies, and 1,000 updates a second for a
+    minute, until they are in the kernel. Needs root."""
+    _install(session, "node", "test")
+    session.run("python", "-m", "tests.campaigns.scale", *session.posargs)

@@ -205,8 +205,6 @@ IGNORED: Mapping[str, str] = {
 def unknown_names(names: Iterable[str], *, is_file: bool = False) -> dict[str, str]:
     """Names that mean nothing here, each with a known one that is near ('' when none is). In a file case does not
     count; in the datastore it does."""
-    import difflib  # only a start asks; every process reads this module
-
     known = {*BY_CONFIG, *IGNORED}
     if is_file:
         known |= ETCD_NAMES | {name for field in FIELDS for name in (field.name, *field.local_names)}
@@ -215,6 +213,8 @@ def unknown_names(names: Iterable[str], *, is_file: bool = False) -> dict[str, s
     for name in names:
         if name in known or (is_file and name.lower() in by_case):
             continue
+        import difflib  # only now, as most starts meet no such name
+
         near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.7)
         found[name] = by_case.get(name.lower()) or (near[0] if near else "")
     return found

@@ -27,10 +27,14 @@ def answer_endpoint(context: CliContext, cluster: Cluster, word: str) -> None:
     """``word``: as ``--from`` takes an endpoint, or ``host:NAME/ENDPOINT`` for a host endpoint."""
     key = _find(cluster, word)
     found = [_json(each) for each in applied_to(cluster, key)]
-    place = {"host": key.host, "endpoint": key.endpoint}
-    place["workload" if isinstance(key, WorkloadEndpointKey) else "kind"] = (
-        key.workload if isinstance(key, WorkloadEndpointKey) else "host endpoint"
-    )
+    place: dict[str, Any] = {"host": key.host, "endpoint": key.endpoint}
+    if isinstance(key, WorkloadEndpointKey):
+        place["workload"] = key.workload
+        prefixes = cluster.endpoints[key].allowed_source_prefixes
+        place["source_prefixes"] = [str(each) for each in prefixes]
+        place["may_use_source_prefixes"] = bool(prefixes) and cluster.lets_spoof(key.host)
+    else:
+        place["kind"] = "host endpoint"
     answer_one(context, {**place, "applied": found}, "\n".join(_lines(place, found)))
 
 
@@ -76,6 +80,9 @@ def _json(applied: Applied) -> dict[str, Any]:
 def _lines(place: dict[str, Any], found: list[dict[str, Any]]) -> Iterator[str]:
     what = f"workload {place['workload']}" if "workload" in place else "the host itself"
     yield f"endpoint {place['endpoint']} of {what} on host {place['host']}"
+    if place.get("source_prefixes"):
+        end = "" if place["may_use_source_prefixes"] else ": without effect, WorkloadSourceSpoofing is Disabled there"
+        yield f"may also send from {', '.join(place['source_prefixes'])}{end}"
     for applied in found:
         hook = "" if applied["hook"] == "normal" else f", {applied['hook'].replace('_', '-')}"
         interface = f", interface {applied['interface']}" if applied["interface"] else ""

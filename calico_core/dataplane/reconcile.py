@@ -94,6 +94,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         }  # fmt: skip
 
     @property
+    def has_elements_alone(self) -> bool:
+        """Nothing comes, goes or is written but elements of sets that stand."""
+        return not (
+            self.is_rebuild or self.new_sets or self.new_chains or self.written_chains or self.removed_chains
+            or self.removed_sets
+        )  # fmt: skip
+
+    @property
     def element_count(self) -> int:
         groups = (*self.removed_elements.values(), *self.added_elements.values())
         return sum(map(len, groups))

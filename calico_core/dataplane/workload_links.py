@@ -74,14 +74,15 @@ class WorkloadLinks:
             return
         v4 = [net for net in workload.nets if net.version == 4]
         has_v6 = self._has_ipv6 and any(net.version == 6 for net in workload.nets)
+        has_prefixes = any(net.version == 4 for net in workload.allowed_source_prefixes)
         mac = b"" if workload.mac is None else int(workload.mac).to_bytes(6, "big")
         self._wanted[interface] = _Wanted(
             host_end(
                 interface,
-                has_v4=bool(v4),
+                has_v4=bool(v4) or has_prefixes,
                 has_v6=has_v6,
                 has_metadata=self._has_metadata,
-                has_prefixes=any(net.version == 4 for net in workload.allowed_source_prefixes),
+                has_prefixes=has_prefixes,
             ),
             frozenset((host_prefix(net.ip), mac) for net in v4 if mac and net.prefixlen == 32),
         )

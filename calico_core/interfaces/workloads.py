@@ -22,9 +22,9 @@ class Workloads(abc.ABC):
         """
 
     @abc.abstractmethod
-    def detach(self, request: Detach) -> None:
-        """Remove interface, record and addresses. The interface goes even when the datastore is away (then
-        ``Unavailable`` is raised afterwards)."""
+    def detach(self, request: Detach) -> bool:
+        """Remove interface, record and addresses; whether there was a record, and the request's to take. The interface
+        goes even when the datastore is away (then ``Unavailable`` is raised afterwards)."""
 
     @abc.abstractmethod
     def check(self, request: WiringRequest) -> tuple[str, ...]:

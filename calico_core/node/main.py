@@ -24,6 +24,8 @@ check-config   read the settings, print them with their origin, start nothing
 _SWITCH_INTERVAL_S = 0.001
 """A call, which asks for the interpreter after each system call, waits no longer than this behind a calculating
 engine; Python's own 5 ms are a whole attach."""
+_STARTING_THRESHOLD = 50_000
+"""Objects, after which garbage is looked for before the node is ready."""
 READY_LINE = "Calico node started successfully"
 """Scripts of the reference system wait for this text."""
 
@@ -62,6 +64,8 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
     from calico_core.node.thread_deaths import ThreadDeaths
 
     gc.freeze()
+    thresholds = gc.get_threshold()
+    gc.set_threshold(_STARTING_THRESHOLD)  # a start imports drivers and integrations too, and may wait for long
     gc.enable()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     targets = LogTargets()
@@ -90,6 +94,7 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
         except CalicoError as error:
             _complain(str(error))
             return 0 if is_asked else 1
+        gc.set_threshold(*thresholds)
         _say(READY_LINE)
         runtime.watch()
         if not is_asked and not runtime.wants_restart:

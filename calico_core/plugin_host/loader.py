@@ -20,12 +20,24 @@ from calico_core.plugin_host.namespaces import DATASTORES, DEMANDED, INTEGRATION
 
 
 class LoadedPlugin(NamedTuple):
-    """What an entry point led to, and whose it is."""
+    """What an entry point led to. Whose it is, is looked up when somebody asks: that reads all that is installed."""
 
     name: str
     target: Any
-    distribution: str
-    version: str
+    namespace: str
+    value: str
+
+    @property
+    def distribution(self) -> str:
+        return self._owner[0]
+
+    @property
+    def version(self) -> str:
+        return self._owner[1]
+
+    @property
+    def _owner(self) -> tuple[str, str]:
+        return _owner(_owners(self.namespace), self)
 
 
 class BrokenPlugin(NamedTuple):
@@ -70,23 +82,20 @@ def load_all(namespace: str) -> Plugins:
     """Everything installed in a namespace, the broken ones apart."""
     loaded: list[LoadedPlugin] = []
     broken: list[BrokenPlugin] = []
-    owners = _owners(namespace)
+
+    def refuse(entry_point: Any, reason: str, details: str = "") -> None:
+        broken.append(BrokenPlugin(entry_point.name, *_owner(_owners(namespace), entry_point), reason, details))
 
     def keep(_manager: Any, entry_point: Any, error: BaseException) -> None:
-        distribution, version = _owner(owners, entry_point)
-        details = "".join(traceback.format_exception(error))
-        broken.append(
-            BrokenPlugin(entry_point.name, distribution, version, f"{type(error).__name__}: {error}", details)
-        )
+        refuse(entry_point, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
 
     manager = ExtensionManager(namespace, invoke_on_load=False, on_load_failure_callback=keep)
     for extension in manager:
-        distribution, version = _owner(owners, extension.entry_point)
         reason = _mismatch(namespace, extension.plugin)
         if reason:
-            broken.append(BrokenPlugin(extension.name, distribution, version, reason))
+            refuse(extension.entry_point, reason)
             continue
-        loaded.append(LoadedPlugin(extension.name, extension.plugin, distribution, version))
+        loaded.append(LoadedPlugin(extension.name, extension.plugin, namespace, extension.entry_point.value))
     return Plugins(tuple(sorted(loaded)), tuple(sorted(broken)))
 
 
@@ -130,7 +139,7 @@ def _api_mismatch(target: Any) -> str:
 def _owners(namespace: str) -> dict[tuple[str, str], tuple[str, str]]:
     """Name and version of the package behind each entry point, by its name and value.
 
-    stevedore's cached entry points do not carry it, and each look reads all that is installed: so once for all.
+    stevedore's cached entry points do not carry it, and a look reads all that is installed (10 ms).
     """
     return {
         (each.name, each.value): (each.dist.name, each.dist.version)

@@ -16,6 +16,7 @@ import msgspec
 from netaddr import IPAddress
 
 from calico_core.errors import (
+    CalicoError,
     Conflict,
     InterfaceTaken,
     InvalidRecord,
@@ -52,7 +53,7 @@ from calico_core.workload.endpoint_record import endpoint_record
 from calico_core.workload.gate import PolicyGate
 from calico_core.workload.orphans import remove_orphans
 from calico_core.workload.profiles import profile_copies, profile_deletions, profile_writes, profiles_to_write
-from calico_core.workload.sharing import departure, is_attached, joined
+from calico_core.workload.sharing import Departure, abandoned_handle, departure, is_attached, joined
 from calico_core.workload.slowest import SlowestAttaches
 from calico_core.workload.undo import UndoStack
 
@@ -121,6 +122,7 @@ class WorkloadService(Workloads):
             is_programmed = self._gate.wait_programmed(request.key, revision, request.policy_timeout_s)
             watch.lap("policy")
             undo.commit()
+            self._release_left_behind(committed.replaced)
         if not is_programmed:
             log.warning("endpoint.policy_pending", endpoint=request.key.path)
         steps = tuple(watch.steps)
@@ -284,6 +286,17 @@ class WorkloadService(Workloads):
         else:
             self._transact(companion)
 
+    def _release_left_behind(self, replaced: WorkloadEndpoint | None) -> None:
+        """The attachment that made the replaced endpoint may have gone before the others, and left its handle to them:
+        none of their own detaches would find it now. What fails here the collector finds."""
+        handle = abandoned_handle(replaced) if replaced is not None else None
+        if handle is None:
+            return
+        try:
+            self._ipam.release_by_handle([handle])
+        except CalicoError as error:
+            log.warning("handle.left_behind", handle=handle, reason=str(error))
+
     def _leave(self, request: Attach) -> None:
         """Take back a join."""
         attachment = Detach(
@@ -298,7 +311,7 @@ class WorkloadService(Workloads):
 
     # --- detach ----------------------------------------------------------------------------------
 
-    def detach(self, request: Detach) -> None:
+    def detach(self, request: Detach) -> bool:
         with self._locks.hold(request.key, timeout_s=_LOCK_TIMEOUT_S):
             lap("lock")
             try:
@@ -308,25 +321,27 @@ class WorkloadService(Workloads):
                     self._wiring.detach(request.interface)  # whoever's it is: nobody can say, and it must not leak
                 raise
             if standing is not None and standing.record is not None and standing.record.attachments:
-                self._detach_shared(request, standing)
-                return
+                return self._detach_shared(request, standing)
             link = self._remove_link(request, standing)
             try:
-                self._release(request, standing)
+                going = self._release(request, standing)
                 lap("record")
             finally:
                 link.result()
                 lap("interface")
         log.info("endpoint.detached", endpoint=request.key.path)
+        return going is not None and going.is_changed
 
-    def _detach_shared(self, request: Detach, standing: Versioned[WorkloadEndpoint | None]) -> None:
+    def _detach_shared(self, request: Detach, standing: Versioned[WorkloadEndpoint | None]) -> bool:
         """Whether the interface goes is known when the record's part is done: until then somebody may join."""
-        remaining = self._release(request, standing)
+        going = self._release(request, standing)
+        remaining = going.remaining if going is not None else None
         lap("record")
         if remaining is None or remaining.name != request.interface:
             self._wiring.detach(request.interface)
             lap("interface")
         log.info("endpoint.detached", endpoint=request.key.path, network=request.network)
+        return going is not None and going.is_changed
 
     def _standing(self, key: WorkloadEndpointKey) -> Versioned[WorkloadEndpoint | None] | None:
         """The record now; one that does not decode has a None inside."""
@@ -345,9 +360,9 @@ class WorkloadService(Workloads):
             return done  # it is the next owner's interface by now
         return self._links.submit(self._wiring.detach, request.interface)
 
-    def _release(self, request: Detach, standing: Versioned[WorkloadEndpoint | None] | None) -> WorkloadEndpoint | None:
-        """Addresses and record in one transaction. What remains: the record stays when another container owns it by
-        now, and loses one attachment while others share it."""
+    def _release(self, request: Detach, standing: Versioned[WorkloadEndpoint | None] | None) -> Departure | None:
+        """Addresses and record in one transaction. The record stays when another container owns it by now, and loses
+        one attachment while others share it. None: there was none."""
         path = request.key.path
         for _attempt in range(_ATTEMPTS):
             going = departure(standing.record if standing is not None else None, request)
@@ -361,7 +376,7 @@ class WorkloadService(Workloads):
                 companion = Companion((Compare(path, standing.mod_revision),), operations)
             try:
                 self._ipam.release_by_handle(going.handles, companion)
-                return going.remaining
+                return going if standing is not None else None
             except Conflict as conflict:
                 if conflict.key != path:
                     raise

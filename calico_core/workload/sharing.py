@@ -75,10 +75,19 @@ def departure(record: WorkloadEndpoint | None, request: Detach) -> Departure:
         return Departure(record, is_changed=False, handles=request.handles)
     if record.attachments:
         return _departure_of_one(record, request)
-    is_other = None not in {record.network, request.network} and record.network != request.network
-    if is_other or (request.is_shared and (record.ifname or _FIRST_INTERFACE) != request.container_interface):
+    if None not in {record.network, request.network} and record.network != request.network:
         return Departure(record, is_changed=False, handles=request.handles)
+    if request.is_shared and (record.ifname or _FIRST_INTERFACE) != request.container_interface:
+        return Departure(record, is_changed=False, handles=())  # what is named like a shared one's is this endpoint's
     return Departure(None, is_changed=True, handles=request.handles, own_profiles=record.own_profiles)
+
+
+def abandoned_handle(record: WorkloadEndpoint) -> str | None:
+    """The handle of a shared endpoint, if the attachment that it is named after is gone."""
+    maker = (record.network, record.ifname)
+    if not record.attachments or any((each.network, each.ifname) == maker for each in record.attachments):
+        return None
+    return record.handle
 
 
 def _departure_of_one(record: WorkloadEndpoint, request: Detach) -> Departure:

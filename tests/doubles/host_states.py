@@ -46,6 +46,7 @@ PEERS = (
     HostPeers((IPAddress("192.0.2.1"), IPAddress("192.0.2.2"), IPAddress("2001:db8::2")), is_vxlan=True),
 )
 FLOATING = tuple(IPAddress(text) for text in ("198.51.100.1", "198.51.100.2", "2001:db8:f::1"))
+PREFIXES = tuple(IPNetwork(text) for text in ("10.0.0.0/31", "10.0.0.2/32", "0.0.0.0/0", "fd00::/64", "::/0"))
 RULES = tuple(RulesId(name) for name in ("profile/a", "policy/default/b", "policy/other/b"))
 MEMBERS = tuple(
     IPNetwork(text)
@@ -198,6 +199,7 @@ def _workloads(draw: Callable[[Any], Any], number: int, rules: list[RulesId]) ->
         is_active=draw(st.booleans()),
         mac=draw(st.sampled_from((None, EUI("02:00:00:00:00:01"), EUI("02:00:00:00:00:02")))),
         nets=nets,
+        allowed_source_prefixes=tuple(draw(st.sets(st.sampled_from(PREFIXES), max_size=2))),
         nats=tuple(floating),
         inbound=draw(_policies(rules)),
         outbound=draw(_policies(rules)),

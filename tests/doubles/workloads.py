@@ -55,6 +55,7 @@ class MemoryWorkloads(Workloads):
         self.host_ends: dict[str, str] = {}
         self.orphans: tuple[str, ...] = ()
         self.failure: BaseException | None = None
+        self.host_end_failure: BaseException | None = None
         self._records = records
         self._lock = threading.Lock()
 
@@ -72,7 +73,7 @@ class MemoryWorkloads(Workloads):
             self._write(request, attached.endpoint)
             return attached
 
-    def detach(self, request: Detach) -> None:
+    def detach(self, request: Detach) -> bool:
         with self._lock:
             self.detach_requests.append(request)
             self._fail()
@@ -83,13 +84,14 @@ class MemoryWorkloads(Workloads):
             for profile in going.own_profiles:
                 del self.profiles[profile]
             if standing is None or not going.is_changed:
-                return
+                return False
             if going.remaining is not None:
                 self._stand(request.key, standing, going.remaining)
-                return
+                return True
             del self.attached[request.key]
             if self._records is not None:
                 self._records.delete(request.key)
+            return True
 
     def check(self, request: WiringRequest) -> tuple[str, ...]:
         with self._lock:
@@ -99,7 +101,23 @@ class MemoryWorkloads(Workloads):
                 return self.damage
             return (f"host interface {request.interface} is missing",)
 
+    def adopt(self, key: WorkloadEndpointKey, endpoint: WorkloadEndpoint) -> None:
+        """An endpoint that nobody attached here."""
+        self.attached[key] = Attached(
+            addresses=endpoint.nets,
+            interface=endpoint.name,
+            host_mac=HOST_MAC,
+            mac=endpoint.mac,
+            mtu_bytes=MTU_BYTES,
+            is_policy_programmed=True,
+            endpoint=endpoint,
+        )
+        if self._records is not None:
+            self._records.put(key, endpoint)
+
     def host_end(self, namespace_fd: int, container_interface: str) -> str | None:
+        if self.host_end_failure is not None:
+            raise self.host_end_failure
         return self.host_ends.get(container_interface)
 
     def remove_orphans(self) -> tuple[str, ...]:

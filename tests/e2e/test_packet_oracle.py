@@ -9,7 +9,7 @@ import pytest
 
 from tests.campaigns.oracle import campaign
 from tests.campaigns.oracle.bench import Bench
-from tests.campaigns.oracle.cases import PAIRS, workload_path
+from tests.campaigns.oracle.cases import FLOATING, OUTSIDE, PAIRS, workload_path
 
 if TYPE_CHECKING:
     from calico_core.model.hoststate import HostState
@@ -79,10 +79,16 @@ def test_what_a_profile_passes_on_is_allowed(dataplane: str, action: str) -> Non
 class Undone(campaign.Oracle):
     """Somebody else removes what the driver has just made."""
 
+    what = ("delete", "table", "inet", "calico")
+
     def _program(self, case: dict[str, Any]) -> HostState:
         state = super()._program(case)
-        self._bench.run_on_host("nft", "delete", "table", "inet", "calico")
+        self._bench.run_on_host("nft", *self.what)
         return state
+
+
+class Untranslated(Undone):
+    what = ("flush", "chain", "inet", "calico", "nat_postrouting")
 
 
 def test_a_kernel_that_does_otherwise_is_seen() -> None:
@@ -107,3 +113,35 @@ def test_a_kernel_that_does_otherwise_is_seen() -> None:
             ("deny", "deny", "allow")
         ]
         assert found.value.case["probes"] == [probe], "the case can be asked again"
+
+
+def test_translation_is_judged_by_how_packets_look() -> None:
+    """Out of a masqueraded pool, and a workload at its own floating address: who is seen to have sent it."""
+    own, external = PAIRS[0][0][0], FLOATING[0][0]
+    records = {
+        "/calico/v1/policy/profile/open/rules": {
+            each: [{"action": "allow"}] for each in ("inbound_rules", "outbound_rules")
+        },
+        "/calico/v1/ipam/v4/pool/10.65.0.0-16": {"cidr": "10.65.0.0/16", "masquerade": True},
+        workload_path(0): {
+            "state": "active",
+            "name": "cali0",
+            "profile_ids": ["open"],
+            "ipv4_nets": [f"{own}/32"],
+            "ipv4_nat": [{"ext_ip": external, "int_ip": own}],
+        },
+    }
+    ends = [("cali0", own, OUTSIDE[0][0]), ("cali0", own, external), ("up0", OUTSIDE[0][0], external)]
+    probes = [
+        {"via": via, "src": src, "dst": dst, "protocol": 6, "sport": 1000, "dport": 80, "follow": "reply"}
+        for via, src, dst in ends
+    ]
+    case = {"to_host": "RETURN", "steps": [records], "probes": probes}
+    with Bench("nftables") as bench:
+        oracle = campaign.Oracle(bench)
+        oracle.ask(case)
+        assert oracle.outcomes == {"allow": 6}
+        with pytest.raises(campaign.Disagreement) as found:
+            Untranslated(bench).ask(case)
+    arrived = [each.kernel for each in found.value.differences if each.what == "packet"]
+    assert arrived == [f"arrived as from {own} to {OUTSIDE[0][0]}", f"arrived as from {own} to {own}"]

@@ -23,7 +23,7 @@ _ADDRESS_SETS = {
 def lost_addresses(plan: Plan, builder: TableBuilder, observed: Table | None) -> frozenset[tuple[int, int]]:
     """Addresses that an interface may no longer send from, or that no longer lead to it: their connections are to be
     cut."""
-    if observed is None:
+    if observed is None or not (plan.is_rebuild or plan.removed_sets or plan.removed_elements):
         return frozenset()
     lost: set[tuple[int, int]] = set()
     for name, kind in _ADDRESS_SETS.items():

@@ -96,11 +96,18 @@ class NftSocket(NetlinkSocket):
 
     def generation(self) -> int:
         """Counts the commits to the rules of this namespace, whoever made them."""
-        (outcome,) = self.execute(Request("read nftables generation", GETGEN, 0, _HEADER_ANY))
-        for kind, body in outcome.replies:
-            if kind == NEWGEN:
-                return int(_U32.unpack(parse_attributes(body, 4)[1])[0])
-        raise KernelRefused("read nftables generation", errno.EPROTO, "no generation in the answer")
+        wanted, operation = self.next_sequence(), "read nftables generation"
+        # after each transaction, hence as short as can be: one message there, and the answer is one message
+        self.send(HEADER.pack(20, GETGEN, NLM_F_REQUEST, wanted, 0) + _HEADER_ANY, operation)
+        while True:
+            for kind, flags, sequence, body in parse_messages(self.receive(operation)):
+                if sequence != wanted:
+                    continue
+                if kind == NEWGEN:
+                    return int(_U32.unpack(parse_attributes(body, 4)[1])[0])
+                if kind == NLMSG_ERROR:
+                    raise refused(operation, *parse_error(body, flags))
+                raise KernelRefused(operation, errno.EPROTO, "no generation in the answer")
 
     def has_table(self) -> bool:
         """Whether our table stands and is awake."""
@@ -144,8 +151,12 @@ class NftSocket(NetlinkSocket):
     def change(self, plan: Plan, desired: Table, observed: Table | None) -> bool:
         """Carry out the plan in one transaction; nothing is changed when it fails. False: it has something that is
         not written here, and nothing was sent."""
-        before, middle = rule_messages.before_elements(plan, desired), rule_messages.chains(plan, desired)
-        after = rule_messages.after_elements(plan, observed)
+        before: list[rule_messages.Message] | None = []
+        middle: list[rule_messages.Message] | None = []
+        after: list[rule_messages.Message] | None = []
+        if not plan.has_elements_alone:
+            before, middle = rule_messages.before_elements(plan, desired), rule_messages.chains(plan, desired)
+            after = rule_messages.after_elements(plan, observed)
         if observed is None or before is None or middle is None or after is None:
             return False
         removed = [

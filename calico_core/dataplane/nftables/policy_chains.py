@@ -12,7 +12,7 @@ import msgspec
 
 from calico_core.dataplane.nftables import layout
 from calico_core.dataplane.nftables.names import digest
-from calico_core.dataplane.nftables.rules import render_rule
+from calico_core.dataplane.nftables.rules import guard, render_rule
 from calico_core.errors import InvalidRequest
 from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.hoststate import RulesId
@@ -31,14 +31,16 @@ _DIRECTIONS: tuple[tuple[layout.Direction, Literal["inbound", "outbound"]], ...]
     ("in", "inbound"),
     ("out", "outbound"),
 )
+_WORTH_A_GUARD = 4
+"""Lines: the guard is one more for a packet that it does not turn back."""
 
 
 class CountedChain(msgspec.Struct, frozen=True):
-    """Whose rules a chain renders: the number of the rule behind each of its lines."""
+    """Whose rules a chain renders: the number of the rule behind each of its lines, None behind the guard."""
 
     rules: RulesId
     direction: Literal["inbound", "outbound"]
-    numbers: tuple[int, ...]
+    numbers: tuple[int | None, ...]
 
 
 class _List(msgspec.Struct, frozen=True):
@@ -139,13 +141,14 @@ class PolicyChains:
 
     def _render(
         self, rules_id: RulesId, side: Literal["inbound", "outbound"], rules: tuple[HostRule, ...]
-    ) -> tuple[Chain, tuple[int, ...]]:
+    ) -> tuple[Chain, tuple[int | None, ...]]:
         """The chain, and the number of the rule behind each line."""
         if rules_id in self._closed:
             origin = DenialOrigin(reason="refused by the kernel", direction=side, rules=rules_id)
             return layout.closed_chain("refused by the kernel", origin, self._verdicts), ()
         texts: list[str] = []
-        numbers: list[int] = []
+        numbers: list[int | None] = []
+        turn_back = guard(rules)
         for number, rule in enumerate(rules):
             origin = DenialOrigin(reason="rule", direction=side, rules=rules_id, rule=number)
             try:
@@ -153,10 +156,14 @@ class PolicyChains:
                     rule, self._sets.name, families=self._families, verdicts=self._verdicts, origin=origin
                 )
             except InvalidRequest as error:
+                turn_back = None  # it denies whatever the port
                 self._problems[rules_id] = f"rule {number + 1}: {error}; it drops instead"
                 lines = self._verdicts.deny("", origin, f"rule {number + 1} cannot be expressed")
             texts += lines
             numbers += [number] * len(lines)
+        if turn_back is not None and len(texts) >= _WORTH_A_GUARD:
+            texts.insert(0, turn_back)
+            numbers.insert(0, None)
         return layout.chain(texts), tuple(numbers)
 
     def _forget(self, rules_id: RulesId) -> None:

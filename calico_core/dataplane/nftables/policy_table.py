@@ -152,6 +152,8 @@ class PolicyTable:
             if counted is None or len(counted.numbers) != len(counts):
                 continue
             for number, (packets, size_bytes) in zip(counted.numbers, counts, strict=True):
+                if number is None:
+                    continue
                 total = totals.setdefault((counted.rules, counted.direction, number), [0, 0])
                 total[0] += packets
                 total[1] += size_bytes

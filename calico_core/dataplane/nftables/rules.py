@@ -54,6 +54,20 @@ def render_rule(
     return rendered
 
 
+def guard(rules: Sequence[HostRule]) -> str | None:
+    """The nft rule at the top of a chain that turns back whom none of these can match: by the destination port, beyond
+    the span of all that they name. None: one of them may match whatever the port.
+
+    It asks for no protocol. Of what has no ports those bytes are others, and it is turned back, rightly, or put to the
+    rules; what is too short to have any (a fragment) matches no comparison, so that it is put to the rules as well.
+    """
+    if not rules or not all(rule.dst_ports and not rule.dst_port_sets for rule in rules):
+        return None
+    first = min(low for rule in rules for low, _ in rule.dst_ports)
+    last = max(high for rule in rules for _, high in rule.dst_ports)
+    return f"{_not_ports('dport', ((first, last),))[0]} return"
+
+
 def _act(rule: HostRule, match: str, verdicts: Verdicts, origin: DenialOrigin) -> list[str]:
     if rule.action == "log":
         return [f"{match} counter {verdicts.log(rule.log_prefix)}".lstrip()]

@@ -81,6 +81,7 @@ def cni() -> None:
     help="Executables in Python or compiled here; auto: compiled where there is a C compiler.",
 )
 @click.option("--port-mappings", is_flag=True, help="Chain the portmap plugin for published ports.")
+@click.option("--bandwidth", is_flag=True, help="Chain the bandwidth plugin for limits of rates.")
 @click.option(
     "--template",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -139,6 +140,7 @@ def install(
     service_account: Path,
     *,
     port_mappings: bool,
+    bandwidth: bool,
     update: bool,
 ) -> None:
     """Write the executables, try them, then write the network list."""
@@ -154,6 +156,7 @@ def install(
             interpreter=interpreter,
             shim=shim,
             has_port_mappings=port_mappings,
+            has_bandwidth=bandwidth,
             configuration=_configuration(template, conf_dir, tls_assets),
             old_config_name=old_conf_name,
             skipped=[each.strip() for each in skipped.split(",")],

@@ -15,9 +15,10 @@ from calico_cni.delegate import Delegate
 from calico_cni.environment import NAME, Invocation
 from calico_cni.errors import InvalidEnvironment
 from calico_cni.garbage import Garbage, valid_attachments
-from calico_cni.identity import Identity, identify
+from calico_cni.identity import FIRST_INTERFACE, Identity, identify
 from calico_cni.interface_mode import may_share_interface, shares_interface
 from calico_cni.kubernetes import PodName, Pods
+from calico_cni.legacy import LegacyEndpoints
 from calico_cni.outcome import Outcome
 from calico_cni.pod_cidr import wants_pod_cidr
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
@@ -50,6 +51,7 @@ class NetworkCommands:
         self._context = context
         self._deferred = deferred
         self._pods = Pods()
+        self._legacy = LegacyEndpoints(context)
 
     def close(self) -> None:
         self._pods.close()
@@ -113,7 +115,7 @@ class NetworkCommands:
             may_share_interface=may_share_interface(call.stdin),
         )
         try:
-            self.detach_deferred(detach)
+            self.detach_deferred(detach, call.namespace_fd)
         except Unavailable as error:
             log.warning("datastore.away", reason=str(error))
             self._deferred.put(detach)
@@ -123,30 +125,30 @@ class NetworkCommands:
                 lap("delegate")
         return Outcome()
 
-    def detach_deferred(self, detach: DeferredDetach) -> None:
-        """What :meth:`run` could not tell the datastore at its time."""
+    def detach_deferred(self, detach: DeferredDetach, namespace_fd: int | None = None) -> None:
+        """What :meth:`run` could not tell the datastore at its time; the namespace is gone by then."""
         invocation, network = detach.invocation, detach.network
         pod = PodName.of(invocation.arguments) if detach.is_of_kubernetes else None
         own = self._identity(network, invocation, pod)
         shared = self._identity(network, invocation, pod, is_shared=True)
-        if detach.may_share_interface:
-            self._detach(network, invocation, shared)
-        if shared.key == own.key:
-            if not detach.may_share_interface:
-                self._detach(network, invocation, own)
-            return
         # the mode may have been another one when the interface was made: the record says which it was
-        if not detach.may_share_interface and self._has_joined(shared, network, invocation):
-            self._detach(network, invocation, shared)
-        self._detach(network, invocation, own)
+        wanted = [shared] if detach.may_share_interface or self._has_joined(shared, own, network, invocation) else []
+        if not wanted or shared.key != own.key:
+            wanted.append(own)
+        # each of them is done, whatever the others find
+        found = [self._detach(network, invocation, identity) for identity in wanted]
+        if not any(found) and invocation.interface == FIRST_INTERFACE:
+            self._legacy.detach(own, invocation.container_id, namespace_fd)
 
-    def _has_joined(self, shared: Identity, network: str, invocation: Invocation) -> bool:
+    def _has_joined(self, shared: Identity, own: Identity, network: str, invocation: Invocation) -> bool:
+        if shared.key == own.key:
+            return False
         found = self._context.records.get(shared.key)
         attachments = found.record.attachments if found is not None else ()
         return any((each.network, each.ifname) == (network, invocation.interface) for each in attachments)
 
-    def _detach(self, network: str, invocation: Invocation, identity: Identity) -> None:
-        self._context.workloads.detach(
+    def _detach(self, network: str, invocation: Invocation, identity: Identity) -> bool:
+        return self._context.workloads.detach(
             Detach(
                 key=identity.key,
                 interface=identity.interface,

@@ -20,7 +20,7 @@ _INTERFACE_LENGTH = 15
 
 class Identity(NamedTuple):
     """``interface`` is the host side. ``handle`` holds the addresses. ``is_shared``: key and interface are those of
-    all networks of the container that share one."""
+    all networks of the container that share one, and the handle is that of no interface of the network's own."""
 
     key: WorkloadEndpointKey
     interface: str
@@ -54,8 +54,8 @@ def identify(
         key=WorkloadEndpointKey(host, orchestrator, workload, digest),
         # eleven digits of the hash after the usual prefix of four
         interface=f"{first_prefix}{digest}"[:_INTERFACE_LENGTH],
-        handle=handle_of(network, container_id, container_interface),
-        legacy_handles=legacy_handles(container_id, container_interface),
+        handle=handle_of(network, container_id, named_after),
+        legacy_handles=legacy_handles(container_id, named_after),
         is_shared=is_shared,
     )
 

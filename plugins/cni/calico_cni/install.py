@@ -75,6 +75,7 @@ def install(
     interpreter: str | None = None,
     shim: str = "auto",
     has_port_mappings: bool = False,
+    has_bandwidth: bool = False,
     configuration: bytes | None = None,
     old_config_name: str = "",
     skipped: Collection[str] = (),
@@ -85,8 +86,8 @@ def install(
 ) -> tuple[Path, ...]:
     """The files that were written; none when everything stood already.
 
-    ``configuration``: the list's text in place of the one that ``network``, ``cni_version`` and
-    ``has_port_mappings`` describe. ``old_config_name``: a list of an earlier installation, removed once ours stands.
+    ``configuration``: the list's text in place of the one that ``network``, ``cni_version``, ``has_port_mappings`` and
+    ``has_bandwidth`` describe. ``old_config_name``: a list of an earlier installation, removed once ours stands.
 
     ``shim``: ``compiled`` needs a C compiler, ``python`` none; ``auto`` is compiled where that works.
 
@@ -102,7 +103,9 @@ def install(
     """
     text = shim_text(socket=socket, python=python or sys.executable, interpreter=interpreter)
     if configuration is None:
-        configuration = list_text(network, cni_version, has_port_mappings=has_port_mappings)
+        configuration = list_text(
+            network, cni_version, has_port_mappings=has_port_mappings, has_bandwidth=has_bandwidth
+        )
     _check_config_name(config_name)
     _check_old_name(old_config_name, config_name)
     directories = _directories(bin_directory)
@@ -228,8 +231,8 @@ def base_interpreter() -> str:
     return os.path.realpath(base)
 
 
-def list_text(network: str, cni_version: str, *, has_port_mappings: bool = False) -> bytes:
-    """The network list: our plugin, and ``portmap`` after it if asked for."""
+def list_text(network: str, cni_version: str, *, has_port_mappings: bool = False, has_bandwidth: bool = False) -> bytes:
+    """The network list: our plugin, and ``portmap`` and ``bandwidth`` after it if asked for."""
     if not NAME.fullmatch(network):
         raise InvalidRequest("network", f"{network!r} may hold only letters, digits, '_', '.' and '-'")
     if not is_at_least(parse_version(cni_version, field="cni_version"), "0.3.0"):
@@ -239,6 +242,8 @@ def list_text(network: str, cni_version: str, *, has_port_mappings: bool = False
     ]
     if has_port_mappings:
         plugins.append({"type": "portmap", "snat": True, "capabilities": {"portMappings": True}})
+    if has_bandwidth:
+        plugins.append({"type": "bandwidth", "capabilities": {"bandwidth": True}})
     shape = {"cniVersion": cni_version, "name": network, "plugins": plugins}
     return (json.dumps(shape, indent=2) + "\n").encode()
 

@@ -111,6 +111,8 @@ class CniIntegration(Integration):
 
     @classmethod
     def handle_of(cls, key: WorkloadEndpointKey, endpoint: WorkloadEndpoint) -> str | None:  # noqa: ARG003
+        if endpoint.handle:
+            return endpoint.handle
         if not endpoint.network or not endpoint.container_id:
             return None
         return handle_of(endpoint.network, endpoint.container_id, endpoint.ifname or FIRST_INTERFACE)

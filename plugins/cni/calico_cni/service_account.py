@@ -124,7 +124,8 @@ class Refresher:
 
     def turn(self) -> None:
         """What fails is logged once and tried again."""
-        if self._signatures() == self._seen and not self._reason:
+        found = self._signatures()
+        if found == self._seen and not self._reason:
             return
         try:
             if has_account(self._directory) and refresh(self._path, self._directory):
@@ -135,7 +136,8 @@ class Refresher:
             if reason != self._reason:
                 log.warning("kubeconfig.not_refreshed", path=str(self._path), reason=reason)
             self._reason = reason
-        self._seen = self._signatures()
+        # a token that came while the one before was written down is for the next turn
+        self._seen = (_signature(self._path), *found[1:])
 
     def _signatures(self) -> tuple[tuple[int, int, int], ...]:
         return tuple(_signature(each) for each in (self._path, self._directory / "token", self._directory / "ca.crt"))

@@ -208,10 +208,11 @@ class Bench:
         attach(WiringRequest(interface=f"cali{number}", container_interface="eth0", namespace_fd=fd, namespace=name,
                              addresses=nets, mac=EUI(mac)))  # fmt: skip
         _mute(name)
-        # also what a record may say that it has; of a permanent entry the driver would say that it is not of its making
+        # it also has what a record may say that it has: IPv4 neighbours are the driver's own business, and it is asked
         others = [each for family in (*shared_with(number), *FLOATING) for each in family]
         self._ip(name, [f"address add {each} dev eth0{' nodad' if ':' in each else ''}" for each in others])
-        known = [f"neigh replace {each} lladdr {mac} dev cali{number} nud noarp" for each in (*addresses, *others)]
+        own = (*addresses, *others)
+        known = [f"neigh replace {each} lladdr {mac} dev cali{number} nud permanent" for each in own if ":" in each]
         self._ip(self._host_name, known)
         self._ports[f"cali{number}"] = self._port(fd, "eth0", f"cali{number}")
 

@@ -2,7 +2,11 @@
 
 A naive evaluator (:mod:`naive`) reads the stored records, ours (``policy.explain`` and ``policy.flows``) what the
 resolver makes of them, and real packets (:mod:`bench`) what the driver under test made of that. Answers belong to it:
-what is rejected is told so, and replies and errors about a packet pass if and only if it did.
+what is rejected is told so, and replies and errors about a packet pass if and only if it did. So does how it looks:
+what arrives has the addresses that the naive reading says, and answers come from whom the sender spoke to.
+
+Not judged by packets is what policy on another host says of a masqueraded source, since there is one host here only
+(the tests of ``flows`` hold that), and which of its addresses a host masquerades behind: that is its kernel's choice.
 """
 
 from __future__ import annotations
@@ -95,7 +99,13 @@ class Oracle:
         state = self._program(case)
         inbound, outbound = FAILSAFE_TEXTS
         good, _ = _decoded(records.items())
-        cluster = Cluster(good, endpoint_to_host=case["to_host"], failsafe_inbound=inbound, failsafe_outbound=outbound)
+        cluster = Cluster(
+            good,
+            endpoint_to_host=case["to_host"],
+            source_spoofing=case.get("spoofing", "Disabled"),
+            failsafe_inbound=inbound,
+            failsafe_outbound=outbound,
+        )
         place = _place_of(case, answers_early=self._bench.answers_early)
         is_untracked = any(isinstance(record, Policy) and record.untracked for _, record in good)
         asked = list(self._chosen(records, place, case["probes"], is_untracked=is_untracked))
@@ -136,7 +146,7 @@ class Oracle:
     def _program(self, case: dict[str, Any]) -> HostState:
         """By the resolver and the driver, step by step."""
         dataplane = self._bench.dataplane(case["to_host"])
-        resolver, state = PolicyResolver(ways.HOST), HostState()
+        resolver, state = PolicyResolver(ways.HOST, lets_spoof=_lets_spoof(case)), HostState()
         resolver.set_interface(ways.UPLINK, frozenset(map(IPAddress, KNOWN_HOST)))
         for step in case["steps"]:
             good, bad = _decoded(step.items())
@@ -194,7 +204,11 @@ def _place_of(case: dict[str, Any], *, answers_early: bool) -> ways.Place:
 
     uplink = frozenset(KNOWN_HOST)
     ports = texts(FAILSAFE_IN), texts(FAILSAFE_OUT)
-    return ways.Place(HOSTS, uplink, OWN_NETS, case["to_host"], *ports, answers_early)
+    return ways.Place(HOSTS, uplink, OWN_NETS, case["to_host"], *ports, answers_early, _lets_spoof(case))
+
+
+def _lets_spoof(case: dict[str, Any]) -> bool:
+    return case.get("spoofing") == "Any"
 
 
 def _expected(records: ways.Stored, place: ways.Place, probe: dict[str, Any]) -> naive.Fate:
@@ -233,12 +247,13 @@ def _real(
     )  # fmt: skip
     if probe.get("stray") or probe.get("mac") or flow.dport == 4789:
         return None, None
-    sender = None
+    sender, is_own = None, True
     if via.startswith("cali"):
         sender = WorkloadEndpointKey(ways.HOST, "k8s", f"w{via[4:]}", "eth0")
         workload = state.workloads.get(sender)
-        if workload is None or not any(packet.src in net for net in workload.nets):
+        if workload is None:
             return None, None
+        is_own = any(packet.src in net for net in workload.nets)
     # which of several endpoints is an interface's, and whether it has one, only the host knows
     count = sum(1 for path in records if path.startswith(_HOST_ENDPOINTS))
     is_certain = not count or (count == 1 and ways.UPLINK in state.interfaces)
@@ -248,7 +263,7 @@ def _real(
     if is_certain and not is_to_other and _is_routed_as_pools_say(records, cluster, way):
         sides = [side for side in cluster.explain(packet, source=sender).sides if side.host in (ways.HOST, None)]
         flows = "deny" if any(side.outcome == "deny" for side in sides) else "allow"
-    return flows, _told(state, packet, way, to_host, via)
+    return flows, _told(state, packet, way, to_host, via) if is_own else None
 
 
 def _is_routed_as_pools_say(records: ways.Stored, cluster: Cluster, way: ways.Way) -> bool:

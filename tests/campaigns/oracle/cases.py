@@ -32,6 +32,11 @@ _NETS = (
     "10.65.0.0/31", "10.65.0.0/16", "10.65.1.1/32", "10.65.2.0/23", "10.66.0.0/30", "198.51.100.0/24", "0.0.0.0/0",
     "fd65::/16", "fd65:1::1/128", "fd65:2::/31", "fd66::2/127", "2001:db8::/32", "::/0",
 )  # fmt: skip
+_PREFIXES = (
+    "10.66.0.0/31", "10.65.0.0/16", "10.65.2.0/25", "198.51.100.0/24", "0.0.0.0/1",
+    "fd66::2/127", "fd65::/16", "fd00::/8",
+)  # fmt: skip
+"""What workloads may be let send from; none holds an address of the host, which the kernel believes from nobody."""
 _PROFILES, _TAGS, _KEYS, _VALUES = ("p0", "p1", "p2"), ("t0", "t1"), ("a", "b", "c"), ("x", "y", "xy")
 _SELECTORS = (
     "", "all()", "a == 'x'", 'a == "x"', "a != 'x'", "has(a)", "!has(a)", "b in {'y', 'x'}", "b not in {'x'}",
@@ -155,6 +160,8 @@ def _workload(draw: st.DrawFn, number: int) -> dict[str, Any]:
         "ports": draw(_ports),
     }
     if draw(st.booleans()):
+        record["allow_spoofed_source_ips"] = draw(_some(_PREFIXES))
+    if draw(st.booleans()):
         record["mac"] = OWN_MAC.format(number)
     for family, version, width in ((0, 4, 32), (1, 6, 128)):
         nets = record[f"ipv{version}_nets"]
@@ -268,7 +275,7 @@ def _probe(dice: random.Random) -> dict[str, Any]:
     else:
         mine = [*PAIRS[own][family] * 4, shared_with(own)[family][0]]
         foreign = [*others, *away, *hosts[:1], *FLOATING[family]]
-        probe["src"] = dice.choice(foreign if _one_in(dice, 14) else mine)
+        probe["src"] = dice.choice(foreign if _one_in(dice, 7) else mine)
         probe["dst"] = dice.choice([*others, *away, *FLOATING[family], *hosts])
         if _one_in(dice, 12):
             probe["mac"] = OTHER_MAC
@@ -324,6 +331,7 @@ def connection_of(flow: Flow) -> tuple[Any, ...]:
 cases: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {
         "to_host": st.sampled_from(["RETURN", "RETURN", "ACCEPT", "DROP"]),
+        "spoofing": st.sampled_from(["Any", "Any", "Disabled"]),
         "steps": st.one_of(
             st.tuples(_step(is_first=True)),
             st.tuples(_step(is_first=True), _step(is_first=False)),

@@ -61,7 +61,8 @@ def _from_elsewhere(records: Stored, place: Place, flow: Flow, way: Way, interfa
     if not is_to_host and way.receiver is None:
         if not interface and way.to != NOWHERE:
             return _at_uplink(records, place, flow, way.flow, "outbound", is_forwarded=False)
-        return "deny"
+        # policy that comes before routes are looked at may say so to the sender
+        return "either" if interface and place.answers_early else "deny"
     if interface:
         found = _at_uplink(records, place, flow, way.flow, "inbound", is_forwarded=not is_to_host)
         if found != "allow" or is_to_host:
@@ -74,8 +75,12 @@ def _from_workload(records: Stored, place: Place, flow: Flow, way: Way, interfac
     sender = next((each for each in local(records) if each["name"] == interface), None)
     if sender is None or sender["state"] != "active" or _is_tunnel(flow):
         return "deny"
-    if sender.get("mac") not in (None, mac) or holder(records, flow.src) is not sender:
-        return "deny"  # 6.8: what it is sent from must lead back there
+    prefixes = sender.get("allow_spoofed_source_ips", ()) if place.lets_spoof else ()
+    # 6.8: what it is sent from must lead back there
+    if holder(records, flow.src) is not sender and not any(contains(each, flow.src) for each in prefixes):
+        return "deny"
+    if sender.get("mac") not in (None, mac):
+        return "deny"
     if way.to == TO_HOST:
         return _to_host(records, place, sender, flow)
     if way.to == NOWHERE:

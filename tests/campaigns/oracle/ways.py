@@ -33,8 +33,8 @@ class Flow(NamedTuple):
 class Place(NamedTuple):
     """What the records do not say: the host's own addresses, those of its uplink, the networks of which it has every
     address or nobody, what it does with packets of workloads to them, its fail-safe ports as (protocol, port, whom),
-    and whether its kernel can answer before connection tracking and translation: iptables rejects in its filter table
-    only (iptables-extensions(8))."""
+    whether its kernel can answer before connection tracking and translation: iptables rejects in its filter table only
+    (iptables-extensions(8)), and whether it lets workloads send from the prefixes that their records allow."""
 
     host_addresses: frozenset[str]
     uplink_addresses: frozenset[str]
@@ -43,6 +43,7 @@ class Place(NamedTuple):
     failsafe_in: tuple[Failsafe, ...]
     failsafe_out: tuple[Failsafe, ...]
     answers_early: bool = True
+    lets_spoof: bool = False
 
 
 class Way(NamedTuple):

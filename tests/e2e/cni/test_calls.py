@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,10 +23,12 @@ from tests.e2e.cni.containers import (
     records,
     whole_state,
 )
+from tests.e2e.cni.test_garbage import on_store
 from tests.e2e.observing import MakeLab
 
 pytestmark = pytest.mark.needs_root
 
+LEGACY_FIELDS = {"state", "name", "mac", "profile_ids", "labels", "ipv4_nets", "ipv6_nets"}
 MANY = 64
 MANY_WITHIN_S = 20.0  # generous: the machine may be busy; what it took is printed
 
@@ -237,4 +240,19 @@ def test_del_of_everything_that_may_be_gone(host: LabHost, container: Container)
     container.call("ADD")
     container.ip("link", "delete", "eth0")
     container.call("DEL", a_network(prevResult="rubbish"))
+    assert_settles(host, before)
+
+
+def test_an_endpoint_of_the_plugin_before(host: LabHost, container: Container) -> None:
+    """Its record has a random id, and says neither which container nor which network it is of."""
+    before = whole_state(host)
+    container.call("ADD")
+    found = records(host)
+    (key,) = [key for key in found if f"/{container.id}/endpoint/" in key]
+    old = {name: value for name, value in json.loads(found[key]).items() if name in LEGACY_FIELDS}
+    on_store(host, "store.delete(sys.argv[2])", key)
+    legacy = f"{key.rpartition('/')[0]}/{uuid.uuid4().hex}"
+    on_store(host, "store.put(sys.argv[2], sys.argv[3].encode())", legacy, json.dumps(old))
+    assert len(records(host)["in use"]) == 1
+    container.call("DEL")
     assert_settles(host, before)

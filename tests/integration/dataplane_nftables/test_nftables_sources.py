@@ -134,6 +134,24 @@ def test_everything_may_be_allowed(lab: Any) -> None:
     assert lab.dataplane.resync().healed == ()
 
 
+def test_an_address_that_another_has_needs_a_prefix_too(lab: Any) -> None:
+    """The kernel's filter, which would see to it, is off."""
+    a, b, c = lab.workload(), lab.workload(), lab.workload()
+    shared = IPNetwork("10.65.0.77/32")
+    carry(c)
+    first, second = ((*each.nets, shared) for each in (b, c))
+    lab.start(
+        a.endpoint(),
+        msgspec.structs.replace(b.endpoint(), nets=first),
+        with_prefixes(c, *ALLOWED, nets=second),
+    )
+    assert_heard(c, a, inside(4), 4)
+    assert lab.apply(workloads=(with_prefixes(c, shared, nets=second),)).is_clean
+    assert_heard(c, a, {str(shared.ip)}, 4)
+    lab.apply(workloads=(with_prefixes(c, *ALLOWED, nets=second),), removed_workloads=(b.key,))
+    assert_heard(c, a, {*inside(4), str(shared.ip)}, 4)  # it is its own now
+
+
 def test_who_is_closed_or_gone_is_checked_by_the_kernel_again(lab: Any) -> None:
     a, b = lab.workload(), lab.workload()
     carry(b)

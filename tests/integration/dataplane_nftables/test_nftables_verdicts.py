@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from netaddr import IPAddress
 
-from calico_core.model.hoststate import HostRule, PolicyList, PortMember, PortSetChange, SetId
-from tests.integration.dataplane_nftables.conftest import ALLOWED_S
+from calico_core.model.hoststate import (
+    HostRule,
+    HostRules,
+    PolicyList,
+    PortMember,
+    PortSetChange,
+    RulesId,
+    SetId,
+    TierPolicies,
+)
+from tests.integration.dataplane_nftables.conftest import ALLOWED_S, DENIED_S
 from tests.integration.dataplane_nftables.test_nftables_traffic import P, allow, inbound, only
 
 if TYPE_CHECKING:
@@ -147,3 +156,40 @@ def test_set_of_named_ports_goes_with_its_rule(lab: Any) -> None:
     lab.restart()
     report = lab.start(a.endpoint(only(P)), **inbound(allow()))
     assert (report.failures, report.changes) == ((), 0)
+
+
+def test_many_rules_with_ports_decide_at_the_ends_of_their_span_and_nothing_beyond(lab: Any) -> None:
+    """Such rules have a guard before them on nftables, which must not be seen: neither in verdicts nor in counts."""
+    a, b = lab.workload(), lab.workload()
+    spanned, rest = RulesId("policy/t/spanned"), RulesId("policy/t/rest")
+    rules = (
+        HostRule(action="log", protocol=6, dst_ports=((84, 84), (70, 72))),
+        allow(protocol=6, dst_ports=((71, 72),)),
+        HostRule(action="reject", protocol=17, dst_ports=((80, 90), (70, 70))),
+        HostRule(action="deny", protocol=6, not_dst_ports=((81, 81),), dst_ports=((80, 84),)),
+        HostRule(action="deny", protocol=6, ip_version=6, dst_ports=((95, 95),)),
+    )
+    tiers = (TierPolicies(tier="t", policies=(spanned, rest)),)
+    report = lab.start(
+        a.endpoint(PolicyList(tiers=tiers)),
+        b.endpoint(),
+        rules=(
+            HostRules(id=spanned, inbound=rules),
+            HostRules(id=rest, inbound=(HostRule(action="deny", protocol=6, dst_ports=((70, 72),)), allow())),
+        ),
+    )
+    assert report.is_clean
+    reached = {port: b.reaches(a.v4, port, within_s=DENIED_S) for port in (69, 70, 71, 72, 73, 80, 81, 84, 85, 95, 96)}
+    assert reached == {
+        69: True, 70: False, 71: True, 72: True, 73: True, 80: False, 81: True, 84: False, 85: True, 95: True, 96: True,
+    }  # fmt: skip
+    assert b.is_blocked_from(a.v6, 95)
+    assert b.reaches(a.v6, 96)
+    for port, is_refused in ((69, False), (70, True), (90, True), (91, False)):
+        assert (answer(b, a.v4, port, socket.SOCK_DGRAM) != errno.ECONNREFUSED) is is_refused, port
+    assert b.pings(a.v4), "what has no ports is none of theirs"
+    counts = {each.rule: each.packets for each in lab.dataplane.rule_counts() if each.rules == spanned}
+    assert counts[1] == 2, "the connections to 71 and 72"
+    assert set(counts) <= set(range(len(rules)))
+    assert counts[4] >= 1
+    assert lab.dataplane.resync().healed == ()

@@ -231,6 +231,28 @@ def test_the_node_keeps_it_current(
     assert "hunter2" not in said
 
 
+def test_a_token_that_comes_during_a_turn_is_for_the_next_one(
+    tmp_path: Path, account: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, account)
+    path = kubeconfig_in(tmp_path)
+    (account / "token").write_text("second")
+    real = service_account.refresh
+
+    def overtaken(path: Path, directory: Path) -> bool:
+        is_changed = real(path, directory)
+        (account / "token").write_text("the third")
+        return is_changed
+
+    refresher = service_account.Refresher(path, account)
+    monkeypatch.setattr(service_account, "refresh", overtaken)
+    refresher.turn()
+    assert "second" in path.read_text()
+    monkeypatch.setattr(service_account, "refresh", real)
+    refresher.turn()
+    assert "the third" in path.read_text()
+
+
 def test_a_token_that_is_gone_or_spoilt_is_said_once(tmp_path: Path, account: Path, log_text: io.StringIO) -> None:
     install(tmp_path, account)
     path = kubeconfig_in(tmp_path)

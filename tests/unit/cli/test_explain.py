@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from netaddr import IPNetwork
 
@@ -192,6 +193,24 @@ def test_everything_that_applies(calicoctl: Calicoctl, records: TypedRecords) ->
     assert calicoctl("explain", "endpoint", "10.0.0.9").code == 4
     assert calicoctl("explain", "endpoint", "web", "--port", "80").code == 2
     assert calicoctl("explain", "what").code == 2
+
+
+@pytest.mark.parametrize("setting", ["Any", None])
+def test_what_an_endpoint_may_send_from_applies_too(
+    calicoctl: Calicoctl, records: TypedRecords, setting: str | None
+) -> None:
+    prefixes = (IPNetwork("198.51.100.0/24"), IPNetwork("2001:db8::/64"))
+    records.put(WEB, msgspec.structs.replace(records.get(WEB).record, allowed_source_prefixes=prefixes))
+    if setting is not None:
+        calicoctl.ok("config", "set", "WorkloadSourceSpoofing", setting)
+    end = "" if setting else ": without effect, WorkloadSourceSpoofing is Disabled there"
+    lines = calicoctl.ok("explain", "endpoint", "web").splitlines()
+    assert lines[1] == f"may also send from 198.51.100.0/24, 2001:db8::/64{end}"
+    found = calicoctl("explain", "endpoint", "web", "-o", "json").json
+    assert found["source_prefixes"] == ["198.51.100.0/24", "2001:db8::/64"]
+    assert found["may_use_source_prefixes"] is (setting == "Any")
+    asked = ("explain", "--from", "web", "--to", "db", "--port", "5432", "--source-address", "198.51.100.7")
+    assert ("spoofed source: 198.51.100.7 is in a prefix" in calicoctl.ok(*asked)) is (setting is None)
 
 
 def test_everything_that_applies_to_a_host(calicoctl: Calicoctl, records: TypedRecords) -> None:

@@ -214,3 +214,32 @@ def test_prefixes_bring_a_chain_of_the_interface_and_take_it_along() -> None:
     assert touched >= {name, "wl_source"}, "there is no IPv6 here"
     assert name not in built.builder.table.chains
     assert not built.builder.table.sets["wl_source"].elements
+
+
+@pytest.mark.parametrize(
+    ("rules", "first"),
+    [
+        ([{"dst_ports": ((80 + number, 80 + number),)} for number in range(4)], "th dport != 80-83 return"),
+        ([{"dst_ports": ((80 + number, 80 + number),)} for number in range(3)], "meta l4proto 6 th dport 80 "),
+        ([{"dst_ports": ((80, 80),)} for number in range(4)], "th dport != 80-80 return"),
+        ([{}, *({"dst_ports": ((80, 80),)} for number in range(4))], "meta l4proto 6 counter"),
+        # neither may be turned back whom a rule that cannot be expressed denies
+        ([{"action": "allowed"}, *({"dst_ports": ((80, 80),)} for number in range(4))], "counter drop"),
+        ([{"action": "x", "dst_ports": ((80, 80),)}, *({"dst_ports": ((80, 80),)} for _ in range(4))], "counter drop"),
+    ],
+)
+def test_a_guard_before_many_rules_with_ports(rules: list[dict[str, Any]], first: str) -> None:
+    built = Built()
+    built.update(
+        rules=(
+            HostRules(id=WEB, inbound=tuple(HostRule(**{"action": "allow", "protocol": 6, **each}) for each in rules)),
+        )
+    )
+    name = next(
+        name for name, each in built.builder.counted.items() if (each.rules, each.direction) == (WEB, "inbound")
+    )
+    lines, numbers = built.builder.table.chains[name].rules, built.builder.counted[name].numbers
+    assert lines[0].startswith(first), lines[0]
+    assert len(lines) == len(numbers)
+    assert [number for number in numbers if number is not None] == list(range(len(rules)))
+    assert (numbers[0] is None) is first.startswith("th dport !=")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from netaddr import IPNetwork
 
 from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.linux import netns
-from calico_core.dataplane.nftables.rules import render_rule
+from calico_core.dataplane.nftables.rules import guard, render_rule
 from calico_core.dataplane.nftables.verdicts import DROP, REJECT, Verdicts
 from calico_core.errors import InvalidRequest
 from calico_core.interfaces.dataplane import DataplaneOptions, DenialOrigin
@@ -39,6 +42,32 @@ def render_with(options: DataplaneOptions, families: tuple[int, ...] = (4, 6), *
     rule = HostRule(**{"action": "allow", **match})
     verdicts = Verdicts(options, Origins())
     return render_rule(rule, set_name, families=families, verdicts=verdicts, origin=ORIGIN)
+
+
+PORT_RANGES = st.tuples(st.integers(0, 9), st.integers(0, 9)).map(lambda ends: (min(ends), max(ends)))
+PORTED = st.builds(
+    HostRule,
+    action=st.sampled_from(("allow", "deny", "log", "pass")),
+    protocol=st.sampled_from((6, 17)),
+    dst_ports=st.lists(PORT_RANGES, max_size=3).map(tuple),
+    not_dst_ports=st.lists(PORT_RANGES, max_size=1).map(tuple),
+    src_ports=st.lists(PORT_RANGES, max_size=1).map(tuple),
+    dst_port_sets=st.sampled_from(((), (), (), (WEB,))),
+)
+
+
+@given(rules=st.lists(PORTED, max_size=5))
+def test_a_guard_turns_back_what_no_rule_matches(rules: list[HostRule]) -> None:
+    line = guard(rules)
+    if line is None:
+        assert not rules or any(not rule.dst_ports or rule.dst_port_sets for rule in rules)
+        return
+    found = re.fullmatch(r"th dport != (\d+)-(\d+) return", line)
+    assert found is not None, line
+    let_through = range(int(found[1]), int(found[2]) + 1)
+    named = {port for rule in rules for low, high in rule.dst_ports for port in range(low, high + 1)}
+    assert named <= set(let_through)
+    assert {let_through[0], let_through[-1]} <= named, "and no wider than they ask for"
 
 
 CASES: list[tuple[dict[str, Any], list[str]]] = [

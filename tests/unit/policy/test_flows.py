@@ -180,6 +180,16 @@ def test_of_two_of_a_host_with_an_address_the_first_has_it() -> None:
     assert Cluster(found.items()).explain(packet, source=twin).outcome == "allow"
 
 
+def test_a_prefix_lets_send_from_what_another_has() -> None:
+    found = records()
+    found[A] = msgspec.structs.replace(found[A], allowed_source_prefixes=(IPNetwork("10.0.0.0/24"),))
+    twin = WorkloadEndpointKey("h1", "cni", "twin", "e")
+    found[twin] = WorkloadEndpoint(state="active", name="calit", ipv4_nets=(IPNetwork("10.0.0.7/32"),))
+    packet = Packet(src=IPAddress("10.0.0.7"), dst=IPAddress("203.0.113.9"), protocol=6, src_port=1, dst_port=80)
+    for spoofing, outcome in (("Any", "allow"), ("Disabled", "deny")):
+        assert Cluster(found.items(), source_spoofing=spoofing).explain(packet, source=A).outcome == outcome
+
+
 def test_a_workload_at_its_own_floating_address_is_asked_both_ways() -> None:
     found = records()
     nat = Nat(int_ip=IPAddress("10.0.0.1"), ext_ip=IPAddress("198.51.100.9"))
@@ -190,6 +200,26 @@ def test_a_workload_at_its_own_floating_address_is_asked_both_ways() -> None:
     first = WorkloadEndpointKey("h1", "cni", "0", "e")
     found[first] = msgspec.structs.replace(found[C], ipv4_nets=found[A].ipv4_nets)
     assert ask(found, src="10.0.0.3", dst="198.51.100.9").sides[1].place == "outside"
+
+
+def test_another_host_sees_a_masqueraded_source() -> None:
+    """Felix specification 6.7: from such a pool to what is in none."""
+    found = records()
+    pool = IPNetwork("10.0.0.0/24")
+    host = IPNetwork("192.0.2.1/32")
+    for key, other in ((B, "172.20.0.1/32"), (C, "172.20.0.2/32")):
+        nets = (*found[key].ipv4_nets, IPNetwork(other))
+        found[key] = msgspec.structs.replace(found[key], profile_ids=("from-host",), ipv4_nets=nets)
+    found[ProfileRulesKey("from-host")] = RuleLists(inbound_rules=(Rule(src_net=host),), outbound_rules=OPEN)
+    assert ask(found, dst="172.20.0.1").outcome == "deny"
+    found[PoolKey(pool)] = Pool(cidr=pool, masquerade=True)
+    verdict = ask(found, dst="172.20.0.1")
+    assert verdict.outcome == "allow"
+    assert verdict.sides[1].reason == "comes as from 192.0.2.1: the pool of 10.0.0.1 is masqueraded"
+    assert ask(found, dst="10.0.0.2").outcome == "deny", "within pools it comes as it is"
+    assert ask(found, dst="172.20.0.2").outcome == "deny", "on one host policy is asked before"
+    found[PoolKey(IPNetwork("172.20.0.0/24"))] = Pool(cidr=IPNetwork("172.20.0.0/24"))
+    assert ask(found, dst="172.20.0.1").outcome == "deny"
 
 
 def test_what_was_passed_over_and_why() -> None:

@@ -68,6 +68,15 @@ def test_a_host_endpoint_without_policy_is_closed_both_ways() -> None:
     assert (out.outcome, of_edge(out).direction) == ("deny", "outbound")
 
 
+def test_the_host_sees_what_comes_from_a_masqueraded_pool_as_from_its_host() -> None:
+    found = edge(("from-host", inbound(Rule(src_net=IPNetwork("192.0.2.1/32")))))
+    assert ask(found, dst="192.0.2.2").outcome == "deny"
+    found[PoolKey(IPNetwork("10.0.0.0/24"))] = Pool(cidr=IPNetwork("10.0.0.0/24"), masquerade=True)
+    verdict = ask(found, dst="192.0.2.2")
+    assert verdict.outcome == "allow"
+    assert of_edge(verdict).reason.startswith("comes as from 192.0.2.1")
+
+
 def test_forwarded_traffic_is_judged_only_by_policies_that_ask_for_it() -> None:
     assert ask(edge(("ssh", inbound(SSH)))).outcome == "allow"
     denied = ask(edge(("no", inbound(DENY, apply_on_forward=True))))

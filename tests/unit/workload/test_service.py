@@ -490,6 +490,13 @@ def test_detach_removes_all_three_at_one_revision(bench: Bench) -> None:
     check_laws(bench.store)
 
 
+def test_detach_says_whether_there_was_something_to_take(bench: Bench) -> None:
+    bench.service.attach(bench.attach_request())
+    assert not bench.service.detach(bench.detach_request("c2"))
+    assert bench.service.detach(bench.detach_request())
+    assert not bench.service.detach(bench.detach_request())
+
+
 def test_detach_of_nothing_is_fine(bench: Bench) -> None:
     bench.service.detach(bench.detach_request())
     bench.service.attach(bench.attach_request())

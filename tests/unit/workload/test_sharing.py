@@ -181,6 +181,7 @@ def test_an_endpoint_of_before_counts_for_its_own_network(bench: Bench) -> None:
     assert bench.service.attach(joining(bench, "a", "eth1")).endpoint == standing.endpoint
     bench.service.detach(leaving(bench, "a", "eth1"))
     assert record_of(bench) == standing.endpoint, "it is that of eth0"
+    assert bench.ipam.by_handle("a.c1") == tuple(net.ip for net in standing.addresses)
     bench.service.detach(leaving(bench, "a", "eth0"))
     assert record_of(bench) is None
 
@@ -214,6 +215,24 @@ def test_a_recreated_pod_begins_anew(bench: Bench) -> None:
         bench.service.detach(leaving(bench, network, **going))
     assert record_of(bench) is None
     assert bench.ipam.by_handle("a.c2") == ()
+
+
+def test_a_recreated_pod_leaves_no_address_of_a_network_that_went_before(bench: Bench) -> None:
+    for network in ("a", "b"):
+        bench.service.attach(joining(bench, network))
+    bench.service.detach(leaving(bench, "a"))
+    addresses = AddressRequest(handle="a.c2", num_v4=1)
+    new = {"container_id": "c2", "replaces": True, "shared_handle": "a.c2", "addresses": addresses}
+    bench.wiring.fail_next(KernelRefused("make a pair", 17))
+    with pytest.raises(KernelRefused):
+        bench.service.attach(joining(bench, "a", **new))
+    assert len(bench.ipam.by_handle("a.c1")) == 1, "the endpoint of before is back, and has its address"
+    bench.service.attach(joining(bench, "a", **new))
+    assert bench.ipam.by_handle("a.c1") == ()
+    standing = record_of(bench)
+    bench.service.detach(leaving(bench, "b"))
+    assert record_of(bench) == standing
+    check_laws(bench.store)
 
 
 def test_profiles_that_two_bring_stay_with_the_second(bench: Bench) -> None:

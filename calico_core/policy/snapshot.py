@@ -1,0 +1,196 @@
+"""The records of a cluster at one moment, and what follows from them for each host: what :mod:`flows` asks. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+from netaddr import IPAddress, IPNetwork
+
+from calico_core.errors import InvalidRequest
+from calico_core.model.addresses import contains, parse_address
+from calico_core.model.endpoints import HostEndpoint, WorkloadEndpoint
+from calico_core.model.failsafe import DEFAULT_INBOUND, DEFAULT_OUTBOUND, Failsafe, parse_failsafe_ports
+from calico_core.model.hoststate import HostRules, HostState, PolicyList, RulesId
+from calico_core.model.keys import (
+    BgpHostAddressKey,
+    GlobalConfigKey,
+    HostConfigKey,
+    HostEndpointKey,
+    HostIpKey,
+    Key,
+    PoolKey,
+    WorkloadEndpointKey,
+)
+from calico_core.model.pools import Pool
+from calico_core.model.rules import PORT_PROTOCOLS, Rule
+from calico_core.policy.effective_labels import effective_labels
+from calico_core.policy.explain import Direction, Packet, holder
+from calico_core.policy.resolver import PolicyResolver
+from calico_core.policy.tunnel_routes import encapsulation
+from calico_core.policy.verdicts import kind_and_name, record_key
+
+ENDPOINT_TO_HOST, SOURCE_SPOOFING = "DefaultEndpointToHostAction", "WorkloadSourceSpoofing"
+_FAILSAFE: dict[Direction, str] = {"inbound": "FailsafeInboundHostPorts", "outbound": "FailsafeOutboundHostPorts"}
+
+
+class Snapshot:
+    """Every host's records. ``bad`` maps the paths of records that do not decode to the reason. ``endpoint_to_host`` is
+    what hosts do whose configuration names nothing, and so are ``source_spoofing`` and ``failsafe_…``: the ports that
+    no host endpoint closes, as settings write them."""
+
+    def __init__(
+        self,
+        records: Iterable[tuple[Key, Any]],
+        *,
+        bad: Mapping[str, str] | None = None,
+        endpoint_to_host: str = "RETURN",
+        source_spoofing: str = "Disabled",
+        failsafe_inbound: str = DEFAULT_INBOUND,
+        failsafe_outbound: str = DEFAULT_OUTBOUND,
+    ) -> None:
+        self._records = dict(records)
+        self._bad = bad or {}
+        self._endpoint_to_host, self._source_spoofing = endpoint_to_host, source_spoofing
+        self._failsafe: dict[Direction, str] = {"inbound": failsafe_inbound, "outbound": failsafe_outbound}
+        self._states: dict[str, HostState] = {}
+        self.host_endpoints: dict[HostEndpointKey, HostEndpoint] = {}
+        self.endpoints: dict[WorkloadEndpointKey, WorkloadEndpoint] = {}
+        self.hosts: dict[IPAddress, str] = {}
+        self._addresses: dict[tuple[str, int], IPAddress] = {}
+        for key, record in self._records.items():
+            if isinstance(key, WorkloadEndpointKey):
+                self.endpoints[key] = record
+            elif isinstance(key, HostIpKey | BgpHostAddressKey) and record:
+                address = parse_address(record)
+                self.hosts[address] = key.host
+                self._addresses[key.host, address.version] = address
+            elif isinstance(key, HostEndpointKey):
+                self.host_endpoints[key] = record
+        for host_key, host_endpoint in self.host_endpoints.items():
+            for each in host_endpoint.addresses:
+                self.hosts.setdefault(each, host_key.host)
+
+    def labels(self, key: WorkloadEndpointKey) -> dict[str, str]:
+        """Those that policy sees on it."""
+        return effective_labels(self.endpoints[key], self._records)
+
+    def lacks_port(self, packet: Packet, *parties: WorkloadEndpointKey | None) -> bool:
+        """Whether the packet names no destination port, and policy on its way looks at one."""
+        is_bare = packet.protocol in PORT_PROTOCOLS and packet.dst_port is None
+        return is_bare and self.asks_for_port(packet, *parties)
+
+    def asks_for_port(self, packet: Packet, *parties: WorkloadEndpointKey | None) -> bool:
+        """Whether policy of an end looks at the destination port of packets of this protocol."""
+        keys = {*self.carriers(packet.src), *self.carriers(packet.dst), *filter(None, parties)}
+        lists: list[tuple[HostState, PolicyList]] = []
+        for key in keys:
+            state = self.state(key.host)
+            lists += [(state, each) for each in (state.workloads[key].inbound, state.workloads[key].outbound)]
+        hosts = {*(key.host for key in keys), self.hosts.get(packet.src), self.hosts.get(packet.dst)}
+        for host in {key.host for key in self.host_endpoints} & hosts:
+            state = self.state(host)
+            for interface in state.interfaces.values():
+                values = (getattr(interface, field) for field in interface.__struct_fields__)
+                lists += [(state, value) for value in values if isinstance(value, PolicyList)]
+        return any(
+            _looks_at_port(state.rules[rules_id], packet.protocol)
+            for state, policies in lists
+            for rules_id in (*(each for tier in policies.tiers for each in tier.policies), *policies.profiles)
+        )
+
+    def state(self, host: str) -> HostState:
+        """What the agent of ``host`` would tell its dataplane."""
+        found = self._states.get(host)
+        if found is None:
+            resolver = PolicyResolver(host, lets_spoof=self.lets_spoof(host))
+            resolver.apply(self._records.items())
+            for key, record in self.host_endpoints.items():
+                if key.host == host and record.name is None:  # one that has what is expected stands for the real one
+                    resolver.set_interface(_unnamed(record), frozenset(record.addresses))
+            resolver.in_sync()
+            found = self._states[host] = HostState()
+            found.update(resolver.flush())
+        return found
+
+    def rules_of(
+        self, rules_id: RulesId, direction: Direction
+    ) -> tuple[Literal["policy", "profile"], str, tuple[Rule, ...] | None]:
+        """Kind and name of the record, and its rules as they are stored; None: no record stands behind it."""
+        key = record_key(rules_id)
+        lists = self._records.get(key)
+        kind, name = kind_and_name(key)
+        if lists is None:
+            return kind, name, None
+        return kind, name, lists.inbound_rules if direction == "inbound" else lists.outbound_rules
+
+    def why_bad(self, key: Key) -> str | None:
+        """Of a record that does not decode."""
+        return self._bad.get(key.path)
+
+    # --- addresses ---------------------------------------------------------------------------------
+
+    def holders(self, address: IPAddress) -> list[WorkloadEndpointKey]:
+        """Who has the address: of each host one endpoint at most."""
+        hosts = sorted({key.host for key in self.carriers(address)})
+        found = [holder(self.state(host).workloads.values(), address) for host in hosts]
+        return [each.key for each in found if each is not None]
+
+    def carriers(self, address: IPAddress) -> list[WorkloadEndpointKey]:
+        """Who is said to have it."""
+        found = [
+            key for key, endpoint in self.endpoints.items() if any(contains(net, address) for net in endpoint.nets)
+        ]
+        return sorted(found, key=lambda key: key.path)
+
+    def address_of(self, host: str, version: int) -> IPAddress | None:
+        """By which other hosts know it."""
+        return self._addresses.get((host, version))
+
+    def pools(self) -> Iterator[Pool]:
+        return (record for key, record in self._records.items() if isinstance(key, PoolKey))
+
+    def pool_of(self, address: IPAddress) -> IPNetwork | None:
+        return next(
+            (key.cidr for key in self._records if isinstance(key, PoolKey) and contains(key.cidr, address)), None
+        )
+
+    def is_tunnelled(self, address: IPAddress) -> bool:
+        """Whether it always goes from host to host inside another packet, past the policy of interfaces."""
+        ways = (encapsulation(pool) for pool in self.pools() if contains(pool.cidr, address))
+        return any(way is not None and way[1] == "always" for way in ways)
+
+    # --- configuration -----------------------------------------------------------------------------
+
+    def _config(self, host: str, name: str) -> str | None:
+        found = self._records.get(HostConfigKey(host, name))
+        return found if found is not None else self._records.get(GlobalConfigKey(name))
+
+    def failsafe_ports(self, host: str, direction: Direction) -> tuple[Failsafe, ...]:
+        """An agent that cannot read its setting does not start: what it last knew, most likely the default, holds."""
+        name = _FAILSAFE[direction]
+        text = self._config(host, name)
+        try:
+            return parse_failsafe_ports(self._failsafe[direction] if text is None else text, field=name)
+        except InvalidRequest:
+            return parse_failsafe_ports(self._failsafe[direction], field=name)
+
+    def lets_spoof(self, host: str) -> bool:
+        """Whether workloads of the host may send from the prefixes that their records allow."""
+        return (self._config(host, SOURCE_SPOOFING) or self._source_spoofing).strip().lower() == "any"
+
+    def action_to_host(self, host: str) -> str:
+        """What becomes of packets that its workloads send to it."""
+        return (self._config(host, ENDPOINT_TO_HOST) or self._endpoint_to_host).strip().upper()
+
+
+def _looks_at_port(rules: HostRules, protocol: int) -> bool:
+    return any(
+        rule.protocol == protocol
+        and (rule.dst_ports or rule.not_dst_ports or rule.dst_port_sets or rule.not_dst_port_sets)
+        for rule in rules.inbound + rules.outbound
+    )
+
+
+def _unnamed(record: HostEndpoint) -> str:
+    return f"with {record.addresses[0]}"
