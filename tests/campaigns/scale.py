@@ -76,14 +76,14 @@ class Result(NamedTuple):
     memory_mb: float
     peak_mb: float
     cpu_s: float
+    writes_s: list[float]
 
     @property
     def missing(self) -> int:
         return self.updates - len(self.times_s)
 
     def percentile_s(self, share: float) -> float:
-        ordered = sorted(self.times_s)
-        return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else float("inf")
+        return _percentile(self.times_s, share)
 
     @property
     def rate(self) -> float:
@@ -103,11 +103,18 @@ class Result(NamedTuple):
     @property
     def last_line(self) -> str:
         median, ninety_ninth, most = (self.percentile_s(share) * 1000 for share in (0.5, 0.99, 1.0))
+        written = [_percentile(self.writes_s, share) * 1000 for share in (0.5, 0.99, 1.0)]
         return (
             f"start {self.start_s:.1f} s; {self.updates} updates at {self.rate:.0f}/s, {self.missing} missing, median "
             f"{median:.0f} ms, p99 {ninety_ninth:.0f} ms, most {most:.0f} ms; queue at most {self.queue}; memory "
-            f"{self.memory_mb:.0f} MB, at most {self.peak_mb:.0f} MB; node's CPU {self.cpu_s:.1f} s"
+            f"{self.memory_mb:.0f} MB, at most {self.peak_mb:.0f} MB; node's CPU {self.cpu_s:.1f} s; "
+            f"etcd answered in median {written[0]:.0f} ms, p99 {written[1]:.0f} ms, most {written[2]:.0f} ms"
         )
+
+
+def _percentile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else float("inf")
 
 
 def run(size: Size) -> Result:
@@ -149,12 +156,12 @@ def _load_and_update(host: LabHost, gateway: Gateway, descriptor: int, size: Siz
     before, _ = _memory_mb(host)
     cpu_s = _cpu_s(host)
     with contextlib.closing(Arrivals(descriptor)) as seen:
-        took_s = _update(gateway, seen, size)
+        took_s, writes_s = _update(gateway, seen, size)
         seen.await_all(_LAST_WAIT_S)
         cpu_s = _cpu_s(host) - cpu_s
         times_s, queue, expected = seen.times_s(), seen.longest_queue(), seen.expected
     _, peak = _memory_mb(host)
-    return Result(size, start_s, took_s, times_s, expected, queue, before, peak, cpu_s)
+    return Result(size, start_s, took_s, times_s, expected, queue, before, peak, cpu_s, writes_s)
 
 
 # --- what is stored --------------------------------------------------------------------------------------------------
@@ -193,8 +200,8 @@ def _endpoint(interface: str, address: IPAddress, labels: dict[str, str]) -> dic
     return {"state": "active", "name": interface, "profile_ids": ["p"], "ipv4_nets": nets, "labels": labels}
 
 
-def _update(gateway: Gateway, seen: Arrivals, size: Size) -> float:
-    """The seconds it took."""
+def _update(gateway: Gateway, seen: Arrivals, size: Size) -> tuple[float, list[float]]:
+    """The seconds it took, and those of each transaction until etcd answered."""
     total = int(size.rate * size.seconds)
     if total > size.remote:
         raise SystemExit(f"{total} updates need as many remote endpoints: --remote")
@@ -204,9 +211,11 @@ def _update(gateway: Gateway, seen: Arrivals, size: Size) -> float:
         for puts in _batches((_changed(size, number) for number in range(total)), per_tick)
     ]
 
-    def write(addresses: list[int], body: bytes) -> None:
+    def write(addresses: list[int], body: bytes) -> float:
         seen.expect(addresses)
+        before = time.monotonic()
         gateway.write(body)
+        return time.monotonic() - before
 
     started, writing = time.monotonic(), []
     with ThreadPoolExecutor(_WRITERS) as pool:
@@ -215,9 +224,7 @@ def _update(gateway: Gateway, seen: Arrivals, size: Size) -> float:
             if ahead > 0:
                 time.sleep(ahead)
             writing.append(pool.submit(write, *tick))
-    for each in writing:
-        each.result()
-    return time.monotonic() - started
+    return time.monotonic() - started, [each.result() for each in writing]
 
 
 def _address_of(put: Put) -> int:

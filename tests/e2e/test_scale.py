@@ -20,7 +20,7 @@ def test_updates_arrive_while_they_come() -> None:
 
 
 def test_what_is_missed_is_said() -> None:
-    good = scale.Result(scale.Size(), 9.0, 60.0, [0.01] * 60_000, 60_000, 500, 300.0, 310.0, 30.0)
+    good = scale.Result(scale.Size(), 9.0, 60.0, [0.01] * 60_000, 60_000, 500, 300.0, 310.0, 30.0, [0.01] * 1200)
     assert not good.problems
     assert good._replace(times_s=good.times_s[1:]).problems == ["updates are missing"]
     assert good._replace(times_s=[0.01] * 59_000 + [1.2] * 1000).problems == ["the 99th percentile is too high"]
