@@ -129,6 +129,7 @@ FIELDS: tuple[Field, ...] = (
     _field("mtu_interfaces", values.pattern, (), "MTUIfacePattern"),
     _field("ignore_loose_rpf", values.boolean, (), "IgnoreLooseRPF"),
     _field("source_spoofing", values.choice("Disabled", "Any"), (), "WorkloadSourceSpoofing"),
+    _field("floating_ips", values.choice("Enabled", "Disabled"), (), "FloatingIPs"),
     _field("refresh_interval_s", values.number(0, 86400), (), "IptablesRefreshInterval", "NftablesRefreshInterval"),
     _field("route_refresh_interval_s", values.number(0, 86400), (), "RouteRefreshInterval"),
     _field("link_refresh_interval_s", values.number(0, 86400), (), "InterfaceRefreshInterval"),

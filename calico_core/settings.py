@@ -89,6 +89,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mtu_interfaces: str = ""
     ignore_loose_rpf: bool = False
     source_spoofing: str = "Disabled"
+    floating_ips: str = "Enabled"
     refresh_interval_s: float = 60.0
     route_refresh_interval_s: float = 0.0
     link_refresh_interval_s: float = 0.0

@@ -124,6 +124,7 @@ MEANINGS = {
     "source_spoofing": "`Any`: workloads may also send from the prefixes that their endpoints allow "
     "(`cni.projectcalico.org/allowedSourcePrefixes`); `Disabled`: from their own addresses only, and a warning tells "
     "whose prefixes are ignored",
+    "floating_ips": "`Disabled`: floating addresses that records name lead nowhere on this host",
     "refresh_interval_s": "seconds between two comparisons of the kernel with what we want; 0: never",
     "route_refresh_interval_s": "the same for routes; one comparison covers all, so the shortest interval that is "
     "given counts for all; 0: none is given",

@@ -198,6 +198,7 @@ def _load(context: CliContext) -> tuple[Cluster, _Notes]:
         bad=bad,
         endpoint_to_host=Settings().endpoint_to_host,
         source_spoofing=Settings().source_spoofing,
+        floating_ips=Settings().floating_ips,
     )
     return cluster, _Notes(context)
 

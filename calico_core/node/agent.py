@@ -69,14 +69,12 @@ class Agent:
         on_config: Callable[[Key, str | None], None] | None = None,
         confirm_removals_after_s: float = 300.0,
         remembered: RememberedInterfaces | None = None,
-        interface_prefix: str = "",
-        lets_spoof: bool = False,
+        resolver: PolicyResolver | None = None,
         cuts_denied_flows: bool = True,
-        is_excluded: Callable[[str], bool] = lambda _name: False,
     ) -> None:
         """``on_config`` hears, in the engine thread, of every configuration key of the datastore.
-        ``confirm_removals_after_s``: see ``RemovalGuard``; ``lets_spoof`` and ``is_excluded``: see ``PolicyResolver``;
-        ``remembered``: what an earlier life of the node had."""
+        ``confirm_removals_after_s``: see ``RemovalGuard``. ``resolver``: a new one, of this host; the engine's own from
+        now on. ``remembered``: what an earlier life of the node had."""
         self._host = host
         self._dataplane = dataplane
         self._reporter = reporter
@@ -84,9 +82,7 @@ class Agent:
         self._on_config = on_config
         self.counters = AgentCounters()
         self._mailbox: Mailbox[Item] = Mailbox()
-        self._resolver = PolicyResolver(
-            host, interface_prefix=interface_prefix, lets_spoof=lets_spoof, is_excluded=is_excluded
-        )
+        self._resolver = resolver if resolver is not None else PolicyResolver(host)
         # the addresses that hosts have of IPv6 stand beside their routing
         self._syncer = Syncer(store, (V1, BGP_HOSTS), self._mailbox.post, ready_key=ReadyKey().path, name="sync-policy")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)

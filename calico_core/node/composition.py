@@ -15,9 +15,11 @@ from calico_core.interfaces.datastore import Datastore, DatastoreOptions
 from calico_core.interfaces.integration import Integration, IntegrationContext
 from calico_core.interfaces.ipam import Ipam
 from calico_core.log import get_logger
+from calico_core.model.interface_names import parse_interface_names
 from calico_core.node.dataplane_options import dataplane_options
 from calico_core.plugin_host.loader import LoadedPlugin, driver_of_url, load_all, load_driver
 from calico_core.plugin_host.namespaces import DATAPLANES, DATASTORES, INTEGRATIONS, IPAM
+from calico_core.policy.resolver import PolicyResolver
 from calico_core.settings import Settings
 
 log = get_logger(__name__)
@@ -66,6 +68,16 @@ def open_dataplane(settings: Settings, host: str) -> Dataplane:
     """Raises ``InvalidSettings`` with what is missing for it."""
     driver: type[Dataplane] = load_driver(DATAPLANES, dataplane_name(settings))
     return driver.open(dataplane_options(settings, host))
+
+
+def make_resolver(settings: Settings, host: str) -> PolicyResolver:
+    return PolicyResolver(
+        host,
+        interface_prefix=settings.interface_prefix,
+        lets_spoof=settings.source_spoofing == "Any",
+        has_floating=settings.floating_ips == "Enabled",
+        is_excluded=parse_interface_names(settings.excluded_interfaces),
+    )
 
 
 def dataplane_name(settings: Settings) -> str:

@@ -154,10 +154,8 @@ class Runtime:
             on_death=self.stopping.set,
             on_config=live.take,
             confirm_removals_after_s=settings.confirm_removals_after_s,
-            interface_prefix=settings.interface_prefix,
-            lets_spoof=settings.source_spoofing == "Any",
+            resolver=composition.make_resolver(settings, self.host),
             cuts_denied_flows=settings.established_flows == "cut",
-            is_excluded=parse_interface_names(settings.excluded_interfaces),
             remembered=RememberedInterfaces(
                 Path(settings.state_directory, "interfaces.json"), confirm_after_s=settings.confirm_removals_after_s
             ),

@@ -71,10 +71,12 @@ class PolicyResolver:
         *,
         interface_prefix: str = "",
         lets_spoof: bool = False,
+        has_floating: bool = True,
         is_excluded: Callable[[str], bool] = lambda _interface: False,
     ) -> None:
         """``interface_prefix``: what the names of all workloads' interfaces begin with, and no other's.
-        ``lets_spoof``: workloads may send from the prefixes that their records allow them.
+        ``lets_spoof``: workloads may send from the prefixes that their records allow them. ``has_floating`` False: the
+        floating addresses that records name lead nowhere.
         ``is_excluded``: whether an interface is the business only of a host endpoint that names it."""
         self._host = host
         self._prefix = interface_prefix
@@ -88,6 +90,7 @@ class PolicyResolver:
         self._policies: dict[RulesId, Policy] = {}
         self._local: dict[WorkloadEndpointKey, WorkloadEndpoint] = {}
         self._floating = FloatingAddresses()
+        self._has_floating = has_floating
         self._host_endpoints = HostEndpoints(interface_prefix, is_excluded)
         self._cluster_wide = ClusterWide()
         self._policy_lists = PolicyLists()
@@ -216,8 +219,9 @@ class PolicyResolver:
         dirty = {key for key, _ in local}
         for key, endpoint in local:
             _put(self._local, key, endpoint)
-        for key, endpoint in active:
-            dirty |= self._floating.put(key, endpoint)
+        if self._has_floating:
+            for key, endpoint in active:
+                dirty |= self._floating.put(key, endpoint)
         return dirty
 
     def _checked(self, key: WorkloadEndpointKey, record: WorkloadEndpoint | None) -> WorkloadEndpoint | None:

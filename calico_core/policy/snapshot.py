@@ -31,13 +31,14 @@ from calico_core.policy.tunnel_routes import encapsulation
 from calico_core.policy.verdicts import kind_and_name, record_key
 
 ENDPOINT_TO_HOST, SOURCE_SPOOFING = "DefaultEndpointToHostAction", "WorkloadSourceSpoofing"
+_FLOATING = "FloatingIPs"
 _FAILSAFE: dict[Direction, str] = {"inbound": "FailsafeInboundHostPorts", "outbound": "FailsafeOutboundHostPorts"}
 
 
 class Snapshot:
     """Every host's records. ``bad`` maps the paths of records that do not decode to the reason. ``endpoint_to_host`` is
-    what hosts do whose configuration names nothing, and so are ``source_spoofing`` and ``failsafe_…``: the ports that
-    no host endpoint closes, as settings write them."""
+    what hosts do whose configuration names nothing, and so are ``source_spoofing``, ``floating_ips`` and
+    ``failsafe_…``: the ports that no host endpoint closes, as settings write them."""
 
     def __init__(
         self,
@@ -46,12 +47,14 @@ class Snapshot:
         bad: Mapping[str, str] | None = None,
         endpoint_to_host: str = "RETURN",
         source_spoofing: str = "Disabled",
+        floating_ips: str = "Enabled",
         failsafe_inbound: str = DEFAULT_INBOUND,
         failsafe_outbound: str = DEFAULT_OUTBOUND,
     ) -> None:
         self._records = dict(records)
         self._bad = bad or {}
         self._endpoint_to_host, self._source_spoofing = endpoint_to_host, source_spoofing
+        self._floating_ips = floating_ips
         self._failsafe: dict[Direction, str] = {"inbound": failsafe_inbound, "outbound": failsafe_outbound}
         self._states: dict[str, HostState] = {}
         self.host_endpoints: dict[HostEndpointKey, HostEndpoint] = {}
@@ -103,7 +106,7 @@ class Snapshot:
         """What the agent of ``host`` would tell its dataplane."""
         found = self._states.get(host)
         if found is None:
-            resolver = PolicyResolver(host, lets_spoof=self.lets_spoof(host))
+            resolver = PolicyResolver(host, lets_spoof=self.lets_spoof(host), has_floating=self._has_floating(host))
             resolver.apply(self._records.items())
             for key, record in self.host_endpoints.items():
                 if key.host == host and record.name is None:  # one that has what is expected stands for the real one
@@ -178,6 +181,9 @@ class Snapshot:
     def lets_spoof(self, host: str) -> bool:
         """Whether workloads of the host may send from the prefixes that their records allow."""
         return (self._config(host, SOURCE_SPOOFING) or self._source_spoofing).strip().lower() == "any"
+
+    def _has_floating(self, host: str) -> bool:
+        return (self._config(host, _FLOATING) or self._floating_ips).strip().lower() == "enabled"
 
     def action_to_host(self, host: str) -> str:
         """What becomes of packets that its workloads send to it."""

@@ -33,6 +33,7 @@ from calico_core.node.agent import Agent
 from calico_core.node.agent_state import AgentState
 from calico_core.node.counters import CountedRule
 from calico_core.node.remembered import RememberedInterfaces
+from calico_core.policy.resolver import PolicyResolver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,8 +90,7 @@ class Bench:
             reporter=self.states.append,
             on_death=lambda: self.deaths.append(True),
             remembered=remembered,
-            is_excluded=is_excluded,
-            lets_spoof=lets_spoof,
+            resolver=PolicyResolver(HOST, is_excluded=is_excluded, lets_spoof=lets_spoof),
         )
         self.agents.append(agent)
         agent.start()

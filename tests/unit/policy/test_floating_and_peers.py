@@ -46,6 +46,14 @@ def test_floating_addresses_are_sorted_and_stated_once() -> None:
     )
 
 
+def test_where_there_are_none_they_lead_nowhere() -> None:
+    world = World()
+    world.resolver = PolicyResolver("here", has_floating=False)
+    world.resolver.in_sync()
+    world.put((ONE, floating("10.0.0.1", "192.0.2.1")))
+    assert world.nats(ONE) == []
+
+
 def test_of_two_workloads_the_first_has_the_address_and_the_other_inherits_it() -> None:
     world = World((TWO, floating("10.0.0.2", "192.0.2.1")))
     assert world.nats(TWO) == [("192.0.2.1", "10.0.0.2")]

@@ -190,6 +190,15 @@ def test_a_prefix_lets_send_from_what_another_has() -> None:
         assert Cluster(found.items(), source_spoofing=spoofing).explain(packet, source=A).outcome == outcome
 
 
+def test_a_host_without_floating_addresses_leads_none_anywhere() -> None:
+    found = records()
+    nat = Nat(int_ip=IPAddress("10.0.0.2"), ext_ip=IPAddress("198.51.100.9"))
+    found[B] = msgspec.structs.replace(found[B], ipv4_nat=(nat,))
+    assert ask(found, dst="198.51.100.9").sides[-1].place == "workload"
+    found[HostConfigKey("h2", "FloatingIPs")] = "Disabled"
+    assert ask(found, dst="198.51.100.9").sides[-1].place == "outside"
+
+
 def test_a_workload_at_its_own_floating_address_is_asked_both_ways() -> None:
     found = records()
     nat = Nat(int_ip=IPAddress("10.0.0.1"), ext_ip=IPAddress("198.51.100.9"))
