@@ -1,4 +1,4 @@
-"""``nox -s scale -- [--remote N] [--local N] [--policies N] [--rate N] [--seconds S]``: scenario 64 of the agent.
+"""``nox -s scale -- [--remote N] [--local N] [--policies N] [--rate N] [--seconds S] [--refresh S]``: scenario 64.
 
 One host of the laboratory and a real etcd. What the cluster holds is written while the node is down; its start until it
 is ready is timed. Then remote endpoints change, each once and each so that a set in the kernel changes: every other one
@@ -59,6 +59,8 @@ class Size(NamedTuple):
     policies: int = 2_000
     rate: int = 1_000
     seconds: float = 60.0
+    refresh: float = 60.0
+    """Seconds between two looks of the agent at all that it has in the kernel; 60 unless it is told otherwise."""
 
     @property
     def groups(self) -> int:
@@ -150,7 +152,7 @@ def _load_and_update(host: LabHost, gateway: Gateway, descriptor: int, size: Siz
         bodies = map(transaction, _batches(_records(host.name, size), _OPERATIONS))
         collections.deque(pool.map(gateway.write, bodies), maxlen=0)
     started = time.monotonic()
-    host.start_node(timeout_s=_START_WITHIN_S)
+    host.start_node(environment={"FELIX_NFTABLESREFRESHINTERVAL": str(size.refresh)}, timeout_s=_START_WITHIN_S)
     _await_ready(descriptor, started + _START_WITHIN_S)
     start_s = time.monotonic() - started
     before, _ = _memory_mb(host)
