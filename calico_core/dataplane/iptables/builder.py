@@ -343,12 +343,13 @@ class TablesBuilder:
         workload = f"{self._options.interface_prefix}+"
         for family in self.kernel_families:
             is_enabled = family in self._families
-            forward = self._hosts.forward_steps(family) if is_enabled else []
+            entering, leaving = self._hosts.forward_steps(family) if is_enabled else ([], [])
             verdicts = self._layout.verdicts(family)
-            passing = [f"-i {workload} -g calico-wl", f"-o {workload} -g calico-wl"]
-            if forward:
-                passing = [*forward, *passing, f"{verdicts.if_accepted} {verdicts.allow}"]
+            passing = [f"-i {workload} -g {layout.WORKLOADS}", f"-o {workload} -g {layout.WORKLOADS}"]
+            if entering or leaving:
+                passing = [*entering, *passing, *leaving, f"{verdicts.if_accepted} {verdicts.allow}"]
             bases = {
+                (FILTER, layout.WORKLOADS): self._layout.forwarded(family, leaving),
                 (FILTER, "calico-FORWARD"): passing,
                 (FILTER, "calico-INPUT"): [*self._from_peers(family), f"-i {workload} -g calico-wl-host"],
                 (FILTER, "calico-OUTPUT"): [],
@@ -357,7 +358,11 @@ class TablesBuilder:
                 (MANGLE, "calico-PREROUTING"): [],
             }
             for (table, name), rules in bases.items():
-                steps = self._hosts.steps(table, name) if is_enabled and name != "calico-FORWARD" else []
+                steps = (
+                    self._hosts.steps(table, name)
+                    if is_enabled and name not in ("calico-FORWARD", layout.WORKLOADS)
+                    else []
+                )
                 before = self._to_peers(family) if steps and (table, name) == (FILTER, "calico-OUTPUT") else []
                 self._put_base((family, table), name, [*rules, *before, *steps])
 

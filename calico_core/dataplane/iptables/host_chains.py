@@ -222,14 +222,19 @@ class HostChains:
         skip = [] if is_for_workloads else [f"{hook.option} {self._layout.options.interface_prefix}+ {RETURN}"]
         return [*skip, f"-g {hook.root}"]
 
-    def forward_steps(self, family: int) -> list[str]:
-        """The first rules of what is forwarded; none when no interface has forward policy."""
-        prefix = self._layout.options.interface_prefix
-        hooks = [hook for hook in (_FORWARD_IN, _FORWARD_OUT) if self.needs({hook.root})]
-        steps = [f"! {hook.option} {prefix}+ -j {hook.root}" for hook in hooks]
+    def forward_steps(self, family: int) -> tuple[list[str], list[str]]:
+        """The rules for what is forwarded, before those for workloads and after them; none when no interface has
+        forward policy."""
+        entering, leaving = self._forward_step(_FORWARD_IN), self._forward_step(_FORWARD_OUT)
         # earlier policy may have left its mark for these trees
         keeps_marks = self.needs({_EARLY_IN.root, _PRE_DNAT.root})
-        return [self._layout.verdicts(family).clear_marks, *steps] if steps and not keeps_marks else steps
+        if (entering or leaving) and not keeps_marks:
+            entering = [self._layout.verdicts(family).clear_marks, *entering]
+        return entering, leaving
+
+    def _forward_step(self, hook: _Hook) -> list[str]:
+        prefix = self._layout.options.interface_prefix
+        return [f"! {hook.option} {prefix}+ -j {hook.root}"] if self.needs({hook.root}) else []
 
 
 def _lists(interface: HostInterface) -> tuple[PolicyList, ...]:

@@ -11,10 +11,11 @@
     filter INPUT       calico-INPUT ─ tunnels of strangers: drop
                          ├ workload? ─▶ calico-wl-host ─ DHCP, DNS, neighbours; then as endpoint_to_host says
                          └ calico-hfrom… (tree) ─▶ calico-hi…-… (a host endpoint's list of policies)
-    filter FORWARD     calico-FORWARD ─ calico-vfrom…, calico-vto… (trees) ─▶ calico-vi-…, calico-vo-… (forward policy)
+    filter FORWARD     calico-FORWARD ─ calico-vfrom… (tree) ─▶ calico-vi-… (forward policy of a host endpoint)
                          └ from or to a workload ─▶ calico-wl ─ established: accept
                              ├─▶ calico-from… (tree) ─▶ calico-fl-… (a list of policies) ─▶ calico-po-… (rules)
-                             └─▶ calico-to… (tree) ───▶ calico-tl-…                      └▶ calico-pi-…
+                             ├─▶ calico-to… (tree) ───▶ calico-tl-…                      └▶ calico-pi-…
+                             └ leaves? ─▶ calico-vto… (tree) ─▶ calico-vo-…; and so what is of no workload
     raw OUTPUT         calico-OUTPUT ─ calico-uto… (tree) ─▶ calico-uo-…
     nat OUTPUT         calico-OUTPUT ─ calico-fip-dnat
     filter OUTPUT      calico-OUTPUT ─ calico-hto… (tree) ─▶ calico-ho…-…
@@ -72,7 +73,7 @@ HOOKS = {
     NAT: {"PREROUTING": "calico-PREROUTING", "OUTPUT": "calico-OUTPUT", "POSTROUTING": "calico-POSTROUTING"},
 }
 FROM_ROOT, TO_ROOT, SOURCE_ROOT = "calico-from", "calico-to", "calico-src"
-NO_SOURCE, WORKLOAD_SOURCE = "calico-nosource", "calico-wl-src"
+NO_SOURCE, WORKLOAD_SOURCE, WORKLOADS = "calico-nosource", "calico-wl-src", "calico-wl"
 FAILSAFE = {"inbound": "calico-fs-in", "outbound": "calico-fs-out"}
 NO_TRACK = "calico-notrack"
 
@@ -142,19 +143,10 @@ class Layout:
 
     def fixed_chains(self, family: int) -> dict[str, dict[str, Chain]]:
         """By table: the chains that do not depend on what the host has to do."""
-        workload = f"{self.options.interface_prefix}+"
-        filtered, early = self.verdicts(family), self.verdicts(family, RAW)
+        early = self.verdicts(family, RAW)
         return {
             FILTER: {
-                "calico-wl": chain(
-                    [
-                        *self._unconnected(family),
-                        f"{_ESTABLISHED} {filtered.allow}",
-                        f"-i {workload} -j {FROM_ROOT}",
-                        f"-o {workload} -j {TO_ROOT}",
-                        filtered.allow,
-                    ]
-                ),
+                WORKLOADS: chain(self.forwarded(family, [])),
                 "calico-wl-host": chain(self._workload_to_host(family)),
             },
             RAW: {
@@ -164,6 +156,18 @@ class Layout:
             MANGLE: {},
             NAT: {},
         }
+
+    def forwarded(self, family: int, leaving: list[str]) -> list[str]:
+        """What comes from workloads or goes to them. ``leaving``: how host endpoints' policy is asked, after theirs."""
+        workload, verdicts = f"{self.options.interface_prefix}+", self.verdicts(family)
+        return [
+            *self._unconnected(family),
+            f"{_ESTABLISHED} {verdicts.allow}",
+            f"-i {workload} -j {FROM_ROOT}",
+            f"-o {workload} -j {TO_ROOT}",
+            *leaving,
+            verdicts.allow,
+        ]
 
     def _encapsulated(self, verdicts: Verdicts) -> list[str]:
         """A workload that could send into the hosts' tunnels would come out beyond all policy."""

@@ -126,15 +126,20 @@ def test_policy_before_translation_stands_in_the_mangle_table() -> None:
     assert not any(name.startswith("calico-po-") for name in made.desired.tables[4, "mangle"].chains)
 
 
-def test_forward_policy_comes_first_and_only_where_it_is() -> None:
+def test_forward_policy_is_asked_as_packets_come_and_go_and_only_where_it_is() -> None:
+    """What leaves is asked for after the workload's own policy, which may have another answer for the sender."""
     made = built(interfaces=(endpoint(forward_outbound=LIST), endpoint("up1")))
     assert rules(made, "filter", "calico-FORWARD") == [
         "-j MARK --set-xmark 0x0/0x3000000",
-        "! -o cali+ -j calico-vto",
         "-i cali+ -g calico-wl",
         "-o cali+ -g calico-wl",
+        "! -o cali+ -j calico-vto",
         "-m mark --mark 0x1000000/0x1000000 -j ACCEPT",
     ]
+    assert rules(made, "filter", "calico-wl")[-4:] == [
+        "-i cali+ -j calico-from", "-o cali+ -j calico-to", "! -o cali+ -j calico-vto", "-j ACCEPT",
+    ]  # fmt: skip
+    assert "calico-vto" not in str(rules(built(interfaces=(endpoint(forward_inbound=LIST),)), "filter", "calico-wl"))
     (leaf, miss) = rules(made, "filter", "calico-vto")
     assert (leaf[:10], miss) == ("-o up0 -g ", "-j RETURN")
 
