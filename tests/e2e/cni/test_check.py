@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,15 @@ class Damaged:
     def write(self, path: str, value: str) -> None:
         self.on_host("sh", "-c", f"echo {value} > /proc/sys/net/{path}")
 
+    def drop_route(self) -> None:
+        """Until it stays away: the node looks at a new interface once more, a moment after the attach."""
+        route = f"{self.address}/32"
+        deadline = time.monotonic() + 10
+        while self.host.run(("ip", "route", "show", route)).stdout:
+            assert time.monotonic() < deadline
+            self.on_host("ip", "route", "delete", route)
+            time.sleep(0.2)
+
     def release(self) -> None:
         self.host.calicoctl("ipam", "release", "--force", self.address)
 
@@ -37,7 +47,7 @@ DAMAGES: dict[str, tuple[Callable[[Damaged], object], str]] = {
     "host interface": (lambda it: it.on_host("ip", "link", "delete", it.link), "is missing"),
     "host interface down": (lambda it: it.on_host("ip", "link", "set", it.link, "down"), "is down"),
     "host MAC": (lambda it: it.on_host("ip", "link", "set", it.link, "address", "02:00:00:00:00:01"), "MAC"),
-    "host route": (lambda it: it.on_host("ip", "route", "delete", f"{it.address}/32"), "host route"),
+    "host route": (lambda it: it.drop_route(), "host route"),
     "proxy ARP": (lambda it: it.write(f"ipv4/conf/{it.link}/proxy_arp", "0"), "proxy_arp"),
     "forwarding": (lambda it: it.write(f"ipv4/conf/{it.link}/forwarding", "0"), "forwarding"),
     "container interface renamed": (
