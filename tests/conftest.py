@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -24,18 +24,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 START_TIMEOUT_S = 20.0
-_TESTS = Path(__file__).parent
 # How fast a busy machine draws examples says nothing about the code.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With ``-n 2 --dist loadgroup`` (as CI asks) what uses the host's daemons and kernel stays in one process, in its
-    order; the rest runs beside it."""
-    for item in items:
-        if item.path.is_relative_to(_TESTS / "e2e") or item.path.is_relative_to(_TESTS / "integration"):
-            item.add_marker(pytest.mark.xdist_group("host"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``-n 2``, as CI asks, what uses the host's daemons and kernel stays in one process, in its order; the other
+    one takes the rest, file by file."""
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class HostInOneProcess(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "host" if nodeid.startswith(("tests/e2e/", "tests/integration/")) else nodeid.partition("::")[0]
+
+    return HostInOneProcess(config, log)
 
 
 @pytest.fixture(autouse=True)
