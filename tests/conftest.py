@@ -31,13 +31,15 @@ settings.load_profile("unhurried")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With ``-n 2``, as CI asks, what uses the host's daemons and kernel stays in one process, in its order; the other
-    one takes the rest, file by file."""
+    """With ``-n 2``, as CI asks, what uses the host's daemons stays in one process, in its order; the other one takes
+    the rest, file by file. Tests of dataplanes live in namespaces of their own."""
     from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
     class HostInOneProcess(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return "host" if nodeid.startswith(("tests/e2e/", "tests/integration/")) else nodeid.partition("::")[0]
+            is_apart = nodeid.startswith("tests/integration/dataplane_")
+            is_of_host = nodeid.startswith(("tests/e2e/", "tests/integration/")) and not is_apart
+            return "host" if is_of_host else nodeid.partition("::")[0]
 
     return HostInOneProcess(config, log)
 
