@@ -7,10 +7,8 @@ released only if they still belong to the same container. Source: cni specificat
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +18,7 @@ import msgspec
 
 from calico_cni.environment import Invocation
 from calico_core.errors import CalicoError, DatastoreError, NotReady
+from calico_core.files import replace_file
 from calico_core.log import get_logger
 
 LIMIT = 10_000
@@ -147,17 +146,7 @@ class DeferredDetaches:
             return []
 
     def _write(self, detach: DeferredDetach) -> None:
-        descriptor, temporary = tempfile.mkstemp(prefix=".", dir=self._directory)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(msgspec.json.encode(detach))
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).rename(self._directory / detach.file_name)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
-            raise
+        replace_file(self._directory / detach.file_name, msgspec.json.encode(detach), 0o600)
         folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)

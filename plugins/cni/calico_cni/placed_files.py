@@ -3,12 +3,11 @@ write. Source: cni specification 2.4 and 7.2."""
 
 from __future__ import annotations
 
-import os
 import stat
-import tempfile
 from pathlib import Path
 
 from calico_core.errors import InvalidRequest
+from calico_core.files import replace_file
 
 
 def prepare_directory(directory: Path, mode: int = 0o755) -> None:
@@ -27,16 +26,7 @@ def write_file(path: Path, content: bytes, mode: int) -> bool:
     """Whether it had to be. By rename: an executable may be running, and a reader sees the old file or the new one."""
     if is_same(path, content, mode):
         return False
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        Path(temporary).rename(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_file(path, content, mode)
     return True
 
 

@@ -10,10 +10,10 @@ import os
 import stat
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from calico_core.errors import InvalidRequest, ToolFailed
+from calico_core.files import replace_file
 
 BIN_DIRECTORY = Path("/calico")
 PROGRAM = "calico_mesos"
@@ -108,16 +108,7 @@ def _write(path: Path, content: bytes, mode: int) -> bool:
     """Whether it had to be. By rename: the program may be running."""
     if path.is_file() and path.read_bytes() == content and stat.S_IMODE(path.stat().st_mode) == mode:
         return False
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        Path(temporary).rename(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_file(path, content, mode)
     return True
 
 
