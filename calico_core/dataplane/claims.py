@@ -73,7 +73,7 @@ class Claims:
         if workload is None or not workload.is_active:
             return ()
         own = [net for net in dict.fromkeys(workload.nets) if _first(self._by_network[net]) == workload.key]
-        externals = [each for nat in workload.nats if self.leads(workload, nat) for each in (IPNetwork(nat.external),)]
+        externals = [IPNetwork(nat.external) for nat in workload.nats if self.leads(workload, nat)]
         return tuple(dict.fromkeys([*own, *externals]))
 
     def has(self, key: WorkloadEndpointKey, address: IPAddress) -> bool:

@@ -358,11 +358,7 @@ class TablesBuilder:
                 (MANGLE, "calico-PREROUTING"): [],
             }
             for (table, name), rules in bases.items():
-                steps = (
-                    self._hosts.steps(table, name)
-                    if is_enabled and name not in ("calico-FORWARD", layout.WORKLOADS)
-                    else []
-                )
+                steps = self._hosts.steps(table, name) if is_enabled else []
                 before = self._to_peers(family) if steps and (table, name) == (FILTER, "calico-OUTPUT") else []
                 self._put_base((family, table), name, [*rules, *before, *steps])
 

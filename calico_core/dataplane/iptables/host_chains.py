@@ -215,6 +215,8 @@ class HostChains:
 
     def steps(self, table: str, base: str) -> list[str]:
         """The rules for the chain of ours at this hook, after those for workloads; none when nothing needs them."""
+        if (table, base) not in _STEPS:
+            return []  # none is asked there, or not last
         hook, is_for_workloads = _STEPS[table, base]
         if not self.needs({hook.root}):
             return []

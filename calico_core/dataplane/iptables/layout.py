@@ -146,7 +146,6 @@ class Layout:
         early = self.verdicts(family, RAW)
         return {
             FILTER: {
-                WORKLOADS: chain(self.forwarded(family, [])),
                 "calico-wl-host": chain(self._workload_to_host(family)),
             },
             RAW: {
