@@ -27,7 +27,7 @@ from netaddr import cidr_merge
 from calico_core.dataplane.nftables.elements import mac_text
 from calico_core.dataplane.nftables.names import kernel_name, readable, tag
 from calico_core.dataplane.nftables.rules import from_any_of
-from calico_core.dataplane.nftables.verdicts import INVALID_CHAIN
+from calico_core.dataplane.nftables.verdicts import INVALID_CHAIN, KNOWN_ACCEPT
 from calico_core.dataplane.reconcile import Chain
 from calico_core.interfaces.dataplane import DenialOrigin
 
@@ -104,8 +104,9 @@ def base_chains(
         "raw_prerouting": chain([f'iifname "{prefix}*" goto workload_source', *host("host_raw_in")], RAW_PREROUTING),
         "forward": chain(
             [
+                KNOWN_ACCEPT,  # whose connection it is matters less than the names of two interfaces cost
                 f'iifname != "{prefix}*" oifname != "{prefix}*" {"goto forward_host" if forwarded else "return"}',
-                verdicts.known("accept"),
+                *verdicts.unconnected(),
                 *host("host_fwd_in"),
                 f'iifname "{prefix}*" jump from_workload',
                 f'oifname "{prefix}*" jump to_workload',

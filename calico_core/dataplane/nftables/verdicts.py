@@ -20,6 +20,8 @@ ACCEPT = "counter accept"
 DROP = "counter drop"
 REJECT = "counter reject with icmpx admin-prohibited"
 INVALID_CHAIN = "invalid"
+KNOWN_ACCEPT = "ct state established,related accept"
+"""A mask and a comparison: on the way of every packet, a look-up in a map costs twice that."""
 
 
 class Verdicts:
@@ -47,6 +49,10 @@ class Verdicts:
         """What tracking knows of is not asked again. ``passing``: what becomes of it then."""
         unconnected = f", invalid : goto {INVALID_CHAIN}" if self._options.drops_invalid else ""
         return f"ct state vmap {{ established : {passing}, related : {passing}{unconnected} }}"
+
+    def unconnected(self) -> list[str]:
+        """What belongs to no connection, where :data:`KNOWN_ACCEPT` stands before it."""
+        return [f"ct state invalid goto {INVALID_CHAIN}"] if self._options.drops_invalid else []
 
     def log(self, prefix: str | None = None) -> str:
         """To the kernel's log. None: with the host's prefix."""

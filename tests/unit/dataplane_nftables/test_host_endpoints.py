@@ -55,7 +55,7 @@ def test_without_endpoints_there_is_nothing_for_them() -> None:
     table = built().table
     assert hooks(table) == {"raw_prerouting", "forward", "input"}
     assert not [name for name in table.names() if name.startswith(("host_", "hep_", "failsafe"))]
-    assert texts(table, "forward")[0] == 'iifname != "cali*" oifname != "cali*" return'
+    assert texts(table, "forward")[1] == 'iifname != "cali*" oifname != "cali*" return'
 
 
 def test_an_endpoint_brings_what_its_lists_need() -> None:
