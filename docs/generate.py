@@ -245,8 +245,9 @@ def _settings() -> str:
         "in the file mean what `ETCD_ENDPOINTS` and `ETCD_AUTHORITY` with `ETCD_SCHEME` mean in the environment.",
         "`calico-node check-config` prints what environment and file say, `calicoctl config show` adds the datastore; "
         "both with the origin of each value and what it comes before. A value that cannot be used ends the start with "
-        "its name, its origin and what would be right. In the datastore it is logged, and the datastore's settings are "
-        "left out. A name that nothing reads is warned of once.",
+        "its name, its origin and what would be right. In the datastore it is logged and counts as not there, and the "
+        "others hold; but a stored `InterfacePrefix` that cannot be one ends the start, because under another prefix "
+        "workloads would be without policy. A name that nothing reads is warned of once.",
         f"A running node follows {live} in the datastore. When another of its settings changes there, and "
         "is not what the node runs with, the node ends two seconds later with exit status 1, for its supervisor to "
         "start it again; policy stays in force meanwhile.",

@@ -127,13 +127,14 @@ class PolicyTables:
         else:
             self._builder.update(changes, state)
             touched = self._builder.desired.take_touched()
+        has_looked = self._observed is None
         if self._observed is None:
             touched = None
             try:
                 self._observed = self._read()
             except ToolFailed as error:
                 return self._failed("table iptables", error)
-        return self._make_right(self._observed, touched)
+        return self._make_right(self._observed, touched, has_looked=has_looked)
 
     def resync(self) -> TableReport:
         """Compare with the kernel."""
@@ -145,7 +146,7 @@ class PolicyTables:
         except ToolFailed as error:
             return self._failed("table iptables", error)
         foreign = _describe(believed, found)
-        report = self._make_right(found, None)
+        report = self._make_right(found, None, has_looked=True)
         if foreign:
             log.warning("iptables.healed", found=foreign)
         return msgspec.structs.replace(report, healed=foreign)
@@ -215,9 +216,9 @@ class PolicyTables:
 
     # --- commit -----------------------------------------------------------------------------------
 
-    def _make_right(self, observed: _Observed, touched: Touched | None) -> TableReport:
+    def _make_right(self, observed: _Observed, touched: Touched | None, *, has_looked: bool) -> TableReport:
+        """``has_looked``: ``observed`` was read just now."""
         sources = observed.sources
-        has_looked = touched is None
         for _ in range(_ISOLATION_ROUNDS):
             try:
                 changes = self._commit(observed, touched)

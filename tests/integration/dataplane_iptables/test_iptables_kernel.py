@@ -304,6 +304,19 @@ def test_apply_heals_what_stands_in_its_way(lab: Any) -> None:
     assert lab.dataplane.differences() == []
 
 
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_chain_that_somebody_else_leads_to_can_be_removed(lab: Any, *, is_complete: bool) -> None:
+    """The kernel calls it busy. What leads to it is found at once, not with the next refresh."""
+    a, b = lab.workload(), lab.workload()
+    lab.apply(**a_state(a, b))
+    lab.iptables("-N", "mine")
+    for chain in re.findall(r"^:(calico-p\S+)", lab.save("-t", "filter"), re.MULTILINE):
+        lab.iptables("-A", "mine", "-j", chain)
+    going = {} if is_complete else {"removed_workloads": (a.key, b.key), "removed_rules": (MANY, ANY, POLICY)}
+    assert lab.apply(is_complete=is_complete, **going).failures == ()
+    assert lab.dataplane.differences() == []
+
+
 def test_rules_and_sets_of_others_stay(lab: Any) -> None:
     lab.iptables("-N", "DOCKER")
     lab.iptables("-A", "FORWARD", "-j", "DOCKER")
