@@ -199,6 +199,7 @@ def _load(context: CliContext) -> tuple[Cluster, _Notes]:
         endpoint_to_host=Settings().endpoint_to_host,
         source_spoofing=Settings().source_spoofing,
         floating_ips=Settings().floating_ips,
+        max_set_size=Settings().max_set_size,
     )
     return cluster, _Notes(context)
 
@@ -265,6 +266,7 @@ def _step(step: RuleStep) -> dict[str, Any]:
         "text": None if step.rule is None else render_rule(step.rule),
         "rule": None if step.rule is None else codec.to_builtins(step.rule),
         "reason": step.reason,
+        "closed": step.is_closed,
     }
 
 
@@ -301,7 +303,8 @@ def _line(step: dict[str, Any]) -> str:
         return f"{tier}{step['reason']}: {step['verdict']}"
     if step["position"] is None:
         return f"{tier}{step['kind']} {step['name']}: {step['reason']}: {step['verdict']}"
-    return f"{_rule(step)}: {step['verdict']}"
+    reason = f": {step['reason']}" if step["closed"] else ""
+    return f"{_rule(step)}{reason}: {step['verdict']}"
 
 
 def _rule(found: dict[str, Any]) -> str:

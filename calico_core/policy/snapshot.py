@@ -27,18 +27,22 @@ from calico_core.model.rules import PORT_PROTOCOLS, Rule
 from calico_core.policy.effective_labels import effective_labels
 from calico_core.policy.explain import Direction, Packet, holder
 from calico_core.policy.resolver import PolicyResolver
+from calico_core.policy.rules import stored_position
+from calico_core.policy.set_limit import SetsBeyond, close_rules, set_words
 from calico_core.policy.tunnel_routes import encapsulation
 from calico_core.policy.verdicts import kind_and_name, record_key
+from calico_core.setting_values import set_size
 
 ENDPOINT_TO_HOST, SOURCE_SPOOFING = "DefaultEndpointToHostAction", "WorkloadSourceSpoofing"
 _FLOATING = "FloatingIPs"
+MAX_SET_SIZE = "MaxIpsetSize"
 _FAILSAFE: dict[Direction, str] = {"inbound": "FailsafeInboundHostPorts", "outbound": "FailsafeOutboundHostPorts"}
 
 
 class Snapshot:
     """Every host's records. ``bad`` maps the paths of records that do not decode to the reason. ``endpoint_to_host`` is
-    what hosts do whose configuration names nothing, and so are ``source_spoofing``, ``floating_ips`` and
-    ``failsafe_…``: the ports that no host endpoint closes, as settings write them."""
+    what hosts do whose configuration names nothing, and so are ``source_spoofing``, ``floating_ips``, ``max_set_size``
+    and ``failsafe_…``: the ports that no host endpoint closes, as settings write them."""
 
     def __init__(
         self,
@@ -48,15 +52,17 @@ class Snapshot:
         endpoint_to_host: str = "RETURN",
         source_spoofing: str = "Disabled",
         floating_ips: str = "Enabled",
+        max_set_size: int = 1 << 20,
         failsafe_inbound: str = DEFAULT_INBOUND,
         failsafe_outbound: str = DEFAULT_OUTBOUND,
     ) -> None:
         self._records = dict(records)
         self._bad = bad or {}
         self._endpoint_to_host, self._source_spoofing = endpoint_to_host, source_spoofing
-        self._floating_ips = floating_ips
+        self._floating_ips, self._max_set_size = floating_ips, max_set_size
         self._failsafe: dict[Direction, str] = {"inbound": failsafe_inbound, "outbound": failsafe_outbound}
         self._states: dict[str, HostState] = {}
+        self._beyond: dict[str, SetsBeyond] = {}
         self.host_endpoints: dict[HostEndpointKey, HostEndpoint] = {}
         self.endpoints: dict[WorkloadEndpointKey, WorkloadEndpoint] = {}
         self.hosts: dict[IPAddress, str] = {}
@@ -103,7 +109,8 @@ class Snapshot:
         )
 
     def state(self, host: str) -> HostState:
-        """What the agent of ``host`` would tell its dataplane."""
+        """What the agent of ``host`` would tell its dataplane, and the dataplane make of it: rules that name a set
+        beyond its limit deny."""
         found = self._states.get(host)
         if found is None:
             resolver = PolicyResolver(host, lets_spoof=self.lets_spoof(host), has_floating=self._has_floating(host))
@@ -114,6 +121,7 @@ class Snapshot:
             resolver.in_sync()
             found = self._states[host] = HostState()
             found.update(resolver.flush())
+            self._beyond[host] = close_rules(found, self._most_members(host))
         return found
 
     def rules_of(
@@ -126,6 +134,21 @@ class Snapshot:
         if lists is None:
             return kind, name, None
         return kind, name, lists.inbound_rules if direction == "inbound" else lists.outbound_rules
+
+    def why_closed(self, host: str, rules_id: RulesId, direction: Direction) -> dict[int, str]:
+        """The rules of the list that deny on the host whatever they say, by their place in the record (from 0)."""
+        self.state(host)
+        beyond, (kind, _, rules) = self._beyond[host], self.rules_of(rules_id, direction)
+        reasons: dict[int, str] = {}
+        for index, set_id in beyond.named.get((rules_id, direction), {}).items():
+            assert rules is not None  # of what is not there no rule names a set
+            position = stored_position(rules, index, of_profile=kind == "profile")
+            size, words = beyond.sizes[set_id], set_words(rules[position], set_id)
+            reasons[position] = (
+                f"the set of {words} has {size} members, more than {MAX_SET_SIZE} {self._most_members(host)}: "
+                "rules that name it deny"
+            )
+        return reasons
 
     def why_bad(self, key: Key) -> str | None:
         """Of a record that does not decode."""
@@ -181,6 +204,14 @@ class Snapshot:
     def lets_spoof(self, host: str) -> bool:
         """Whether workloads of the host may send from the prefixes that their records allow."""
         return (self._config(host, SOURCE_SPOOFING) or self._source_spoofing).strip().lower() == "any"
+
+    def _most_members(self, host: str) -> int:
+        """Of one set. A value that cannot be used counts as none."""
+        text = self._config(host, MAX_SET_SIZE)
+        try:
+            return self._max_set_size if text is None else set_size(text)
+        except InvalidRequest:
+            return self._max_set_size
 
     def _has_floating(self, host: str) -> bool:
         return (self._config(host, _FLOATING) or self._floating_ips).strip().lower() == "enabled"

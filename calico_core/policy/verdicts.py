@@ -19,7 +19,8 @@ Place = Literal["workload", "host", "interface", "outside", "unknown"]
 
 class RuleStep(Value, frozen=True):
     """One decision. ``kind`` and ``name`` tell the record, ``position`` (from 1) and ``rule`` the rule in it; without
-    them an end was reached and the drop is an implied one."""
+    them an end was reached and the drop is an implied one. ``is_closed``: the rule denies whatever it says, and
+    ``reason`` tells why."""
 
     outcome: Outcome
     reason: str
@@ -30,6 +31,7 @@ class RuleStep(Value, frozen=True):
     rule: Rule | None = None
     hook: Hook = "normal"
     is_rejected: bool = False
+    is_closed: bool = False
 
 
 class PassedOver(Value, frozen=True):

@@ -23,6 +23,7 @@ import socket
 import subprocess
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+import msgspec
 from netaddr import EUI, IPNetwork
 
 from calico_core.dataplane.iptables.driver import IptablesDataplane
@@ -101,7 +102,7 @@ class Bench:
         self.answers_early = dataplane == "nftables"
         self._stack = contextlib.ExitStack()
         self._ports: dict[str, _Port] = {}
-        self._to_host: str | None = None
+        self._told: tuple[str, int | None] | None = None
         self._dataplane: Dataplane | None = None
         self._next = 0xA0000000
 
@@ -115,17 +116,19 @@ class Bench:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def dataplane(self, to_host: str) -> Dataplane:
+    def dataplane(self, to_host: str, set_limit: int | None = None) -> Dataplane:
         """The driver, started anew when it has to be told otherwise: as an agent does that restarts."""
-        if self._dataplane is None or to_host != self._to_host:
+        if self._dataplane is None or (to_host, set_limit) != self._told:
             self._close_dataplane()
             options = DataplaneOptions(
                 endpoint_to_host=to_host,
                 failsafe_inbound=tuple(FailsafePort(*each) for each in FAILSAFE_IN),
                 failsafe_outbound=tuple(FailsafePort(*each) for each in FAILSAFE_OUT),
             )
+            if set_limit is not None:
+                options = msgspec.structs.replace(options, max_set_size=set_limit)
             self._dataplane = self._driver(options, self._host_fd)
-            self._to_host = to_host
+            self._told = to_host, set_limit
         return self._dataplane
 
     def number(self) -> int:

@@ -29,6 +29,7 @@ from calico_core.model.policies import Policy
 from calico_core.policy.explain import Packet, explain, holder
 from calico_core.policy.flows import Cluster
 from calico_core.policy.resolver import PolicyResolver
+from calico_core.policy.set_limit import close_rules
 from tests.campaigns.oracle import naive, ways, wire
 from tests.campaigns.oracle.bench import OUTSIDE, Arrived, Bench, Sending
 from tests.campaigns.oracle.cases import (
@@ -40,6 +41,7 @@ from tests.campaigns.oracle.cases import (
     OWN_MAC,
     OWN_NETS,
     PAIRS,
+    SET_LIMIT,
     connection_of,
     flow_of,
     merged,
@@ -95,10 +97,12 @@ class Oracle:
 
     def ask(self, case: dict[str, Any]) -> None:
         """:raises Disagreement: opinions differ."""
-        records = merged(case["steps"])
-        state = self._program(case)
+        stored = merged(case["steps"])
+        limit = int(stored[SET_LIMIT]) if SET_LIMIT in stored else None
+        state = self._program(case, limit)
         inbound, outbound = FAILSAFE_TEXTS
-        good, _ = _decoded(records.items())
+        good, _ = _decoded(stored.items())
+        records = stored if limit is None else naive.with_closed_rules(stored, limit)
         cluster = Cluster(
             good,
             endpoint_to_host=case["to_host"],
@@ -112,8 +116,10 @@ class Oracle:
         seen = self._bench.send(_sending(each.probe, each.number) for each in asked)
         differences: list[Difference] = []
         for probe, number, fate in asked:
-            expected = fate.outcome
-            kernel = _found(seen, number, fate.way, ways.interface_of(records, place, probe["src"]))
+            expected, sender = fate.outcome, ways.interface_of(records, place, probe["src"])
+            if expected == "reject" and sender == ways.NOWHERE:
+                expected = "deny"  # it may send from there, but nothing leads back that would tell it
+            kernel = _found(seen, number, fate.way, sender)
             if expected == "either":
                 expected, kernel = "deny", "deny" if kernel == "reject" else kernel
             opinions = _real(records, cluster, state, probe, fate.way, case["to_host"])
@@ -143,9 +149,9 @@ class Oracle:
                 connections.add(connection)
                 yield _Asked(probe, self._bench.number(), fate)
 
-    def _program(self, case: dict[str, Any]) -> HostState:
-        """By the resolver and the driver, step by step."""
-        dataplane = self._bench.dataplane(case["to_host"])
+    def _program(self, case: dict[str, Any], limit: int | None) -> HostState:
+        """By the resolver and the driver, step by step. ``limit``: members of one set."""
+        dataplane = self._bench.dataplane(case["to_host"], limit)
         resolver, state = PolicyResolver(ways.HOST, lets_spoof=_lets_spoof(case)), HostState()
         resolver.set_interface(ways.UPLINK, frozenset(map(IPAddress, KNOWN_HOST)))
         for step in case["steps"]:
@@ -155,9 +161,12 @@ class Oracle:
             changes = resolver.flush()
             state.update(changes)
             report = dataplane.apply(changes)
-            if not report.is_clean:
+            beyond = frozenset() if limit is None else _beyond(state, limit)
+            if {failure.subject for failure in report.failures} != beyond:
                 raise Disagreement([Difference({}, f"the driver: {report.failures}", "", None, None, "")], case)
         self._bench.forget_connections()
+        if limit is not None:
+            close_rules(state, limit)
         return state
 
     def _follow(
@@ -205,6 +214,12 @@ def _place_of(case: dict[str, Any], *, answers_early: bool) -> ways.Place:
     uplink = frozenset(KNOWN_HOST)
     ports = texts(FAILSAFE_IN), texts(FAILSAFE_OUT)
     return ways.Place(HOSTS, uplink, OWN_NETS, case["to_host"], *ports, answers_early, _lets_spoof(case))
+
+
+def _beyond(state: HostState, limit: int) -> frozenset[str]:
+    """What a driver has to complain of: sets, and the rules that name them."""
+    found = close_rules(state.copy(), limit)
+    return frozenset({*found.sizes, *(rules_id for (rules_id, _), numbers in found.named.items() if numbers)})
 
 
 def _lets_spoof(case: dict[str, Any]) -> bool:

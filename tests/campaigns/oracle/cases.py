@@ -27,6 +27,8 @@ OTHER_HOST = ("203.0.113.1", "2001:db8:1::1")
 FAILSAFE_IN, FAILSAFE_OUT = ((6, 443, None), (17, 53, IPNetwork("10.66.0.0/31"))), ((17, 90, None),)
 FAILSAFE_TEXTS = "tcp:443,udp:10.66.0.0/31:53", "udp:90"
 """The same twice: for the driver, and as settings say it."""
+SET_LIMIT = "/calico/v1/config/MaxIpsetSize"
+"""How many members a set may have; where it stands, it stands from the beginning, as a node reads it once."""
 OWN_MAC, OTHER_MAC = "02:00:00:00:65:0{}", "02:00:00:00:99:09"
 _NETS = (
     "10.65.0.0/31", "10.65.0.0/16", "10.65.1.1/32", "10.65.2.0/23", "10.66.0.0/30", "198.51.100.0/24", "0.0.0.0/0",
@@ -248,6 +250,8 @@ def _step(draw: st.DrawFn, *, is_first: bool) -> dict[str, Any]:
             found[workload_path(number)] = None
     if is_first:
         found["/calico/v1/policy/profile/p0/rules"] = draw(_open_or_not)
+        limit = draw(st.sampled_from([None, None, None, "1", "3", "5", "9"]))
+        found |= {} if limit is None else {SET_LIMIT: limit}
     for cidr in (*_OWN_POOLS, *_REMOTE_POOLS):
         likely = 9 if cidr in _OWN_POOLS else 4
         if draw(st.integers(0, 9)) >= 10 - (likely if is_first else 1):

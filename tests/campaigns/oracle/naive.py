@@ -7,6 +7,7 @@ away; every question is answered by looking at every record. Source: felix speci
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 from typing import Any, Literal, NamedTuple
 
@@ -314,6 +315,95 @@ def _has_port(records: Stored, ports: Any, flow: Flow, address: str, port: int) 
     return False
 
 
+# --- sets beyond their limit --------------------------------------------------------------------------------------
+
+
+def with_closed_rules(records: Stored, limit: int) -> Stored:
+    """The records with a denial in the place of each rule that names a set of more than ``limit`` members (ADR 11)."""
+    found = dict(records)
+    for path, lists in records.items():
+        is_policy = path.startswith("/calico/v1/policy/") and ("/policy/" in path[18:] or path.endswith("/rules"))
+        if is_policy and _is_valid(lists):
+            found[path] = {
+                field: [{"action": "deny"} if _is_beyond(records, rule, limit) else rule for rule in value]
+                if field.endswith("_rules")
+                else value
+                for field, value in lists.items()
+            }
+    return found
+
+
+def _is_beyond(records: Stored, rule: Any, limit: int) -> bool:
+    """A rule that no packet can match is in no kernel."""
+    if not _families(rule):
+        return False
+    for side in ("src", "dst"):
+        for sign in ("", "!"):
+            tag, selector = rule.get(f"{sign}{side}_tag"), rule.get(f"{sign}{side}_selector")
+            if tag is not None and _size(_nets_of(each) for each in _members(records, tag, None)) > limit:
+                return True
+            if selector is not None and _size(_nets_of(each) for each in _members(records, None, selector)) > limit:
+                return True
+            among = _members(records, rule.get(f"{side}_tag"), rule.get(f"{side}_selector"))
+            for name in rule.get(f"{sign}{side}_ports") or ():
+                if not str(name).partition(":")[0].isdigit() and _port_count(among, rule, name) > limit:
+                    return True
+    return False
+
+
+def _families(rule: Any) -> set[int]:
+    """Those of which a packet can match."""
+    found = {4, 6} if rule.get("ip_version") is None else {rule["ip_version"]}
+    found &= {"icmp": {4}, "icmpv6": {6}}.get(str(rule.get("protocol")), {4, 6})
+    for side in ("src", "dst", "!src", "!dst"):
+        nets = [*filter(None, [rule.get(f"{side}_net")]), *(rule.get(f"{side}_nets") or ())]
+        found &= {ip_network(each).version for each in nets} if nets else found
+    return found
+
+
+def _members(records: Stored, tag: str | None, selector: str | None) -> list[Any]:
+    """Endpoints of any host and network sets that have both."""
+    return [
+        record
+        for path, record in records.items()
+        if ("/endpoint/" in path or path.startswith("/calico/v1/netset/"))
+        and (tag is None or tag in _tags(records, record))
+        and (selector is None or matches(selector, _labels(records, record)))
+    ]
+
+
+def _size(members: Iterable[list[str]]) -> int:
+    """In the family with the most: addresses, and networks that are in no other. All addresses count as two halves."""
+    nets = {ip_network(net) for each in members for net in each}
+    single = {net for net in nets if net.prefixlen == net.max_prefixlen}
+    wide = {
+        net
+        for net in nets - single
+        if not any(net != other and other.version == net.version and net.subnet_of(other) for other in nets)  # type: ignore[arg-type]
+    }
+    counts = {4: 0, 6: 0}
+    for net in (*single, *wide):
+        counts[net.version] += 1 if net.prefixlen else 2
+    return max(counts.values())
+
+
+def _port_count(members: list[Any], rule: Any, name: str) -> int:
+    offers = {
+        (ip_network(net).version, net, port["port"])
+        for each in members
+        for net in _nets_of(each)
+        for port in each.get("ports", ())
+        if port["name"] == name and _number(port["protocol"]) == _number(rule["protocol"])
+    }
+    return max(sum(1 for version, _, _ in offers if version == family) for family in (4, 6))
+
+
+def _nets_of(record: Any) -> list[str]:
+    """Of an endpoint or a network set."""
+    fields = ("ipv4_nets", "ipv6_nets", "expected_ipv4_addrs", "expected_ipv6_addrs", "nets")
+    return [net for field in fields for net in record.get(field, ())]
+
+
 # --- 4.2 and 4.4: labels, and who has an address -------------------------------------------------------------------
 
 
@@ -329,13 +419,8 @@ def _carriers(records: Stored, address: str) -> list[Any]:
     """Endpoints of any host and network sets."""
     found = []
     for path, record in records.items():
-        if "/workload/" in path:
-            nets: Any = [*record.get("ipv4_nets", ()), *record.get("ipv6_nets", ())]
-        elif "/endpoint/" in path:
-            nets = [*record.get("expected_ipv4_addrs", ()), *record.get("expected_ipv6_addrs", ())]
-        else:
-            nets = record.get("nets", ()) if path.startswith("/calico/v1/netset/") else ()
-        if any(contains(net, address) for net in nets):
+        is_one = "/endpoint/" in path or path.startswith("/calico/v1/netset/")
+        if is_one and any(contains(net, address) for net in _nets_of(record)):
             found.append(record)
     return found
 
@@ -345,5 +430,9 @@ def _is_selected(records: Stored, address: str, selector: str) -> bool:
 
 
 def _has_tag(records: Stored, address: str, tag: str) -> bool:
-    profiles = {profile for each in _carriers(records, address) for profile in each.get("profile_ids", ())}
-    return any(tag in (records.get(f"/calico/v1/policy/profile/{each}/tags") or ()) for each in profiles)
+    return any(tag in _tags(records, each) for each in _carriers(records, address))
+
+
+def _tags(records: Stored, endpoint: Any) -> set[str]:
+    profiles = endpoint.get("profile_ids", ())
+    return {tag for each in profiles for tag in records.get(f"/calico/v1/policy/profile/{each}/tags") or ()}
