@@ -85,6 +85,12 @@ class Integration(abc.ABC):
         raise InvalidRequest("program", f"{self.info.name} does not take calls such as {call.program!r}")
 
     @classmethod
+    def makes_interfaces(cls, call: Call) -> bool:  # noqa: ARG003
+        """Whether the call may make an interface. A process of its own for one call (see ``is_resident``) closes the
+        kernel to unknown interfaces before it runs such a call."""
+        return True
+
+    @classmethod
     def refuse(cls, call: Call, error: Exception) -> CallReply:
         """Answer a call that :meth:`handle` cannot get, because :meth:`prepare` failed or the host did, in the
         caller's own form. Needs no preparation; never raises."""

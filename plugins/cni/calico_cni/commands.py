@@ -19,6 +19,7 @@ from calico_cni.identity import FIRST_INTERFACE, Identity, identify
 from calico_cni.interface_mode import may_share_interface, shares_interface
 from calico_cni.kubernetes import PodName, Pods
 from calico_cni.legacy import LegacyEndpoints
+from calico_cni.migrations import Migrations
 from calico_cni.outcome import Outcome
 from calico_cni.pod_cidr import wants_pod_cidr
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
@@ -47,9 +48,10 @@ log = get_logger(__name__)
 class NetworkCommands:
     """Any thread."""
 
-    def __init__(self, context: IntegrationContext, deferred: DeferredDetaches) -> None:
+    def __init__(self, context: IntegrationContext, deferred: DeferredDetaches, migrations: Migrations) -> None:
         self._context = context
         self._deferred = deferred
+        self._migrations = migrations
         self._pods = Pods()
         self._legacy = LegacyEndpoints(context)
 
@@ -81,6 +83,10 @@ class NetworkCommands:
         self._pods.check(configuration, needs_node=is_foreign(configuration) and wants_pod_cidr(call.stdin))
         return Outcome()
 
+    def upgrade(self, call: Call) -> Outcome:
+        """Addresses are the other program's."""
+        raise InvalidEnvironment("CNI_COMMAND", f"{call.program} has no addresses to move: run {IPAM_PROGRAM} -upgrade")
+
     def _add(self, call: Call, invocation: Invocation) -> Outcome:
         configuration = parse_configuration(call.stdin, NetworkConfiguration)
         strangers = unknown_keys(call.stdin)
@@ -97,11 +103,15 @@ class NetworkCommands:
             stdin = self._pods.with_pod_cidrs(configuration, call.stdin, self._context.host)
             call = msgspec.structs.replace(call, stdin=stdin)
             lap("kubernetes")
-        if pod is None:
-            return AttachCall(self._context, call, invocation, configuration, identity).run()
-        policy, configuration = self._pods.policy_and_wishes(configuration, invocation, pod)
-        lap("kubernetes")
-        return AttachCall(self._context, call, invocation, configuration, identity, policy).run()
+        policy = None
+        if pod is not None:
+            policy, configuration = self._pods.policy_and_wishes(configuration, invocation, pod)
+            lap("kubernetes")
+        attach = AttachCall(self._context, call, invocation, configuration, identity, policy)
+        if configuration.has_prev_result:
+            return attach.run()
+        with self._migrations.admitted(configuration.name, configuration.ipam.type):
+            return attach.run()
 
     def _delete(self, call: Call, invocation: Invocation) -> Outcome:
         """Interface, record and addresses. Whatever fails, the parts that do not need it are done."""
@@ -116,6 +126,8 @@ class NetworkCommands:
         )
         try:
             self.detach_deferred(detach, call.namespace_fd)
+            if self._migrations.is_under_way:
+                self._deferred.put(detach)  # its address may become ours only now
         except Unavailable as error:
             log.warning("datastore.away", reason=str(error))
             self._deferred.put(detach)

@@ -19,6 +19,7 @@ from calico_cni.environment import Invocation, parse_environment
 from calico_cni.errors import InvalidEnvironment, code_of
 from calico_cni.identity import FIRST_INTERFACE, ORCHESTRATOR, handle_of
 from calico_cni.ipam import IpamCommands
+from calico_cni.migrations import Migrations
 from calico_cni.outcome import Outcome
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
 from calico_cni.results import encode_error, encode_versions
@@ -45,7 +46,8 @@ from calico_core.stopwatch import measured
 ABOUT = f"Calico CNI plugin {__version__}; CNI protocol versions supported: {', '.join(VERSIONS)}\n"
 FAILED = 1
 TEST = "TEST"
-"""What the executables make of ``-t``. It is no command of the protocol."""
+UPGRADE = "UPGRADE"
+"""What the executables make of ``-t`` and ``-upgrade``. They are no commands of the protocol."""
 REPLAY_INTERVAL_S = 1.0
 
 _LOGGED = (
@@ -64,6 +66,8 @@ class _Commands(Protocol):
 
     def test(self, call: Call) -> Outcome: ...
 
+    def upgrade(self, call: Call) -> Outcome: ...
+
     def detach_deferred(self, detach: DeferredDetach) -> None: ...
 
 
@@ -78,15 +82,18 @@ class CniIntegration(Integration):
     def __init__(self) -> None:
         self._programs: dict[str, _Commands] = {}
         self._deferred: DeferredDetaches | None = None
+        self._migrations: Migrations | None = None
         self._refresher: Refresher | None = None
 
     def prepare(self, context: IntegrationContext) -> None:
-        self._deferred = DeferredDetaches(Path(context.settings.state_directory, "cni", "deferred"))
+        state = Path(context.settings.state_directory, "cni")
+        self._deferred = DeferredDetaches(state / "deferred")
+        self._migrations = migrations = Migrations(state)
         if context.settings.cni_kubeconfig:
             self._refresher = Refresher(Path(context.settings.cni_kubeconfig))
         self._programs = {
-            NETWORK_PROGRAM: NetworkCommands(context, self._deferred),
-            IPAM_PROGRAM: IpamCommands(context, self._deferred),
+            NETWORK_PROGRAM: NetworkCommands(context, self._deferred, migrations),
+            IPAM_PROGRAM: IpamCommands(context, self._deferred, migrations),
         }
 
     def close(self) -> None:
@@ -105,7 +112,7 @@ class CniIntegration(Integration):
 
     def replay(self) -> int:
         """How many detaches that had been put off are done now."""
-        if self._deferred is None:
+        if self._deferred is None or (self._migrations is not None and self._migrations.is_under_way):
             return 0
         return self._deferred.replay(lambda detach: self._programs[detach.program].detach_deferred(detach))
 
@@ -137,6 +144,10 @@ class CniIntegration(Integration):
         trace = {"calico.trace": {**fields, "ms": watch.total_ms, "steps": dict(watch.steps)}}
         return msgspec.structs.replace(reply, stderr=reply.stderr + msgspec.json.encode(trace) + b"\n")
 
+    @classmethod
+    def makes_interfaces(cls, call: Call) -> bool:
+        return call.program == NETWORK_PROGRAM and call.environment.get("CNI_COMMAND", "") not in {TEST, UPGRADE}
+
     @staticmethod
     def refuse(call: Call, error: BaseException) -> CallReply:
         """The error object for a call; also for a process that cannot even prepare the integration."""
@@ -148,6 +159,8 @@ class CniIntegration(Integration):
         command = call.environment.get("CNI_COMMAND", "")
         if command == TEST:
             return self._commands(call).test(call)
+        if command == UPGRADE:
+            return self._commands(call).upgrade(call)
         if not command:
             return Outcome(stderr=ABOUT.encode())
         if command == "VERSION":

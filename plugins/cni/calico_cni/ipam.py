@@ -11,6 +11,8 @@ from calico_cni.deferred import DeferredDetach, DeferredDetaches
 from calico_cni.environment import Invocation
 from calico_cni.errors import CheckFailed, InvalidEnvironment
 from calico_cni.identity import handle_of, legacy_handles
+from calico_cni.migration import Migration
+from calico_cni.migrations import Migrations
 from calico_cni.outcome import Outcome
 from calico_cni.previous import Previous
 from calico_cni.programs import IPAM_PROGRAM
@@ -30,9 +32,10 @@ log = get_logger(__name__)
 class IpamCommands:
     """Any thread."""
 
-    def __init__(self, context: IntegrationContext, deferred: DeferredDetaches) -> None:
+    def __init__(self, context: IntegrationContext, deferred: DeferredDetaches, migrations: Migrations) -> None:
         self._context = context
         self._deferred = deferred
+        self._migrations = migrations
 
     def close(self) -> None:
         """Nothing is held."""
@@ -62,20 +65,31 @@ class IpamCommands:
         check_datastore_soon(self._context)
         return Outcome()
 
+    def upgrade(self, call: Call) -> Outcome:
+        """What ``-upgrade`` asks for: addresses of ``host-local`` become ours. For a process of its own, which sees the
+        caller's files and environment."""
+        if self._context.is_resident:
+            raise InvalidEnvironment("CNI_COMMAND", "UPGRADE is no command: run calico-ipam -upgrade")
+        return Outcome(Migration(self._context, self._migrations, call.environment).run().encode())
+
     def _add(self, configuration: CommonConfiguration, invocation: Invocation) -> Outcome:
         handle = handle_of(configuration.name, invocation.container_id, invocation.interface)
         request = address_request(configuration, invocation, handle=handle, host=self._context.host)
         self._deferred.cancel(IPAM_PROGRAM, configuration.name, invocation)
-        addresses = self._context.ipam.auto_assign(request)
+        with self._migrations.admitted(configuration.name, IPAM_PROGRAM):
+            addresses = self._context.ipam.auto_assign(request)
         result = Result(ips=tuple(Ip(address=str(host_network(address))) for address in addresses))
         return Outcome(encode_result(result, configuration.version))
 
     def _delete(self, configuration: MinimalConfiguration, invocation: Invocation) -> Outcome:
+        detach = DeferredDetach.of(IPAM_PROGRAM, configuration.name, invocation)
         try:
-            self._release(configuration.name, invocation)
+            self.detach_deferred(detach)
+            if self._migrations.is_under_way:
+                self._deferred.put(detach)  # its address may become ours only now
         except Unavailable as error:
             log.warning("datastore.away", reason=str(error))
-            self._deferred.put(DeferredDetach.of(IPAM_PROGRAM, configuration.name, invocation))
+            self._deferred.put(detach)
         return Outcome()
 
     def detach_deferred(self, detach: DeferredDetach) -> None:

@@ -61,7 +61,7 @@ def kubeconfig_text(environment: Mapping[str, str], directory: Path) -> bytes:
     """:raises InvalidRequest: naming the variable or the file."""
     return (
         f"{_MARK}apiVersion: v1\nkind: Config\nclusters:\n- name: local\n  cluster:\n"
-        f"    server: {json.dumps(_server(environment))}\n{_trust(environment, directory)}"
+        f"    server: {json.dumps(server_address(environment))}\n{_trust(environment, directory)}"
         f"users:\n- name: calico\n  user:\n    token: {json.dumps(_token(directory))}\n"
         "contexts:\n- name: calico\n  context:\n    cluster: local\n    user: calico\ncurrent-context: calico\n"
     ).encode()
@@ -143,7 +143,8 @@ class Refresher:
         return tuple(_signature(each) for each in (self._path, self._directory / "token", self._directory / "ca.crt"))
 
 
-def _server(environment: Mapping[str, str]) -> str:
+def server_address(environment: Mapping[str, str]) -> str:
+    """Of the API, as a pod is told. :raises InvalidRequest: naming the variable."""
     host, port = (environment.get(f"KUBERNETES_SERVICE_{each}", "").strip() for each in ("HOST", "PORT"))
     for variable, value in (("KUBERNETES_SERVICE_HOST", host), ("KUBERNETES_SERVICE_PORT", port)):
         if not value:

@@ -257,6 +257,10 @@ int main(int count, char **arguments) {
         if (fcntl(descriptor, F_GETFD) < 0) open("/dev/null", O_RDWR);
     signal(SIGPIPE, SIG_IGN);
     if (!strcmp(option, "-t")) setenv("CNI_COMMAND", "TEST", 1); /* would an ADD with this configuration be served? */
+    if (!strcmp(option, "-upgrade") || !strcmp(option, "--upgrade")) { /* here, where host-local's files are, and without input */
+        setenv("CNI_COMMAND", "UPGRADE", 1);
+        return run_in_process(program);
+    }
     const char *command = getenv("CNI_COMMAND");
     if (!command || !*command || is_about) {
         static const char about[] = "Calico CNI plugin " RELEASE "; CNI protocol versions supported: ";

@@ -44,6 +44,9 @@ def main() -> int:
     option = sys.argv[1] if len(sys.argv) == 2 else ""
     if option == "-t":  # would an ADD with this configuration be served?
         environment[b"CNI_COMMAND"] = b"TEST"
+    if option in {"-upgrade", "--upgrade"}:  # here, where host-local's files are, and without input
+        environment[b"CNI_COMMAND"] = b"UPGRADE"
+        return run_in_process(program, environment, b"")
     command = environment.get(b"CNI_COMMAND", b"")
     is_about = option in {"-v", "--version"}
     if not command or is_about:

@@ -337,6 +337,17 @@ def test_a_configuration_is_tried_out_by_the_node(shim: Shim, command: str) -> N
     assert done.stdout == in_process_text(shim, "TEST")
 
 
+@pytest.mark.parametrize("option", ["-upgrade", "--upgrade"])
+def test_addresses_are_moved_in_the_callers_place(shim: Shim, option: str) -> None:
+    """Not by the node, which may see other files, and without waiting for input."""
+    reading, writing = os.pipe()
+    with serving(shim.socket, replaying(CallReply())) as node, open(reading), open(writing, "wb"):
+        argv = [str(shim.folder / "calico-ipam"), option]
+        done = subprocess.run(argv, env={}, stdin=reading, capture_output=True, timeout=WAIT_S, check=True)
+    assert node.calls == []
+    assert done.stdout == in_process_text(shim, "UPGRADE", "calico-ipam").removesuffix(CONFIGURATION)
+
+
 # --- where it is started ---------------------------------------------------------------------------------------
 
 
