@@ -97,7 +97,7 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
         gc.set_threshold(*thresholds)
         _say(READY_LINE)
         runtime.watch()
-        if not is_asked and not runtime.wants_restart:
+        if not is_asked and not runtime.restart.is_wanted:
             log.get_logger(__name__).critical("node.died")
     finally:
         runtime.stop()
@@ -106,7 +106,7 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
         targets.close()
     if is_asked:
         return 0
-    return 1 if runtime.wants_restart else 3
+    return 1 if runtime.restart.is_wanted else 3
 
 
 def _say_settings(settings: Settings) -> None:
