@@ -38,6 +38,7 @@ from calico_core.node.denied import DeniedLog
 from calico_core.node.endpoint_files import DIRECTORY as ENDPOINT_FILES
 from calico_core.node.endpoint_files import EndpointFiles
 from calico_core.node.hosted import HostedIntegrations
+from calico_core.node.listening import Listeners
 from calico_core.node.live_settings import LiveSettings
 from calico_core.node.local_view import read_local_view
 from calico_core.node.log_targets import LogTargets
@@ -48,7 +49,7 @@ from calico_core.node.remembered import RememberedInterfaces
 from calico_core.node.restart import Restart
 from calico_core.node.router import Router
 from calico_core.node.run_lock import take_run_directory
-from calico_core.node.socket_api import SocketServer
+from calico_core.node.socket_api import ABOUT_THE_NODE, SOCKET_NAME, SocketServer
 from calico_core.node.status import StatusReporter
 from calico_core.node.stored_config import read_stored_config, tell_settings, with_stored_config
 from calico_core.node.tunnels import TunnelKeeper
@@ -62,6 +63,9 @@ log = get_logger(__name__)
 
 _READY_WAIT_S = 20.0
 _WATCH_S = 5.0
+_PATIENCE_S = 8.0
+"""Less than a shim waits for any answer."""
+_STARTING = CallReply(status=1, stderr=b"the node is starting: it waits for the datastore\n")
 
 
 class Runtime:
@@ -72,8 +76,10 @@ class Runtime:
         settings: Settings,
         environment: Mapping[str, str] | None = None,
         log_targets: LogTargets | None = None,
+        listeners: Listeners | None = None,
     ) -> None:
-        """``log_targets``: where the log goes, which then follows the datastore."""
+        """``log_targets``: where the log goes, which then follows the datastore. ``listeners``: with those that were
+        handed to this process."""
         self._settings = settings
         self._log_targets = log_targets or LogTargets()
         self._environment = environment or {}
@@ -96,12 +102,18 @@ class Runtime:
         self._dataplane_name = settings.dataplane_driver
         self._dataplane_lack = ""
         self.restart = Restart(self.stopping)
+        self._listeners = listeners or Listeners()
+        self._server = SocketServer(settings.socket, self._answer, listeners=self._listeners)
+        self._is_open = False
+        self._ends_routing = os.getpid() == 1
+        """A container takes its processes along."""
 
     def start(self) -> None:
         """Raises ``CalicoError`` with a sentence for people; what was started is stopped by :meth:`stop`."""
         settings = self._settings
         lock = take_run_directory(settings.run_directory)
         self._stack.callback(lock.close)
+        self._send_waiting_away_later()
         self._stack.callback(self._pages.stop)
         self._pages.serve_health(settings)
         ipv4, ipv6 = node_addresses(settings)
@@ -173,9 +185,10 @@ class Runtime:
         )
         self._signs.has_integrations = True
         self._start_collector(records, ipam)
-        server = SocketServer(settings.socket, self._answer)
-        self._stack.callback(server.stop)
-        server.start()
+        self._stack.callback(self._server.stop)
+        self._is_open = True
+        self._server.start()
+        self._listeners.close_unused()
         self._signs.is_serving = True
         self._agent.wait_in_sync(_READY_WAIT_S)
 
@@ -188,7 +201,11 @@ class Runtime:
                     return False
         return True
 
-    def stop(self) -> None:
+    def stop(self, *, keeps_sockets: bool = False) -> None:
+        """``keeps_sockets``: callers wait for the next process, and so does the routing daemon."""
+        if keeps_sockets:
+            self._listeners.keep()
+            self._ends_routing = False
         self.stopping.set()
         self.restart.cancel()
         self._stack.close()
@@ -210,6 +227,16 @@ class Runtime:
         )
 
     # --- phases --------------------------------------------------------------------------------------
+
+    def _send_waiting_away_later(self) -> None:
+        """Who waits on a socket that was handed over does so for a restart, not for a datastore that is away: after a
+        time calls are told to run in their own process, until this one is ready."""
+        if self._listeners.is_inherited(SOCKET_NAME, Path(self._settings.socket)):
+            timer = threading.Timer(_PATIENCE_S, self._server.start)
+            timer.daemon = True
+            timer.start()
+            self._stack.callback(self._server.stop)
+            self._stack.callback(timer.cancel)
 
     def _close_to_unknown(self, settings: Settings) -> None:
         """Before anything that may wait: a host that has just booted must not pass what nobody has judged."""
@@ -235,7 +262,7 @@ class Runtime:
         options = RoutingOptions(host=self.host, run_directory=settings.run_directory)
         driver: type[Routing] = load_driver(ROUTING, settings.routing_driver)
         self._routing = driver.open(options)
-        self._stack.callback(lambda: self._require_routing().close(stop_daemon=os.getpid() == 1))
+        self._stack.callback(lambda: self._require_routing().close(stop_daemon=self._ends_routing))
         self._stack.callback(self._reporter.stop)
         self._reporter.start()
         self._signs.loops["reporter"] = self._reporter
@@ -298,7 +325,9 @@ class Runtime:
     # --- calls ---------------------------------------------------------------------------------------
 
     def _answer(self, call: Call) -> CallReply | None:
-        if call.program == "node":
+        if not self._is_open:
+            return _STARTING if call.program == ABOUT_THE_NODE else None
+        if call.program == ABOUT_THE_NODE:
             return questions.answer(call, self._parts())
         return self._hosted.answer(call)
 
@@ -319,4 +348,5 @@ class Runtime:
             collector=self._collector,
             workloads=self._workloads,
             denied=self._denied,
+            restart=self.restart.now,
         )
