@@ -74,6 +74,13 @@ def register_host(
     records.put(ReadyKey(), "true")
 
 
+def remember_name(settings: Settings, host: str) -> None:
+    """For a start at which nobody says it."""
+    directory = Path(settings.state_directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    Path(directory, "nodename").write_text(f"{host}\n")
+
+
 def ensure_pools(records: Records, settings: Settings, *, has_ipv6: bool) -> None:
     """A default pool for each family that has none, unless switched off."""
     if settings.no_default_pools:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +227,92 @@ def test_after_sending_an_attach_is_never_repeated_and_a_detach_is(shim: Shim, b
             assert (status, error["code"], error["cniVersion"]) == (1, code, "1.0.0")
         assert shim.run("DEL") == (0, in_process_text(shim, "DEL"), b"")
     assert len(node.calls) == 5
+
+
+class Listening:
+    """A node that stops short: the connection is there, and what becomes of it the test says."""
+
+    def __init__(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(path))
+        self._listener.listen(16)
+
+    def has_one_waiting(self) -> bool:
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        return bool(poll.poll(WAIT_S * 1000))
+
+    def take(self) -> socket.socket:
+        self._listener.settimeout(WAIT_S)
+        connection, _ = self._listener.accept()
+        connection.settimeout(WAIT_S)
+        return connection
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def sent_whole(process: subprocess.Popen[bytes]) -> None:
+    """Until the shim waits for its answer: poll(2), whichever way it is called."""
+    assert process.stdin is not None
+    process.stdin.write(CONFIGURATION)
+    process.stdin.close()
+    process.stdin = None
+    waiting = Path(f"/proc/{process.pid}/wchan")
+    deadline = time.monotonic() + WAIT_S
+    while "poll" not in waiting.read_text():
+        assert time.monotonic() < deadline, waiting.read_text()
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("command", ["ADD", "DEL", "CHECK"])
+@pytest.mark.parametrize("read", [None, 0, 1, 20, -1])
+def test_what_no_node_read_to_its_end_runs_in_process(shim: Shim, command: str, read: int | None) -> None:
+    """``read``: None, it was never taken from the backlog; else how many bytes were, -1 being all but one."""
+    node = Listening(shim.socket)
+    process = shim.start(command)
+    sent_whole(process)
+    assert node.has_one_waiting()
+    if read is None:
+        node.close()
+    else:
+        connection = node.take()
+        length = len(connection.recv(1 << 16, socket.MSG_PEEK))
+        assert length > 20
+        wanted = read if read >= 0 else length - 1
+        if wanted:
+            assert len(connection.recv(wanted)) == wanted
+        connection.close()
+        node.close()
+    assert process.communicate(timeout=WAIT_S) == (in_process_text(shim, command), b"")
+
+
+def test_a_large_request_that_is_broken_off_while_it_is_sent_runs_in_process(shim: Shim) -> None:
+    node = Listening(shim.socket)
+    process = shim.start("ADD")
+    stdin = b'{"cniVersion": "1.0.0", "a": "' + b"x" * (2 << 20) + b'"}'
+    with ThreadPoolExecutor(1) as pool:
+        talk = pool.submit(process.communicate, stdin, WAIT_S)
+        connection = node.take()
+        assert connection.recv(1000)
+        connection.close()
+        node.close()
+        stdout, _ = talk.result(WAIT_S)
+    assert stdout.endswith(stdin)
+    assert b"oneshot" in stdout
+
+
+def test_what_was_read_to_its_end_is_not_repeated_when_the_listener_goes_too(shim: Shim) -> None:
+    node = Listening(shim.socket)
+    process = shim.start("ADD")
+    sent_whole(process)
+    connection = node.take()
+    assert connection.recv(1 << 16)
+    connection.close()
+    node.close()
+    stdout, _ = process.communicate(timeout=WAIT_S)
+    assert json.loads(stdout)["code"] == 11
 
 
 def test_early_versions_do_not_know_try_again(shim: Shim) -> None:
