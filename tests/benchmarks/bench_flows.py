@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import yardsticks
 from netaddr import IPAddress
 from pyroaring import FrozenBitMap
 
@@ -31,6 +30,7 @@ from calico_core.model.hoststate import (
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.policy.compiled import Evaluator
 from calico_core.policy.explain import Packet, explain_side
+from tests.benchmarks import yardsticks
 
 POLICIES, RULES_EACH = 294, 68
 FLOW = Packet(src=IPAddress("192.0.2.10"), dst=IPAddress("198.51.100.20"), protocol=6, src_port=45000, dst_port=8080)
@@ -111,7 +111,7 @@ def main() -> None:
         found = measure(before["loop_cpu_s"] / 1_000_000, is_early=is_early)
         yardsticks.report(
             "3f", flow="early" if is_early else "all rules", **found, aim_plain_units=aim, aim_compiled_units=compiled,
-            yardsticks_before=before, yardsticks_after=yardsticks.measure(), **yardsticks.machine(),
+            **yardsticks.ends(before),
         )  # fmt: skip
 
 

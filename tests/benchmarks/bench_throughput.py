@@ -16,9 +16,7 @@ no interface. A new connection is judged by policy; the packets that follow it b
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
-import os
 import select
 import socket
 import statistics
@@ -28,11 +26,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any
 
-from netaddr import EUI, IPNetwork
-from pyroaring import FrozenBitMap
+import msgspec
+from netaddr import IPNetwork
 
 from calico_core.dataplane.linux import netns, sysctl
 from calico_core.dataplane.linux.link_messages import set_link
@@ -42,26 +38,26 @@ from calico_core.dataplane.nftables.driver import NftablesDataplane
 from calico_core.dataplane.workload_links import forwarding
 from calico_core.interfaces.dataplane import DataplaneOptions
 from calico_core.model.hoststate import (
-    AddressSet,
     HostChanges,
     HostRule,
     HostRules,
     HostWorkload,
     PolicyList,
     RulesId,
-    SetChange,
-    SetId,
     TierPolicies,
 )
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.workloads import WiringRequest
+from tests.benchmarks import yardsticks
+from tests.benchmarks.namespaces import a_namespace
+from tests.benchmarks.nft import nft
+from tests.benchmarks.policy_tables import a_workload, from_set, new_sets
 
 ENDPOINTS, POLICIES = (1, 100, 1_000), (1, 1_000, 10_000)
 APPLIED, RULES_EACH = 100, 10
 SETS, MEMBERS = 100, 20
-FIRST_MEMBER, FIRST_OTHER = 0x0A000001, 0x0A100001
+FIRST_OTHER = 0x0A100001
 SENDER, RECEIVER, PORT = "10.65.0.1", "10.65.0.2", 9000
-TCP = 6
 OPEN = RulesId("profile/open")
 ALLOW = HostRule(action="allow")
 WINDOW_S = 0.1
@@ -74,19 +70,6 @@ table inet tracked {
 """
 """The least that a stateful firewall does: it knows the connections."""
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-_numbers = itertools.count()
-
-
-def _load_yardsticks() -> Any:
-    spec = importlib.util.spec_from_file_location("yardsticks", Path(__file__).resolve().parent / "yardsticks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-yardsticks = _load_yardsticks()
 
 
 # --- the receiver: a process of its own --------------------------------------------------------------
@@ -136,7 +119,7 @@ class Host:
     """``measure`` runs one kind of traffic from the sender to the receiver."""
 
     def __init__(self, stack: ExitStack) -> None:
-        self.fd, sender, receiver = (stack.enter_context(a_namespace()) for _ in range(3))
+        (self._name, self.fd), (_, sender), (_, receiver) = (stack.enter_context(a_namespace()) for _ in range(3))
         netns.run_in(self.fd, lambda: sysctl.apply(forwarding(has_ipv6=False)))
         with RouteSocket(self.fd) as route_socket:
             route_socket.execute(set_link("lo", is_up=True))  # as on every host
@@ -149,10 +132,8 @@ class Host:
         ]
         stack.enter_context(a_receiver(receiver))
 
-    def nft(self, text: str) -> None:
-        """The program itself, in the host's namespace."""
-        command = ["nsenter", f"--net=/proc/self/fd/{self.fd}", "nft", "-f", "-"]
-        subprocess.run(command, check=True, input=text, text=True, pass_fds=(self.fd,))
+    def track(self) -> None:
+        nft("-f", "-", namespace=self._name, stdin=TRACKING)
 
     def connect(self) -> socket.socket:
         client = netns.socket_in(self._sender, socket.AF_INET, socket.SOCK_STREAM)
@@ -214,17 +195,6 @@ class Host:
         return count / seconds
 
 
-@contextmanager
-def a_namespace() -> Iterator[int]:
-    name = f"bench-tp-{os.getpid()}-{next(_numbers)}"
-    descriptor = netns.open_namespace(str(netns.create_namespace(name)))
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-        netns.delete_namespace(name)
-
-
 def _wire(wiring: VethWiring, name: str, namespace_fd: int, address: str) -> HostWorkload:
     net = IPNetwork(f"{address}/32")
     wired = wiring.attach(
@@ -245,16 +215,7 @@ def policy_id(number: int) -> RulesId:
 
 def a_policy(number: int, *, allows: bool) -> HostRules:
     """TCP from a set nobody measured is in, to a port of its own; the last rule of one that allows takes all."""
-    rules = [
-        HostRule(
-            action="allow",
-            protocol=TCP,
-            ip_version=4,
-            src_sets=(SetId(f"set-{(RULES_EACH * number + rule) % SETS:016x}"),),
-            dst_ports=((1000 + rule, 1000 + rule),),
-        )
-        for rule in range(RULES_EACH)
-    ]
+    rules = [from_set((RULES_EACH * number + rule) % SETS, 1000 + rule, "allow") for rule in range(RULES_EACH)]
     return HostRules(id=policy_id(number), inbound=(*rules[:-1], ALLOW) if allows else tuple(rules))
 
 
@@ -270,31 +231,16 @@ def others(endpoints: int, policies: int) -> Iterator[HostWorkload]:
     each = max(1, policies // endpoints)
     for number in range(endpoints):
         first = number * each % policies
-        yield HostWorkload(
-            key=WorkloadEndpointKey("host", "bench", f"w{number}", "eth0"),
-            interface=f"cali{number}",
-            is_active=True,
-            mac=EUI(0x02_00_00_00_00_00 + number),
-            nets=(IPNetwork((FIRST_OTHER + number, 32), version=4),),
-            inbound=listing(range(first, min(first + each, policies))),
-            outbound=listing(range(0)),
-        )
+        inbound = listing(range(first, min(first + each, policies)))
+        yield a_workload(number, inbound=inbound, outbound=listing(range(0)), first=FIRST_OTHER)
 
 
 def state_of(host: Host, shape: str, endpoints: int, policies: int) -> HostChanges:
     applied = range(min(APPLIED, policies) if shape == "receiver" else 0)
     sender, receiver = host.workloads
-    member = itertools.count(FIRST_MEMBER)
     return HostChanges(
         is_complete=True,
-        sets=tuple(
-            SetChange(
-                id=SetId(f"set-{number:016x}"),
-                is_new=True,
-                added=AddressSet(v4=FrozenBitMap(itertools.islice(member, MEMBERS))),
-            )
-            for number in range(SETS)
-        ),
+        sets=new_sets(SETS, MEMBERS),
         rules=(
             HostRules(id=OPEN, inbound=(ALLOW,), outbound=(ALLOW,)),
             *(a_policy(number, allows=number == applied.stop - 1) for number in range(policies)),
@@ -308,15 +254,7 @@ def state_of(host: Host, shape: str, endpoints: int, policies: int) -> HostChang
 
 
 def _with_lists(workload: HostWorkload, *, inbound: range) -> HostWorkload:
-    return HostWorkload(
-        key=workload.key,
-        interface=workload.interface,
-        is_active=True,
-        mac=workload.mac,
-        nets=workload.nets,
-        inbound=listing(inbound),
-        outbound=listing(range(0)),
-    )
+    return msgspec.structs.replace(workload, inbound=listing(inbound), outbound=listing(range(0)))
 
 
 # --- the comparison ----------------------------------------------------------------------------------
@@ -364,7 +302,7 @@ def run(shape: str, endpoints: int, policies: int, rounds: int) -> None:
     with ExitStack() as stack:
         judged, tracked, bare = (Host(stack) for _ in range(3))
         twins = compare({"policy": judged, "bare": bare}, max(3, rounds // 3))
-        tracked.nft(TRACKING)
+        tracked.track()
         dataplane = NftablesDataplane(DataplaneOptions(is_ipv6_enabled=False), judged.fd)
         stack.callback(dataplane.close)
         dataplane.ensure_closed()
@@ -375,7 +313,7 @@ def run(shape: str, endpoints: int, policies: int, rounds: int) -> None:
     yardsticks.report(
         f"throughput-{shape}", endpoints=endpoints, policies=policies, n=rounds, **compared,
         twins={kind: values["to_bare"] for kind, values in twins.items()},
-        yardsticks_before=before, yardsticks_after=yardsticks.measure(), **yardsticks.machine(),
+        **yardsticks.ends(before),
     )  # fmt: skip
 
 
