@@ -87,7 +87,7 @@ def test_an_installer_that_asks(make_lab: MakeLab, stop_etcd: Callable[[Laborato
     resume = stop_etcd(lab)
     done = install("require")
     assert (done.returncode, written.exists()) == (1, False)
-    assert re.search(r"Error: calico -t: .*datastore.*; the list is not written", done.stderr)
+    assert re.search(r"calico -t: .*datastore.*; the list is not written", done.stderr)
     done = install("warn")
     assert (done.returncode, written.exists()) == (0, True)
     assert re.search(r"warning: no container would be attached now: calico -t: .*datastore", done.stderr)
