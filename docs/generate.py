@@ -169,6 +169,9 @@ MEANINGS = {
     "kubeconfig, or `in-cluster`; empty: there is no Kubernetes",
     "cni_kubeconfig": "the `calico-kubeconfig` that [`calicoctl cni install`](../how-to/install-cni.md) wrote, as the "
     "node sees it: it gets the token of the pod's service account whenever that changes; empty: none",
+    "cni_service_account": "a service account (`NAME` in the pod's namespace, or `NAMESPACE/NAME`) whose tokens the "
+    "node asks of the Kubernetes API for `cni_kubeconfig`, with a day to live and anew after two thirds of it; empty: "
+    "the pod's own token goes there",
     "mtu_bytes": "MTU of interfaces for Docker and Mesos, where the network names none; 0: as the kernel makes them",
     "log_level": "what goes to standard error: `debug`, `info`, `warning`, `error`, `critical` (the node ends) or "
     "`none`",

@@ -23,12 +23,13 @@ from calico_cni.migrations import Migrations
 from calico_cni.outcome import Outcome
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
 from calico_cni.results import encode_error, encode_versions
-from calico_cni.service_account import Refresher
+from calico_cni.service_account import ACCOUNT_DIRECTORY, Refresher
+from calico_cni.token_request import TokenRequester
 from calico_cni.trace import is_traced
 from calico_cni.versions import NEWEST, VERSIONS, known_version
 from calico_cni.wire import read_version
 from calico_core import __version__
-from calico_core.errors import CalicoError, NotReady
+from calico_core.errors import CalicoError, InvalidSettings, NotReady
 from calico_core.interfaces.integration import (
     API_VERSION,
     Call,
@@ -41,6 +42,7 @@ from calico_core.log import bound, get_logger
 from calico_core.model import kubernetes
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import WorkloadEndpointKey
+from calico_core.settings import Settings
 from calico_core.stopwatch import measured
 
 ABOUT = f"Calico CNI plugin {__version__}; CNI protocol versions supported: {', '.join(VERSIONS)}\n"
@@ -89,8 +91,7 @@ class CniIntegration(Integration):
         state = Path(context.settings.state_directory, "cni")
         self._deferred = DeferredDetaches(state / "deferred")
         self._migrations = migrations = Migrations(state)
-        if context.settings.cni_kubeconfig:
-            self._refresher = Refresher(Path(context.settings.cni_kubeconfig))
+        self._refresher = _refresher(context.settings) if context.is_resident else None
         self._programs = {
             NETWORK_PROGRAM: NetworkCommands(context, self._deferred, migrations),
             IPAM_PROGRAM: IpamCommands(context, self._deferred, migrations),
@@ -172,6 +173,17 @@ class CniIntegration(Integration):
         if commands is None:
             raise NotReady(f"nothing is prepared to run {call.program!r}")
         return commands
+
+
+def _refresher(settings: Settings) -> Refresher | None:
+    """:raises InvalidSettings: tokens are to be asked for, and there is no file to put them in."""
+    if not settings.cni_kubeconfig and settings.cni_service_account:
+        origin = settings.origins.get("cni_service_account", "default")
+        raise InvalidSettings("cni_service_account", origin, "needs cni_kubeconfig, the file that its tokens go to")
+    if not settings.cni_kubeconfig:
+        return None
+    tokens = TokenRequester(settings, ACCOUNT_DIRECTORY) if settings.cni_service_account else None
+    return Refresher(Path(settings.cni_kubeconfig), tokens=tokens)
 
 
 def _printable(value: str) -> str:

@@ -14,8 +14,10 @@ IN_CLUSTER = "in-cluster"
 """Setting ``kubeconfig``: the service account."""
 
 
-def source_for_programs(environment: Mapping[str, str], settings: Settings) -> Source | None:
-    """The variable ``KUBECONFIG``, the node's settings, the service account; None: nothing names an API.
+def source_for_programs(
+    environment: Mapping[str, str], settings: Settings, directory: Path = ACCOUNT_DIRECTORY
+) -> Source | None:
+    """The variable ``KUBECONFIG``, the node's settings, the service account in ``directory``; None: nothing names one.
 
     :raises InvalidRequest: variables of the service account are wrong.
     """
@@ -24,7 +26,7 @@ def source_for_programs(environment: Mapping[str, str], settings: Settings) -> S
         return Source(kubeconfig=named)
     if settings.kubeconfig and settings.kubeconfig != IN_CLUSTER:
         return Source(kubeconfig=settings.kubeconfig)
-    return account_source(environment, ACCOUNT_DIRECTORY)
+    return account_source(environment, directory)
 
 
 def account_source(environment: Mapping[str, str], directory: Path) -> Source | None:
