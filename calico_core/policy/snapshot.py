@@ -27,8 +27,9 @@ from calico_core.model.rules import PORT_PROTOCOLS, Rule
 from calico_core.policy.effective_labels import effective_labels
 from calico_core.policy.explain import Direction, Packet, holder
 from calico_core.policy.resolver import PolicyResolver
+from calico_core.policy.rules_ids import record_key
 from calico_core.policy.tunnel_routes import encapsulation
-from calico_core.policy.verdicts import kind_and_name, record_key
+from calico_core.policy.verdicts import kind_and_name
 
 ENDPOINT_TO_HOST, SOURCE_SPOOFING = "DefaultEndpointToHostAction", "WorkloadSourceSpoofing"
 _FLOATING = "FloatingIPs"
