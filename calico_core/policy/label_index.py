@@ -18,6 +18,7 @@ import msgspec
 from pyroaring import BitMap
 
 from calico_core.model.selectors import Labels, Node
+from calico_core.policy.one_or_several import each
 from calico_core.policy.postings import EMPTY, Posting, Postings, Query
 
 NO_LABELS: Labels = MappingProxyType({})
@@ -66,7 +67,7 @@ class LabelIndex:
         self._several = BitMap()
         """Items with more than one parent: what a change of one parent means for them is found one by one."""
         self._postings = Postings()
-        self._queries: dict[int, Query] = {}
+        self._queries: set[Query] = set()
         self._unfiled: set[Query] = set()
         self._next_number = 0
         self._stale: set[str] = set()
@@ -83,21 +84,21 @@ class LabelIndex:
         """Its items come as added with the next flush."""
         query = Query(node, self._next_number)
         self._next_number += 1
-        self._queries[query.number] = query
+        self._queries.add(query)
         labels_before = len(self._postings.keys)
         stale = self._postings.want(query)
         if self._all:
             self._stale |= stale
         if len(self._postings.keys) != labels_before:
             self._gifts.clear()
-        query.filed = self._postings.file(query)
-        if not query.filed:
+        self._postings.file(query)
+        if query.filed is None:
             self._unfiled.add(query)
         self._to_evaluate.add(query)
         return query
 
     def drop_query(self, query: Query) -> None:
-        del self._queries[query.number]
+        self._queries.remove(query)
         self._postings.unfile(query)
         self._postings.release(query)
         self._unfiled.discard(query)
@@ -259,11 +260,11 @@ class LabelIndex:
         left: set[Posting] = set() if before is None else set(key.of(before))
         entered: set[Posting] = set() if after is None else set(key.of(after))
         for posting in left - entered:
-            posting.items -= items
-            self._to_evaluate |= posting.queries
+            posting.subtract(items)
+            self._to_evaluate.update(each(posting.queries))
         for posting in entered - left:
-            posting.items |= items
-            self._to_evaluate |= posting.queries
+            posting.update(items)
+            self._to_evaluate.update(each(posting.queries))
 
     def figures(self) -> IndexFigures:
         """For metrics; any thread."""
@@ -278,7 +279,7 @@ class LabelIndex:
         if self._stale:
             self._fill_postings()
         if self._is_bulk:
-            self._to_evaluate = set(self._queries.values())
+            self._to_evaluate = set(self._queries)
             self._to_test.clear()
         deltas: dict[Query, Delta] = {}
         effective: dict[int, Labels] = {}
@@ -331,6 +332,8 @@ class LabelIndex:
     def _evaluated(self, query: Query) -> Delta | None:
         items, is_negated = self._postings.evaluate(query.node)
         before = query.matched
+        if items is EMPTY and before is EMPTY and not is_negated:
+            return None
         if is_negated:
             items = self._all - items
         if items == before:
@@ -367,7 +370,7 @@ class LabelIndex:
         for members, value in givers:
             heirs = members - self._several - key.own
             for posting in key.of(value):
-                posting.items |= heirs
+                posting.update(heirs)
         if givers:
             for item in self._several - key.own:
                 inherited = self.labels(item).get(label)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from calico_core.policy.mismatch import first_mismatch
 from calico_core.policy.rules import stored_position
-from calico_core.policy.verdicts import PassedOver, RuleStep, implied_drop, kind_and_name, record_key
+from calico_core.policy.rules_ids import record_key
+from calico_core.policy.verdicts import PassedOver, RuleStep, implied_drop, kind_and_name
 
 if TYPE_CHECKING:
     from calico_core.model.hoststate import HostState, PolicyList, RulesId

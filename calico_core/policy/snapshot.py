@@ -28,9 +28,10 @@ from calico_core.policy.effective_labels import effective_labels
 from calico_core.policy.explain import Direction, Packet, holder
 from calico_core.policy.resolver import PolicyResolver
 from calico_core.policy.rules import stored_position
+from calico_core.policy.rules_ids import record_key
 from calico_core.policy.set_limit import SetsBeyond, close_rules, set_words
 from calico_core.policy.tunnel_routes import encapsulation
-from calico_core.policy.verdicts import kind_and_name, record_key
+from calico_core.policy.verdicts import kind_and_name
 from calico_core.setting_values import set_size
 
 ENDPOINT_TO_HOST, SOURCE_SPOOFING = "DefaultEndpointToHostAction", "WorkloadSourceSpoofing"

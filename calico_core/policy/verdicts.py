@@ -6,8 +6,6 @@ from typing import Literal
 
 from netaddr import IPAddress
 
-from calico_core.model.hoststate import RulesId
-from calico_core.model.ids import unescape
 from calico_core.model.keys import HostEndpointKey, PolicyKey, ProfileRulesKey, WorkloadEndpointKey
 from calico_core.model.record import Value
 from calico_core.model.rules import Rule
@@ -97,11 +95,3 @@ def without_steps(side: Side, outcome: Literal["deny"] | None, reason: str) -> S
 
 def kind_and_name(key: PolicyKey | ProfileRulesKey) -> tuple[Literal["policy", "profile"], str]:
     return ("profile", key.profile) if isinstance(key, ProfileRulesKey) else ("policy", key.name)
-
-
-def record_key(rules_id: RulesId) -> PolicyKey | ProfileRulesKey:
-    kind, _, rest = rules_id.partition("/")
-    if kind == "profile":
-        return ProfileRulesKey(rest)
-    tier, _, name = rest.partition("/")
-    return PolicyKey(unescape(tier), unescape(name))
