@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import NamedTuple
 
 import msgspec
@@ -51,6 +51,7 @@ from calico_core.model.workloads import (
 from calico_core.stopwatch import Stopwatch, lap, measured
 from calico_core.workload.endpoint_record import endpoint_record
 from calico_core.workload.gate import PolicyGate
+from calico_core.workload.leaving import LeavingLinks
 from calico_core.workload.orphans import remove_orphans
 from calico_core.workload.profiles import profile_copies, profile_deletions, profile_writes, profiles_to_write
 from calico_core.workload.sharing import Departure, abandoned_handle, departure, is_attached, joined
@@ -60,6 +61,7 @@ from calico_core.workload.undo import UndoStack
 log = get_logger(__name__)
 
 _LOCK_TIMEOUT_S = 30.0
+_LEAVING_S = 5.0
 _ATTEMPTS = 5
 
 
@@ -85,10 +87,10 @@ class WorkloadService(Workloads):
         self._default_mtu_bytes = default_mtu_bytes
         self._locks = NamedLocks()
         self.slowest = SlowestAttaches()
-        self._links = ThreadPoolExecutor(max_workers=64, thread_name_prefix="links")
+        self._links = LeavingLinks(wiring.detach)
 
     def close(self) -> None:
-        self._links.shutdown(wait=True)
+        self._links.close()
 
     # --- attach ----------------------------------------------------------------------------------
 
@@ -256,22 +258,27 @@ class WorkloadService(Workloads):
             standing = self._wiring.host_end(request.namespace_fd, container_interface)
             if standing == request.interface:
                 return None
-        return self._wiring.attach(
-            WiringRequest(
-                interface=request.interface,
-                container_interface=container_interface,
-                namespace_fd=request.namespace_fd,
-                namespace=request.namespace,
-                addresses=endpoint.nets,
-                mac=endpoint.mac,
-                mtu_bytes=request.mtu_bytes or self._default_mtu_bytes(),
-                queues=request.queues,
-                device=request.device,
-                is_default_route=request.is_default_route,
-                routes=request.routes,
-                allow_ip_forwarding=request.allow_ip_forwarding,
-            )
+        wanted = WiringRequest(
+            interface=request.interface,
+            container_interface=container_interface,
+            namespace_fd=request.namespace_fd,
+            namespace=request.namespace,
+            addresses=endpoint.nets,
+            mac=endpoint.mac,
+            mtu_bytes=request.mtu_bytes or self._default_mtu_bytes(),
+            queues=request.queues,
+            device=request.device,
+            is_default_route=request.is_default_route,
+            routes=request.routes,
+            allow_ip_forwarding=request.allow_ip_forwarding,
         )
+        try:
+            return self._wiring.attach(wanted)
+        except InterfaceTaken as taken:
+            if not self._links.await_gone(taken.owner, timeout_s=_LEAVING_S):
+                raise
+            log.info("endpoint.waited_for_leaving", endpoint=request.key.path, interface=taken.owner)
+            return self._wiring.attach(wanted)
 
     def _forget(self, request: Attach, committed: _Committed) -> None:
         """Take back what :meth:`_record` committed, if nobody has changed it since: the record it replaced returns.
@@ -358,7 +365,7 @@ class WorkloadService(Workloads):
             done: Future[None] = Future()
             done.set_result(None)
             return done  # it is the next owner's interface by now
-        return self._links.submit(self._wiring.detach, request.interface)
+        return self._links.submit(request.interface)
 
     def _release(self, request: Detach, standing: Versioned[WorkloadEndpoint | None] | None) -> Departure | None:
         """Addresses and record in one transaction. The record stays when another container owns it by now, and loses
