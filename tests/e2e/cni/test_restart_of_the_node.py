@@ -226,7 +226,7 @@ def test_a_killed_node_without_systemd_is_done_without_as_ever(make_lab: MakeLab
 def test_a_node_that_waits_for_its_datastore_sends_callers_into_their_own_process(
     make_lab: MakeLab, ledger: Ledger
 ) -> None:
-    lab = make_lab(1, nodes=False)
+    lab = make_lab(1, nodes=False, datastore="etcd")
     host = lab.hosts[0]
     host.start_node()
     install(host, ledger, "auto")
