@@ -63,8 +63,8 @@ log = get_logger(__name__)
 
 _READY_WAIT_S = 20.0
 _WATCH_S = 5.0
-_PATIENCE_S = 8.0
-"""Less than a shim waits for any answer."""
+_PATIENCE_S = 20.0
+"""Less than a shim waits for a detach."""
 _STARTING = CallReply(status=1, stderr=b"the node is starting: it waits for the datastore\n")
 
 
@@ -104,6 +104,7 @@ class Runtime:
         self.restart = Restart(self.stopping)
         self._listeners = listeners or Listeners()
         self._server = SocketServer(settings.socket, self._answer, listeners=self._listeners)
+        self._has_waiting = False
         self._is_open = False
         self._ends_routing = os.getpid() == 1
         """A container takes its processes along."""
@@ -113,14 +114,14 @@ class Runtime:
         settings = self._settings
         lock = take_run_directory(settings.run_directory)
         self._stack.callback(lock.close)
-        self._send_waiting_away_later()
+        self._watch_over_waiting()
         self._stack.callback(self._pages.stop)
         self._pages.serve_health(settings)
         ipv4, ipv6 = node_addresses(settings)
         self._close_to_unknown(settings)
         records = composition.open_records(settings)
         self._stack.callback(records.store.close)
-        if not startup.wait_for_store(records, self.stopping):
+        if not startup.wait_for_store(records, self.stopping, on_away=self._send_waiting_away):
             raise NotReady("stopped while waiting for the datastore")
         stored = read_stored_config(records, self.host)
         settings = self._settings = with_stored_config(settings, self._environment, stored)
@@ -228,15 +229,19 @@ class Runtime:
 
     # --- phases --------------------------------------------------------------------------------------
 
-    def _send_waiting_away_later(self) -> None:
-        """Who waits on a socket that was handed over does so for a restart, not for a datastore that is away: after a
-        time calls are told to run in their own process, until this one is ready."""
-        if self._listeners.is_inherited(SOCKET_NAME, Path(self._settings.socket)):
-            timer = threading.Timer(_PATIENCE_S, self._server.start)
-            timer.daemon = True
-            timer.start()
-            self._stack.callback(self._server.stop)
-            self._stack.callback(timer.cancel)
+    def _watch_over_waiting(self) -> None:
+        """Who waits on a socket that was handed over does so for a restart, not for a start that takes its time."""
+        self._has_waiting = self._listeners.is_inherited(SOCKET_NAME, Path(self._settings.socket))
+        timer = threading.Timer(_PATIENCE_S, self._send_waiting_away)
+        timer.daemon = True
+        timer.start()
+        self._stack.callback(self._server.stop)
+        self._stack.callback(timer.cancel)
+
+    def _send_waiting_away(self) -> None:
+        """Into their own processes, until this one is ready. Repeating it is fine."""
+        if self._has_waiting:
+            self._server.start()
 
     def _close_to_unknown(self, settings: Settings) -> None:
         """Before anything that may wait: a host that has just booted must not pass what nobody has judged."""
