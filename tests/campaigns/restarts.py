@@ -6,7 +6,8 @@ L lost, W wrongly passed``; it exits with 1 unless both are 0. The ways to resta
 - **clean**: SIGTERM, then start;
 - **kill**: SIGKILL, then start;
 - **upgrade**: start with a setting that changes the fixed part of the table, as another version's table would;
-- **driver**: start with the other dataplane driver.
+- **driver**: start with the other dataplane driver;
+- **in-place**: ``calicoctl node restart``, the same process with its program loaded anew.
 
 Meanwhile, at 1 kHz each and for IPv4 and IPv6: datagrams from a workload that may send them, never answered, so that
 every one is new to connection tracking and judged by policy, and the same from one that may not; an answered stream;
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from calico_core.lab.host import LabHost
     from calico_core.lab.workload import LabWorkload
 
-WAYS = ("clean", "kill", "upgrade", "driver")
+WAYS = ("clean", "kill", "upgrade", "driver", "in-place")
 _OTHER = {"nftables": "iptables", "iptables": "nftables"}
 _BOTH_FAMILIES = {"ipam": {"type": "calico-ipam", "assign_ipv4": "true", "assign_ipv6": "true"}}
 _SENT_BETWEEN = 300
@@ -129,6 +130,9 @@ class Restarter:
         )
 
     def restart(self, way: str) -> None:
+        if way == "in-place":
+            self._host.calicoctl("node", "restart")
+            return
         if way == "kill":
             self._host.kill_node()
         else:
