@@ -11,7 +11,7 @@ from concurrent.futures import Future
 
 import msgspec
 
-from calico_core.errors import InterfaceTaken, InvalidRequest, NotReady, Unavailable
+from calico_core.errors import InterfaceTaken, InvalidRequest, NotReady, StoreNotReady, Unavailable
 from calico_core.interfaces.dataplane import WorkloadWiring
 from calico_core.interfaces.datastore import Records, Versioned
 from calico_core.interfaces.ipam import Ipam
@@ -123,7 +123,7 @@ class WorkloadService(Workloads):
             return
         ready = self._records.get(ReadyKey())
         if ready is None or ready.record != "true":
-            raise NotReady(f"{ReadyKey().path} in the datastore is not 'true'")
+            raise StoreNotReady(f"{ReadyKey().path} in the datastore is not 'true'")
 
     def _require_mtu(self, request: Attach) -> None:
         if request.requires_mtu and not request.mtu_bytes and not self._default_mtu_bytes():
@@ -175,7 +175,10 @@ class WorkloadService(Workloads):
                 if not request.is_shared:
                     self._wiring.detach(request.interface)  # whoever's it is: nobody can say, and it must not leak
                 raise
-            if standing is not None and standing.record is not None and standing.record.attachments:
+            is_shared = standing is not None and standing.record is not None and bool(standing.record.attachments)
+            if request.needs_ready:
+                self._await_ready(request, standing, is_shared=is_shared)
+            if standing is not None and is_shared:
                 return self._detach_shared(request, standing)
             link = self._remove_link(request, standing)
             try:
@@ -186,6 +189,18 @@ class WorkloadService(Workloads):
                 lap("interface")
         log.info("endpoint.detached", endpoint=request.key.path)
         return going is not None and going.is_changed
+
+    def _await_ready(
+        self, request: Detach, standing: Versioned[WorkloadEndpoint | None] | None, *, is_shared: bool
+    ) -> None:
+        """Whoever fills the store or copies it counts on nobody writing. The container's interface goes all the same,
+        unless others may use it."""
+        try:
+            self._require_ready()
+        except StoreNotReady:
+            if not is_shared and not request.is_shared:
+                self._remove_link(request, standing).result()
+            raise
 
     def _detach_shared(self, request: Detach, standing: Versioned[WorkloadEndpoint | None]) -> bool:
         """Whether the interface goes is known when the record's part is done: until then somebody may join."""

@@ -24,7 +24,7 @@ from calico_cni.outcome import Outcome
 from calico_cni.pod_cidr import wants_pod_cidr
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
 from calico_cni.readiness import wait_for_gates
-from calico_cni.status import check_addresses, check_agent, check_datastore, check_datastore_soon
+from calico_cni.status import check_addresses, check_agent, check_datastore, check_datastore_soon, require_ready
 from calico_cni.supported import check_supported
 from calico_cni.versions import check_command
 from calico_cni.wire import (
@@ -36,7 +36,7 @@ from calico_cni.wire import (
     parse_configuration,
     unknown_keys,
 )
-from calico_core.errors import Unavailable
+from calico_core.errors import StoreNotReady, Unavailable
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.log import get_logger
 from calico_core.model.workloads import Detach
@@ -128,7 +128,7 @@ class NetworkCommands:
             self.detach_deferred(detach, call.namespace_fd)
             if self._migrations.is_under_way:
                 self._deferred.put(detach)  # its address may become ours only now
-        except Unavailable as error:
+        except (Unavailable, StoreNotReady) as error:
             log.warning("datastore.away", reason=str(error))
             self._deferred.put(detach)
         finally:
@@ -170,6 +170,7 @@ class NetworkCommands:
                 network=network,
                 container_interface=invocation.interface,
                 is_shared=identity.is_shared,
+                needs_ready=True,
             )
         )
 
@@ -231,6 +232,7 @@ def collect(
 ) -> Outcome:
     """GC of either program. ``has_endpoints``: the network's interfaces and records are ours too."""
     valid = valid_attachments(configuration)
+    require_ready(context.records)
     garbage = Garbage(context, configuration.name, valid)
     deferred.drop(configuration.name, valid)
     if has_endpoints:

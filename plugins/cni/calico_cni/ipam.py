@@ -18,10 +18,10 @@ from calico_cni.previous import Previous
 from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.requested import address_request
 from calico_cni.results import Ip, Result, encode_result
-from calico_cni.status import check_addresses, check_datastore, check_datastore_soon
+from calico_cni.status import check_addresses, check_datastore, check_datastore_soon, require_ready
 from calico_cni.versions import check_command
 from calico_cni.wire import CommonConfiguration, MinimalConfiguration, parse_configuration
-from calico_core.errors import Unavailable
+from calico_core.errors import StoreNotReady, Unavailable
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.log import get_logger
 from calico_core.model.addresses import host_network
@@ -76,6 +76,7 @@ class IpamCommands:
         handle = handle_of(configuration.name, invocation.container_id, invocation.interface)
         request = address_request(configuration, invocation, handle=handle, host=self._context.host)
         self._deferred.cancel(IPAM_PROGRAM, configuration.name, invocation)
+        require_ready(self._context.records)
         with self._migrations.admitted(configuration.name, IPAM_PROGRAM):
             addresses = self._context.ipam.auto_assign(request)
         result = Result(ips=tuple(Ip(address=str(host_network(address))) for address in addresses))
@@ -87,7 +88,7 @@ class IpamCommands:
             self.detach_deferred(detach)
             if self._migrations.is_under_way:
                 self._deferred.put(detach)  # its address may become ours only now
-        except Unavailable as error:
+        except (Unavailable, StoreNotReady) as error:
             log.warning("datastore.away", reason=str(error))
             self._deferred.put(detach)
         return Outcome()
@@ -97,6 +98,7 @@ class IpamCommands:
         self._release(detach.network, detach.invocation)
 
     def _release(self, network: str, invocation: Invocation) -> None:
+        require_ready(self._context.records)
         handle = handle_of(network, invocation.container_id, invocation.interface)
         legacy = legacy_handles(invocation.container_id, invocation.interface)
         self._context.ipam.release_by_handle((handle, *legacy))

@@ -452,6 +452,7 @@ class Node:
         self.needed = needed
         self.calls: list[Call] = []
         self._setup = CniSetup(-1)
+        self._setup.records.put(ReadyKey(), "false")
 
     def answer(self, call: Call) -> CallReply:
         self.calls.append(call)

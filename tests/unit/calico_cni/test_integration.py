@@ -533,6 +533,7 @@ def test_a_configuration_that_cannot_be_read_asks_for_no_trace(setup: CniSetup, 
 @pytest.mark.parametrize("program", ["calico", "calico-ipam"])
 @pytest.mark.parametrize(("ready", "code"), [("true", 0), ("false", 50), (None, 50)])
 def test_trying_out_asks_the_datastore(setup: CniSetup, program: str, ready: str | None, code: int) -> None:
+    setup.records.delete(ReadyKey())
     if ready is not None:
         setup.records.put(ReadyKey(), ready)
     reply = setup.call("TEST", a_network(cniVersion="0.3.1"), program=program)

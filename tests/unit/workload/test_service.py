@@ -20,6 +20,7 @@ from calico_core.errors import (
     KeyExists,
     NoPools,
     NotReady,
+    StoreNotReady,
     Unavailable,
 )
 from calico_core.interfaces.datastore import Batch
@@ -445,6 +446,21 @@ def test_detach_removes_the_interface_though_the_store_is_down(bench: Bench) -> 
     assert _record(bench) is not None
     bench.service.detach(bench.detach_request())
     assert _record(bench) is None
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_detach_from_a_store_that_is_not_ready(bench: Bench, is_shared: bool) -> None:
+    """Only who can do the rest later asks for that. What others may share stays."""
+    bench.service.attach(bench.attach_request())
+    bench.records.put(ReadyKey(), "false")
+    before = bench.revision
+    with pytest.raises(StoreNotReady, match="Ready"):
+        bench.service.detach(bench.detach_request(needs_ready=True, is_shared=is_shared))
+    assert bench.wiring.exists("calic1") == is_shared
+    assert bench.revision == before
+    bench.service.detach(bench.detach_request())
+    assert _record(bench) is None
+    assert not bench.wiring.exists("calic1")
 
 
 def test_detach_whose_write_is_refused_keeps_record_and_addresses_together(bench: Bench) -> None:
