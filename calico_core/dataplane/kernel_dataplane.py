@@ -199,11 +199,14 @@ class KernelDataplane(Dataplane, Generic[P]):
             return self._report(None, links, [self._routes.resync()], ())
         if self._claims.owner(event.name) is None:
             return ApplyReport()
+        left = RouteReport()
+        if event.kind == "deleted" and self._link_table.name_of(event.index) not in ("", event.name):
+            left = self._routes.leave(event.index)
         # the kernel removes the routes of a link that goes down; a new link of the name starts without
         self._routes.forget(event.name)
         self._links.forget(event.name)
         links, routes = self._follow_links([event.name])
-        return self._report(None, links, [routes], ())
+        return self._report(None, links, [left, routes], ())
 
     def watch_interfaces(self, callback: Callable[[InterfaceEvent], None]) -> Callable[[], None]:
         monitor = LinkMonitor(callback, namespace_fd=self._namespace_fd, table=self._link_table)

@@ -20,7 +20,7 @@ from calico_core.interfaces.dataplane import DataplaneOptions
 from calico_core.model.hoststate import HostState
 from tests.doubles.host_states import host_states, step, whole
 
-pytestmark = pytest.mark.needs_root
+pytestmark = [pytest.mark.needs_root, pytest.mark.slow]
 OPTIONS = DataplaneOptions(host="h")
 
 
@@ -123,7 +123,7 @@ _NUMBERS = st.integers(0, 999)
 _BLOWS = st.tuples(st.tuples(_NUMBERS, _NUMBERS, _NUMBERS), st.booleans())
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(st.tuples(host_states(), _BLOWS), min_size=2, max_size=4))
 def test_a_batch_and_a_resync_make_good_whatever_was_done(host: Host, steps: list[Any]) -> None:
     host.clear()
