@@ -8,9 +8,9 @@ and the list itself. Prints a JSON line a workload. Everything happens in a netw
 
 from __future__ import annotations
 
+import argparse
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -294,10 +294,12 @@ WORKLOADS: dict[str, Callable[[], None]] = {
 }
 
 
-def main(names: list[str]) -> None:
-    for name in names or list(WORKLOADS):
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", choices=[[], *WORKLOADS], help="default: all")
+    for name in parser.parse_args().names or WORKLOADS:
         WORKLOADS[name]()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -154,11 +154,6 @@ def write_commands(
     return commands
 
 
-def removal_commands(plan: Plan) -> list[Command]:
-    """What may go once no rule names it."""
-    return [Command(f"destroy {name}", name) for name in plan.removed_sets]
-
-
 def _rewrite(name: str, wanted: NamedSet, max_elements: int) -> list[Command]:
     """Its users see one step."""
     scratch = scratch_name(name)
