@@ -24,7 +24,7 @@ import subprocess
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import msgspec
-from netaddr import EUI, IPNetwork
+from netaddr import EUI, IPAddress, IPNetwork
 
 from calico_core.dataplane.iptables.driver import IptablesDataplane
 from calico_core.dataplane.linux import netns
@@ -39,6 +39,7 @@ from tests.campaigns.oracle.cases import (
     FAILSAFE_OUT,
     FLOATING,
     KNOWN_HOST,
+    METADATA_PORT,
     OTHER_HOST,
     OWN_MAC,
     OWN_NETS,
@@ -102,7 +103,7 @@ class Bench:
         self.answers_early = dataplane == "nftables"
         self._stack = contextlib.ExitStack()
         self._ports: dict[str, _Port] = {}
-        self._told: tuple[str, int | None] | None = None
+        self._told: object = None
         self._dataplane: Dataplane | None = None
         self._next = 0xA0000000
 
@@ -116,19 +117,21 @@ class Bench:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def dataplane(self, to_host: str, set_limit: int | None = None) -> Dataplane:
+    def dataplane(self, to_host: str, set_limit: int | None = None, metadata: str | None = None) -> Dataplane:
         """The driver, started anew when it has to be told otherwise: as an agent does that restarts."""
-        if self._dataplane is None or (to_host, set_limit) != self._told:
+        told = to_host, set_limit, metadata
+        if self._dataplane is None or told != self._told:
             self._close_dataplane()
             options = DataplaneOptions(
                 endpoint_to_host=to_host,
                 failsafe_inbound=tuple(FailsafePort(*each) for each in FAILSAFE_IN),
                 failsafe_outbound=tuple(FailsafePort(*each) for each in FAILSAFE_OUT),
+                metadata=None if metadata is None else (IPAddress(metadata), METADATA_PORT),
             )
             if set_limit is not None:
                 options = msgspec.structs.replace(options, max_set_size=set_limit)
             self._dataplane = self._driver(options, self._host_fd)
-            self._told = to_host, set_limit
+            self._told = told
         return self._dataplane
 
     def number(self) -> int:

@@ -30,6 +30,7 @@ from calico_core.policy.explain import Packet, explain, holder
 from calico_core.policy.flows import Cluster
 from calico_core.policy.resolver import PolicyResolver
 from calico_core.policy.set_limit import close_rules
+from calico_core.settings import Settings
 from tests.campaigns.oracle import naive, ways, wire
 from tests.campaigns.oracle.bench import OUTSIDE, Arrived, Bench, Sending
 from tests.campaigns.oracle.cases import (
@@ -37,6 +38,9 @@ from tests.campaigns.oracle.cases import (
     FAILSAFE_OUT,
     FAILSAFE_TEXTS,
     KNOWN_HOST,
+    METADATA,
+    METADATA_PORT,
+    METADATA_SERVER,
     OTHER_HOST,
     OWN_MAC,
     OWN_NETS,
@@ -53,7 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _HOST_ENDPOINTS = f"/calico/v1/host/{ways.HOST}/endpoint/"
-HOSTS = frozenset({*KNOWN_HOST, *OTHER_HOST})
+HOSTS = frozenset({*KNOWN_HOST, *OTHER_HOST, "127.0.0.1"})
 
 
 class Difference(NamedTuple):
@@ -105,20 +109,24 @@ class Oracle:
         records = stored if limit is None else naive.with_closed_rules(stored, limit)
         cluster = Cluster(
             good,
-            endpoint_to_host=case["to_host"],
-            source_spoofing=case.get("spoofing", "Disabled"),
-            failsafe_inbound=inbound,
-            failsafe_outbound=outbound,
+            defaults=Settings(
+                endpoint_to_host=case["to_host"],
+                source_spoofing=case.get("spoofing", "Disabled"),
+                failsafe_inbound=inbound,
+                failsafe_outbound=outbound,
+            ),
         )
+        server = stored.get(METADATA_SERVER)
         place = _place_of(case, answers_early=self._bench.answers_early)
+        place = place._replace(metadata=None if server is None else (server, METADATA_PORT))
         is_untracked = any(isinstance(record, Policy) and record.untracked for _, record in good)
         asked = list(self._chosen(records, place, case["probes"], is_untracked=is_untracked))
         seen = self._bench.send(_sending(each.probe, each.number) for each in asked)
         differences: list[Difference] = []
         for probe, number, fate in asked:
             expected, sender = fate.outcome, ways.interface_of(records, place, probe["src"])
-            if expected == "reject" and sender == ways.NOWHERE:
-                expected = "deny"  # it may send from there, but nothing leads back that would tell it
+            if expected == "reject" and _hears_nothing(probe, fate.way, sender):
+                expected = "either"
             kernel = _found(seen, number, fate.way, sender)
             if expected == "either":
                 expected, kernel = "deny", "deny" if kernel == "reject" else kernel
@@ -151,7 +159,7 @@ class Oracle:
 
     def _program(self, case: dict[str, Any], limit: int | None) -> HostState:
         """By the resolver and the driver, step by step. ``limit``: members of one set."""
-        dataplane = self._bench.dataplane(case["to_host"], limit)
+        dataplane = self._bench.dataplane(case["to_host"], limit, case["steps"][0].get(METADATA_SERVER))
         resolver, state = PolicyResolver(ways.HOST, lets_spoof=_lets_spoof(case)), HostState()
         resolver.set_interface(ways.UPLINK, frozenset(map(IPAddress, KNOWN_HOST)))
         for step in case["steps"]:
@@ -234,6 +242,13 @@ def _expected(records: ways.Stored, place: ways.Place, probe: dict[str, Any]) ->
     return naive.judge(records, place, flow, probe["via"], mac)
 
 
+def _hears_nothing(probe: dict[str, Any], way: ways.Way, sender: str) -> bool:
+    """Of a rejection: nothing leads back to what it may send from, or the kernel cannot tell the packet from a broken
+    one, for translation does not mend the checksum of a protocol that it does not know (it looks for one in IPv6)."""
+    is_broken = probe["protocol"] == 200 and way.flow.version == 6 and way.flow.dst != probe["dst"]
+    return sender == ways.NOWHERE or is_broken
+
+
 def _found(seen: dict[str, Arrived], number: int, way: ways.Way, sender: str) -> str:
     """It arrived where it was sent, and nowhere else, and as it should look there; or its sender was told that it may
     not; or nothing."""
@@ -260,7 +275,7 @@ def _real(
         src=IPAddress(flow.src), dst=IPAddress(flow.dst), protocol=flow.protocol,
         src_port=flow.sport, dst_port=flow.dport, icmp=flow.icmp,
     )  # fmt: skip
-    if probe.get("stray") or probe.get("mac") or flow.dport == 4789:
+    if probe.get("stray") or probe.get("mac"):
         return None, None
     sender, is_own = None, True
     if via.startswith("cali"):
@@ -272,7 +287,8 @@ def _real(
     # which of several endpoints is an interface's, and whether it has one, only the host knows
     count = sum(1 for path in records if path.startswith(_HOST_ENDPOINTS))
     is_certain = not count or (count == 1 and ways.UPLINK in state.interfaces)
-    is_asked_as_foreign = via == OUTSIDE or to_host == "DROP" or flow.dport == 53 or bool(count)
+    is_always_let = flow.dport == 53 or flow.sport in (68, 546)
+    is_asked_as_foreign = via == OUTSIDE or to_host == "DROP" or is_always_let or bool(count)
     is_to_other = flow.dst in OTHER_HOST and is_asked_as_foreign
     flows = None
     if is_certain and not is_to_other and _is_routed_as_pools_say(records, cluster, way):
@@ -294,8 +310,9 @@ def _is_routed_as_pools_say(records: ways.Stored, cluster: Cluster, way: ways.Wa
 
 def _told(state: HostState, packet: Packet, way: ways.Way, to_host: str, via: str) -> str | None:
     """``explain`` knows the workloads of the host, and nothing else: one that sends from what another has is taken for
-    the other."""
-    if way.to == ways.TO_HOST and (to_host == "DROP" or packet.dst_port == 53):
+    the other, and it is not told what the host makes of the packet itself."""
+    is_host_s = packet.dst_port in (53, 67, 547, METADATA_PORT) or to_host == "DROP"
+    if (way.to == ways.TO_HOST and is_host_s) or packet.dst_port == 4789 or str(packet.dst) == METADATA:
         return None
     sender = holder(state.workloads.values(), packet.src)
     if not via or state.interfaces or way.to == ways.NOWHERE or (sender is not None and sender.interface != via):

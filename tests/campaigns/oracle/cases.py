@@ -28,7 +28,9 @@ FAILSAFE_IN, FAILSAFE_OUT = ((6, 443, None), (17, 53, IPNetwork("10.66.0.0/31"))
 FAILSAFE_TEXTS = "tcp:443,udp:10.66.0.0/31:53", "udp:90"
 """The same twice: for the driver, and as settings say it."""
 SET_LIMIT = "/calico/v1/config/MaxIpsetSize"
-"""How many members a set may have; where it stands, it stands from the beginning, as a node reads it once."""
+METADATA_SERVER, METADATA_PORT, METADATA = "/calico/v1/config/MetadataAddr", 8775, "169.254.169.254"
+"""What a node reads once stands from the beginning, where it does: how many members a set may have, and where the
+metadata address leads."""
 OWN_MAC, OTHER_MAC = "02:00:00:00:65:0{}", "02:00:00:00:99:09"
 _NETS = (
     "10.65.0.0/31", "10.65.0.0/16", "10.65.1.1/32", "10.65.2.0/23", "10.66.0.0/30", "198.51.100.0/24", "0.0.0.0/0",
@@ -205,6 +207,21 @@ _own_host_endpoints = st.fixed_dictionaries(
         "labels": _labels,
     }
 ).map(_kept).filter(lambda record: "name" in record or record["expected_ipv4_addrs"])  # fmt: skip
+_open_early = st.fixed_dictionaries(
+    {
+        f"/calico/v1/host/{HOST}/endpoint/e0": st.just(
+            {"name": "up0", "expected_ipv4_addrs": [], "profile_ids": ["p0"]}
+        ),
+        "/calico/v1/policy/tier/default/policy/early": st.fixed_dictionaries(
+            {
+                "selector": st.just("all()"),
+                "inbound_rules": st.tuples(_rules(), st.just({"action": "allow"})).map(list),
+                "outbound_rules": _rule_lists,
+            }
+        ).map(lambda record: {**record, "untracked": True, "apply_on_forward": True}),
+    }
+)
+"""Most of what comes over the uplink is let in untracked, and so never translated."""
 _network_sets = st.fixed_dictionaries({"nets": _some(_NETS, 4), "labels": _labels})
 
 
@@ -252,6 +269,10 @@ def _step(draw: st.DrawFn, *, is_first: bool) -> dict[str, Any]:
         found["/calico/v1/policy/profile/p0/rules"] = draw(_open_or_not)
         limit = draw(st.sampled_from([None, None, None, "1", "3", "5", "9"]))
         found |= {} if limit is None else {SET_LIMIT: limit}
+        server = draw(st.sampled_from([None, None, KNOWN_HOST[0], "127.0.0.1", OUTSIDE[0][0], REMOTE[0][0]]))
+        found |= {} if server is None else {METADATA_SERVER: server}
+        if draw(st.integers(0, 5)) == 0:
+            found |= draw(_open_early)
     for cidr in (*_OWN_POOLS, *_REMOTE_POOLS):
         likely = 9 if cidr in _OWN_POOLS else 4
         if draw(st.integers(0, 9)) >= 10 - (likely if is_first else 1):
@@ -283,6 +304,11 @@ def _probe(dice: random.Random) -> dict[str, Any]:
         probe["dst"] = dice.choice([*others, *away, *FLOATING[family], *hosts])
         if _one_in(dice, 12):
             probe["mac"] = OTHER_MAC
+        if family == 0 and _one_in(dice, 15):
+            return {**probe, "dst": METADATA, "protocol": 6, "sport": dice.choice(_SOURCE_PORTS), "dport": 80}
+        if probe["dst"] in hosts and _one_in(dice, 8):
+            sport, dport = dice.choice([(68, 67), (546, 547), (9, METADATA_PORT)])
+            return {**probe, "protocol": 6 if dport == METADATA_PORT else 17, "sport": sport, "dport": dport}
     protocol = dice.choice((6, 6, 17, 17, 132, 200, 1 if family == 0 else 58))
     probe["protocol"] = protocol
     if protocol in (6, 17, 132):

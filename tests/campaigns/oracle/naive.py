@@ -51,8 +51,9 @@ def judge(records: Stored, place: Place, flow: Flow, interface: str, mac: str) -
     """Whether the packet gets where it is sent, as far as this host decides. ``interface``: where it came from, '' for
     the host itself. ``mac``: what it says it was sent by."""
     is_tracked = interface != UPLINK or not _is_untracked(records, place, flow)
-    way = way_of(records, place, flow, is_tracked=is_tracked)
-    if interface.startswith("cali"):
+    is_workload = interface.startswith("cali")
+    way = way_of(records, place, flow, is_tracked=is_tracked, is_from_workload=is_workload)
+    if is_workload:
         return Fate(_from_workload(records, place, flow, way, interface, mac), way)
     return Fate(_from_elsewhere(records, place, flow, way, interface), way)
 
@@ -83,7 +84,7 @@ def _from_workload(records: Stored, place: Place, flow: Flow, way: Way, interfac
     if sender.get("mac") not in (None, mac):
         return "deny"
     if way.to == TO_HOST:
-        return _to_host(records, place, sender, flow)
+        return _to_host(records, place, sender, way.flow)
     if way.to == NOWHERE:
         return "deny"  # no route, so policy is not even asked
     found = _at_workload(records, sender, "outbound", way.flow)
@@ -103,7 +104,10 @@ def _to_host(records: Stored, place: Place, sender: Any, flow: Flow) -> Outcome:
     """6.5: what every workload may ask its host, then as configured."""
     if flow.version == 6 and flow.icmp is not None and flow.icmp[0] in _NEIGHBOURS:
         return "allow"
-    if flow.protocol == 17 and (flow.dport == 53 or (flow.sport, flow.dport) in {(68, 67), (546, 547)}):
+    dhcp = {4: (68, 67), 6: (546, 547)}[flow.version]
+    if flow.protocol == 17 and (flow.dport == 53 or (flow.sport, flow.dport) == dhcp):
+        return "allow"
+    if flow.protocol == 6 and (flow.dst, flow.dport) == place.metadata:
         return "allow"
     return "deny" if place.to_host == "DROP" else _at_workload(records, sender, "outbound", flow)
 
