@@ -203,18 +203,39 @@ class Cluster(Snapshot):
         """An end that is no workload. ``others``: the hosts at the other end."""
         host = self.hosts.get(address)
         if host is not None:
+            side = Side(direction=direction, address=address, place="host", outcome=None, host=host)
+            tunnel, other = self._tunnel_of(host, packet), packet.src if direction == "inbound" else packet.dst
+            is_of_hosts = tunnel is not None and self._is_peer(host, other)
+            if direction == "inbound" and tunnel is not None and not is_of_hosts:
+                reason = f"{tunnel} from no host of ours: what is in it would be believed"
+                return [msgspec.structs.replace(side, outcome="deny", reason=reason)]
             if host not in others:
-                found = self._at_interfaces(host, direction, packet, original, is_forwarded=False)
+                found = self._at_interfaces(
+                    host, direction, packet, original, is_forwarded=False, is_encapsulated=is_of_hosts
+                )
                 if found:
                     return found
             reason = "an address of the host: what its own firewall and its services make of it is not asked here"
-            return [Side(direction=direction, address=address, place="host", outcome=None, reason=reason, host=host)]
+            return [msgspec.structs.replace(side, reason=reason)]
         pool = self.pool_of(address)
         if pool is None:
             reason = "outside: no endpoint has the address and no pool holds it"
             return [Side(direction=direction, address=address, place="outside", outcome=None, reason=reason)]
         reason = f"unknown endpoint: the address is of pool {pool}, but no endpoint has it"
         return [Side(direction=direction, address=address, place="unknown", outcome="deny", reason=reason)]
+
+    def _tunnel_of(self, host: str, packet: Packet) -> str | None:
+        """The kind of tunnel of the host that the packet belongs to."""
+        kind = tunnel_kind(packet)
+        if kind is None:
+            return None
+        peers = self.state(host).peers
+        is_used = peers.is_vxlan if kind == "VXLAN" else peers.is_ipip and packet.src.version == 4
+        return kind if is_used else None
+
+    def _is_peer(self, host: str, address: IPAddress) -> bool:
+        """Whether the host takes what comes from there out of its tunnels."""
+        return address in self.state(host).peers.addresses or self.is_external_node(host, address)
 
     # --- interfaces of hosts -------------------------------------------------------------------------
 
@@ -227,9 +248,17 @@ class Cluster(Snapshot):
         return self._at_interfaces(host, direction, packet, original, is_forwarded=True)
 
     def _at_interfaces(
-        self, host: str, direction: Direction, packet: Packet, original: Packet, *, is_forwarded: bool
+        self,
+        host: str,
+        direction: Direction,
+        packet: Packet,
+        original: Packet,
+        *,
+        is_forwarded: bool,
+        is_encapsulated: bool = False,
     ) -> list[Side]:
-        """Each that may be on the way, if it has a say."""
+        """Each that may be on the way, if it has a say. ``is_encapsulated``: by one host for another, which only early
+        policy is asked about."""
         if not any(key.host == host for key in self.host_endpoints):
             return []
         state = self.state(host)
@@ -249,6 +278,8 @@ class Cluster(Snapshot):
                 original=original,
                 failsafe=self.failsafe_ports(host, direction),
             )
+            if is_encapsulated:
+                hooks = [each for each in hooks if each.hook != "normal"]
             if any(each.steps for each in hooks):
                 side = self._at_interface(state, interface, direction, hooks, is_forwarded=is_forwarded)
                 sides.append(msgspec.structs.replace(side, is_interface_certain=is_certain))

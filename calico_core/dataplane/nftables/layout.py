@@ -143,7 +143,7 @@ def _from_peers(peers: HostPeers, options: DataplaneOptions, families: Sequence[
     """Encapsulated packets come from hosts only: from anybody else their content would be believed."""
     refused: list[str] = []
     if peers.is_ipip:
-        refused += verdicts.drop(f"meta l4proto {IPIP_PROTOCOL}", "IPIP from no host of ours")
+        refused += verdicts.drop(f"meta nfproto ipv4 meta l4proto {IPIP_PROTOCOL}", "IPIP from no host of ours")
     if peers.is_vxlan:
         refused += verdicts.drop(f"udp dport {VXLAN_PORT}", "VXLAN from no host of ours")
     return _of_peers(peers, options, families, "saddr") + refused

@@ -44,6 +44,7 @@ from tests.campaigns.oracle.cases import (
     OWN_MAC,
     OWN_NETS,
     PAIRS,
+    PEER,
     WORKLOADS,
     shared_with,
 )
@@ -59,7 +60,7 @@ HOST = ""
 """Names of places: ``cali0``… for the containers, these two for the others."""
 _FENCE = ("10.67.0.1", "10.67.0.2")
 _FENCE_WAIT_S = 20.0
-_HOST_PROTOCOLS = (1, 6, 17, 58, 132, 200)
+_HOST_PROTOCOLS = (1, 4, 6, 17, 58, 132, 200)
 _NO_LIMITS = (("ipv4.icmp_msgs_per_sec", 1_000_000), ("ipv4.icmp_msgs_burst", 1_000_000))
 _numbers = itertools.count()
 
@@ -233,8 +234,9 @@ class Bench:
         ])  # fmt: skip
         self._ip(name, ["link set up0 up"])
         # what the fabric would not send back: addresses of ours without an endpoint
+        neighbours = (*PEER, "192.0.2.2", "2001:db8::2")
         self._ip(self._host_name, [
-            *(f"neigh replace {each} lladdr {mac} dev up0 nud permanent" for each in ("192.0.2.2", "2001:db8::2")),
+            *(f"neigh replace {each} lladdr {mac} dev up0 nud permanent" for each in neighbours),
             "route add default via 192.0.2.2", "route add default via 2001:db8::2",
             *(f"route add blackhole {each}" for each in OWN_NETS),
         ])  # fmt: skip

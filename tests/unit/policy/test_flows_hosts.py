@@ -191,3 +191,26 @@ def test_what_untracked_policy_lets_in_is_not_translated() -> None:
     assert both.outcome == "deny"
     found[ProfileRulesKey("p")] = RuleLists(inbound_rules=(own, external))
     assert ask(found, OUTSIDE, FLOATING).outcome == "allow"
+
+
+@pytest.mark.parametrize(("protocol", "port", "field"), [(4, None, "ipip_mode"), (17, 4789, "vxlan_mode")])
+def test_what_hosts_encapsulate_passes_between_them_and_from_nobody_else(
+    protocol: int, port: int | None, field: str
+) -> None:
+    found = edge(("closed", Policy(selector="role == 'edge'", inbound_rules=(DENY,), outbound_rules=(DENY,))))
+
+    def outcome(src: str, dst: str) -> str:
+        return ask(found, src, dst, protocol=protocol, port=port).outcome
+
+    assert outcome("192.0.2.1", "192.0.2.2") == "deny", "without tunnels it is a packet as any other"
+    found[PoolKey(IPNetwork("10.1.0.0/24"))] = Pool(cidr=IPNetwork("10.1.0.0/24"), **{field: "always"})
+    assert outcome("192.0.2.1", "192.0.2.2") != "deny"
+    assert outcome("192.0.2.2", "192.0.2.1") != "deny"
+    assert outcome("192.0.2.2", OUTSIDE) == "deny", "policy of the interface is asked"
+    assert "from no host of ours" in ask(found, OUTSIDE, "192.0.2.2", protocol=protocol, port=port).sides[-1].reason
+    found[PolicyKey("default", "closed")] = inbound(Rule())
+    assert outcome(OUTSIDE, "192.0.2.2") == "deny", "whatever policy says"
+    found[GlobalConfigKey("ExternalNodesCIDRList")] = "203.0.113.0/24"
+    assert outcome(OUTSIDE, "192.0.2.2") != "deny"
+    found[PolicyKey("default", "early")] = inbound(DENY, pre_dnat=True, apply_on_forward=True)
+    assert outcome("192.0.2.1", "192.0.2.2") == "deny", "policy before that is asked all the same"
