@@ -115,7 +115,7 @@ FIELDS: tuple[Field, ...] = (
     _field("nat_outgoing_address", values.or_none(values.address), (), "NATOutgoingAddress"),
     _field("nat_exclusions", values.choice("IPPoolsOnly", "IPPoolsAndHostIPs"), (), "NATOutgoingExclusions"),
     _field("nat_interfaces", values.or_none(values.interface_match), (), "IptablesNATOutgoingInterfaceFilter"),
-    _field("max_set_size", values.set_size, (), "MaxIpsetSize", has_fallback=True),
+    _field("max_set_size", values.integer(1, 1 << 30), (), "MaxIpsetSize", has_fallback=True),
     _field("log_prefix", values.text, (), "LogPrefix"),
     _field("log_rate", values.rate, (), "LogActionRateLimit"),
     _field("log_burst", values.integer(1, 10000), (), "LogActionRateLimitBurst"),

@@ -65,10 +65,6 @@ def integer(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-set_size = integer(1, 1 << 30)
-"""Members of one set."""
-
-
 def mark_mask(value: str) -> int:
     """Bits of a packet's mark; every driver needs two."""
     found = integer(0, 0xFFFFFFFF)(value)

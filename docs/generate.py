@@ -421,7 +421,9 @@ def _errors() -> str:
     tree = inspect.cleandoc((errors.__doc__ or "").partition("::")[2])
     rows = []
     for kind in vars(errors).values():
-        if inspect.isclass(kind) and issubclass(kind, errors.CalicoError) and not kind.__subclasses__():
+        if not inspect.isclass(kind) or not issubclass(kind, errors.CalicoError):
+            continue
+        if kind is errors.NotReady or not kind.__subclasses__():
             found = kind.__new__(kind)
             code, cni = failure.exit_code(found), code_of(found, "1.0.0")
             rows.append((f"`{kind.__name__}`", str(code), str(cni), _one_line(kind.__doc__)))

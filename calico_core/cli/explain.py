@@ -39,7 +39,6 @@ from calico_core.model.keys import (
 from calico_core.model.rules import PORT_PROTOCOLS
 from calico_core.policy.explain import Packet
 from calico_core.policy.flows import Cluster, FlowVerdict, PassedOver, RuleStep, Side
-from calico_core.settings import Settings
 
 _EPHEMERAL_PORT = 49152
 """The sender's port where none is named: of the range that RFC 6335 leaves to such."""
@@ -196,10 +195,6 @@ def _load(context: CliContext) -> tuple[Cluster, _Notes]:
     cluster = Cluster(
         ((each.key, each.record) for each in (*found, *hosts)),
         bad=bad,
-        endpoint_to_host=Settings().endpoint_to_host,
-        source_spoofing=Settings().source_spoofing,
-        floating_ips=Settings().floating_ips,
-        max_set_size=Settings().max_set_size,
     )
     return cluster, _Notes(context)
 

@@ -7,7 +7,6 @@ away; every question is answered by looking at every record. Source: felix speci
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 from typing import Any, Literal, NamedTuple
 
@@ -51,8 +50,9 @@ def judge(records: Stored, place: Place, flow: Flow, interface: str, mac: str) -
     """Whether the packet gets where it is sent, as far as this host decides. ``interface``: where it came from, '' for
     the host itself. ``mac``: what it says it was sent by."""
     is_tracked = interface != UPLINK or not _is_untracked(records, place, flow)
-    way = way_of(records, place, flow, is_tracked=is_tracked)
-    if interface.startswith("cali"):
+    is_workload = interface.startswith("cali")
+    way = way_of(records, place, flow, is_tracked=is_tracked, is_from_workload=is_workload)
+    if is_workload:
         return Fate(_from_workload(records, place, flow, way, interface, mac), way)
     return Fate(_from_elsewhere(records, place, flow, way, interface), way)
 
@@ -66,6 +66,8 @@ def _from_elsewhere(records: Stored, place: Place, flow: Flow, way: Way, interfa
         return "either" if interface and place.answers_early else "deny"
     if interface:
         found = _at_uplink(records, place, flow, way.flow, "inbound", is_forwarded=not is_to_host)
+        if is_to_host and found == "allow" and _is_tunnelled(records, flow):
+            return "allow" if flow.src in _hosts(records) else "deny"
         if found != "allow" or is_to_host:
             return found
         return _at_workload(records, way.receiver, "inbound", way.flow)
@@ -83,7 +85,7 @@ def _from_workload(records: Stored, place: Place, flow: Flow, way: Way, interfac
     if sender.get("mac") not in (None, mac):
         return "deny"
     if way.to == TO_HOST:
-        return _to_host(records, place, sender, flow)
+        return _to_host(records, place, sender, way.flow)
     if way.to == NOWHERE:
         return "deny"  # no route, so policy is not even asked
     found = _at_workload(records, sender, "outbound", way.flow)
@@ -99,11 +101,26 @@ def _is_tunnel(flow: Flow) -> bool:
     return (flow.protocol == 17 and flow.dport == 4789) or flow.protocol == 4
 
 
+def _is_tunnelled(records: Stored, flow: Flow) -> bool:
+    """Whether the pools want a tunnel that it could belong to."""
+    pools = [record for path, record in records.items() if "/pool/" in path]
+    if flow.protocol == 4 and flow.version == 4:
+        return any(pool.get("ipip") or pool.get("ipip_mode") for pool in pools)
+    return (flow.protocol, flow.dport) == (17, 4789) and any(pool.get("vxlan_mode") for pool in pools)
+
+
+def _hosts(records: Stored) -> set[str]:
+    return {record for path, record in records.items() if path.endswith(("/bird_ip", "/ip_addr_v6"))}
+
+
 def _to_host(records: Stored, place: Place, sender: Any, flow: Flow) -> Outcome:
     """6.5: what every workload may ask its host, then as configured."""
     if flow.version == 6 and flow.icmp is not None and flow.icmp[0] in _NEIGHBOURS:
         return "allow"
-    if flow.protocol == 17 and (flow.dport == 53 or (flow.sport, flow.dport) in {(68, 67), (546, 547)}):
+    dhcp = {4: (68, 67), 6: (546, 547)}[flow.version]
+    if flow.protocol == 17 and (flow.dport == 53 or (flow.sport, flow.dport) == dhcp):
+        return "allow"
+    if flow.protocol == 6 and (flow.dst, flow.dport) == place.metadata:
         return "allow"
     return "deny" if place.to_host == "DROP" else _at_workload(records, sender, "outbound", flow)
 
@@ -125,6 +142,10 @@ def _at_uplink(
         hooks = ["untracked", "pre_dnat", *hooks]
     elif not is_forwarded:
         hooks = ["untracked", *hooks]
+    if not is_forwarded and _is_tunnelled(records, flow):
+        # 6.5: hosts take it from one another, and from nobody else
+        is_let = direction == "inbound" or flow.dst in _hosts(records)
+        hooks = [hook for hook in hooks if hook in _EARLY or not is_let]
     for hook in hooks:
         if is_safe and hook != "forward":
             continue
@@ -182,11 +203,11 @@ def _at_workload(records: Stored, endpoint: Any, direction: str, flow: Flow) -> 
 
 def _tiers_say(records: Stored, endpoint: Any, direction: str, flow: Flow, hook: str) -> Outcome | None:
     """None: every tier passed on, or none applies."""
-    labels = _labels(records, endpoint)
+    labels = labels_of(records, endpoint)
     tiers: dict[str, list[tuple[float, str, Any]]] = {}
     for path, policy in records.items():
         parts = path.split("/")
-        if parts[3:5] != ["policy", "tier"] or parts[6] != "policy" or not _is_valid(policy) or policy.get("staged"):
+        if parts[3:5] != ["policy", "tier"] or parts[6] != "policy" or not is_valid(policy) or policy.get("staged"):
             continue
         if not _is_of_hook(policy, hook) or not matches(policy["selector"], labels):
             continue
@@ -217,7 +238,7 @@ def _is_of_hook(policy: Any, hook: str) -> bool:
 def _profiles_say(records: Stored, endpoint: Any, direction: str, flow: Flow) -> Outcome:
     for profile in endpoint.get("profile_ids", ()):
         rules = records.get(f"/calico/v1/policy/profile/{profile}/rules")
-        if rules is None or not _is_valid(rules):
+        if rules is None or not is_valid(rules):
             return "deny"  # 4.5.7: a missing profile is closed at its place
         action = _first_action(records, rules.get(f"{direction}_rules", ()), flow)
         if action is not None:
@@ -230,7 +251,7 @@ def _order(record: Any) -> float:
     return math.inf if order in (None, "default") else float(order)
 
 
-def _is_valid(lists: Any) -> bool:
+def is_valid(lists: Any) -> bool:
     """4.1: an unknown key, or a selector that is none, takes the whole record away."""
     for rule in (*lists.get("inbound_rules", ()), *lists.get("outbound_rules", ())):
         if not _RULE_FIELDS.issuperset(rule):
@@ -259,10 +280,10 @@ def _matches(records: Stored, rule: Any, flow: Flow) -> bool:
         return False
     wanted, unwanted = rule.get("protocol"), rule.get("!protocol")
     if wanted is not None and (
-        _number(wanted) != flow.protocol or (_number(wanted), flow.version) in {(1, 6), (58, 4)}
+        number_of(wanted) != flow.protocol or (number_of(wanted), flow.version) in {(1, 6), (58, 4)}
     ):
         return False
-    if unwanted is not None and _number(unwanted) == flow.protocol:
+    if unwanted is not None and number_of(unwanted) == flow.protocol:
         return False
     for sign in ("", "!"):
         kind, code = rule.get(f"{sign}icmp_type"), rule.get(f"{sign}icmp_code")
@@ -295,14 +316,14 @@ def _side_matches(records: Stored, rule: Any, side: str, flow: Flow) -> bool:
     return True
 
 
-def _number(protocol: str | int) -> int:
+def number_of(protocol: str | int) -> int:
     return PROTOCOLS[protocol] if protocol in PROTOCOLS else int(protocol)
 
 
 def _has_port(records: Stored, ports: Any, flow: Flow, address: str, port: int) -> bool:
     """4.4: a name is what the endpoints that have the address call their ports."""
     named = {
-        (each["name"], _number(each["protocol"]), each["port"])
+        (each["name"], number_of(each["protocol"]), each["port"])
         for carrier in _carriers(records, address)
         for each in carrier.get("ports", ())
     }
@@ -315,99 +336,10 @@ def _has_port(records: Stored, ports: Any, flow: Flow, address: str, port: int) 
     return False
 
 
-# --- sets beyond their limit --------------------------------------------------------------------------------------
-
-
-def with_closed_rules(records: Stored, limit: int) -> Stored:
-    """The records with a denial in the place of each rule that names a set of more than ``limit`` members (ADR 11)."""
-    found = dict(records)
-    for path, lists in records.items():
-        is_policy = path.startswith("/calico/v1/policy/") and ("/policy/" in path[18:] or path.endswith("/rules"))
-        if is_policy and _is_valid(lists):
-            found[path] = {
-                field: [{"action": "deny"} if _is_beyond(records, rule, limit) else rule for rule in value]
-                if field.endswith("_rules")
-                else value
-                for field, value in lists.items()
-            }
-    return found
-
-
-def _is_beyond(records: Stored, rule: Any, limit: int) -> bool:
-    """A rule that no packet can match is in no kernel."""
-    if not _families(rule):
-        return False
-    for side in ("src", "dst"):
-        for sign in ("", "!"):
-            tag, selector = rule.get(f"{sign}{side}_tag"), rule.get(f"{sign}{side}_selector")
-            if tag is not None and _size(_nets_of(each) for each in _members(records, tag, None)) > limit:
-                return True
-            if selector is not None and _size(_nets_of(each) for each in _members(records, None, selector)) > limit:
-                return True
-            among = _members(records, rule.get(f"{side}_tag"), rule.get(f"{side}_selector"))
-            for name in rule.get(f"{sign}{side}_ports") or ():
-                if not str(name).partition(":")[0].isdigit() and _port_count(among, rule, name) > limit:
-                    return True
-    return False
-
-
-def _families(rule: Any) -> set[int]:
-    """Those of which a packet can match."""
-    found = {4, 6} if rule.get("ip_version") is None else {rule["ip_version"]}
-    found &= {"icmp": {4}, "icmpv6": {6}}.get(str(rule.get("protocol")), {4, 6})
-    for side in ("src", "dst", "!src", "!dst"):
-        nets = [*filter(None, [rule.get(f"{side}_net")]), *(rule.get(f"{side}_nets") or ())]
-        found &= {ip_network(each).version for each in nets} if nets else found
-    return found
-
-
-def _members(records: Stored, tag: str | None, selector: str | None) -> list[Any]:
-    """Endpoints of any host and network sets that have both."""
-    return [
-        record
-        for path, record in records.items()
-        if ("/endpoint/" in path or path.startswith("/calico/v1/netset/"))
-        and (tag is None or tag in _tags(records, record))
-        and (selector is None or matches(selector, _labels(records, record)))
-    ]
-
-
-def _size(members: Iterable[list[str]]) -> int:
-    """In the family with the most: addresses, and networks that are in no other. All addresses count as two halves."""
-    nets = {ip_network(net) for each in members for net in each}
-    single = {net for net in nets if net.prefixlen == net.max_prefixlen}
-    wide = {
-        net
-        for net in nets - single
-        if not any(net != other and other.version == net.version and net.subnet_of(other) for other in nets)  # type: ignore[arg-type]
-    }
-    counts = {4: 0, 6: 0}
-    for net in (*single, *wide):
-        counts[net.version] += 1 if net.prefixlen else 2
-    return max(counts.values())
-
-
-def _port_count(members: list[Any], rule: Any, name: str) -> int:
-    offers = {
-        (ip_network(net).version, net, port["port"])
-        for each in members
-        for net in _nets_of(each)
-        for port in each.get("ports", ())
-        if port["name"] == name and _number(port["protocol"]) == _number(rule["protocol"])
-    }
-    return max(sum(1 for version, _, _ in offers if version == family) for family in (4, 6))
-
-
-def _nets_of(record: Any) -> list[str]:
-    """Of an endpoint or a network set."""
-    fields = ("ipv4_nets", "ipv6_nets", "expected_ipv4_addrs", "expected_ipv6_addrs", "nets")
-    return [net for field in fields for net in record.get(field, ())]
-
-
 # --- 4.2 and 4.4: labels, and who has an address -------------------------------------------------------------------
 
 
-def _labels(records: Stored, endpoint: Any) -> dict[str, str]:
+def labels_of(records: Stored, endpoint: Any) -> dict[str, str]:
     """The last listed profile wins over the ones before it, the endpoint over all."""
     labels: dict[str, str] = {}
     for profile in endpoint.get("profile_ids", ()):
@@ -420,19 +352,25 @@ def _carriers(records: Stored, address: str) -> list[Any]:
     found = []
     for path, record in records.items():
         is_one = "/endpoint/" in path or path.startswith("/calico/v1/netset/")
-        if is_one and any(contains(net, address) for net in _nets_of(record)):
+        if is_one and any(contains(net, address) for net in nets_of(record)):
             found.append(record)
     return found
 
 
 def _is_selected(records: Stored, address: str, selector: str) -> bool:
-    return any(matches(selector, _labels(records, each)) for each in _carriers(records, address))
+    return any(matches(selector, labels_of(records, each)) for each in _carriers(records, address))
 
 
 def _has_tag(records: Stored, address: str, tag: str) -> bool:
-    return any(tag in _tags(records, each) for each in _carriers(records, address))
+    return any(tag in tags_of(records, each) for each in _carriers(records, address))
 
 
-def _tags(records: Stored, endpoint: Any) -> set[str]:
+def tags_of(records: Stored, endpoint: Any) -> set[str]:
     profiles = endpoint.get("profile_ids", ())
     return {tag for each in profiles for tag in records.get(f"/calico/v1/policy/profile/{each}/tags") or ()}
+
+
+def nets_of(record: Any) -> list[str]:
+    """Of an endpoint or a network set."""
+    fields = ("ipv4_nets", "ipv6_nets", "expected_ipv4_addrs", "expected_ipv6_addrs", "nets")
+    return [net for field in fields for net in record.get(field, ())]
