@@ -17,7 +17,7 @@ import pytest
 
 from calico_core.errors import InvalidSettings
 from calico_core.interfaces.integration import Call, CallReply
-from calico_core.node.listening import Inherited, Listener, Listeners, take_inherited
+from calico_core.listening import Inherited, Listener, Listeners, take_inherited
 from calico_core.node.socket_api import SocketServer, call_node, encode_call, encode_reply
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ NODE_CALL = Call(program="node", environment={}, stdin=b"")
 PROGRAM = """
 import os, sys, threading
 from calico_core.interfaces.integration import CallReply
-from calico_core.node.listening import take_inherited
+from calico_core.listening import take_inherited
 from calico_core.node.restart import become_anew, hold_signals, let_signals_in
 from calico_core.node.socket_api import SocketServer
 
@@ -274,7 +274,7 @@ def test_a_kept_socket_stays_open_until_nobody_came_after(path: Path) -> None:
 def test_an_inherited_socket_whose_file_is_gone_is_replaced(path: Path) -> None:
     lost = a_socket(path)
     path.unlink()
-    listeners = Listeners((Inherited("node", lost, False),))
+    listeners = Listeners((Inherited("node", lost),))
     listener = listeners.open("node", path)
     assert path.is_socket()
     assert listener.is_own
@@ -284,9 +284,28 @@ def test_an_inherited_socket_whose_file_is_gone_is_replaced(path: Path) -> None:
 
 def test_a_socket_for_nobody_is_closed(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     stray = a_socket(path)
-    Listeners((Inherited("nod", stray, False),)).close_unused()
+    Listeners((Inherited("nod", stray, path),)).close_unused()
     assert stray.fileno() == -1
+    assert not path.exists()
     assert "socket.for_nobody" in caplog.text
+
+
+def test_sockets_of_one_unit_have_one_name_and_are_told_by_their_paths(tmp_path: Path) -> None:
+    sockets = {name: a_socket(tmp_path / name) for name in ("calico.sock", "node.sock", "calico-ipam.sock")}
+    listeners = Listeners(tuple(Inherited("node", each) for each in sockets.values()))
+    for name, path in (("node", "node.sock"), ("libnetwork", "calico.sock"), ("libnetwork-ipam", "calico-ipam.sock")):
+        assert listeners.open(name, tmp_path / path).fileno() == sockets[path].fileno()
+    listeners.close()
+    assert {each.name for each in tmp_path.iterdir()} == set(sockets)
+
+
+def test_a_file_that_somebody_else_put_there_stays(path: Path) -> None:
+    listener = Listeners().open("node", path)
+    path.unlink()
+    path.write_text("somebody else's")
+    listener.rest()
+    listener.close()
+    assert path.read_text() == "somebody else's"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the socket speaks to root only")
@@ -305,7 +324,7 @@ def test_a_call_that_left_the_backlog_before_its_node_came_is_not_begun(path: Pa
         patient.settimeout(WAIT_S)
         patient.connect(str(path))
         patient.sendall(encode_call(NODE_CALL))
-        server = SocketServer(str(path), answer, listeners=Listeners((Inherited("node", listening, False),)))
+        server = SocketServer(str(path), answer, listeners=Listeners((Inherited("node", listening),)))
         server.start()
         assert patient.recv(100) == encode_reply(CallReply())
     server.stop()

@@ -24,7 +24,7 @@ log = get_logger(__name__)
 _FIRST: Final = 3
 _BACKLOG: Final = 1024
 _OWN: Final = "CALICO_OWN_SOCKETS"
-"""Which of the inherited sockets have files that are a node's own to take away."""
+"""Those of the inherited whose files are the node's own to take away, a line each: ``NAME=PATH``."""
 
 
 class Listener:
@@ -36,6 +36,7 @@ class Listener:
         self.is_kept = False
         """Another process will accept: :meth:`close` does nothing."""
         self._socket = listening
+        self._identity = _identity(path) if is_own else None
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._is_resting = False
         self._poll = select.poll()
@@ -57,8 +58,13 @@ class Listener:
             self._poll.poll()
             if self._is_resting:
                 break
-            with contextlib.suppress(BlockingIOError):
+            try:
                 return self._socket.accept()[0]
+            except BlockingIOError:
+                continue
+            except OSError:
+                if not self._is_resting:  # it may have been closed since
+                    raise
         return None
 
     def rest(self) -> None:
@@ -68,19 +74,22 @@ class Listener:
             os.eventfd_write(self._bell, 1)
 
     def close(self) -> None:
-        """When nobody accepts any more. Who still waits is reset, unless somebody else has the socket too."""
+        """Once it rests. Who still waits is reset, unless somebody else has the socket too; a file that somebody else
+        put in the place of ours stays."""
         if self.is_kept or not self.is_open:
             return
-        if self.is_own:
+        if self.is_own and _identity(self.path) == self._identity:
             self.path.unlink(missing_ok=True)
         self._socket.close()
         os.close(self._bell)
 
 
 class Inherited(NamedTuple):
+    """``own_file``: where it is, if it goes with the socket."""
+
     name: str
     listening: socket.socket
-    is_own: bool
+    own_file: Path | None = None
 
 
 class Listeners:
@@ -94,12 +103,12 @@ class Listeners:
         return self._find(name, path) is not None
 
     def open(self, name: str, path: Path, *, mode: int = 0o600) -> Listener:
-        """The inherited one of that name, or bound to that path; else a new one at the path. Raises ``OSError``."""
+        """The inherited one that is bound to that path, or has that name; else a new one there. Raises ``OSError``."""
         found = self._find(name, path)
         if found is not None:
             self._inherited.remove(found)
             if path.is_socket():
-                listener = Listener(name, path, found.listening, is_own=found.is_own)
+                listener = Listener(name, path, found.listening, is_own=found.own_file is not None)
                 log.info("socket.inherited", name=name, socket=path)
             else:
                 log.warning("socket.file_gone", name=name, socket=path)
@@ -114,6 +123,8 @@ class Listeners:
         """Inherited sockets that no part has opened: callers would wait there for nobody."""
         for each in self._inherited:
             log.warning("socket.for_nobody", name=each.name, socket=each.listening.getsockname())
+            if each.own_file is not None:
+                each.own_file.unlink(missing_ok=True)
             each.listening.close()
         self._inherited.clear()
 
@@ -138,7 +149,7 @@ class Listeners:
             "LISTEN_PID": str(os.getpid()),
             "LISTEN_FDS": str(len(kept)),
             "LISTEN_FDNAMES": ":".join(each.name for each in kept),
-            _OWN: ":".join(each.name for each in kept if each.is_own),
+            _OWN: "\n".join(f"{each.name}={each.path}" for each in kept if each.is_own),
         }
 
     def close(self) -> None:
@@ -149,10 +160,10 @@ class Listeners:
         self.close_unused()
 
     def _find(self, name: str, path: Path) -> Inherited | None:
-        for each in self._inherited:
-            if each.name == name or each.listening.getsockname() == str(path):
-                return each
-        return None
+        """By its path first: the sockets of one unit of systemd have one name."""
+        by_path = (each for each in self._inherited if each.listening.getsockname() == str(path))
+        by_name = (each for each in self._inherited if each.name == name)
+        return next(by_path, None) or next(by_name, None)
 
 
 def take_inherited(environment: MutableMapping[str, str]) -> Listeners:
@@ -168,8 +179,8 @@ def take_inherited(environment: MutableMapping[str, str]) -> Listeners:
     names = given["LISTEN_FDNAMES"].split(":") if given["LISTEN_FDNAMES"] else [""] * count
     if len(names) != count:
         raise _bad("LISTEN_FDNAMES", f"{len(names)} names for {count} descriptors: one each, or none")
-    own = {name for name in given[_OWN].split(":") if name}
-    return Listeners(tuple(Inherited(name, _adopt(number), name in own) for number, name in enumerate(names, _FIRST)))
+    own = {name: Path(path) for name, _, path in (line.partition("=") for line in given[_OWN].splitlines())}
+    return Listeners(tuple(Inherited(name, _adopt(number), own.get(name)) for number, name in enumerate(names, _FIRST)))
 
 
 def _adopt(number: int) -> socket.socket:
@@ -199,6 +210,14 @@ def _bind(path: Path, mode: int) -> socket.socket:
         listening.close()
         raise
     return listening
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _bad(variable: str, reason: str) -> InvalidSettings:
