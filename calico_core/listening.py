@@ -12,6 +12,7 @@ import fcntl
 import os
 import select
 import socket
+import threading
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -93,11 +94,13 @@ class Inherited(NamedTuple):
 
 
 class Listeners:
-    """All of a process, by name. ``open`` may be called by any thread, the rest belongs to the main one."""
+    """All of a process, by name. ``open`` belongs to the part that starts, the rest to the main thread."""
 
     def __init__(self, inherited: tuple[Inherited, ...] = ()) -> None:
         self._inherited = list(inherited)
         self._opened: list[Listener] = []
+        self._is_keeping = False
+        self._guard = threading.Lock()
 
     def is_inherited(self, name: str, path: Path) -> bool:
         return self._find(name, path) is not None
@@ -116,7 +119,9 @@ class Listeners:
                 found = None
         if found is None:
             listener = Listener(name, path, _bind(path, mode), is_own=True)
-        self._opened.append(listener)
+        with self._guard:
+            listener.is_kept = self._is_keeping
+            self._opened.append(listener)
         return listener
 
     def close_unused(self) -> None:
@@ -129,14 +134,17 @@ class Listeners:
         self._inherited.clear()
 
     def keep(self) -> None:
-        """For :meth:`hand_over`: from now on none is closed by its part."""
-        for each in self._opened:
-            each.is_kept = each.is_open
+        """For :meth:`hand_over`: from now on none is closed by its part. Any thread, before the parts are told to
+        stop."""
+        with self._guard:
+            self._is_keeping = True
+            for each in self._opened:
+                each.is_kept = True
 
     def hand_over(self) -> dict[str, str]:
         """Put those that were kept where the program that this process is about to become looks for them, and let it
         inherit nothing else; gives what its environment must say."""
-        kept = [each for each in self._opened if each.is_kept]
+        kept = [each for each in self._opened if each.is_kept and each.is_open]
         first_free = _FIRST + len(kept)
         copies = [fcntl.fcntl(each.fileno(), fcntl.F_DUPFD_CLOEXEC, first_free) for each in kept]
         for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - libraries in C leave theirs inheritable

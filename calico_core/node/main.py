@@ -105,7 +105,7 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
         if not runtime.restart.is_wanted:
             _complain(str(error))
     finally:
-        runtime.stop(keeps_sockets=runtime.restart.is_wanted and not is_asked)
+        runtime.stop()
         if runtime.restart.is_wanted:
             hold_signals()
         asked.stop()

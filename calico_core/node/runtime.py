@@ -101,8 +101,8 @@ class Runtime:
         self._denied: DeniedLog | None = None
         self._dataplane_name = settings.dataplane_driver
         self._dataplane_lack = ""
-        self.restart = Restart(self.stopping)
         self._listeners = listeners or Listeners()
+        self.restart = Restart(self.stopping, self._prepare_restart)
         self._server = SocketServer(settings.socket, self._answer, listeners=self._listeners)
         self._has_waiting = False
         self._is_open = False
@@ -209,14 +209,15 @@ class Runtime:
                     return False
         return True
 
-    def stop(self, *, keeps_sockets: bool = False) -> None:
-        """``keeps_sockets``: callers wait for the next process, and so does the routing daemon."""
-        if keeps_sockets:
-            self._listeners.keep()
-            self._ends_routing = False
+    def stop(self) -> None:
         self.stopping.set()
         self.restart.cancel()
         self._stack.close()
+
+    def _prepare_restart(self) -> None:
+        """Callers wait for the next program, and so does the routing daemon. Any thread."""
+        self._ends_routing = False
+        self._listeners.keep()
 
     # --- figures -------------------------------------------------------------------------------------
 
