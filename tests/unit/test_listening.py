@@ -39,7 +39,14 @@ ends, is_last = threading.Event(), threading.Event()
 def answer(call):
     word = call.stdin.decode()
     if word == "fds":
-        return CallReply(stdout=" ".join(sorted(os.listdir("/proc/self/fd"), key=int)).encode())
+        found = []
+        for number in os.listdir("/proc/self/fd"):
+            try:
+                found.append(os.readlink(f"/proc/self/fd/{number}") if int(number) > 2 else "")
+            except FileNotFoundError:
+                pass
+        kinds = ("/dev/null", "anon_inode:[eventfd]")
+        return CallReply(stdout=" ".join(str(found.count(kind)) for kind in kinds).encode())
     if word in ("again", "end"):
         (is_last.set if word == "end" else str)()
         ends.set()
@@ -58,8 +65,13 @@ if not is_last.is_set():
 server.stop()
 if not is_last.is_set():
     hold_signals()
-    become_anew({"GENERATION": str(generation + 1), **listeners.hand_over()})
+    sys.executable = os.environ.get("NEXT", sys.executable)
+    try:
+        become_anew({"GENERATION": str(generation + 1), **listeners.hand_over()})
+    except FileNotFoundError:
+        ends.clear()
 listeners.close()
+sys.exit(0 if ends.is_set() else 7)
 """
 
 
@@ -79,7 +91,7 @@ def run(tmp_path: Path, path: Path) -> Iterator[Callable[..., subprocess.Popen[b
     def start(*before: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen([*before, sys.executable, str(script), str(path)])
         started.append(process)
-        wait_until(path.exists)
+        wait_until(lambda: listens(path))
         return process
 
     yield start
@@ -93,6 +105,11 @@ def wait_until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as caller:
+        return caller.connect_ex(str(path)) == 0
 
 
 def ask(path: Path, word: str = "") -> list[str]:
@@ -125,13 +142,24 @@ def test_callers_of_a_restart_wait_and_all_are_answered(
 
 def test_nothing_but_the_sockets_is_inherited(run: Callable[..., subprocess.Popen[bytes]], path: Path) -> None:
     process = run()
-    ask(path)
-    before = ask(path, "fds")
+    assert ask(path, "fds") == ["1", "1"]
     for generation in ("2", "3", "4"):
         ask(path, "again")
         wait_until(lambda expected=generation: ask(path)[0] == expected)
-    assert ask(path, "fds") == before
+    assert ask(path, "fds") == ["1", "1"]
     assert process.poll() is None
+
+
+def test_a_program_that_is_gone_leaves_no_socket_behind(
+    run: Callable[..., subprocess.Popen[bytes]], path: Path
+) -> None:
+    process = run("env", "NEXT=/does/not/exist")
+    with socket.socket(socket.AF_UNIX) as caller:
+        ask(path, "again")
+        assert process.wait(WAIT_S) == 7
+        assert not path.exists()
+        with pytest.raises(FileNotFoundError):
+            caller.connect(str(path))
 
 
 def test_a_signal_that_comes_between_two_programs_waits(
