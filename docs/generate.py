@@ -252,8 +252,8 @@ def _settings() -> str:
         "others hold; but a stored `InterfacePrefix` that cannot be one ends the start, because under another prefix "
         "workloads would be without policy. A name that nothing reads is warned of once.",
         f"A running node follows {live} in the datastore. When another of its settings changes there, and "
-        "is not what the node runs with, the node ends two seconds later with exit status 1, for its supervisor to "
-        "start it again; policy stays in force meanwhile.",
+        "is not what the node runs with, the node starts itself anew in place two seconds later, as `calicoctl node "
+        "restart` does; policy stays in force and calls wait meanwhile.",
         _table(("Setting", "Environment", "Datastore and file", "Default", "Meaning"), rows),
         "## Names that change nothing",
         "The reference system knows these as well. They are read over with a warning that says why.",

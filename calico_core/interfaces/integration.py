@@ -12,12 +12,14 @@ import threading
 from collections.abc import Mapping
 from typing import ClassVar
 
+import msgspec
 from netaddr import IPAddress
 
 from calico_core.errors import InvalidRequest
 from calico_core.interfaces.datastore import Records
 from calico_core.interfaces.ipam import Ipam
 from calico_core.interfaces.workloads import Workloads
+from calico_core.listening import Listeners
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.record import Value
@@ -43,7 +45,8 @@ class IntegrationInfo(Value, frozen=True):
 
 class IntegrationContext(Value, frozen=True):
     """What the runtime hands in. ``host`` is the node's name in every key. ``is_resident`` False: the same code runs
-    inside a one-shot process because the runtime is down."""
+    inside a one-shot process because the runtime is down. A server of its own opens its socket by ``listeners``, and
+    the socket survives a restart."""
 
     workloads: Workloads
     ipam: Ipam
@@ -51,6 +54,7 @@ class IntegrationContext(Value, frozen=True):
     settings: Settings
     host: str
     is_resident: bool = True
+    listeners: Listeners = msgspec.field(default_factory=Listeners)
 
 
 class Call(Value, frozen=True):

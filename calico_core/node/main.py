@@ -58,7 +58,7 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
     """Until SIGTERM or SIGINT. 0 after a clean stop, 1 when it could not start, 3 when a part of it died. Wanting to
     start anew, this process becomes the next one."""
     gc.disable()  # importing makes no garbage to speak of, and looking for it is a fifteenth of the time
-    from calico_core.node.listening import take_inherited
+    from calico_core.listening import take_inherited
     from calico_core.node.log_targets import LogTargets
     from calico_core.node.restart import become_anew, hold_signals, let_signals_in
     from calico_core.node.runtime import Runtime
@@ -105,7 +105,7 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
         if not runtime.restart.is_wanted:
             _complain(str(error))
     finally:
-        runtime.stop(keeps_sockets=runtime.restart.is_wanted and not is_asked)
+        runtime.stop()
         if runtime.restart.is_wanted:
             hold_signals()
         asked.stop()

@@ -26,18 +26,18 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Restart:
-    """:attr:`is_wanted` is read when ``stopping`` is set."""
+    """:attr:`is_wanted` is read when ``stopping`` is set. ``prepare`` runs before that: every part hears it at once."""
 
-    def __init__(self, stopping: threading.Event) -> None:
+    def __init__(self, stopping: threading.Event, prepare: Callable[[], object]) -> None:
         self._stopping = stopping
+        self._prepare = prepare
         self._timer: threading.Timer | None = None
         self.is_wanted = False
 
     def now(self) -> None:
         """Any thread."""
         log.info("node.restart_asked")
-        self.is_wanted = True
-        self._stopping.set()
+        self._begin()
 
     def later(self, differing: Callable[[], Collection[str]]) -> None:
         """Once for all changes of the pause; when no setting is differing any more by then, it costs nothing. Of one
@@ -57,6 +57,10 @@ class Restart:
         if not settings or self._stopping.is_set():
             return
         log.error("node.restart_wanted", settings=settings)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._prepare()
         self.is_wanted = True
         self._stopping.set()
 

@@ -21,6 +21,7 @@ from calico_core.interfaces.datastore import Records
 from calico_core.interfaces.integration import Call, CallReply, IntegrationContext
 from calico_core.interfaces.ipam import Ipam
 from calico_core.interfaces.routing import Routing, RoutingOptions
+from calico_core.listening import Listeners
 from calico_core.log import get_logger
 from calico_core.node import composition, metrics, questions, startup, statistics
 from calico_core.node.addresses import node_addresses
@@ -38,7 +39,6 @@ from calico_core.node.denied import DeniedLog
 from calico_core.node.endpoint_files import DIRECTORY as ENDPOINT_FILES
 from calico_core.node.endpoint_files import EndpointFiles
 from calico_core.node.hosted import HostedIntegrations
-from calico_core.node.listening import Listeners
 from calico_core.node.live_settings import LiveSettings
 from calico_core.node.local_view import read_local_view
 from calico_core.node.log_targets import LogTargets
@@ -101,8 +101,8 @@ class Runtime:
         self._denied: DeniedLog | None = None
         self._dataplane_name = settings.dataplane_driver
         self._dataplane_lack = ""
-        self.restart = Restart(self.stopping)
         self._listeners = listeners or Listeners()
+        self.restart = Restart(self.stopping, self._prepare_restart)
         self._server = SocketServer(settings.socket, self._answer, listeners=self._listeners)
         self._has_waiting = False
         self._is_open = False
@@ -182,7 +182,14 @@ class Runtime:
         self._stack.callback(workloads.close)
         self._stack.callback(self._hosted.close)
         self._hosted.start(
-            IntegrationContext(workloads=workloads, ipam=ipam, records=records, settings=settings, host=self.host)
+            IntegrationContext(
+                workloads=workloads,
+                ipam=ipam,
+                records=records,
+                settings=settings,
+                host=self.host,
+                listeners=self._listeners,
+            )
         )
         self._signs.has_integrations = True
         self._start_collector(records, ipam)
@@ -202,14 +209,15 @@ class Runtime:
                     return False
         return True
 
-    def stop(self, *, keeps_sockets: bool = False) -> None:
-        """``keeps_sockets``: callers wait for the next process, and so does the routing daemon."""
-        if keeps_sockets:
-            self._listeners.keep()
-            self._ends_routing = False
+    def stop(self) -> None:
         self.stopping.set()
         self.restart.cancel()
         self._stack.close()
+
+    def _prepare_restart(self) -> None:
+        """Callers wait for the next program, and so does the routing daemon. Any thread."""
+        self._ends_routing = False
+        self._listeners.keep()
 
     # --- figures -------------------------------------------------------------------------------------
 

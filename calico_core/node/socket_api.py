@@ -21,8 +21,8 @@ import msgspec
 
 from calico_core.errors import InvalidRequest
 from calico_core.interfaces.integration import Call, CallReply
+from calico_core.listening import Listener, Listeners
 from calico_core.log import bound, get_logger
-from calico_core.node.listening import Listener, Listeners
 
 log = get_logger(__name__)
 

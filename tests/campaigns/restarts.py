@@ -5,9 +5,9 @@ L lost, W wrongly passed``; it exits with 1 unless both are 0. The ways to resta
 
 - **clean**: SIGTERM, then start;
 - **kill**: SIGKILL, then start;
+- **anew**: ``calicoctl node restart``, the process stays;
 - **upgrade**: start with a setting that changes the fixed part of the table, as another version's table would;
-- **driver**: start with the other dataplane driver;
-- **in-place**: ``calicoctl node restart``, the same process with its program loaded anew.
+- **driver**: start with the other dataplane driver.
 
 Meanwhile, at 1 kHz each and for IPv4 and IPv6: datagrams from a workload that may send them, never answered, so that
 every one is new to connection tracking and judged by policy, and the same from one that may not; an answered stream;
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from calico_core.lab.host import LabHost
     from calico_core.lab.workload import LabWorkload
 
-WAYS = ("clean", "kill", "upgrade", "driver", "in-place")
+WAYS = ("clean", "kill", "anew", "upgrade", "driver")
 _OTHER = {"nftables": "iptables", "iptables": "nftables"}
 _BOTH_FAMILIES = {"ipam": {"type": "calico-ipam", "assign_ipv4": "true", "assign_ipv6": "true"}}
 _SENT_BETWEEN = 300
@@ -130,8 +130,8 @@ class Restarter:
         )
 
     def restart(self, way: str) -> None:
-        if way == "in-place":
-            self._host.calicoctl("node", "restart")
+        if way == "anew":
+            self._host.calicoctl("node", "restart", timeout_s=_PATIENCE_S)
             return
         if way == "kill":
             self._host.kill_node()

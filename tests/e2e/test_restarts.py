@@ -10,7 +10,7 @@ pytestmark = pytest.mark.needs_root
 
 
 def test_restart_kill_and_upgrade_lose_nothing_and_let_nothing_pass() -> None:
-    result = restarts.run(count=4, dataplane="nftables", ways=("clean", "kill", "upgrade", "in-place"))
+    result = restarts.run(count=4, dataplane="nftables", ways=("clean", "kill", "anew", "upgrade"))
     assert result.last_line == "4 restarts, 0 lost, 0 wrongly passed", result.losses
     assert result.sent > 2000
     assert result.forbidden > 2000

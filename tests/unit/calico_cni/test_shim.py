@@ -321,25 +321,44 @@ def test_early_versions_do_not_know_try_again(shim: Shim) -> None:
     assert (error["code"], error["cniVersion"]) == (100, "0.3.1")
 
 
-def test_a_node_that_never_answers(shim: Shim) -> None:
+@pytest.fixture
+def hasty(shim: Shim) -> Iterator[Shim]:
+    """It waits 0.3 s for an answer."""
     patient = (shim.folder / "calico").read_bytes()
     if shim.kind == "compiled":
         shim.install(shim.build(ADD_MS="300", DEL_MS="300"))
     else:
         assert patient.count(b'{b"ADD": 45, b"DEL": 25}') == 1
-        hasty = patient.replace(b'{b"ADD": 45, b"DEL": 25}', b'{b"ADD": 0.3, b"DEL": 0.3}')
-        shim.install(another_interpreters(hasty) if shim.kind == "python" else hasty)
+        changed = patient.replace(b'{b"ADD": 45, b"DEL": 25}', b'{b"ADD": 0.3, b"DEL": 0.3}')
+        shim.install(another_interpreters(changed) if shim.kind == "python" else changed)
+    yield shim
+    shim.install(patient)
+
+
+def test_a_node_that_never_answers(hasty: Shim) -> None:
     over = threading.Event()
 
     def wait(_: Call) -> CallReply:
         over.wait(WAIT_S)
         return CallReply()
 
-    with serving(shim.socket, wait):
-        assert json.loads(shim.run("ADD")[1])["code"] == 11
-        assert shim.run("DEL")[1] == in_process_text(shim, "DEL")
+    with serving(hasty.socket, wait):
+        assert json.loads(hasty.run("ADD")[1])["code"] == 11
+        assert hasty.run("DEL")[1] == in_process_text(hasty, "DEL")
         over.set()
-    shim.install(patient)
+
+
+def test_a_node_that_never_comes_back(hasty: Shim) -> None:
+    """Its socket is held for it, by systemd say. Whoever takes it later finds both callers gone."""
+    node = Listening(hasty.socket)
+    assert json.loads(hasty.run("ADD")[1])["code"] == 11
+    assert hasty.run("DEL")[1] == in_process_text(hasty, "DEL")
+    for _ in range(2):
+        with node.take() as connection:
+            poll = select.poll()
+            poll.register(connection, 0)
+            assert [events & select.POLLHUP for _, events in poll.poll(0)] == [select.POLLHUP]
+    node.close()
 
 
 def test_no_node_and_no_interpreter(shim: Shim) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from calico_core.errors import InvalidSettings
 from calico_core.interfaces.integration import Call, CallReply
-from calico_core.node.listening import Inherited, Listener, Listeners, take_inherited
+from calico_core.listening import Inherited, Listener, Listeners, take_inherited
 from calico_core.node.socket_api import SocketServer, call_node, encode_call, encode_reply
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ NODE_CALL = Call(program="node", environment={}, stdin=b"")
 PROGRAM = """
 import os, sys, threading
 from calico_core.interfaces.integration import CallReply
-from calico_core.node.listening import take_inherited
+from calico_core.listening import take_inherited
 from calico_core.node.restart import become_anew, hold_signals, let_signals_in
 from calico_core.node.socket_api import SocketServer
 
@@ -39,7 +39,14 @@ ends, is_last = threading.Event(), threading.Event()
 def answer(call):
     word = call.stdin.decode()
     if word == "fds":
-        return CallReply(stdout=" ".join(sorted(os.listdir("/proc/self/fd"), key=int)).encode())
+        found = []
+        for number in os.listdir("/proc/self/fd"):
+            try:
+                found.append(os.readlink(f"/proc/self/fd/{number}") if int(number) > 2 else "")
+            except FileNotFoundError:
+                pass
+        kinds = ("/dev/null", "anon_inode:[eventfd]")
+        return CallReply(stdout=" ".join(str(found.count(kind)) for kind in kinds).encode())
     if word in ("again", "end"):
         (is_last.set if word == "end" else str)()
         ends.set()
@@ -58,8 +65,13 @@ if not is_last.is_set():
 server.stop()
 if not is_last.is_set():
     hold_signals()
-    become_anew({"GENERATION": str(generation + 1), **listeners.hand_over()})
+    sys.executable = os.environ.get("NEXT", sys.executable)
+    try:
+        become_anew({"GENERATION": str(generation + 1), **listeners.hand_over()})
+    except FileNotFoundError:
+        ends.clear()
 listeners.close()
+sys.exit(0 if ends.is_set() else 7)
 """
 
 
@@ -79,7 +91,7 @@ def run(tmp_path: Path, path: Path) -> Iterator[Callable[..., subprocess.Popen[b
     def start(*before: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen([*before, sys.executable, str(script), str(path)])
         started.append(process)
-        wait_until(path.exists)
+        wait_until(lambda: listens(path))
         return process
 
     yield start
@@ -93,6 +105,11 @@ def wait_until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as caller:
+        return caller.connect_ex(str(path)) == 0
 
 
 def ask(path: Path, word: str = "") -> list[str]:
@@ -125,13 +142,24 @@ def test_callers_of_a_restart_wait_and_all_are_answered(
 
 def test_nothing_but_the_sockets_is_inherited(run: Callable[..., subprocess.Popen[bytes]], path: Path) -> None:
     process = run()
-    ask(path)
-    before = ask(path, "fds")
+    assert ask(path, "fds") == ["1", "1"]
     for generation in ("2", "3", "4"):
         ask(path, "again")
         wait_until(lambda expected=generation: ask(path)[0] == expected)
-    assert ask(path, "fds") == before
+    assert ask(path, "fds") == ["1", "1"]
     assert process.poll() is None
+
+
+def test_a_program_that_is_gone_leaves_no_socket_behind(
+    run: Callable[..., subprocess.Popen[bytes]], path: Path
+) -> None:
+    process = run("env", "NEXT=/does/not/exist")
+    with socket.socket(socket.AF_UNIX) as caller:
+        ask(path, "again")
+        assert process.wait(WAIT_S) == 7
+        assert not path.exists()
+        with pytest.raises(FileNotFoundError):
+            caller.connect(str(path))
 
 
 def test_a_signal_that_comes_between_two_programs_waits(
@@ -274,7 +302,7 @@ def test_a_kept_socket_stays_open_until_nobody_came_after(path: Path) -> None:
 def test_an_inherited_socket_whose_file_is_gone_is_replaced(path: Path) -> None:
     lost = a_socket(path)
     path.unlink()
-    listeners = Listeners((Inherited("node", lost, False),))
+    listeners = Listeners((Inherited("node", lost),))
     listener = listeners.open("node", path)
     assert path.is_socket()
     assert listener.is_own
@@ -284,9 +312,28 @@ def test_an_inherited_socket_whose_file_is_gone_is_replaced(path: Path) -> None:
 
 def test_a_socket_for_nobody_is_closed(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     stray = a_socket(path)
-    Listeners((Inherited("nod", stray, False),)).close_unused()
+    Listeners((Inherited("nod", stray, path),)).close_unused()
     assert stray.fileno() == -1
+    assert not path.exists()
     assert "socket.for_nobody" in caplog.text
+
+
+def test_sockets_of_one_unit_have_one_name_and_are_told_by_their_paths(tmp_path: Path) -> None:
+    sockets = {name: a_socket(tmp_path / name) for name in ("calico.sock", "node.sock", "calico-ipam.sock")}
+    listeners = Listeners(tuple(Inherited("node", each) for each in sockets.values()))
+    for name, path in (("node", "node.sock"), ("libnetwork", "calico.sock"), ("libnetwork-ipam", "calico-ipam.sock")):
+        assert listeners.open(name, tmp_path / path).fileno() == sockets[path].fileno()
+    listeners.close()
+    assert {each.name for each in tmp_path.iterdir()} == set(sockets)
+
+
+def test_a_file_that_somebody_else_put_there_stays(path: Path) -> None:
+    listener = Listeners().open("node", path)
+    path.unlink()
+    path.write_text("somebody else's")
+    listener.rest()
+    listener.close()
+    assert path.read_text() == "somebody else's"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the socket speaks to root only")
@@ -305,7 +352,7 @@ def test_a_call_that_left_the_backlog_before_its_node_came_is_not_begun(path: Pa
         patient.settimeout(WAIT_S)
         patient.connect(str(path))
         patient.sendall(encode_call(NODE_CALL))
-        server = SocketServer(str(path), answer, listeners=Listeners((Inherited("node", listening, False),)))
+        server = SocketServer(str(path), answer, listeners=Listeners((Inherited("node", listening),)))
         server.start()
         assert patient.recv(100) == encode_reply(CallReply())
     server.stop()

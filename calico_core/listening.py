@@ -12,6 +12,7 @@ import fcntl
 import os
 import select
 import socket
+import threading
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -24,7 +25,7 @@ log = get_logger(__name__)
 _FIRST: Final = 3
 _BACKLOG: Final = 1024
 _OWN: Final = "CALICO_OWN_SOCKETS"
-"""Which of the inherited sockets have files that are a node's own to take away."""
+"""Those of the inherited whose files are the node's own to take away, a line each: ``NAME=PATH``."""
 
 
 class Listener:
@@ -36,6 +37,7 @@ class Listener:
         self.is_kept = False
         """Another process will accept: :meth:`close` does nothing."""
         self._socket = listening
+        self._identity = _identity(path) if is_own else None
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._is_resting = False
         self._poll = select.poll()
@@ -57,8 +59,13 @@ class Listener:
             self._poll.poll()
             if self._is_resting:
                 break
-            with contextlib.suppress(BlockingIOError):
+            try:
                 return self._socket.accept()[0]
+            except BlockingIOError:
+                continue
+            except OSError:
+                if not self._is_resting:  # it may have been closed since
+                    raise
         return None
 
     def rest(self) -> None:
@@ -68,38 +75,43 @@ class Listener:
             os.eventfd_write(self._bell, 1)
 
     def close(self) -> None:
-        """When nobody accepts any more. Who still waits is reset, unless somebody else has the socket too."""
+        """Once it rests. Who still waits is reset, unless somebody else has the socket too; a file that somebody else
+        put in the place of ours stays."""
         if self.is_kept or not self.is_open:
             return
-        if self.is_own:
+        if self.is_own and _identity(self.path) == self._identity:
             self.path.unlink(missing_ok=True)
         self._socket.close()
         os.close(self._bell)
 
 
 class Inherited(NamedTuple):
+    """``own_file``: where it is, if it goes with the socket."""
+
     name: str
     listening: socket.socket
-    is_own: bool
+    own_file: Path | None = None
 
 
 class Listeners:
-    """All of a process, by name. ``open`` may be called by any thread, the rest belongs to the main one."""
+    """All of a process, by name. ``open`` belongs to the part that starts, the rest to the main thread."""
 
     def __init__(self, inherited: tuple[Inherited, ...] = ()) -> None:
         self._inherited = list(inherited)
         self._opened: list[Listener] = []
+        self._is_keeping = False
+        self._guard = threading.Lock()
 
     def is_inherited(self, name: str, path: Path) -> bool:
         return self._find(name, path) is not None
 
     def open(self, name: str, path: Path, *, mode: int = 0o600) -> Listener:
-        """The inherited one of that name, or bound to that path; else a new one at the path. Raises ``OSError``."""
+        """The inherited one that is bound to that path, or has that name; else a new one there. Raises ``OSError``."""
         found = self._find(name, path)
         if found is not None:
             self._inherited.remove(found)
             if path.is_socket():
-                listener = Listener(name, path, found.listening, is_own=found.is_own)
+                listener = Listener(name, path, found.listening, is_own=found.own_file is not None)
                 log.info("socket.inherited", name=name, socket=path)
             else:
                 log.warning("socket.file_gone", name=name, socket=path)
@@ -107,25 +119,32 @@ class Listeners:
                 found = None
         if found is None:
             listener = Listener(name, path, _bind(path, mode), is_own=True)
-        self._opened.append(listener)
+        with self._guard:
+            listener.is_kept = self._is_keeping
+            self._opened.append(listener)
         return listener
 
     def close_unused(self) -> None:
         """Inherited sockets that no part has opened: callers would wait there for nobody."""
         for each in self._inherited:
             log.warning("socket.for_nobody", name=each.name, socket=each.listening.getsockname())
+            if each.own_file is not None:
+                each.own_file.unlink(missing_ok=True)
             each.listening.close()
         self._inherited.clear()
 
     def keep(self) -> None:
-        """For :meth:`hand_over`: from now on none is closed by its part."""
-        for each in self._opened:
-            each.is_kept = each.is_open
+        """For :meth:`hand_over`: from now on none is closed by its part. Any thread, before the parts are told to
+        stop."""
+        with self._guard:
+            self._is_keeping = True
+            for each in self._opened:
+                each.is_kept = True
 
     def hand_over(self) -> dict[str, str]:
         """Put those that were kept where the program that this process is about to become looks for them, and let it
         inherit nothing else; gives what its environment must say."""
-        kept = [each for each in self._opened if each.is_kept]
+        kept = [each for each in self._opened if each.is_kept and each.is_open]
         first_free = _FIRST + len(kept)
         copies = [fcntl.fcntl(each.fileno(), fcntl.F_DUPFD_CLOEXEC, first_free) for each in kept]
         for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - libraries in C leave theirs inheritable
@@ -138,7 +157,7 @@ class Listeners:
             "LISTEN_PID": str(os.getpid()),
             "LISTEN_FDS": str(len(kept)),
             "LISTEN_FDNAMES": ":".join(each.name for each in kept),
-            _OWN: ":".join(each.name for each in kept if each.is_own),
+            _OWN: "\n".join(f"{each.name}={each.path}" for each in kept if each.is_own),
         }
 
     def close(self) -> None:
@@ -149,10 +168,10 @@ class Listeners:
         self.close_unused()
 
     def _find(self, name: str, path: Path) -> Inherited | None:
-        for each in self._inherited:
-            if each.name == name or each.listening.getsockname() == str(path):
-                return each
-        return None
+        """By its path first: the sockets of one unit of systemd have one name."""
+        by_path = (each for each in self._inherited if each.listening.getsockname() == str(path))
+        by_name = (each for each in self._inherited if each.name == name)
+        return next(by_path, None) or next(by_name, None)
 
 
 def take_inherited(environment: MutableMapping[str, str]) -> Listeners:
@@ -168,8 +187,8 @@ def take_inherited(environment: MutableMapping[str, str]) -> Listeners:
     names = given["LISTEN_FDNAMES"].split(":") if given["LISTEN_FDNAMES"] else [""] * count
     if len(names) != count:
         raise _bad("LISTEN_FDNAMES", f"{len(names)} names for {count} descriptors: one each, or none")
-    own = {name for name in given[_OWN].split(":") if name}
-    return Listeners(tuple(Inherited(name, _adopt(number), name in own) for number, name in enumerate(names, _FIRST)))
+    own = {name: Path(path) for name, _, path in (line.partition("=") for line in given[_OWN].splitlines())}
+    return Listeners(tuple(Inherited(name, _adopt(number), own.get(name)) for number, name in enumerate(names, _FIRST)))
 
 
 def _adopt(number: int) -> socket.socket:
@@ -199,6 +218,14 @@ def _bind(path: Path, mode: int) -> socket.socket:
         listening.close()
         raise
     return listening
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _bad(variable: str, reason: str) -> InvalidSettings:
