@@ -101,7 +101,8 @@ def kubernetes(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """``nox -s bench -- cni policy index dataplane agent throughput``: JSON lines, yardsticks with them. Needs root."""
+    """``nox -s bench -- cni policy index dataplane agent throughput``: JSON lines, yardsticks with them. Needs root.
+    For the options of one: ``python -m tests.benchmarks.bench_NAME --help``."""
     _install(session, "node", "test")
     for name in session.posargs or ("cni",):
         session.run("python", f"tests/benchmarks/bench_{name}.py")

@@ -12,7 +12,6 @@ from calico_core.model.record import Record
 from calico_core.model.selectors import Labels, parse_selector
 
 BLOCK_PREFIX = {4: 26, 6: 122}
-DEFAULT_POOLS = ("192.168.0.0/16", "fd80:24e2:f998:72d6::/64")
 
 
 class Pool(Record, frozen=True):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import resource
 from collections import Counter
-from collections.abc import Callable
 from typing import NamedTuple
 
 from calico_core.datastore.syncer import SyncStatus
@@ -169,6 +168,3 @@ def _resident_bytes() -> int | None:
             return int(file.read().split()[1]) * resource.getpagesize()
     except OSError:
         return None
-
-
-Collect = Callable[[], list[Metric]]

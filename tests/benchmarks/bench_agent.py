@@ -14,7 +14,6 @@ import argparse
 import base64
 import contextlib
 import http.client
-import importlib.util
 import json
 import os
 import queue
@@ -27,24 +26,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
+from tests.benchmarks import namespaces, nft, yardsticks
+from tests.benchmarks.cni_plugin import Plugin, ours
+from tests.benchmarks.laboratory import a_host, install_plugin, run_inside
+
 ENDPOINTS = 100
 READY_WITHIN_S, CHANGED_WITHIN_S = 60.0, 20.0
 #: Between two writes at least this; a transaction is over when nothing was printed for so long.
 PAUSE_S = 0.7
 ASK_S = 0.01
-
-
-def _load_yardsticks() -> Any:
-    spec = importlib.util.spec_from_file_location("yardsticks", HERE / "yardsticks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-yardsticks = _load_yardsticks()
 
 
 # --- inside the host's namespace -----------------------------------------------------------------
@@ -100,7 +90,7 @@ class Monitor:
         """A table that comes and goes is printed: it listens."""
         while True:
             for command in ("add", "delete"):
-                subprocess.run(["nft", command, "table", "inet", "bench_ready"], check=True)
+                nft.nft(command, "table", "inet", "bench_ready")
             with contextlib.suppress(queue.Empty):
                 self._lines.get(timeout=0.3)
                 break
@@ -196,13 +186,15 @@ def _starts_and_writes(plan: dict[str, Any], gateway: Gateway, node: Node) -> No
         empty.append(node.start())
     yardsticks.report("5a-empty", **yardsticks.summary(empty), **node.memory())
 
-    for number in range(ENDPOINTS):
-        _add(plan, number)
+    with tempfile.TemporaryDirectory() as folder:
+        plugin = Plugin(**plan["plugin"], folder=Path(folder))
+        for number in range(ENDPOINTS):
+            plugin.call("ADD", f"{plan['containers']}{number}")
     endpoints = _label(plan, gateway)
     for name, policy in _policies().items():
         gateway.put(_policy_key(name), json.dumps(policy).encode())
     node.stop()
-    reference = _reference(plan)
+    reference = nft.yardstick()
     for kind in ("cold", "restart"):
         seconds = []
         for _ in range(plan["starts"]):
@@ -274,23 +266,6 @@ def _writes(count: int, gateway: Gateway, monitor: Monitor, endpoints: list[tupl
             yardsticks.report(f"5b-{name}", **fields, last_median_ms=last_ms, lines=lines[name])
 
 
-def _add(plan: dict[str, Any], number: int) -> None:
-    container = f"{plan['containers']}{number}"
-    environment = {
-        "CNI_COMMAND": "ADD",
-        "CNI_CONTAINERID": container,
-        "CNI_NETNS": f"/run/netns/{container}",
-        "CNI_IFNAME": "eth0",
-        "CNI_PATH": plan["cni"],
-        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-    }
-    config = {"cniVersion": "1.0.0", "name": "bench", "type": "calico", "ipam": {"type": "calico-ipam"}}
-    argv = [f"{plan['cni']}/calico"]
-    done = subprocess.run(argv, env=environment, input=json.dumps(config).encode(), capture_output=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"ADD {container}: {done.stdout!r} {done.stderr!r}")
-
-
 def _label(plan: dict[str, Any], gateway: Gateway) -> list[tuple[str, bytes]]:
     """Give the endpoints their labels, in the order of their numbers."""
     found = gateway.list(f"/calico/v1/host/{plan['host']}/workload/")
@@ -323,75 +298,40 @@ def _policy_key(name: str) -> str:
 
 
 def _forget_kernel() -> None:
-    subprocess.run(["nft", "delete", "table", "inet", "calico"], check=False, capture_output=True)
+    with contextlib.suppress(subprocess.CalledProcessError):
+        nft.nft("delete", "table", *nft.TABLE)
 
 
 def _check_kernel() -> None:
-    text = subprocess.run(["nft", "list", "table", "inet", "calico"], check=True, capture_output=True, text=True).stdout
+    text = nft.nft("list", "table", *nft.TABLE)
     chains = sum(line.strip().startswith("chain pi_") for line in text.splitlines())
     if chains < 100 or text.count("goto to_") < ENDPOINTS:
         raise RuntimeError(f"ready, but the kernel has {chains} chains of policies")
-
-
-def _reference(plan: dict[str, Any]) -> dict[str, float]:
-    """Seconds of ``nft list`` and of ``nft -f`` of what stands now, into the same place."""
-    listing, loading = [], []
-    for _ in range(3):
-        started = time.perf_counter()
-        text = subprocess.run(["nft", "list", "table", "inet", "calico"], capture_output=True, check=True).stdout
-        listing.append(time.perf_counter() - started)
-        script = b"add table inet calico\ndelete table inet calico\n" + text
-        started = time.perf_counter()
-        subprocess.run(["nft", "-f", "-"], input=script, check=True, capture_output=True)
-        loading.append(time.perf_counter() - started)
-    return {"list_s": round(min(listing), 5), "load_s": round(min(loading), 5), "lines": text.count(b"\n")}
 
 
 # --- outside ---------------------------------------------------------------------------------------
 
 
 def outside(arguments: argparse.Namespace) -> None:
-    from calico_core.dataplane.linux import netns
-    from calico_core.lab.topology import Laboratory
-
+    prefix = f"bagent{os.getpid()}x"
     # an installation has its modules compiled: so does this one, after the first start
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    compiled = tempfile.TemporaryDirectory(prefix="bench-agent-")
-    os.environ["PYTHONPYCACHEPREFIX"] = compiled.name
-    yardsticks.report("machine", **yardsticks.machine())
-    yardsticks.report("yardsticks.before", **yardsticks.measure())
-    prefix = f"bagent{os.getpid()}x"
-    made: list[str] = []
-    lab = Laboratory.create("bench-agent", 1, datastore="etcd", routing="none")
-    try:
-        lab.up()
-        (host,) = lab.hosts
-        folder = host.directory / "cni" / "bench"
-        host.calicoctl("cni", "install", "--bin-dir", str(folder), "--conf-dir", str(host.cni_conf_directory))
-        for number in range(ENDPOINTS):
-            netns.create_namespace(f"{prefix}{number}")
-            made.append(f"{prefix}{number}")
-        plan = {
-            "host": host.name,
-            "etcd": host.environment["CALICO_DATASTORE"].partition("://")[2],
-            "node": [str(Path(sys.executable).with_name("calico-node")), "run"],
-            "log": str(host.node_log),
-            "cni": str(folder),
-            "containers": prefix,
-            "writes": arguments.writes,
-            "starts": arguments.starts,
-            "idle_s": arguments.idle,
-        }
-        done = host.run(
-            [sys.executable, str(Path(__file__).resolve()), "--inside"], stdin=json.dumps(plan), timeout_s=1800
-        )
-        sys.stdout.write(done.stdout)
-    finally:
-        for name in made:
-            netns.delete_namespace(name)
-        lab.down()
-        compiled.cleanup()
-    yardsticks.report("yardsticks.after", **yardsticks.measure())
+    with tempfile.TemporaryDirectory(prefix="bench-agent-") as compiled, yardsticks.first_and_last():
+        os.environ["PYTHONPYCACHEPREFIX"] = compiled
+        with a_host("bench-agent", "etcd") as host:
+            plan = {
+                "host": host.name,
+                "etcd": host.environment["CALICO_DATASTORE"].partition("://")[2],
+                "node": [str(Path(sys.executable).with_name("calico-node")), "run"],
+                "log": str(host.node_log),
+                "plugin": ours("calico", install_plugin(host, "bench")),
+                "containers": prefix,
+                "writes": arguments.writes,
+                "starts": arguments.starts,
+                "idle_s": arguments.idle,
+            }
+            with namespaces.named(f"{prefix}{number}" for number in range(ENDPOINTS)):
+                run_inside(host, __file__, plan, timeout_s=1800)
 
 
 def main() -> int:

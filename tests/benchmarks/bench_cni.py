@@ -10,7 +10,6 @@ just before the program is spawned to its end. Prints a JSON line a workload, ya
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import random
@@ -23,77 +22,30 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from calico_core.lab.host import LabHost
+from calico_core.interfaces.datastore import DatastoreOptions
+from calico_core.model import codec
+from calico_core.model.keys import ProfileRulesKey
+from calico_core.model.rules import Rule, RuleLists
+from calico_core.plugin_host.loader import load_driver
+from calico_core.plugin_host.namespaces import DATASTORES
+from tests.benchmarks import namespaces, yardsticks
+from tests.benchmarks.cni_plugin import Plugin, ours
+from tests.benchmarks.laboratory import Store, a_host, install_plugin, run_inside
 
-HERE = Path(__file__).resolve().parent
 REFERENCE = Path("/usr/lib/cni")
 BURSTS = ((30, 8), (16, 16), (100, 100))
 CHURN_INTERVAL_S = 0.01
 
 
-def _load_yardsticks() -> Any:
-    spec = importlib.util.spec_from_file_location("yardsticks", HERE / "yardsticks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-yardsticks = _load_yardsticks()
-
-
 # --- inside the host's namespace -----------------------------------------------------------------
-
-
-class Plugin:
-    """An executable with its network configuration in a file."""
-
-    def __init__(self, name: str, executable: str, path: str, config: dict[str, Any], folder: Path) -> None:
-        self.name = name
-        self._executable = executable
-        self._path = path
-        self._config = folder / f"{name}.json"
-        self._config.write_text(json.dumps(config))
-        self._out = folder
-        self.cpu_s: dict[str, list[float]] = {}
-
-    def call(self, command: str, container: str) -> float:
-        """Seconds of one whole process. Raises when it fails: a fast failure is no result."""
-        environment = {
-            "CNI_COMMAND": command,
-            "CNI_CONTAINERID": container,
-            "CNI_NETNS": f"/run/netns/{container}",
-            "CNI_IFNAME": "eth0",
-            "CNI_PATH": self._path,
-            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-        }
-        out = self._out / f"{self.name}.{container}.out"
-        actions = [
-            (os.POSIX_SPAWN_OPEN, 0, str(self._config), os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, str(out), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ]
-        started = time.perf_counter()
-        pid = os.posix_spawn(self._executable, [self._executable], environment, file_actions=actions)
-        _, status, used = os.wait4(pid, 0)
-        seconds = time.perf_counter() - started
-        self.cpu_s.setdefault(command, []).append(used.ru_utime + used.ru_stime)
-        if status:
-            raise RuntimeError(f"{self.name} {command} {container}: status {status}: {out.read_text()}")
-        return seconds
 
 
 def inside(plan: dict[str, Any]) -> None:
     """Runs in the host's namespace; the containers' namespaces exist."""
     with tempfile.TemporaryDirectory() as folder:
-        plugins = [
-            Plugin(entry["name"], entry["executable"], entry["path"], entry["config"], Path(folder))
-            for entry in plan["plugins"]
-        ]
+        plugins = [Plugin(**entry, folder=Path(folder)) for entry in plan["plugins"]]
         rounds, containers = plan["rounds"], plan["containers"]
         for plugin in plugins:
             seconds = [plugin.call("VERSION", f"{containers}w") for _ in range(rounds)]
@@ -174,13 +126,6 @@ def _under_churn(
 
 def churn(url: str) -> None:
     """Change the rules of the profile ``bench`` a hundred times a second until terminated."""
-    from calico_core.interfaces.datastore import DatastoreOptions
-    from calico_core.model import codec
-    from calico_core.model.keys import ProfileRulesKey
-    from calico_core.model.rules import Rule, RuleLists
-    from calico_core.plugin_host.loader import load_driver
-    from calico_core.plugin_host.namespaces import DATASTORES
-
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(1))
     store = load_driver(DATASTORES, url.partition("://")[0]).open(url, DatastoreOptions())
@@ -205,71 +150,32 @@ def churn(url: str) -> None:
 # --- outside ---------------------------------------------------------------------------------------
 
 
-def outside(rounds: int, bursts: int, stores: tuple[str, ...]) -> None:
-    from calico_core.dataplane.linux import netns
-    from calico_core.lab.topology import Laboratory
-
-    yardsticks.report("machine", **yardsticks.machine())
-    yardsticks.report("yardsticks.before", **yardsticks.measure())
+def outside(rounds: int, bursts: int, stores: tuple[Store, ...]) -> None:
     prefix = f"bench{os.getpid()}x"
-    made: list[str] = []
-    labs: list[Laboratory] = []
-    try:
+    with yardsticks.first_and_last():
         for store in stores:
-            lab = Laboratory.create(f"bench-{store}", 1, datastore=store, routing="none")
-            labs.append(lab)
-            lab.up()
-            host = lab.hosts[0]
-            host.start_node()
-            plugins = [
-                *(_ours(f"calico-{store}-{shim}", _install(host, shim)) for shim in _shims()),
-                _reference("ptp", {"ipMasq": False}),
-                _reference("bridge", {"isGateway": True, "bridge": "br-bench"}),
-            ]
-            names = [f"{plugin['name']}{number}" for plugin in plugins for number in range(max(rounds, 100))]
-            for name in [*names, "w"]:
-                netns.create_namespace(prefix + name)
-                made.append(prefix + name)
-            plan = {
-                "rounds": rounds,
-                "bursts": bursts,
-                "churn_rounds": max(rounds, 100),
-                "containers": prefix,
-                "plugins": plugins,
-                "url": host.environment["CALICO_DATASTORE"],
-            }
-            done = host.run(
-                [sys.executable, str(Path(__file__).resolve()), "--inside"], stdin=json.dumps(plan), timeout_s=900
-            )
-            sys.stdout.write(done.stdout)
-            for name in made:
-                netns.delete_namespace(name)
-            made.clear()
-            lab.down()
-    finally:
-        for name in made:
-            netns.delete_namespace(name)
-        for lab in labs:
-            lab.down()
-    yardsticks.report("yardsticks.after", **yardsticks.measure())
+            with a_host(f"bench-{store}", store) as host:
+                host.start_node()
+                plugins = [
+                    *(ours(f"calico-{store}-{shim}", install_plugin(host, shim, "--shim", shim)) for shim in _shims()),
+                    _reference("ptp", {"ipMasq": False}),
+                    _reference("bridge", {"isGateway": True, "bridge": "br-bench"}),
+                ]
+                names = [f"{plugin['name']}{number}" for plugin in plugins for number in range(max(rounds, 100))]
+                plan = {
+                    "rounds": rounds,
+                    "bursts": bursts,
+                    "churn_rounds": max(rounds, 100),
+                    "containers": prefix,
+                    "plugins": plugins,
+                    "url": host.environment["CALICO_DATASTORE"],
+                }
+                with namespaces.named(f"{prefix}{name}" for name in [*names, "w"]):
+                    run_inside(host, __file__, plan, timeout_s=900)
 
 
 def _shims() -> tuple[str, ...]:
     return ("compiled", "python") if shutil.which("cc") else ("python",)
-
-
-def _install(host: LabHost, shim: str) -> Path:
-    """The executables of one kind, in a folder of their own."""
-    folder = host.directory / "cni" / shim
-    host.calicoctl(
-        *("cni", "install", "--shim", shim, "--bin-dir", str(folder), "--conf-dir", str(host.cni_conf_directory))
-    )
-    return folder
-
-
-def _ours(name: str, folder: Path) -> dict[str, Any]:
-    config = {"cniVersion": "1.0.0", "name": "bench", "type": "calico", "ipam": {"type": "calico-ipam"}}
-    return {"name": name, "executable": str(folder / "calico"), "path": str(folder), "config": config}
 
 
 def _reference(name: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -8,25 +8,17 @@ and the list itself. Prints a JSON line a workload. Everything happens in a netw
 
 from __future__ import annotations
 
-import importlib.util
-import itertools
-import os
+import argparse
 import socket
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import msgspec
-from netaddr import EUI, IPNetwork
 from pyroaring import FrozenBitMap
 
-from calico_core.dataplane.linux import netns
 from calico_core.dataplane.linux.netlink import Request
 from calico_core.dataplane.linux.prefix import Prefix
 from calico_core.dataplane.linux.route_messages import Route, replace_route
@@ -45,26 +37,13 @@ from calico_core.model.hoststate import (
     PolicyList,
     RulesId,
     SetChange,
-    SetId,
     TierPolicies,
 )
-from calico_core.model.keys import WorkloadEndpointKey
+from tests.benchmarks import nft, yardsticks
+from tests.benchmarks.namespaces import a_namespace
+from tests.benchmarks.policy_tables import FIRST, TCP, a_workload, from_set, new_sets, set_id
 
 TABLES = {"100": (100, 20, 100), "500": (500, 50, 500), "2000": (2000, 100, 2000)}
-TCP = 6
-FIRST = 0x0A000001
-
-
-def _load_yardsticks() -> Any:
-    spec = importlib.util.spec_from_file_location("yardsticks", Path(__file__).resolve().parent / "yardsticks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-yardsticks = _load_yardsticks()
 
 
 class Bench:
@@ -84,11 +63,6 @@ class Bench:
         if report.failures or not report.changes:
             raise RuntimeError(f"refused, or nothing was done: {report}")
         return seconds
-
-    def nft(self, *argv: str, stdin: str | None = None) -> str:
-        """The program itself, as a child."""
-        command = ["nsenter", f"--net=/var/run/netns/{self._name}", "nft", *argv]
-        return subprocess.run(command, check=True, capture_output=True, text=True, input=stdin).stdout
 
     def forget_and_resync(self) -> float:
         """As a fresh process would: nothing is known of the kernel; it is right already."""
@@ -119,39 +93,12 @@ class Bench:
         return time.perf_counter() - started
 
     def yardstick_nft(self, rounds: int = 3) -> dict[str, float]:
-        """Seconds of ``nft list`` as text, and of ``nft -f`` of that text in place of what stands."""
-        text = ""
-        listing, loading = [], []
-        for _ in range(rounds):
-            started = time.perf_counter()
-            text = self.nft("list", "table", "inet", "calico")
-            listing.append(time.perf_counter() - started)
-        with tempfile.NamedTemporaryFile("w", suffix=".nft") as file, a_namespace() as (name, _):
-            file.write(f"add table inet calico\ndelete table inet calico\n{text}")
-            file.flush()
-            for _ in range(rounds):
-                started = time.perf_counter()
-                enter = ["nsenter", f"--net=/var/run/netns/{name}", "nft", "-f", file.name]
-                subprocess.run(enter, check=True, capture_output=True)
-                loading.append(time.perf_counter() - started)
-        return {"list_s": round(min(listing), 5), "load_s": round(min(loading), 5)}
+        """What ``nft`` needs for the same, loading it into a namespace that has nothing."""
+        with a_namespace() as (empty, _):
+            return nft.yardstick(rounds=rounds, namespace=self._name, into=empty)
 
     def close(self) -> None:
         self.policy.close()
-
-
-_numbers = itertools.count()
-
-
-@contextmanager
-def a_namespace() -> Any:
-    name = f"bench-dp-{os.getpid()}-{next(_numbers)}"
-    descriptor = netns.open_namespace(str(netns.create_namespace(name)))
-    try:
-        yield name, descriptor
-    finally:
-        os.close(descriptor)
-        netns.delete_namespace(name)
 
 
 @contextmanager
@@ -165,17 +112,9 @@ def a_bench() -> Any:
 
 
 def peer_table(sets: int, members: int, chains: int) -> HostChanges:
-    address = itertools.count(FIRST)
     return HostChanges(
         is_complete=True,
-        sets=tuple(
-            SetChange(
-                id=SetId(f"set-{number:016x}"),
-                is_new=True,
-                added=AddressSet(v4=FrozenBitMap(itertools.islice(address, members))),
-            )
-            for number in range(sets)
-        ),
+        sets=new_sets(sets, members),
         rules=tuple(chain_of(number, sets, range(10)) for number in range(chains)),
     )
 
@@ -183,16 +122,7 @@ def peer_table(sets: int, members: int, chains: int) -> HostChanges:
 def chain_of(number: int, sets: int, rules: Iterable[int], port: int = 1000) -> HostRules:
     return HostRules(
         id=RulesId(f"policy/p-{number}"),
-        inbound=tuple(
-            HostRule(
-                action="pass",
-                protocol=TCP,
-                ip_version=4,
-                src_sets=(SetId(f"set-{(10 * number + rule) % sets:016x}"),),
-                dst_ports=((port + rule, port + rule),),
-            )
-            for rule in rules
-        ),
+        inbound=tuple(from_set((10 * number + rule) % sets, port + rule, "pass") for rule in rules),
     )
 
 
@@ -205,9 +135,8 @@ def table(size: str) -> None:
         added, removed = [], []
         for number in range(200):
             change = AddressSet(v4=FrozenBitMap([0x0B000000 + number]))
-            set_id = SetId(f"set-{0:016x}")
-            added.append(bench.take(HostChanges(sets=(SetChange(id=set_id, added=change),))))
-            removed.append(bench.take(HostChanges(sets=(SetChange(id=set_id, removed=change),))))
+            added.append(bench.take(HostChanges(sets=(SetChange(id=set_id(0), added=change),))))
+            removed.append(bench.take(HostChanges(sets=(SetChange(id=set_id(0), removed=change),))))
         chain = [
             bench.take(HostChanges(rules=(chain_of(0, sets, range(1), port=2000 + turn % 2),))) for turn in range(100)
         ]
@@ -216,10 +145,7 @@ def table(size: str) -> None:
         reference_after = bench.yardstick_nft()
     with a_bench() as bench:
         load.append(bench.take(peer_table(sets, members, chains)))
-    ends = {
-        "yardsticks_before": before, "yardsticks_after": yardsticks.measure(),
-        "nft_before": reference, "nft_after": reference_after, **yardsticks.machine(),
-    }  # fmt: skip
+    ends = {"nft_before": reference, "nft_after": reference_after, **yardsticks.ends(before)}
     list_s, load_s = (min(reference[key], reference_after[key]) for key in ("list_s", "load_s"))
     shape = {"sets": sets, "members": members, "chains": chains}
     yardsticks.report("4a-element-added", **shape, **yardsticks.summary(added), **ends)
@@ -244,21 +170,8 @@ def policies(count: int = 10_000) -> None:
             reference = {key: min(value, reference.get(key, value)) for key, value in found.items()}
     yardsticks.report(
         "policies", policies=count, **yardsticks.summary(load), nft=reference,
-        to_nft_load=round(min(load) / reference["load_s"], 2), yardsticks_before=before,
-        yardsticks_after=yardsticks.measure(), **yardsticks.machine(),
+        to_nft_load=round(min(load) / reference["load_s"], 2), **yardsticks.ends(before),
     )  # fmt: skip
-
-
-def a_workload(number: int, policies: PolicyList) -> HostWorkload:
-    return HostWorkload(
-        key=WorkloadEndpointKey("host", "bench", f"w{number}", "eth0"),
-        interface=f"cali{number}",
-        is_active=True,
-        mac=EUI(0x02_00_00_00_00_00 + number),
-        nets=(IPNetwork((FIRST + number, 32), version=4),),
-        inbound=policies,
-        outbound=policies,
-    )
 
 
 def endpoint(count: int = 1000) -> None:
@@ -276,18 +189,20 @@ def endpoint(count: int = 1000) -> None:
                 is_complete=True,
                 sets=changes.sets,
                 rules=changes.rules,
-                workloads=tuple(a_workload(number, lists[number]) for number in range(count)),
+                workloads=tuple(
+                    a_workload(number, inbound=lists[number], outbound=lists[number]) for number in range(count)
+                ),
             )
         )
         added, removed, smallest, verdict = [], [], [], []
         for turn in range(100):
             verdict.append(bench.lead_somewhere(f"cali{count}"))
-            one = a_workload(count, lists[count])
+            one = a_workload(count, inbound=lists[count], outbound=lists[count])
             added.append(bench.take(HostChanges(workloads=(one,))))
             removed.append(bench.take(HostChanges(removed_workloads=(one.key,))))
             change = AddressSet(v4=FrozenBitMap([0x0B000000 + turn]))
-            smallest.append(bench.take(HostChanges(sets=(SetChange(id=SetId(f"set-{0:016x}"), added=change),))))
-    ends = {"yardsticks_before": before, "yardsticks_after": yardsticks.measure(), **yardsticks.machine()}
+            smallest.append(bench.take(HostChanges(sets=(SetChange(id=set_id(0), added=change),))))
+    ends = yardsticks.ends(before)
     smallest_ms, verdict_ms = yardsticks.summary(smallest), yardsticks.summary(verdict)
     for name, seconds in (("endpoint-added", added), ("endpoint-removed", removed)):
         found = yardsticks.summary(seconds)
@@ -305,7 +220,7 @@ def many(count: int = 100) -> None:
     before = yardsticks.measure()
 
     def rules(name: str) -> HostRules:
-        rule = HostRule(action="allow", protocol=TCP, src_sets=(SetId(f"set-{0:016x}"),), dst_ports=((1000, 1000),))
+        rule = HostRule(action="allow", protocol=TCP, src_sets=(set_id(0),), dst_ports=((1000, 1000),))
         return HostRules(id=RulesId(name), inbound=(rule,))
 
     profile = RulesId("profile/x")
@@ -320,9 +235,7 @@ def many(count: int = 100) -> None:
             for group in range(10)
         ]
         outbound = PolicyList(profiles=(profile,))
-        return tuple(
-            msgspec.structs.replace(a_workload(number, outbound), inbound=lists[number % 10]) for number in numbers
-        )
+        return tuple(a_workload(number, inbound=lists[number % 10], outbound=outbound) for number in numbers)
 
     everybody, concerned = range(count), [number for number in range(count) if number % 10]
     policy = rules("policy/bench")
@@ -339,7 +252,7 @@ def many(count: int = 100) -> None:
         for _ in range(40):
             added.append(bench.take(HostChanges(rules=(policy,), workloads=endpoints(concerned, policy.id))))
             deleted.append(bench.take(HostChanges(removed_rules=(policy.id,), workloads=endpoints(concerned))))
-    ends = {"yardsticks_before": before, "yardsticks_after": yardsticks.measure(), **yardsticks.machine()}
+    ends = yardsticks.ends(before)
     for name, seconds in (("policy-of-90-added", added), ("policy-of-90-deleted", deleted)):
         yardsticks.report(name, endpoints=len(concerned), **yardsticks.summary(seconds), **ends)
 
@@ -368,7 +281,7 @@ def routes() -> None:
                         raise RuntimeError("the routes were not right")
         yardsticks.report(
             "4d-routes", routes=count, **yardsticks.summary(seconds), us_a_route=round(min(seconds) / count * 1e6, 2),
-            yardsticks_before=before, yardsticks_after=yardsticks.measure(), **yardsticks.machine(),
+            **yardsticks.ends(before),
         )  # fmt: skip
 
 
@@ -381,10 +294,12 @@ WORKLOADS: dict[str, Callable[[], None]] = {
 }
 
 
-def main(names: list[str]) -> None:
-    for name in names or list(WORKLOADS):
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", choices=[[], *WORKLOADS], help="default: all")
+    for name in parser.parse_args().names or WORKLOADS:
         WORKLOADS[name]()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -13,47 +13,27 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
-import importlib.util
 import json
 import os
 import random
 import resource
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from calico_core.datastore.etcd3 import Etcd3Datastore
-from calico_core.datastore.sqlite import SqliteDatastore
 from calico_core.datastore.syncer import SyncBatch, Syncer
-from calico_core.interfaces.datastore import Batch, Compare, Datastore, DatastoreOptions, Put
+from calico_core.interfaces.datastore import Batch, Compare, Datastore, Put
 from calico_core.model import codec
 from calico_core.model.key_paths import parse_key
+from tests.benchmarks import stores, yardsticks
+from tests.benchmarks.stores import open_store
 
-HERE = Path(__file__).resolve().parent
 ROOT = "/calico/v1/host/"
-PATIENCE_S = 300.0
-
-
-def _load(name: str, path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-yardsticks = _load("yardsticks", HERE / "yardsticks.py")
-
-
-def open_store(url: str) -> Datastore:
-    driver = Etcd3Datastore if url.startswith("etcd3") else SqliteDatastore
-    return driver.open(url, DatastoreOptions(timeout_s=60.0))
+PATIENCE_S, CALL_TIMEOUT_S = 300.0, 60.0
 
 
 def endpoints(count: int) -> Iterator[tuple[str, bytes]]:
@@ -90,7 +70,7 @@ def fill(store: Datastore, records: list[tuple[str, bytes]]) -> float:
 
 def snapshot(url: str) -> None:
     """List, then list and decode through the syncer, as a node does when it starts."""
-    store = open_store(url)
+    store = open_store(url, timeout_s=CALL_TIMEOUT_S)
     store.get(f"{ROOT}none")
     gc.collect()
     before = _rss_mib()
@@ -138,7 +118,7 @@ def _rss_mib() -> float:
 
 def write_events(url: str, count: int) -> None:
     """In a process of its own, so that it does not share the reader's interpreter."""
-    store = open_store(url)
+    store = open_store(url, timeout_s=CALL_TIMEOUT_S)
     for first in range(0, count, 32):
         stamp = time.time()
         store.transact(
@@ -164,7 +144,7 @@ def _relabelled(value: bytes, stamp: float) -> bytes:
 def follow(url: str, count: int) -> dict[str, Any]:
     """Every event through the watch, the syncer and the decoder, while another process writes as fast as it can. The
     syncer coalesces: updates are what is left."""
-    store = open_store(url)
+    store = open_store(url, timeout_s=CALL_TIMEOUT_S)
     seen = threading.Event()
     last = _slice(count - 1, count)[0][0]
     told: list[tuple[float, int]] = []
@@ -192,14 +172,14 @@ def follow(url: str, count: int) -> dict[str, Any]:
         "updates": sum(number for _, number in told),
         "batches": len(told),
         "seconds": round(seconds, 3),
-        "events_a_second": round(count / seconds),
+        "events_a_second": round(count / seconds) if seconds else None,  # all came as one batch
         "cpu_us_an_event": round(cpu_s / count * 1e6, 1),
     }
 
 
 def catch_up(url: str, count: int) -> dict[str, Any]:
     """A watch that begins behind: what waits in the store is read and decoded, without a syncer's coalescing."""
-    store = open_store(url)
+    store = open_store(url, timeout_s=CALL_TIMEOUT_S)
     after = store.list(f"{ROOT}none/").revision
     _write_elsewhere(url, count)
     watch = store.watch(ROOT, after)
@@ -231,7 +211,7 @@ def _write_elsewhere(url: str, count: int) -> None:
 
 def latency(url: str, count: int) -> dict[str, float]:
     """From before the write to the decoded update in the sink of another handle."""
-    writer, reader = open_store(url), open_store(url)
+    writer, reader = open_store(url, timeout_s=CALL_TIMEOUT_S), open_store(url, timeout_s=CALL_TIMEOUT_S)
     heard = threading.Semaphore(0)
 
     def sink(batch: SyncBatch) -> None:
@@ -251,8 +231,7 @@ def latency(url: str, count: int) -> dict[str, float]:
     writer.delete("/calico/v1/config/Bench")
     writer.close()
     reader.close()
-    result: dict[str, float] = yardsticks.summary(seconds)
-    return result
+    return yardsticks.summary(seconds)
 
 
 # --- calls --------------------------------------------------------------------------------------------------
@@ -306,20 +285,14 @@ def main() -> int:
     if arguments.write:
         write_events(arguments.write, arguments.events)
         return 0
-    sys.path.insert(0, str(HERE.parents[1]))
-    from tests.doubles.etcd_cluster import EtcdCluster
-
-    yardsticks.report("machine", **yardsticks.machine())
-    yardsticks.report("yardsticks.before", **yardsticks.measure())
-    with tempfile.TemporaryDirectory(prefix="calico-bench-") as folder, EtcdCluster(Path(folder) / "etcd") as cluster:
-        for name, url in (("etcd", cluster.url), ("sqlite", f"sqlite://{folder}/calico.db")):
+    with yardsticks.first_and_last(), stores.both() as urls:
+        for name, url in urls.items():
             bench(name, url, arguments)
-    yardsticks.report("yardsticks.after", **yardsticks.measure())
     return 0
 
 
 def bench(name: str, url: str, arguments: argparse.Namespace) -> None:
-    store = open_store(url)
+    store = open_store(url, timeout_s=CALL_TIMEOUT_S)
     for call, result in calls(store, arguments.calls):
         yardsticks.report(f"datastore.{name}.{call}", **result)
     yardsticks.report(f"datastore.{name}.delta_to_sink", **latency(url, arguments.calls // 2))

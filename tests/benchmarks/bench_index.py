@@ -16,10 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import bench_flows
-import yardsticks
-from policy_inputs import FIRST, net
-
 from calico_core.errors import InvalidSelector
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.hoststate import SetId
@@ -27,6 +23,8 @@ from calico_core.model.key_paths import parse_key
 from calico_core.model.keys import Key, WorkloadEndpointKey
 from calico_core.model.selectors import parse_selector
 from calico_core.policy.ip_sets import IpSets
+from tests.benchmarks import bench_flows, yardsticks
+from tests.benchmarks.policy_inputs import FIRST, net
 
 Found = Iterator[tuple[dict[str, Any], float, float]]
 """Of one size: what it is, the seconds of one operation, the aim in units."""
@@ -205,12 +203,12 @@ ROWS: dict[str, Callable[[], Found]] = {
 def report_row(number: str) -> None:
     before = yardsticks.measure()
     found = list(ROWS[number]())
-    after = yardsticks.measure()
-    unit = (before["loop_cpu_s"] + after["loop_cpu_s"]) / 2 / 1_000_000
+    ends = yardsticks.ends(before)
+    unit = (before["loop_cpu_s"] + ends["yardsticks_after"]["loop_cpu_s"]) / 2 / 1_000_000
     for size, seconds, aim in found:
         yardsticks.report(
             number, **size, n=ROUNDS, cpu_us=round(seconds * 1e6, 3), units=round(seconds / unit, 1),
-            aim_units=round(aim, 1), yardsticks_before=before, yardsticks_after=after, **yardsticks.machine(),
+            aim_units=round(aim, 1), **ends,
         )  # fmt: skip
 
 
@@ -220,7 +218,7 @@ def main() -> None:
     given = parser.parse_args()
     for number in given.rows or [*ROWS, "3f"]:
         if number == "3f":
-            bench_flows.main()
+            bench_flows.report_both()
         else:
             report_row(number)
 

@@ -8,56 +8,32 @@ operation is an assign or a release; a host keeps eight addresses and gives back
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
 import multiprocessing
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
+from calico_core.datastore.records import TypedRecords
+from calico_core.interfaces.datastore import Datastore
+from calico_core.ipam import turns
+from calico_core.ipam.allocator import BlockIpam
+from tests.benchmarks import stores, yardsticks
+from tests.benchmarks.stores import open_store
+from tests.doubles.ipam_store import a_request, add_pool, check_laws
 
-from calico_core.datastore.etcd3 import Etcd3Datastore  # noqa: E402
-from calico_core.datastore.records import TypedRecords  # noqa: E402
-from calico_core.datastore.sqlite import SqliteDatastore  # noqa: E402
-from calico_core.interfaces.datastore import Datastore, DatastoreOptions  # noqa: E402
-from calico_core.ipam import turns  # noqa: E402
-from calico_core.ipam.allocator import BlockIpam  # noqa: E402
-from tests.doubles.etcd_cluster import EtcdCluster  # noqa: E402
-from tests.doubles.ipam_store import a_request, add_pool, check_laws  # noqa: E402
-
-PROCESSES = 8
+PROCESSES, CALL_TIMEOUT_S = 8, 10.0
 HOSTS = (1, 10, 100)
 SCARCE = "10.0.0.0/25"
 """Two blocks: most hosts have none, and borrow."""
 _fork = multiprocessing.get_context("fork")
 
 
-def _load_yardsticks() -> Any:
-    spec = importlib.util.spec_from_file_location("yardsticks", HERE / "yardsticks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-yardsticks = _load_yardsticks()
-
-
-def open_store(url: str) -> Datastore:
-    driver = SqliteDatastore if url.startswith("sqlite:") else Etcd3Datastore
-    return driver.open(url, DatastoreOptions(timeout_s=10.0))
-
-
 def fresh_store(url: str, pool: str = "10.0.0.0/12") -> Datastore:
-    store = open_store(url)
+    store = open_store(url, timeout_s=CALL_TIMEOUT_S)
     store.delete_prefix("/calico/")
     add_pool(store, pool)
     add_pool(store, "fd00::/104")
@@ -176,13 +152,13 @@ def _prepare(url: str, pool: str) -> None:
 
 
 def _check(url: str) -> None:
-    store = open_store(url)
+    store = open_store(url, timeout_s=CALL_TIMEOUT_S)
     check_laws(store)
     store.close()
 
 
 def _work(url: str, hosts: list[str], seconds: float, begin: Any, results: Any) -> None:
-    store = open_store(url)
+    store = open_store(url, timeout_s=CALL_TIMEOUT_S)
     ipams = [BlockIpam(TypedRecords(store), host) for host in hosts]
     latencies: list[float] = []
     released: list[int] = []
@@ -214,22 +190,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each throughput figure")
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
-    yardsticks.report("machine", **yardsticks.machine())
-    yardsticks.report("yardsticks.before", **yardsticks.measure())
-    with tempfile.TemporaryDirectory(prefix="calico-bench-ipam-") as folder:
-        cluster = EtcdCluster(Path(folder) / "etcd", 1)
-        cluster.start()
-        try:
-            for name, url in (("etcd", cluster.url), ("sqlite", f"sqlite://{folder}/calico.db")):
-                in_a_child(round_trips, name, url)
-                for most_at_once in (1, 50):
-                    in_a_child(together, name, url, 32, most_at_once)
-                for hosts in HOSTS:
-                    contention(name, url, hosts, arguments.seconds)
-                contention(name, url, 10, arguments.seconds, pool=SCARCE)
-        finally:
-            cluster.stop()
-    yardsticks.report("yardsticks.after", **yardsticks.measure())
+    with yardsticks.first_and_last(), stores.both() as urls:
+        for name, url in urls.items():
+            in_a_child(round_trips, name, url)
+            for most_at_once in (1, 50):
+                in_a_child(together, name, url, 32, most_at_once)
+            for hosts in HOSTS:
+                contention(name, url, hosts, arguments.seconds)
+            contention(name, url, 10, arguments.seconds, pool=SCARCE)
     return 0
 
 

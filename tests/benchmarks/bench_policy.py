@@ -25,14 +25,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import policy_inputs
-import yardsticks
-from policy_inputs import HOST, Counts, Updates
-
 from calico_core.model.hoststate import HostChanges
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.selectors import parse_selector
 from calico_core.policy.resolver import PolicyResolver
+from tests.benchmarks import policy_inputs, yardsticks
+from tests.benchmarks.policy_inputs import HOST, Counts, Updates
 
 
 class Row(NamedTuple):
@@ -150,11 +148,11 @@ def report_row(number: str, rounds: int) -> None:
     before = yardsticks.measure()
     argv = [sys.executable, __file__, number, "--rounds", str(rounds), "--here"]
     found = json.loads(subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    after = yardsticks.measure()
-    alloc = (before["alloc_cpu_s"] + after["alloc_cpu_s"]) / 2
+    ends = yardsticks.ends(before)
+    alloc = (before["alloc_cpu_s"] + ends["yardsticks_after"]["alloc_cpu_s"]) / 2
     yardsticks.report(
         number, shape=row.name, **found, to_alloc=round(found["min_cpu_s"] / alloc, 3), aim_to_alloc=row.aim,
-        yardsticks_before=before, yardsticks_after=after, **yardsticks.machine(),
+        **ends,
     )  # fmt: skip
 
 

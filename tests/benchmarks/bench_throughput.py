@@ -6,7 +6,9 @@ the real wiring. "policy" is then given its policies by the nftables driver, "ba
 one rule that lets known connections pass, which is what connection tracking alone costs. They are measured in turn
 within each round, and what counts is the median of the rounds' ratios ``to_bare``: policy ÷ bare for bytes and
 connections a second, bare ÷ policy for the time of a round trip; 1 is "policy costs nothing". ``twins`` is the same
-comparison before the policies came, that is how far two equal hosts differ here and now.
+comparison before the policies came, that is how far two equal hosts differ here and now. ``packet_cpu_s`` is the
+processor time that a datagram of a known connection takes from ``send`` to the receiver's queue: the kernel carries it
+there in the sender's own turn, so that the least of many is told from others' load.
 
 Shape "others": the policies apply to other endpoints of the host, shared out among them. Shape "receiver": up to 100
 of them apply to the receiver too, and only the last of these allows. The other endpoints are in the table and have
@@ -16,9 +18,7 @@ no interface. A new connection is judged by policy; the packets that follow it b
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
-import os
 import select
 import socket
 import statistics
@@ -27,12 +27,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any
+from contextlib import ExitStack, contextmanager, suppress
 
-from netaddr import EUI, IPNetwork
-from pyroaring import FrozenBitMap
+import msgspec
+from netaddr import IPNetwork
 
 from calico_core.dataplane.linux import netns, sysctl
 from calico_core.dataplane.linux.link_messages import set_link
@@ -42,30 +40,30 @@ from calico_core.dataplane.nftables.driver import NftablesDataplane
 from calico_core.dataplane.workload_links import forwarding
 from calico_core.interfaces.dataplane import DataplaneOptions
 from calico_core.model.hoststate import (
-    AddressSet,
     HostChanges,
     HostRule,
     HostRules,
     HostWorkload,
     PolicyList,
     RulesId,
-    SetChange,
-    SetId,
     TierPolicies,
 )
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.workloads import WiringRequest
+from tests.benchmarks import yardsticks
+from tests.benchmarks.namespaces import a_namespace
+from tests.benchmarks.nft import nft
+from tests.benchmarks.policy_tables import a_workload, from_set, new_sets
 
 ENDPOINTS, POLICIES = (1, 100, 1_000), (1, 1_000, 10_000)
 APPLIED, RULES_EACH = 100, 10
 SETS, MEMBERS = 100, 20
-FIRST_MEMBER, FIRST_OTHER = 0x0A000001, 0x0A100001
-SENDER, RECEIVER, PORT = "10.65.0.1", "10.65.0.2", 9000
-TCP = 6
+FIRST_OTHER = 0x0A100001
+SENDER, RECEIVER, PORT, UDP_PORT = "10.65.0.1", "10.65.0.2", 9000, 9001
 OPEN = RulesId("profile/open")
 ALLOW = HostRule(action="allow")
 WINDOW_S = 0.1
-ROUND_TRIPS, MESSAGE = 1_000, bytes(64)
+ROUND_TRIPS, DATAGRAMS, MESSAGE = 1_000, 4_000, bytes(64)
 CHUNK = bytes(1 << 18)
 TRACKING = """
 table inet tracked {
@@ -74,19 +72,6 @@ table inet tracked {
 """
 """The least that a stateful firewall does: it knows the connections."""
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-_numbers = itertools.count()
-
-
-def _load_yardsticks() -> Any:
-    spec = importlib.util.spec_from_file_location("yardsticks", Path(__file__).resolve().parent / "yardsticks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-yardsticks = _load_yardsticks()
 
 
 # --- the receiver: a process of its own --------------------------------------------------------------
@@ -136,7 +121,7 @@ class Host:
     """``measure`` runs one kind of traffic from the sender to the receiver."""
 
     def __init__(self, stack: ExitStack) -> None:
-        self.fd, sender, receiver = (stack.enter_context(a_namespace()) for _ in range(3))
+        (self._name, self.fd), (_, sender), (_, receiver) = (stack.enter_context(a_namespace()) for _ in range(3))
         netns.run_in(self.fd, lambda: sysctl.apply(forwarding(has_ipv6=False)))
         with RouteSocket(self.fd) as route_socket:
             route_socket.execute(set_link("lo", is_up=True))  # as on every host
@@ -148,11 +133,13 @@ class Host:
             for name, namespace_fd, address in (("calisend", sender, SENDER), ("calirecv", receiver, RECEIVER))
         ]
         stack.enter_context(a_receiver(receiver))
+        to, from_ = (netns.socket_in(fd, socket.AF_INET, socket.SOCK_DGRAM) for fd in (receiver, sender))
+        self._to, self._from = stack.enter_context(to), stack.enter_context(from_)
+        self._to.bind((RECEIVER, UDP_PORT))
+        self._from.connect((RECEIVER, UDP_PORT))
 
-    def nft(self, text: str) -> None:
-        """The program itself, in the host's namespace."""
-        command = ["nsenter", f"--net=/proc/self/fd/{self.fd}", "nft", "-f", "-"]
-        subprocess.run(command, check=True, input=text, text=True, pass_fds=(self.fd,))
+    def track(self) -> None:
+        nft("-f", "-", namespace=self._name, stdin=TRACKING)
 
     def connect(self) -> socket.socket:
         client = netns.socket_in(self._sender, socket.AF_INET, socket.SOCK_STREAM)
@@ -195,6 +182,20 @@ class Host:
                 seconds.append(time.perf_counter() - started)
         return statistics.median(seconds)
 
+    def packet_cpu_s(self) -> float:
+        """One way, of an answered flow. The receiver reads none, its queue is full soon."""
+        _empty(self._to)
+        self._from.send(MESSAGE)
+        self._to.settimeout(10)
+        self._to.sendto(MESSAGE, self._to.recvfrom(len(MESSAGE))[1])
+        self._from.settimeout(10)
+        self._from.recv(len(MESSAGE))
+        self._from.setblocking(False)
+        started = time.thread_time()
+        for _ in range(DATAGRAMS):
+            self._from.send(MESSAGE)
+        return (time.thread_time() - started) / DATAGRAMS
+
     def connections_a_second(self) -> float:
         """Connect, hear one byte, reset (nothing waits for its end); one after the other, from one thread that
         stands in the sender's namespace."""
@@ -214,15 +215,11 @@ class Host:
         return count / seconds
 
 
-@contextmanager
-def a_namespace() -> Iterator[int]:
-    name = f"bench-tp-{os.getpid()}-{next(_numbers)}"
-    descriptor = netns.open_namespace(str(netns.create_namespace(name)))
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-        netns.delete_namespace(name)
+def _empty(queue: socket.socket) -> None:
+    queue.setblocking(False)
+    with suppress(BlockingIOError):
+        while queue.recv(len(MESSAGE)):
+            pass
 
 
 def _wire(wiring: VethWiring, name: str, namespace_fd: int, address: str) -> HostWorkload:
@@ -245,16 +242,7 @@ def policy_id(number: int) -> RulesId:
 
 def a_policy(number: int, *, allows: bool) -> HostRules:
     """TCP from a set nobody measured is in, to a port of its own; the last rule of one that allows takes all."""
-    rules = [
-        HostRule(
-            action="allow",
-            protocol=TCP,
-            ip_version=4,
-            src_sets=(SetId(f"set-{(RULES_EACH * number + rule) % SETS:016x}"),),
-            dst_ports=((1000 + rule, 1000 + rule),),
-        )
-        for rule in range(RULES_EACH)
-    ]
+    rules = [from_set((RULES_EACH * number + rule) % SETS, 1000 + rule, "allow") for rule in range(RULES_EACH)]
     return HostRules(id=policy_id(number), inbound=(*rules[:-1], ALLOW) if allows else tuple(rules))
 
 
@@ -270,31 +258,16 @@ def others(endpoints: int, policies: int) -> Iterator[HostWorkload]:
     each = max(1, policies // endpoints)
     for number in range(endpoints):
         first = number * each % policies
-        yield HostWorkload(
-            key=WorkloadEndpointKey("host", "bench", f"w{number}", "eth0"),
-            interface=f"cali{number}",
-            is_active=True,
-            mac=EUI(0x02_00_00_00_00_00 + number),
-            nets=(IPNetwork((FIRST_OTHER + number, 32), version=4),),
-            inbound=listing(range(first, min(first + each, policies))),
-            outbound=listing(range(0)),
-        )
+        inbound = listing(range(first, min(first + each, policies)))
+        yield a_workload(number, inbound=inbound, outbound=listing(range(0)), first=FIRST_OTHER)
 
 
 def state_of(host: Host, shape: str, endpoints: int, policies: int) -> HostChanges:
     applied = range(min(APPLIED, policies) if shape == "receiver" else 0)
     sender, receiver = host.workloads
-    member = itertools.count(FIRST_MEMBER)
     return HostChanges(
         is_complete=True,
-        sets=tuple(
-            SetChange(
-                id=SetId(f"set-{number:016x}"),
-                is_new=True,
-                added=AddressSet(v4=FrozenBitMap(itertools.islice(member, MEMBERS))),
-            )
-            for number in range(SETS)
-        ),
+        sets=new_sets(SETS, MEMBERS),
         rules=(
             HostRules(id=OPEN, inbound=(ALLOW,), outbound=(ALLOW,)),
             *(a_policy(number, allows=number == applied.stop - 1) for number in range(policies)),
@@ -308,15 +281,7 @@ def state_of(host: Host, shape: str, endpoints: int, policies: int) -> HostChang
 
 
 def _with_lists(workload: HostWorkload, *, inbound: range) -> HostWorkload:
-    return HostWorkload(
-        key=workload.key,
-        interface=workload.interface,
-        is_active=True,
-        mac=workload.mac,
-        nets=workload.nets,
-        inbound=listing(inbound),
-        outbound=listing(range(0)),
-    )
+    return msgspec.structs.replace(workload, inbound=listing(inbound), outbound=listing(range(0)))
 
 
 # --- the comparison ----------------------------------------------------------------------------------
@@ -324,6 +289,7 @@ def _with_lists(workload: HostWorkload, *, inbound: range) -> HostWorkload:
 KINDS: dict[str, tuple[Callable[[Host], float], bool]] = {
     "bytes_a_second": (Host.bytes_a_second, True),
     "round_trip_s": (Host.round_trip_s, False),
+    "packet_cpu_s": (Host.packet_cpu_s, False),
     "connections_a_second": (Host.connections_a_second, True),
 }
 """How to measure, and whether more is better."""
@@ -364,7 +330,7 @@ def run(shape: str, endpoints: int, policies: int, rounds: int) -> None:
     with ExitStack() as stack:
         judged, tracked, bare = (Host(stack) for _ in range(3))
         twins = compare({"policy": judged, "bare": bare}, max(3, rounds // 3))
-        tracked.nft(TRACKING)
+        tracked.track()
         dataplane = NftablesDataplane(DataplaneOptions(is_ipv6_enabled=False), judged.fd)
         stack.callback(dataplane.close)
         dataplane.ensure_closed()
@@ -375,7 +341,7 @@ def run(shape: str, endpoints: int, policies: int, rounds: int) -> None:
     yardsticks.report(
         f"throughput-{shape}", endpoints=endpoints, policies=policies, n=rounds, **compared,
         twins={kind: values["to_bare"] for kind, values in twins.items()},
-        yardsticks_before=before, yardsticks_after=yardsticks.measure(), **yardsticks.machine(),
+        **yardsticks.ends(before),
     )  # fmt: skip
 
 

@@ -13,7 +13,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 
 def _sha() -> None:
@@ -71,6 +73,20 @@ def machine() -> dict[str, object]:
         "kernel": platform.release(),
         "commit": commit.stdout.strip() or "unknown",
     }
+
+
+def ends(before: dict[str, float]) -> dict[str, Any]:
+    """What stands in a line beside its figures: the yardsticks of before, those of now, and the machine."""
+    return {"yardsticks_before": before, "yardsticks_after": measure(), **machine()}
+
+
+@contextmanager
+def first_and_last() -> Iterator[None]:
+    """The same as lines of their own, for a run whose figures belong together."""
+    report("machine", **machine())
+    report("yardsticks.before", **measure())
+    yield
+    report("yardsticks.after", **measure())
 
 
 def summary(seconds: list[float]) -> dict[str, float]:

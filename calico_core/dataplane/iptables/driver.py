@@ -42,15 +42,6 @@ class IptablesDataplane(KernelDataplane[PolicyTables]):
         return cls(options)
 
     @staticmethod
-    def remove_policy(namespace_fd: int | None = None) -> None:
-        """Remove the chains, jumps and sets that a driver of this kind left, in either backend; routes stay. For
-        another kind of driver, once its own policy is complete. Nothing there, or no iptables, is fine.
-
-        :raises ToolFailed: something could not be removed.
-        """
-        removal.remove_ours(namespace_fd)
-
-    @staticmethod
     def remove_reference(namespace_fd: int | None = None) -> tuple[str, ...]:
         """Remove what the reference agents left, in either backend. Gives what was removed.
 

@@ -17,7 +17,7 @@ from calico_core.dataplane.iptables import layout, saved
 from calico_core.dataplane.iptables.builder import TablesBuilder
 from calico_core.dataplane.iptables.desired import Touched
 from calico_core.dataplane.iptables.ipsets import parse_saved as parse_sets
-from calico_core.dataplane.iptables.ipsets import write_commands
+from calico_core.dataplane.iptables.ipsets import room, write_commands
 from calico_core.dataplane.iptables.names import NAT, RAW
 from calico_core.dataplane.iptables.saved import Line, SavedTable
 from calico_core.dataplane.kernel_dataplane import TableReport
@@ -248,7 +248,7 @@ class PolicyTables:
             plan,
             self._builder.desired.sets,
             observed.sets,
-            max_elements=self._options.max_set_size,
+            max_elements=room(self._options.max_set_size),
             in_the_way=observed.leftovers,
         )
         if commands:
@@ -359,7 +359,7 @@ class PolicyTables:
         }
         text = self._tools.save_sets()
         self._sets_seen = sum(line.startswith("create ") for line in text.splitlines())
-        found = parse_sets(text, self._options.max_set_size)
+        found = parse_sets(text, room(self._options.max_set_size))
         leftovers = {name for name, each in found.items() if not each.kind}
         sets = Table(sets={name: each for name, each in found.items() if each.kind})
         return _Observed(tables, sets, leftovers)

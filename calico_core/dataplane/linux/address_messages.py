@@ -12,7 +12,6 @@ from calico_core.dataplane.linux.netlink import (
     Request,
     attribute,
     parse_attributes,
-    u32,
 )
 from calico_core.dataplane.linux.prefix import AF_INET6, Prefix
 
@@ -20,9 +19,8 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 IFA_F_NODAD = 0x02
-NDA_DST, NDA_LLADDR, NDA_IFINDEX = 1, 2, 8
+NDA_DST, NDA_LLADDR = 1, 2
 NUD_PERMANENT = 0x80
-NTF_PROXY = 0x08
 SCOPE_UNIVERSE, SCOPE_LINK = 0, 253
 
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, interface index
@@ -84,22 +82,13 @@ def set_neighbour(index: int, address: Prefix, mac: bytes) -> Request:
     return Request(f"set neighbour {address}", RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
-def add_proxy_neighbour(index: int, address: Prefix) -> Request:
-    """Answer neighbour solicitations for ``address`` on the interface (needs the proxy_ndp sysctl for IPv6)."""
-    body = _NEIGHBOUR.pack(address.family, index, NUD_PERMANENT, NTF_PROXY, 0) + attribute(NDA_DST, address.address)
-    return Request(f"add proxy neighbour {address}", RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
-
-
-def delete_neighbour(index: int, address: Prefix, *, flags: int = 0) -> Request:
-    """``flags`` NTF_PROXY deletes a proxy entry."""
-    body = _NEIGHBOUR.pack(address.family, index, 0, flags, 0) + attribute(NDA_DST, address.address)
+def delete_neighbour(index: int, address: Prefix) -> Request:
+    body = _NEIGHBOUR.pack(address.family, index, 0, 0, 0) + attribute(NDA_DST, address.address)
     return Request(f"delete neighbour {address}", RTM_DELNEIGH, 0, body)
 
 
-def dump_neighbours(*, flags: int = 0, index: int = 0) -> Request:
-    """All neighbours, or those of one interface (index); with NTF_PROXY the proxy entries."""
-    body = _NEIGHBOUR.pack(0, 0, 0, flags, 0) + (u32(NDA_IFINDEX, index) if index else b"")
-    return Request("list neighbours", RTM_GETNEIGH, 0, body)
+def dump_neighbours() -> Request:
+    return Request("list neighbours", RTM_GETNEIGH, 0, _NEIGHBOUR.pack(0, 0, 0, 0, 0))
 
 
 def parse_neighbour(body: bytes) -> Neighbour:

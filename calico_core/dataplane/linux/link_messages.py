@@ -40,9 +40,6 @@ IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_NETKIT_PEER_INFO, IFLA_NETKIT_POLICY, IFLA_NETKIT_PEER_POLICY, IFLA_NETKIT_MODE = 1, 3, 4, 5
 NETKIT_PASS, NETKIT_L2 = 0, 0
 PAIR_KINDS = ("veth", "netkit")
-IFLA_IPTUN_LOCAL, IFLA_IPTUN_REMOTE, IFLA_IPTUN_TTL, IFLA_IPTUN_PMTUDISC = 2, 3, 4, 10
-IFLA_VXLAN_ID, IFLA_VXLAN_LINK, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LEARNING = 1, 3, 4, 7
-IFLA_VXLAN_PORT, IFLA_VXLAN_LOCAL6 = 15, 17
 NETNSA_NSID, NETNSA_FD = 1, 3
 RTEXT_FILTER_SKIP_STATS = 8
 
@@ -167,42 +164,6 @@ def add_bridge(name: str) -> Request:
     """A bridge, for laboratories: workloads are routed, never bridged."""
     body = _info() + text(IFLA_IFNAME, name) + _link_info("bridge", b"")
     return Request(f"create bridge {name}", RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
-
-
-def add_ipip(name: str, *, local: bytes = b"", ttl: int = 0, mtu_bytes: int = 0) -> Request:
-    """An IPIP tunnel device. Without ``local`` and remote it takes any peer, as ``tunl0`` does (linux/if_tunnel.h).
-
-    The kernel answers EOPNOTSUPP when it lacks the module.
-    """
-    data = attribute(IFLA_IPTUN_LOCAL, local) if local else b""
-    data += attribute(IFLA_IPTUN_TTL, bytes((ttl,))) + attribute(IFLA_IPTUN_PMTUDISC, b"\1")
-    mtu = u32(IFLA_MTU, mtu_bytes) if mtu_bytes else b""
-    body = _info() + text(IFLA_IFNAME, name) + mtu + _link_info("ipip", data)
-    return Request(f"create IPIP device {name}", RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
-
-
-def add_vxlan(
-    name: str,
-    *,
-    vni: int,
-    port: int = 4789,
-    local: bytes = b"",
-    parent_index: int = 0,
-    mac: bytes = b"",
-    mtu_bytes: int = 0,
-) -> Request:
-    """A VXLAN device without learning: forwarding entries are programmed. ``local`` is the packed underlay address."""
-    data = u32(IFLA_VXLAN_ID, vni) + attribute(IFLA_VXLAN_PORT, port.to_bytes(2, "big"))
-    data += attribute(IFLA_VXLAN_LEARNING, b"\0")
-    if parent_index:
-        data += u32(IFLA_VXLAN_LINK, parent_index)
-    if local:
-        data += attribute(IFLA_VXLAN_LOCAL if len(local) == 4 else IFLA_VXLAN_LOCAL6, local)
-    body = _info() + text(IFLA_IFNAME, name)
-    body += u32(IFLA_MTU, mtu_bytes) if mtu_bytes else b""
-    body += attribute(IFLA_ADDRESS, mac) if mac else b""
-    body += _link_info("vxlan", data)
-    return Request(f"create VXLAN device {name}", RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
 def set_link(

@@ -69,11 +69,6 @@ def open_namespace(path: str) -> int:
     return descriptor
 
 
-def open_own_namespace() -> int:
-    """A descriptor of the process's own namespace (its main thread's). The caller closes it."""
-    return open_namespace(OWN_NAMESPACE)
-
-
 def same_namespace(first_fd: int, second_fd: int) -> bool:
     """Whether two descriptors stand for one namespace (ioctl_nsfs(2): device and inode identify it)."""
     return _identity(first_fd) == _identity(second_fd)

@@ -12,7 +12,6 @@ import os
 from typing import TYPE_CHECKING
 
 from calico_core.dataplane.linux.link_messages import PAIR_KINDS, delete_group, set_link
-from calico_core.dataplane.linux.reaper import DOOMED_GROUP
 from calico_core.log import get_logger
 
 if TYPE_CHECKING:
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from calico_core.dataplane.linux.link_messages import Link
     from calico_core.dataplane.linux.rtnetlink import RouteSocket
 
+#: Links on their way out: ``cali`` in ASCII, a group number nobody else has a reason to use.
+DOOMED_GROUP = 0x63616C69
 _INIT = "1"  # in no container of ours, and not everywhere to be looked at
 
 log = get_logger(__name__)
@@ -49,7 +50,8 @@ def find_orphans(host: RouteSocket, interface_prefix: str, mac: bytes, *, proces
 
 
 def delete_orphans(host: RouteSocket, indexes: Collection[int]) -> None:
-    """All at once; those already gone are success. Raises ``KernelRefused``."""
+    """Marked as one group and deleted in one request: the kernel lets each request wait until its last reader (RCU)
+    has let go, however many links it names. Those already gone are success. Raises ``KernelRefused``."""
     marked = host.attempt([set_link(index=index, group=DOOMED_GROUP) for index in sorted(indexes)])
     deleted = host.attempt([delete_group(DOOMED_GROUP)]) if any(each.error is None for each in marked) else []
     for outcome in (*marked, *deleted):

@@ -1,9 +1,8 @@
 """Deleting links without waiting for what nobody needs.
 
 A deletion takes a link out of its namespace within a millisecond: it has no name, no addresses and no routes any
-more. Then the kernel keeps the sender for another 10 to 30 ms, until its last reader (RCU) has let go of the memory,
-however many links the request names. So what is known to go together travels as a link group in one request, and
-whoever deletes one link goes on at the kernel's word that it is gone, while a thread of ours sits out the rest.
+more. Then the kernel keeps the sender for another 10 to 30 ms, until its last reader (RCU) has let go of the memory.
+So whoever deletes a link goes on at the kernel's word that it is gone, while a thread of ours sits out the rest.
 """
 
 from __future__ import annotations
@@ -12,40 +11,17 @@ import errno
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from calico_core.dataplane.linux.link_messages import delete_group, delete_link, set_link
+from calico_core.dataplane.linux.link_messages import delete_link
 from calico_core.dataplane.linux.parting import Parting
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from calico_core.dataplane.linux.rtnetlink import RouteSocket, RouteSockets
     from calico_core.errors import KernelRefused
 
-#: Links on their way out: ``cali`` in ASCII, a group number nobody else has a reason to use.
-DOOMED_GROUP = 0x63616C69
 _SENDERS = 128  # as many as there are calls at once
 
 
-def delete_links(route_socket: RouteSocket, names: Collection[str]) -> None:
-    """Delete links by name, one wait in all. Those already gone are success.
-
-    :raises KernelRefused: of the first link that cannot be deleted; the others are gone.
-    """
-    unique = sorted(set(names))
-    if not unique:
-        return
-    if len(unique) == 1:
-        _tolerate_gone(route_socket.attempt([delete_link(unique[0])])[0].error)
-        return
-    marked = route_socket.attempt([set_link(name, group=DOOMED_GROUP) for name in unique])
-    if any(outcome.error is None for outcome in marked):
-        _tolerate_gone(route_socket.attempt([delete_group(DOOMED_GROUP)])[0].error)
-    for outcome in marked:
-        _tolerate_gone(outcome.error)
-
-
 def _tolerate_gone(error: KernelRefused | None) -> None:
-    # ENODEV also when another process deleted our group in between
     if error is not None and error.errno != errno.ENODEV:
         raise error
 

@@ -99,10 +99,8 @@ class RouteSocket(NetlinkSocket):
                     found.append(route)
         return found
 
-    def neighbours(self, *, flags: int = 0, index: int = 0) -> list[Neighbour]:
-        """All entries, or those of one interface; with NTF_PROXY the proxy ones."""
-        found = [parse_neighbour(body) for body in self.dump(dump_neighbours(flags=flags, index=index))]
-        return [entry for entry in found if index in (0, entry.index)]
+    def neighbours(self) -> list[Neighbour]:
+        return [parse_neighbour(body) for body in self.dump(dump_neighbours())]
 
     def _dump_family(self, family: int, table: int, protocol: int, index: int) -> list[bytes]:
         try:

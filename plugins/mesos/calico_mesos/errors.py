@@ -24,10 +24,6 @@ class Refused(InvalidInput):
     """A request that cannot be served as it stands; the text is the reply's."""
 
 
-class Unserved(CalicoError):
-    """A request that was right, and what it met was not."""
-
-
 def _unavailable(error: Unavailable) -> str:
     scheme = error.endpoint.partition(":")[0]
     what = "the datastore" if scheme in {"sqlite", "memory"} or error.endpoint.startswith("/") else "etcd"

@@ -13,9 +13,6 @@ from netaddr import IPAddress
 from calico_mesos import arguments as read
 from calico_mesos.errors import Refused
 
-MAX_REPLY_BYTES = 40_960
-"""What the agent's module reads."""
-
 _MAX_ERROR = 2000
 
 

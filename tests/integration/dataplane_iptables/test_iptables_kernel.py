@@ -238,18 +238,26 @@ def test_everything_goes_with_a_purge(make_lab: Callable[..., Any]) -> None:
 
 
 def test_another_limit_of_sets_is_taken_over_in_one_step(make_lab: Callable[..., Any]) -> None:
-    lab = make_lab(max_set_size=300)
+    lab = make_lab(max_set_size=70_000)
     b = lab.workload()
     rules = HostRules(id=MANY, inbound=(HostRule(action="allow", src_sets=(HOSTS,)),))
     members = SetChange(id=HOSTS, is_new=True, added=AddressSet.of(b.nets))
     assert lab.start(b.endpoint(), rules=(rules,), sets=(members,)).is_clean
-    assert "maxelem 300" in lab.ipset("save")
-    lab.options = msgspec.structs.replace(lab.options, max_set_size=400)
+    assert "maxelem 70000" in lab.ipset("save")
+    lab.options = msgspec.structs.replace(lab.options, max_set_size=80_000)
     lab.restart()
     assert lab.start(b.endpoint(), rules=(rules,), sets=(members,)).is_clean
-    assert "maxelem 300" not in lab.ipset("save")
-    assert "maxelem 400" in lab.ipset("save")
+    assert "maxelem 70000" not in lab.ipset("save")
+    assert "maxelem 80000" in lab.ipset("save")
     assert lab.dataplane.differences() == []
+
+
+def test_the_limit_is_not_for_pools_and_networks_of_rules(make_lab: Callable[..., Any]) -> None:
+    lab = make_lab(max_set_size=2)
+    nets = tuple(IPNetwork(f"10.{number}.0.0/16") for number in range(4))
+    rules = HostRules(id=MANY, inbound=(HostRule(action="allow", src_nets=nets),))
+    report = lab.start(lab.workload().endpoint(), rules=(rules,), pools=HostPools(all=nets, masquerade=nets))
+    assert report.is_clean, report.failures
 
 
 def test_flapping_sets_leave_nothing(lab: Any) -> None:

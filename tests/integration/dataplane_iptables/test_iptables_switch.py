@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from netaddr import IPAddress
 
+from calico_core.dataplane.iptables import removal
 from calico_core.dataplane.iptables.driver import IptablesDataplane
 from calico_core.dataplane.nftables.driver import NftablesDataplane
 from calico_core.errors import ToolFailed
@@ -249,8 +250,8 @@ def test_what_the_reference_agents_left_is_removed(lab: Any) -> None:
 def test_the_other_backend_is_cleaned_too(lab: Any) -> None:
     a = lab.workload()
     lab.start(a.endpoint())
-    IptablesDataplane.remove_policy(lab.host.fd)
-    IptablesDataplane.remove_policy(lab.host.fd)
+    removal.remove_ours(lab.host.fd)
+    removal.remove_ours(lab.host.fd)
     assert "calico-" not in lab.save()
     assert "calico-" not in lab.save(family=6)
     assert lab.ipset("save") == ""

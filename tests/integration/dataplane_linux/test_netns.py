@@ -35,7 +35,7 @@ def test_an_exception_comes_back_and_the_worker_goes_home(container):
     for _ in range(20):
         with pytest.raises(KeyError):
             netns.run_in(container.fd, fail)
-    own = netns.open_own_namespace()
+    own = netns.open_namespace(netns.OWN_NAMESPACE)
     try:
         assert netns.run_in(own, this_thread) == this_thread()
     finally:

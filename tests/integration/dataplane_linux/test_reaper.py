@@ -6,8 +6,9 @@ import threading
 import pytest
 
 from calico_core.dataplane.linux.link_messages import add_veth, delete_group, delete_link, set_link
+from calico_core.dataplane.linux.orphans import DOOMED_GROUP
 from calico_core.dataplane.linux.parting import Parting
-from calico_core.dataplane.linux.reaper import DOOMED_GROUP, LinkReaper, delete_links
+from calico_core.dataplane.linux.reaper import LinkReaper
 from calico_core.dataplane.linux.rtnetlink import RouteSocket, RouteSockets
 from calico_core.errors import KernelRefused
 
@@ -27,22 +28,6 @@ def make_pairs(host, count: int) -> list[str]:
 
 def names_left(host) -> set[str]:
     return {link.name for link in host.route_socket.links()} - {"lo"}
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 40])
-def test_links_go_together_and_absent_ones_are_fine(host, count):
-    names = make_pairs(host, count)
-    host.route_socket.execute(add_veth("stays", "pstays"))
-    delete_links(host.route_socket, [*names, "never-was"])
-    assert names_left(host) == {"stays", "pstays"}
-    delete_links(host.route_socket, names)
-
-
-def test_one_that_cannot_be_deleted_does_not_save_the_others(host):
-    names = make_pairs(host, 3)
-    with pytest.raises(KernelRefused):
-        delete_links(host.route_socket, [*names, "a-name-longer-than-the-kernel-takes"])
-    assert names_left(host) == set()
 
 
 def test_many_threads_delete_at_once(host):
@@ -112,11 +97,3 @@ def test_an_error_reaches_the_caller_and_the_reaper_goes_on(host):
     assert names_left(host) == set()
     reaper.close()
     sockets.close()
-
-
-def test_a_link_already_doomed_by_another_goes_too(host):
-    """A process killed between marking and deleting leaves marked links; the next deletion takes them along."""
-    names = make_pairs(host, 3)
-    host.route_socket.execute(set_link(names[0], group=DOOMED_GROUP))
-    delete_links(host.route_socket, names[1:])
-    assert names_left(host) == set()

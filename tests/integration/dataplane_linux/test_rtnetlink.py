@@ -6,19 +6,15 @@ import socket
 import pytest
 
 from calico_core.dataplane.linux.address_messages import (
-    NTF_PROXY,
     NUD_PERMANENT,
     add_address,
-    add_proxy_neighbour,
     delete_address,
     delete_neighbour,
     set_neighbour,
 )
 from calico_core.dataplane.linux.link_messages import (
     add_bridge,
-    add_ipip,
     add_veth,
-    add_vxlan,
     delete_link,
     get_link,
     set_link,
@@ -135,14 +131,12 @@ def test_blackholes(host, text, metric, index):
     assert (found.type, found.destination, found.index) == (RTN_BLACKHOLE, route.destination, index)
 
 
-def test_neighbours_permanent_and_proxy(container, pair):
-    rs, gateway, proxied = container.route_socket, parse_prefix("169.254.1.1"), parse_prefix("fd00::99")
-    rs.execute(set_neighbour(pair.peer_index, gateway, MAC), add_proxy_neighbour(pair.peer_index, proxied))
+def test_a_permanent_neighbour(container, pair):
+    rs, gateway = container.route_socket, parse_prefix("169.254.1.1")
+    rs.execute(set_neighbour(pair.peer_index, gateway, MAC))
     entry = next(each for each in rs.neighbours() if each.address == gateway)
     assert (entry.mac, entry.state, entry.index) == (MAC, NUD_PERMANENT, pair.peer_index)
-    assert [each.address for each in rs.neighbours(flags=NTF_PROXY)] == [proxied]
-    rs.execute(delete_neighbour(pair.peer_index, gateway), delete_neighbour(pair.peer_index, proxied, flags=NTF_PROXY))
-    assert rs.neighbours(flags=NTF_PROXY) == []
+    rs.execute(delete_neighbour(pair.peer_index, gateway))
     assert gateway not in [each.address for each in rs.neighbours()]
 
 
@@ -153,18 +147,10 @@ def test_a_failure_in_the_middle_is_told_and_the_rest_is_done(host, pair):
     assert len(host.route_socket.routes(protocol=80)) == 2
 
 
-def test_errors_carry_the_kernels_words(host):
-    with pytest.raises(KernelRefused, match=r"create VXLAN device v1: .+\(.+\)") as refused:
-        host.route_socket.execute(add_vxlan("v1", vni=1 << 24))
-    assert refused.value.errno == errno.ERANGE
-
-
-def test_vxlan_is_made_as_asked(host):
-    host.route_socket.execute(
-        add_vxlan("vxlan.calico", vni=4096, mac=MAC, mtu_bytes=1410, local=socket.inet_aton("192.0.2.1"))
-    )
-    link = host.route_socket.find_link("vxlan.calico")
-    assert (link.kind, link.mac, link.mtu_bytes) == ("vxlan", MAC, 1410)
+def test_errors_carry_the_kernels_words(host, pair):
+    with pytest.raises(KernelRefused, match=r"change link cali1: .+\(.+\)") as refused:
+        host.route_socket.execute(set_link("cali1", mtu_bytes=1 << 20))
+    assert refused.value.errno == errno.EINVAL
 
 
 def test_a_port_joins_and_leaves_a_bridge(host, pair):
@@ -176,15 +162,6 @@ def test_a_port_joins_and_leaves_a_bridge(host, pair):
     assert rs.find_link("cali1").bridge_index == bridge.index
     rs.execute(set_link("cali1", bridge_index=0))
     assert rs.find_link("cali1").bridge_index == 0
-
-
-def test_ipip_is_made_or_the_missing_module_is_named(host):
-    (outcome,) = host.route_socket.attempt([add_ipip("ipip9", mtu_bytes=1480)])
-    if outcome.error is None:
-        assert host.route_socket.find_link("ipip9").kind == "ipip"
-        return
-    assert outcome.error.errno == errno.EOPNOTSUPP
-    assert "create IPIP device ipip9" in str(outcome.error)
 
 
 def test_three_thousand_routes_in_a_few_sends(host, pair):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import sys
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from netaddr import IPAddress, IPNetwork
 
 from calico_core.dataplane.linux import netns
 from calico_core.dataplane.linux.address_messages import add_address
-from calico_core.dataplane.linux.link_messages import add_bridge, add_ipip, set_link
+from calico_core.dataplane.linux.link_messages import add_bridge, set_link
 from calico_core.dataplane.linux.netlink import parse_attributes
 from calico_core.dataplane.linux.prefix import parse_prefix
 from calico_core.dataplane.linux.route_messages import Route, add_route
@@ -267,11 +268,14 @@ def test_a_kernel_without_ipip_is_named(uplinked: Namespace) -> None:
     assert report.changed == ("set route 10.67.0.0/26",)
 
 
-def test_the_ipip_message_is_what_our_own_encoder_says() -> None:
-    """This machine's kernel may have no IPIP: two independent encoders agree on what it would be asked."""
-    encode = _pyroute2_link_body
+def test_the_ipip_message_is_what_the_kernel_reads() -> None:
+    """This machine's kernel may have no IPIP: this is what it would be asked (linux/if_link.h, linux/if_tunnel.h)."""
     device = TunnelDevice(tunnel=IPIP, local=OWN, address=TUNNEL)
-    assert _attributes(encode(link_attributes(device, 1480))) == _attributes(add_ipip("tunl0", mtu_bytes=1480).body)
+    assert _attributes(_pyroute2_link_body(link_attributes(device, 1480))) == {
+        3: b"tunl0",  # IFLA_IFNAME
+        4: (1480).to_bytes(4, sys.byteorder),  # IFLA_MTU
+        18: (b"ipip", {4: b"\0", 10: b"\1"}),  # IFLA_LINKINFO: IFLA_IPTUN_TTL 0, IFLA_IPTUN_PMTUDISC
+    }
 
 
 def _pyroute2_link_body(arguments: dict[str, Any]) -> bytes:

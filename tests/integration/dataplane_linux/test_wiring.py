@@ -14,7 +14,7 @@ from netaddr import EUI
 
 from calico_core.dataplane.linux import netns, sysctl
 from calico_core.dataplane.linux.address_messages import add_address, delete_address
-from calico_core.dataplane.linux.link_messages import add_veth, add_vxlan, delete_link, set_link
+from calico_core.dataplane.linux.link_messages import add_bridge, add_veth, delete_link, set_link
 from calico_core.dataplane.linux.orphans import find_orphans
 from calico_core.dataplane.linux.prefix import AF_INET, AF_INET6, parse_prefix
 from calico_core.dataplane.linux.route_messages import (
@@ -202,7 +202,7 @@ def test_detach_is_idempotent_and_takes_everything(wiring, host, container):
 
 
 def test_detach_leaves_what_is_no_pair(wiring, host):
-    host.route_socket.execute(add_vxlan("caliX", vni=7))
+    host.route_socket.execute(add_bridge("caliX"))
     with pytest.raises(InterfaceTaken):
         wiring.detach("caliX")
     assert wiring.exists("caliX")
@@ -227,10 +227,10 @@ def test_the_containers_name_taken_changes_nothing(wiring, host, container):
 
 
 def test_a_host_name_that_is_no_pair_is_left_alone(wiring, host, container):
-    host.route_socket.execute(add_vxlan("cali1", vni=7))
+    host.route_socket.execute(add_bridge("cali1"))
     with pytest.raises(InterfaceTaken):
         wiring.attach(a_request(container))
-    assert host.route_socket.find_link("cali1").kind == "vxlan"
+    assert host.route_socket.find_link("cali1").kind == "bridge"
     assert is_untouched(container)
 
 

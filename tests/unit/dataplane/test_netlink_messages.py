@@ -6,12 +6,10 @@ import sys
 
 import pytest
 
-from calico_core.dataplane.linux.address_messages import add_address, add_proxy_neighbour, parse_address
+from calico_core.dataplane.linux.address_messages import add_address, parse_address
 from calico_core.dataplane.linux.link_messages import (
-    add_ipip,
     add_netkit,
     add_veth,
-    add_vxlan,
     delete_group,
     parse_link,
     set_link,
@@ -41,22 +39,6 @@ pytestmark = pytest.mark.skipif(sys.byteorder != "little", reason="bytes are wri
 
 def hexed(*parts: str) -> bytes:
     return bytes.fromhex("".join(parts).replace(" ", ""))
-
-
-def test_ipip_link_creation():
-    request = add_ipip("tunl1", local=bytes((192, 0, 2, 1)), ttl=64, mtu_bytes=1480)
-    assert (request.type, request.flags) == (16, 0x600)  # RTM_NEWLINK, CREATE | EXCL
-    assert request.body == hexed(
-        "00000000 00000000 00000000 00000000",  # ifinfomsg
-        "0a00 0300 74756e6c3100 0000",  # IFLA_IFNAME "tunl1"
-        "0800 0400 c8050000",  # IFLA_MTU 1480
-        "2800 1280",  # IFLA_LINKINFO, nested
-        "0800 0100 69706970",  # IFLA_INFO_KIND "ipip"
-        "1c00 0280",  # IFLA_INFO_DATA, nested
-        "0800 0200 c0000201",  # IFLA_IPTUN_LOCAL
-        "0500 0400 40000000",  # IFLA_IPTUN_TTL
-        "0500 0a00 01000000",  # IFLA_IPTUN_PMTUDISC
-    )
 
 
 def test_veth_creation_carries_the_peer():
@@ -100,10 +82,6 @@ def test_netkit_creation_says_how_it_forwards_and_carries_the_peer():
         "0a00 0100 000000000001 0000",
         "0800 1c00 09000000",  # IFLA_NET_NS_FD
     )
-
-
-def test_vxlan_port_is_in_network_order():
-    assert hexed("0600 0f00 12b5 0000") in add_vxlan("v", vni=1, port=4789).body
 
 
 def test_link_up_changes_only_that_flag():
@@ -165,12 +143,6 @@ def test_addresses_are_added_without_duplicate_detection():
     assert request.body[:8] == hexed("0a 80 02 00 04000000")
     assert parse_address(request.body).prefix == parse_prefix("fd00::1")
     assert add_address(4, parse_prefix("10.0.0.1")).body[:8] == hexed("02 20 00 00 04000000")
-
-
-def test_a_proxy_neighbour():
-    assert add_proxy_neighbour(4, parse_prefix("10.0.0.1")).body == hexed(
-        "02 000000 04000000 8000 08 00", "0800 0100 0a000001"
-    )
 
 
 def test_attributes_are_padded_and_nested():

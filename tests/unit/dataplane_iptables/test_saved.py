@@ -9,7 +9,6 @@ from pyroaring import FrozenBitMap
 from calico_core.dataplane.iptables.ipsets import (
     elements_for,
     kind_for,
-    removal_commands,
     write_commands,
 )
 from calico_core.dataplane.iptables.ipsets import (
@@ -173,5 +172,3 @@ def test_few_members_change_by_themselves_and_many_as_one() -> None:
     desired = Table(sets={"calico-4h-a": NamedSet("hosts4", FrozenBitMap([1]))})
     replaced = write_commands(reconcile(desired, Table()), desired, Table(), max_elements=9, in_the_way={"calico-4h-a"})
     assert [each.text.split()[0] for each in replaced] == ["create", "flush", "add", "swap", "destroy"]
-    gone = reconcile(Table(), Table(sets={"calico-4h-a": NamedSet("hosts4")}))
-    assert [each.text for each in removal_commands(gone)] == ["destroy calico-4h-a"]

@@ -10,14 +10,15 @@ from netaddr import IPNetwork
 from calico_core.model.hoststate import HostRule, RulesId
 from calico_core.model.rules import Rule
 from calico_core.model.selectors import parse_selector
-from calico_core.policy.rules import compile_rule, compile_rules
+from calico_core.policy.rules import compile_rules
 
 A, B, WIDE = IPNetwork("10.0.0.0/24"), IPNetwork("10.0.1.0/24"), IPNetwork("10.0.0.0/8")
 SIX = IPNetwork("fd00::/64")
 
 
 def host_rule(**fields: Any) -> HostRule | None:
-    return compile_rule(Rule(**fields), of_profile=False).rule
+    rules, _ = compile_rules(RulesId("policy/t/n"), (Rule(**fields),), (), of_profile=False)
+    return rules.inbound[0] if rules.inbound else None
 
 
 @pytest.mark.parametrize(
@@ -74,9 +75,8 @@ def test_what_can_match_nothing_is_left_out(given: dict[str, Any]) -> None:
 
 def test_in_a_profile_passing_on_is_allowing() -> None:
     for action in ("pass", "next-tier", "allow"):
-        compiled = compile_rule(Rule(action=action), of_profile=True).rule
-        assert compiled is not None
-        assert compiled.action == "allow"
+        rules, _ = compile_rules(RulesId("profile/p"), (Rule(action=action),), (), of_profile=True)
+        assert [rule.action for rule in rules.inbound] == ["allow"]
 
 
 def test_sets_of_tags_and_selectors() -> None:
