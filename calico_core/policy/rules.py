@@ -94,6 +94,11 @@ def stored_position(rules: Sequence[Rule], index: int, *, of_profile: bool) -> i
     return next(islice(kept, index, None))
 
 
+def sources_of(rule: Rule) -> dict[SetId, Source]:
+    """What the sets that it names are made of."""
+    return dict(_compile(rule, False).sets)
+
+
 # Many policies carry the same rules; each is compiled once and held once.
 @lru_cache(maxsize=8192)
 def _compile(rule: Rule, of_profile: bool) -> CompiledRule:

@@ -11,7 +11,7 @@ from calico_core.model.record import Value
 from calico_core.model.rules import Rule
 from calico_core.model.set_size import address_count, port_count
 from calico_core.policy.explain import Direction
-from calico_core.policy.rules import NamedPort, compile_rule, selector_set, tag_set
+from calico_core.policy.rules import NamedPort, selector_set, sources_of, tag_set
 
 _CLOSED = HostRule(action="deny")
 
@@ -53,5 +53,5 @@ def set_words(rule: Rule, set_id: SetId) -> str:
     for text in (rule.src_selector, rule.not_src_selector, rule.dst_selector, rule.not_dst_selector):
         if text is not None and selector_set(text)[0] == set_id:
             return f"selector {text or 'all()'}"
-    source = dict(compile_rule(rule, of_profile=False).sets).get(set_id)
+    source = sources_of(rule).get(set_id)
     return f"port {source.name}" if isinstance(source, NamedPort) else f"{set_id}"
