@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from calico_core.model.hoststate import HostChanges, RulesId
 
     TableId = tuple[int, str]
+    #: By family and chain, or family and the address that is led to: addresses.
+    _Sources = dict[tuple[int, str], frozenset[int]]
 
 #: How many rounds of closing what the kernel refused before the batch fails as a whole.
 _ISOLATION_ROUNDS = 20
@@ -70,7 +72,7 @@ class _Observed:
         self.tables, self.sets, self.leftovers = tables, sets, leftovers
 
     @property
-    def sources(self) -> dict[tuple[int, str], frozenset[int]]:
+    def sources(self) -> _Sources:
         return {
             (family, name): addresses
             for (family, table), each in self.tables.items()
@@ -91,6 +93,7 @@ class PolicyTables:
         self._builder = TablesBuilder(options, self._families, self._origins)
         self._observed: _Observed | None = None
         self._closed: dict[str, str] = {}
+        self._sources_before: _Sources = {}  # before batches that failed: some of their tables may have been written
         self._sets_seen = 0
         #: Sets to be removed that the kernel has not let go yet.
         self._held: set[str] = set()
@@ -218,7 +221,7 @@ class PolicyTables:
 
     def _make_right(self, observed: _Observed, touched: Touched | None, *, has_looked: bool) -> TableReport:
         """``has_looked``: ``observed`` was read just now."""
-        sources = observed.sources
+        sources = self._sources_before = _merged(self._sources_before, observed.sources)
         for _ in range(_ISOLATION_ROUNDS):
             try:
                 changes = self._commit(observed, touched)
@@ -239,6 +242,7 @@ class PolicyTables:
                     return self._failed(refused.where, refused.error)
                 self._close({subject: refused.guilty[subject] for subject in new})
                 continue
+            self._sources_before = {}
             return TableReport(changes=changes, failures=self._failures(), lost=_lost(sources, self._builder.held))
         return self._failed("table iptables", "too much of it is refused")
 
@@ -385,9 +389,11 @@ def _describe(believed: _Observed | None, found: _Observed) -> tuple[str, ...]:
     return (*names, *(f"set {name}" for name in sorted(sets)))
 
 
-def _lost(
-    before: dict[tuple[int, str], frozenset[int]], after: dict[tuple[int, str], frozenset[int]]
-) -> frozenset[tuple[int, int]]:
+def _merged(one: _Sources, other: _Sources) -> _Sources:
+    return {where: one.get(where, frozenset()) | other.get(where, frozenset()) for where in one.keys() | other.keys()}
+
+
+def _lost(before: _Sources, after: _Sources) -> frozenset[tuple[int, int]]:
     """Addresses whose interface may no longer send from them: their connections are to be cut."""
     return frozenset(
         (where[0], value) for where, had in before.items() for value in had - after.get(where, frozenset())

@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from netaddr import IPNetwork
 
+from calico_core.dataplane.iptables.tools import Tools
+from calico_core.errors import ToolFailed
 from calico_core.model.hoststate import HostPools
 from tests.integration.dataplane_nftables.test_nftables_traffic import (
     P,
     _peer,
     allow,
     inbound,
+    is_connected,
+    leaving,
     only,
     test_a_workload_cannot_send_into_the_hosts_tunnels,
     test_connection_survives_a_policy_change_but_not_the_loss_of_its_address,
+    test_connections_that_could_not_be_cut_are_cut_by_the_next_attempt,
     test_icmp,
     test_long_lists_of_ports,
     test_matches,
@@ -39,8 +44,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.needs_root
 
 __all__ = [
+    "leaving",
     "test_a_workload_cannot_send_into_the_hosts_tunnels",
     "test_connection_survives_a_policy_change_but_not_the_loss_of_its_address",
+    "test_connections_that_could_not_be_cut_are_cut_by_the_next_attempt",
     "test_icmp",
     "test_long_lists_of_ports",
     "test_matches",
@@ -57,6 +64,25 @@ __all__ = [
     "test_workload_to_host",
     "test_workload_without_rules_is_closed_both_ways",
 ]
+
+
+def test_connections_are_cut_though_the_other_family_was_refused_meanwhile(
+    lab: Any, leaving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One program writes the rules of IPv4, another those of IPv6: when the second fails, the first has done its."""
+    restore = Tools.restore
+
+    def refuse(self: Tools, family: int, script: str) -> None:
+        if family == 6:
+            raise ToolFailed(("ip6tables-restore",), 4, "no memory")
+        restore(self, family, script)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tools, "restore", refuse)
+        report = lab.apply(removed_workloads=(leaving.key,))
+    assert [each.subject for each in report.failures] == ["table ip6tables"]
+    assert lab.apply().failures == ()
+    assert not is_connected(lab, leaving)
 
 
 def test_masquerade(lab: Any) -> None:

@@ -375,11 +375,11 @@ def leaving(lab: Any) -> Iterator[Any]:
         server.listen()
         client.settimeout(2)
         client.connect((a.v4, 80))
-        assert _is_connected(lab, b)
+        assert is_connected(lab, b)
         yield b
 
 
-def _is_connected(lab: Any, workload: Any) -> bool:
+def is_connected(lab: Any, workload: Any) -> bool:
     """As the kernel's table of connections has it."""
     return IPAddress(workload.v4) in {each.src for each in lab.dataplane.connections()}
 
@@ -398,7 +398,7 @@ def test_a_commit_whose_answer_is_lost_cuts_connections_too(
     report = lab.apply(removed_workloads=(leaving.key,))
     assert not failures
     assert report.failures == ()
-    assert not _is_connected(lab, leaving)
+    assert not is_connected(lab, leaving)
 
 
 def test_connections_that_could_not_be_cut_are_cut_by_the_next_attempt(
@@ -410,10 +410,10 @@ def test_connections_that_could_not_be_cut_are_cut_by_the_next_attempt(
     with monkeypatch.context() as patched:
         patched.setattr(Conntrack, "flush", flush)
         report = lab.apply(removed_workloads=(leaving.key,))
-    assert _is_connected(lab, leaving)
+    assert is_connected(lab, leaving)
     assert [each.subject for each in report.failures] == ["conntrack"]
     assert lab.apply().failures == ()
-    assert not _is_connected(lab, leaving)
+    assert not is_connected(lab, leaving)
 
 
 @contextlib.contextmanager
