@@ -21,8 +21,6 @@ from tests.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-WAIT_S = 10.0
-
 
 class RememberingRouting(Routing):
     """``error`` is raised by every call until it is None."""
