@@ -36,6 +36,7 @@
     │   ├── PluginIncompatible(wants, have)
     │   └── PluginBroken(cause)
     └── NotReady*             the node cannot serve this yet                          * retryable
+        └── StoreNotReady*
 """
 
 from __future__ import annotations
@@ -328,3 +329,7 @@ class NotReady(CalicoError):
     def __init__(self, reason: str) -> None:
         super().__init__(f"not ready: {reason}")
         self.reason = reason
+
+
+class StoreNotReady(NotReady):
+    """The datastore answers, and its ``Ready`` is not ``true``: it is being filled, moved or repaired."""

@@ -164,6 +164,7 @@ FIELDS: tuple[Field, ...] = (
     _field("mesos_strict", values.boolean, ("CALICO_MESOS_STRICT",)),
     _field("kubeconfig", values.text, ("CALICO_KUBECONFIG",)),
     _field("cni_kubeconfig", values.or_none(values.path), ("CALICO_CNI_KUBECONFIG",)),
+    _field("cni_service_account", values.text, ("CALICO_CNI_SERVICE_ACCOUNT",)),
     _field("mtu_bytes", values.integer(0, 65535), ("CALICO_MTU",)),
     # logging
     _field("log_level", values.log_level, ("CALICO_LOG_LEVEL",), "LogSeverityScreen", is_live=True),

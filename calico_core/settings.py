@@ -123,6 +123,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     mesos_strict: bool = False
     kubeconfig: str = ""
     cni_kubeconfig: str = ""
+    cni_service_account: str = ""
     mtu_bytes: int = 0
     # logging
     log_level: str = "info"

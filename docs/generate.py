@@ -169,6 +169,9 @@ MEANINGS = {
     "kubeconfig, or `in-cluster`; empty: there is no Kubernetes",
     "cni_kubeconfig": "the `calico-kubeconfig` that [`calicoctl cni install`](../how-to/install-cni.md) wrote, as the "
     "node sees it: it gets the token of the pod's service account whenever that changes; empty: none",
+    "cni_service_account": "a service account (`NAME` in the pod's namespace, or `NAMESPACE/NAME`) whose tokens the "
+    "node asks of the Kubernetes API for `cni_kubeconfig`, with a day to live and anew after two thirds of it; empty: "
+    "the pod's own token goes there",
     "mtu_bytes": "MTU of interfaces for Docker and Mesos, where the network names none; 0: as the kernel makes them",
     "log_level": "what goes to standard error: `debug`, `info`, `warning`, `error`, `critical` (the node ends) or "
     "`none`",
@@ -245,11 +248,12 @@ def _settings() -> str:
         "in the file mean what `ETCD_ENDPOINTS` and `ETCD_AUTHORITY` with `ETCD_SCHEME` mean in the environment.",
         "`calico-node check-config` prints what environment and file say, `calicoctl config show` adds the datastore; "
         "both with the origin of each value and what it comes before. A value that cannot be used ends the start with "
-        "its name, its origin and what would be right. In the datastore it is logged, and the datastore's settings are "
-        "left out. A name that nothing reads is warned of once.",
+        "its name, its origin and what would be right. In the datastore it is logged and counts as not there, and the "
+        "others hold; but a stored `InterfacePrefix` that cannot be one ends the start, because under another prefix "
+        "workloads would be without policy. A name that nothing reads is warned of once.",
         f"A running node follows {live} in the datastore. When another of its settings changes there, and "
-        "is not what the node runs with, the node ends two seconds later with exit status 1, for its supervisor to "
-        "start it again; policy stays in force meanwhile.",
+        "is not what the node runs with, the node starts itself anew in place two seconds later, as `calicoctl node "
+        "restart` does; policy stays in force and calls wait meanwhile.",
         _table(("Setting", "Environment", "Datastore and file", "Default", "Meaning"), rows),
         "## Names that change nothing",
         "The reference system knows these as well. They are read over with a warning that says why.",
@@ -417,7 +421,9 @@ def _errors() -> str:
     tree = inspect.cleandoc((errors.__doc__ or "").partition("::")[2])
     rows = []
     for kind in vars(errors).values():
-        if inspect.isclass(kind) and issubclass(kind, errors.CalicoError) and not kind.__subclasses__():
+        if not inspect.isclass(kind) or not issubclass(kind, errors.CalicoError):
+            continue
+        if kind is errors.NotReady or not kind.__subclasses__():
             found = kind.__new__(kind)
             code, cni = failure.exit_code(found), code_of(found, "1.0.0")
             rows.append((f"`{kind.__name__}`", str(code), str(cni), _one_line(kind.__doc__)))

@@ -21,7 +21,7 @@ from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.hoststate import RulesId
 from calico_core.model.keys import HOSTS, HostIpKey, WorkloadEndpointKey
 from calico_core.policy.rules import stored_position
-from calico_core.policy.verdicts import record_key
+from calico_core.policy.rules_ids import record_key
 
 _WAIT_S = 2.0
 _REREAD_S = 5.0

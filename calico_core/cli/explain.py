@@ -39,7 +39,6 @@ from calico_core.model.keys import (
 from calico_core.model.rules import PORT_PROTOCOLS
 from calico_core.policy.explain import Packet
 from calico_core.policy.flows import Cluster, FlowVerdict, PassedOver, RuleStep, Side
-from calico_core.settings import Settings
 
 _EPHEMERAL_PORT = 49152
 """The sender's port where none is named: of the range that RFC 6335 leaves to such."""
@@ -196,9 +195,6 @@ def _load(context: CliContext) -> tuple[Cluster, _Notes]:
     cluster = Cluster(
         ((each.key, each.record) for each in (*found, *hosts)),
         bad=bad,
-        endpoint_to_host=Settings().endpoint_to_host,
-        source_spoofing=Settings().source_spoofing,
-        floating_ips=Settings().floating_ips,
     )
     return cluster, _Notes(context)
 
@@ -265,6 +261,7 @@ def _step(step: RuleStep) -> dict[str, Any]:
         "text": None if step.rule is None else render_rule(step.rule),
         "rule": None if step.rule is None else codec.to_builtins(step.rule),
         "reason": step.reason,
+        "closed": step.is_closed,
     }
 
 
@@ -301,7 +298,8 @@ def _line(step: dict[str, Any]) -> str:
         return f"{tier}{step['reason']}: {step['verdict']}"
     if step["position"] is None:
         return f"{tier}{step['kind']} {step['name']}: {step['reason']}: {step['verdict']}"
-    return f"{_rule(step)}: {step['verdict']}"
+    reason = f": {step['reason']}" if step["closed"] else ""
+    return f"{_rule(step)}{reason}: {step['verdict']}"
 
 
 def _rule(found: dict[str, Any]) -> str:

@@ -69,6 +69,7 @@ def _json(applied: Applied) -> dict[str, Any]:
                 "name": each.name,
                 "missing": each.rules is None,
                 "rules": [render_rule(rule) for rule in each.rules or ()],
+                "closed": {str(number + 1): reason for number, reason in each.closed.items()},
                 "tier_default": each.tier_default,
             }
             for each in applied.lists
@@ -93,7 +94,9 @@ def _lines(place: dict[str, Any], found: list[dict[str, Any]]) -> Iterator[str]:
             yield f"  {tier}{each['kind']} {each['name']}" + (
                 ": not there, or invalid: denies" if each["missing"] else ""
             )
-            yield from (f"    {number:3} {text}" for number, text in enumerate(each["rules"], 1))
+            for number, text in enumerate(each["rules"], 1):
+                reason = each["closed"].get(str(number))
+                yield f"    {number:3} {text}" + (f": denies everything: {reason}" if reason else "")
             if each["tier_default"] is not None:
                 yield f"  end of tier {each['tier']}: {each['tier_default']}"
         yield f"  {_LAST[applied['hook'], applied['end']]}"

@@ -89,4 +89,5 @@ def _decider(verdict: FlowVerdict) -> str:
     if step.kind is None:
         return f"{side.direction}: {step.reason}"
     position = "" if step.position is None else f" rule {step.position}"
-    return f"{side.direction}: {step.kind} {step.name}{position}"
+    reason = f": {step.reason}" if step.is_closed else ""
+    return f"{side.direction}: {step.kind} {step.name}{position}{reason}"

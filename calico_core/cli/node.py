@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from calico_core.settings import Settings
 
 _STOP_TIMEOUT_S = 20.0
+_RESTART_TIMEOUT_S = 45.0
 
 
 @click.group()
@@ -88,6 +89,26 @@ def stop(context: CliContext, force: bool) -> None:
             raise NotReady(f"the node (pid {pid}) has not ended within {_STOP_TIMEOUT_S:g} s")
         time.sleep(0.05)
     click.echo("Node stopped")
+
+
+@node.command()
+def restart() -> None:
+    """Start this host's node anew in place, as it is installed now. Calls wait meanwhile."""
+    began = time.monotonic()
+    before = ask_node("restart")
+    while (now := _status_or_none()) is None or now["started"] == before["started"]:
+        if time.monotonic() > began + _RESTART_TIMEOUT_S:
+            raise NotReady(f"the node has not come back within {_RESTART_TIMEOUT_S:g} s: see its log")
+        time.sleep(0.05)
+    click.echo(f"Node {now['version']} serves after {time.monotonic() - began:.1f} s")
+
+
+def _status_or_none() -> Any:
+    """None while it does not answer, or answers that it is starting."""
+    try:
+        return ask_node(required=False)
+    except NotReady:
+        return None
 
 
 @node.command()

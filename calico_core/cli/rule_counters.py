@@ -12,7 +12,7 @@ from calico_core.cli.output import answer
 from calico_core.cli.running import ask_node
 from calico_core.model.hoststate import RulesId
 from calico_core.model.keys import PolicyKey, ProfileRulesKey
-from calico_core.policy.verdicts import record_key
+from calico_core.policy.rules_ids import record_key
 
 
 def print_counters(

@@ -108,6 +108,7 @@ class KernelDataplane(Dataplane, Generic[P]):
             run_in(namespace_fd, lambda: sysctl.apply(forwarding(has_ipv6=options.is_ipv6_enabled)))
         self._state = HostState()
         self._unsettled: set[str] = set()  # interfaces whose links or routes could not all be made right
+        self._uncut: set[tuple[int, int]] = set()  # addresses: family, value
         self._is_complete = False
         self._is_alone = False
         self._families = (4, 6) if options.is_ipv6_enabled else (4,)
@@ -198,11 +199,14 @@ class KernelDataplane(Dataplane, Generic[P]):
             return self._report(None, links, [self._routes.resync()], ())
         if self._claims.owner(event.name) is None:
             return ApplyReport()
+        left = RouteReport()
+        if event.kind == "deleted" and self._link_table.name_of(event.index) not in ("", event.name):
+            left = self._routes.leave(event.index)
         # the kernel removes the routes of a link that goes down; a new link of the name starts without
         self._routes.forget(event.name)
         self._links.forget(event.name)
         links, routes = self._follow_links([event.name])
-        return self._report(None, links, [routes], ())
+        return self._report(None, links, [left, routes], ())
 
     def watch_interfaces(self, callback: Callable[[InterfaceEvent], None]) -> Callable[[], None]:
         monitor = LinkMonitor(callback, namespace_fd=self._namespace_fd, table=self._link_table)
@@ -347,16 +351,18 @@ class KernelDataplane(Dataplane, Generic[P]):
         """
 
     def _cut(self, table: TableReport) -> tuple[Failure, ...]:
-        """Forget the connections of addresses that an interface lost."""
-        if not table.lost:
+        """Forget the connections of addresses that an interface lost, also of those the kernel would not before."""
+        self._uncut |= table.lost
+        if not self._uncut:
             return ()
-        addresses = [IPAddress(value, 4 if family == 4 else 6) for family, value in sorted(table.lost)]
+        addresses = [IPAddress(value, 4 if family == 4 else 6) for family, value in sorted(self._uncut)]
         try:
             with self._cutting.measure():
                 self._conntrack.flush(addresses)
         except KernelRefused as error:
             log.warning("conntrack.not_flushed", addresses=[str(each) for each in addresses], error=str(error))
             return (Failure("conntrack", str(error)),)
+        self._uncut.clear()
         log.debug("conntrack.flushed", addresses=[str(each) for each in addresses])
         return ()
 

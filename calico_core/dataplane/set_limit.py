@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING
 from calico_core.log import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sized
-
     from calico_core.model.hoststate import SetId
 
 log = get_logger(__name__)
 
 
 class SetLimit:
-    """One thread. ``problems``: reasons by subject, shared with the caller. A set has members of each family; the
-    family with the most counts."""
+    """One thread. ``problems``: reasons by subject, shared with the caller."""
 
     def __init__(self, most: int, problems: dict[str, str]) -> None:
         self._most, self._problems = most, problems
@@ -30,9 +27,9 @@ class SetLimit:
         """Whether the set is beyond the limit."""
         return set_id in self._beyond
 
-    def note(self, set_id: SetId, elements: Iterable[Sized]) -> bool:
-        """What the set is to hold now, by family; whether it has become usable or unusable."""
-        size, was_beyond = max(map(len, elements), default=0), set_id in self._beyond
+    def note(self, set_id: SetId, size: int) -> bool:
+        """How many members it has now (:mod:`calico_core.model.set_size`); whether it has become usable or unusable."""
+        was_beyond = set_id in self._beyond
         if size <= self._most:
             self.forget(set_id)
             return was_beyond

@@ -87,6 +87,21 @@ class WorkloadRoutes:
         """The link went or came again, and its routes with it."""
         self._programmed.pop(interface, None)
 
+    def leave(self, index: int) -> RouteReport:
+        """Take ours from a link that has got another name: one that is up keeps them."""
+        if not self._makes_routes:
+            return RouteReport()
+        try:
+            observed = self._socket.routes(protocol=self._protocol, index=index)
+        except KernelRefused as error:
+            return RouteReport(failures=(Failure(f"routes of interface {index}", str(error)),))
+        plan = plan_routes((), observed, protocol=self._protocol)
+        failed = {each.route: each.error for each in apply_routes(self._socket, plan)}
+        return RouteReport(
+            changed=tuple(str(route.destination) for route in plan.delete if route not in failed),
+            failures=tuple(_failure(route, error) for route, error in failed.items() if error.errno not in _GONE),
+        )
+
     def sync(self, interfaces: Iterable[str], links: Mapping[str, Link]) -> RouteReport:
         """Make the routes of these interfaces right, relying on what we know of them. ``links``: those of them that
         are there."""

@@ -12,12 +12,14 @@ import threading
 from collections.abc import Mapping
 from typing import ClassVar
 
+import msgspec
 from netaddr import IPAddress
 
 from calico_core.errors import InvalidRequest
 from calico_core.interfaces.datastore import Records
 from calico_core.interfaces.ipam import Ipam
 from calico_core.interfaces.workloads import Workloads
+from calico_core.listening import Listeners
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.record import Value
@@ -43,7 +45,8 @@ class IntegrationInfo(Value, frozen=True):
 
 class IntegrationContext(Value, frozen=True):
     """What the runtime hands in. ``host`` is the node's name in every key. ``is_resident`` False: the same code runs
-    inside a one-shot process because the runtime is down."""
+    inside a one-shot process because the runtime is down. A server of its own opens its socket by ``listeners``, and
+    the socket survives a restart."""
 
     workloads: Workloads
     ipam: Ipam
@@ -51,6 +54,7 @@ class IntegrationContext(Value, frozen=True):
     settings: Settings
     host: str
     is_resident: bool = True
+    listeners: Listeners = msgspec.field(default_factory=Listeners)
 
 
 class Call(Value, frozen=True):
@@ -83,6 +87,12 @@ class Integration(abc.ABC):
     def handle(self, call: Call) -> CallReply:
         """Answer one call. Any thread, several at once. Must answer failures in the caller's own form."""
         raise InvalidRequest("program", f"{self.info.name} does not take calls such as {call.program!r}")
+
+    @classmethod
+    def makes_interfaces(cls, call: Call) -> bool:  # noqa: ARG003
+        """Whether the call may make an interface. A process of its own for one call (see ``is_resident``) closes the
+        kernel to unknown interfaces before it runs such a call."""
+        return True
 
     @classmethod
     def refuse(cls, call: Call, error: Exception) -> CallReply:

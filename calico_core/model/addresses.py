@@ -26,9 +26,12 @@ class _MacDialect(netaddr.mac_unix_expanded):
 def parse_address(text: str, *, field: str = "address", version: int | None = None) -> IPAddress:
     """An address in its usual notation (dotted quad, RFC 4291). Raises ``InvalidRequest`` naming ``field``."""
     try:
-        address = IPAddress(text, flags=netaddr.INET_PTON)
+        # a number would be one too for netaddr, and a list makes it stumble
+        address = IPAddress(text, flags=netaddr.INET_PTON) if isinstance(text, str) else None
     except (netaddr.AddrFormatError, ValueError, TypeError):
-        raise InvalidRequest(field, f"{text!r} is not an IP address") from None
+        address = None
+    if address is None:
+        raise InvalidRequest(field, f"{text!r} is not an IP address")
     if version is not None and address.version != version:
         raise InvalidRequest(field, f"{text!r} is not an IPv{version} address")
     return address

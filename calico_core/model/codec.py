@@ -30,6 +30,7 @@ from calico_core.model.keys import (
 
 _OF_POLICY = (HostEndpointKey, NetworkSetKey, PolicyKey, ProfileRulesKey, TierKey, WorkloadEndpointKey)
 _NULL_LIST = re.compile(rb'"(attributes|sequenceNumberForAllocation|deleted|strict_affinity)"\s*:\s*null')
+_TOO_DEEP = "is nested too deeply"
 _AT = re.compile(r" - at (?:`key` in )?`(?P<path>[^`]*)`$")
 
 
@@ -40,15 +41,10 @@ def decode(key: Key, value: bytes) -> Any:
             return value.decode()
         except UnicodeDecodeError:
             raise InvalidRecord(key.path, "", "is not UTF-8 text") from None
-    if not value and isinstance(key, AffinityKey):
-        value = b"{}"  # older writers leave the value empty: confirmed
-    if isinstance(key, BlockKey):
-        value = _without_null_lists(value)
-    if isinstance(key, _OF_POLICY) and b"null" in value:
-        value = _without_nulls(value)
-    if isinstance(key, WorkloadEndpointKey) and b'"expected_ipv' in value:
-        _refuse_expected_addresses(key, value)
-    record = _decode(key.path, key.record_type, value)
+    try:
+        record = _decode(key.path, key.record_type, _prepared(key, value))
+    except RecursionError as error:
+        raise InvalidRecord(key.path, "", _TOO_DEEP) from error
     if isinstance(key, PoolKey | BlockKey) and record.cidr != key.cidr:
         raise InvalidRecord(key.path, "$.cidr", f"is {record.cidr}, the key says {key.cidr}")
     return record
@@ -61,8 +57,10 @@ def decode_json(record_type: Any, value: bytes, *, what: str = "request") -> Any
     except msgspec.ValidationError as error:
         path, reason = _split(str(error))
         raise InvalidRequest(path.removeprefix("$.") or what, reason) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(what, f"is not JSON: {error}") from error
+    except RecursionError as error:
+        raise InvalidRequest(what, _TOO_DEEP) from error
 
 
 def encode(record: Any) -> bytes:
@@ -82,6 +80,21 @@ def from_builtins(record_type: Any, value: Any) -> Any:
     except msgspec.ValidationError as error:
         path, reason = _split(str(error))
         raise InvalidRequest(path.removeprefix("$.") or "value", reason) from error
+    except RecursionError as error:
+        raise InvalidRequest("value", _TOO_DEEP) from error
+
+
+def _prepared(key: Key, value: bytes) -> bytes:
+    """What writers in other languages and of other times mean, as our types have it."""
+    if not value and isinstance(key, AffinityKey):
+        return b"{}"  # older writers leave the value empty: confirmed
+    if isinstance(key, BlockKey):
+        return _without_null_lists(value)
+    if isinstance(key, _OF_POLICY) and b"null" in value:
+        value = _without_nulls(value)
+    if isinstance(key, WorkloadEndpointKey) and b'"expected_ipv' in value:
+        _refuse_expected_addresses(key, value)
+    return value
 
 
 def _without_null_lists(block: bytes) -> bytes:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import weakref
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Literal
@@ -169,9 +168,8 @@ class Or(Node, frozen=True):
         return f"({' || '.join(map(str, self.operands))})"
 
 
-class Selector(msgspec.Struct, frozen=True, eq=False, weakref=True):
-    """A parsed expression. ``canonical`` identifies it. Two selectors with one canonical text are the same object, so
-    identity and equality agree."""
+class Selector(msgspec.Struct, frozen=True):
+    """A parsed expression. ``canonical`` identifies it."""
 
     root: Node
     canonical: str
@@ -195,7 +193,6 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _EQUAL = re.compile(r"""[ \t]*([A-Za-z0-9_./-]{1,512})[ \t]*==[ \t]*("[^"\n]*"|'[^'\n]*')[ \t]*\Z""")
-_interned: weakref.WeakValueDictionary[str, Selector] = weakref.WeakValueDictionary()
 _MAX_LABEL = 512
 _MAX_DEPTH = 100
 
@@ -206,12 +203,8 @@ def parse_selector(text: str) -> Selector:
     # by far the most are of this form, and a cluster may have a hundred thousand of them
     plain = _EQUAL.match(text)
     root = Equal(plain[1], plain[2][1:-1]) if plain is not None else _Parser(text).parse()
-    return _selector_of(str(root), root)
-
-
-def _selector_of(canonical: str, root: Node) -> Selector:
-    text = canonical[1:-1] if isinstance(root, And | Or) else canonical
-    return _interned.setdefault(text, Selector(root, text))
+    canonical = str(root)
+    return Selector(root, canonical[1:-1] if isinstance(root, And | Or) else canonical)
 
 
 def _quote(value: str) -> str:

@@ -103,7 +103,8 @@ class Detach(Value, frozen=True):
     hit the next owner; ``network`` is compared in the same way. An endpoint that several networks share loses what
     ``network`` brought under ``container_interface``, and goes with the last of them. ``is_shared``: it may be such a
     one, so its interface stays while nobody can say, and an endpoint under another interface's name is not meant.
-    ``namespace_fd`` is not needed.
+    ``needs_ready``: while the datastore is not ready only the interface goes, and ``StoreNotReady`` says that the rest
+    is to be done later. ``namespace_fd`` is not needed.
     """
 
     key: WorkloadEndpointKey
@@ -113,6 +114,7 @@ class Detach(Value, frozen=True):
     network: str | None = None
     container_interface: str = "eth0"
     is_shared: bool = False
+    needs_ready: bool = False
 
 
 class WiringRequest(Value, frozen=True):

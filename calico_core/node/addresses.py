@@ -9,10 +9,29 @@ from netaddr import IPAddress
 
 from calico_core.dataplane.linux.rtnetlink import RouteSocket
 from calico_core.errors import InvalidRequest, InvalidSettings
+from calico_core.log import get_logger
 from calico_core.model.addresses import contains, parse_address, parse_network
+from calico_core.model.interface_names import parse_interface_names
+from calico_core.settings import Settings
+
+log = get_logger(__name__)
 
 _PROBE = {4: "198.51.100.1", 6: "2001:db8::1"}
 """Documentation addresses: connecting a datagram socket makes the kernel pick a source, nothing is sent."""
+
+
+def node_addresses(settings: Settings) -> tuple[IPAddress | None, IPAddress | None]:
+    """IPv4 and IPv6, at least one of them. Raises ``InvalidSettings``."""
+    is_excluded = parse_interface_names(settings.excluded_interfaces)
+    pools = (settings.pool_v4,) if settings.pool_v4 != "none" else ()
+    ipv4 = node_address(settings.ip, 4, pools=pools, is_excluded=is_excluded)
+    ipv6 = node_address(settings.ip6, 6, is_excluded=is_excluded)
+    if ipv4 is None and ipv6 is None:
+        raise InvalidSettings("ip", settings.origins.get("ip", "default"), "no address found; give IP or IP6")
+    for address in (ipv4, ipv6):
+        if address is not None and not is_own_address(address):
+            log.warning("node.address_not_local", address=address)
+    return ipv4, ipv6
 
 
 def node_address(

@@ -1,5 +1,5 @@
 """What a running node does when the datastore's configuration changes: its log follows; anything else needs a start,
-which the supervisor gives it. Source: felix specification 2.1.
+which the node gives itself. Source: felix specification 2.1.
 """
 
 from __future__ import annotations

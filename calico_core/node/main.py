@@ -55,10 +55,12 @@ def main() -> int:
 
 
 def run(settings: Settings, environment: Mapping[str, str]) -> int:
-    """Until SIGTERM or SIGINT. 0 after a clean stop, 1 when it could not start or
-    wants to be started with changed settings, 3 when a part of it died."""
+    """Until SIGTERM or SIGINT. 0 after a clean stop, 1 when it could not start, 3 when a part of it died. Wanting to
+    start anew, this process becomes the next one."""
     gc.disable()  # importing makes no garbage to speak of, and looking for it is a fifteenth of the time
+    from calico_core.listening import take_inherited
     from calico_core.node.log_targets import LogTargets
+    from calico_core.node.restart import become_anew, hold_signals, let_signals_in
     from calico_core.node.runtime import Runtime
     from calico_core.node.signal_actions import SignalActions
     from calico_core.node.thread_deaths import ThreadDeaths
@@ -70,11 +72,12 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     targets = LogTargets()
     try:
+        listeners = take_inherited(os.environ)
         targets.follow(settings)
     except InvalidSettings as error:
         _complain(str(error))
         return 2
-    runtime = Runtime(settings, environment, targets)
+    runtime = Runtime(settings, environment, targets, listeners)
     asked = SignalActions({signal.SIGHUP: targets.reopen, signal.SIGUSR1: runtime.tell_statistics})
     is_asked = False
 
@@ -88,25 +91,34 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
     deaths = ThreadDeaths(runtime.stopping.set)
     deaths.watch()
     asked.start()
+    let_signals_in()
+    code = 3
     try:
-        try:
-            runtime.start()
-        except CalicoError as error:
-            _complain(str(error))
-            return 0 if is_asked else 1
+        runtime.start()
         gc.set_threshold(*thresholds)
         _say(READY_LINE)
         runtime.watch()
-        if not is_asked and not runtime.wants_restart:
+        if not is_asked and not runtime.restart.is_wanted:
             log.get_logger(__name__).critical("node.died")
+    except CalicoError as error:
+        code = 1
+        if not runtime.restart.is_wanted:
+            _complain(str(error))
     finally:
         runtime.stop()
+        if runtime.restart.is_wanted:
+            hold_signals()
         asked.stop()
         deaths.stop()
         targets.close()
-    if is_asked:
-        return 0
-    return 1 if runtime.wants_restart else 3
+    if runtime.restart.is_wanted and not is_asked:
+        try:
+            become_anew(listeners.hand_over())
+        except OSError as error:
+            _complain(f"{sys.executable} cannot be started anew: {error.strerror}")
+            code = 1
+    listeners.close()
+    return 0 if is_asked else code
 
 
 def _say_settings(settings: Settings) -> None:

@@ -67,7 +67,8 @@ def run(call: Call, plugin: LoadedPlugin, settings: Settings) -> CallReply:
         stack.callback(ipam.close)
         dataplane = composition.open_dataplane(settings, host)
         stack.callback(dataplane.close)
-        dataplane.ensure_closed()
+        if plugin.target.makes_interfaces(call):
+            dataplane.ensure_closed()
         workloads = WorkloadService(records=records, ipam=ipam, wiring=dataplane.wiring(), gate=NoAgent(), host=host)
         stack.callback(workloads.close)
         context = IntegrationContext(

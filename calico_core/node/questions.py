@@ -44,6 +44,7 @@ class Parts:
     collector: Collector | None
     workloads: WorkloadService | None
     denied: DeniedLog | None
+    restart: Callable[[], None]
 
 
 def answer(call: Call, parts: Parts) -> CallReply:
@@ -56,6 +57,7 @@ def answer(call: Call, parts: Parts) -> CallReply:
         "slow": lambda: _slow(parts),
         "unfreeze": lambda: {"frozen_because": parts.collector.unfreeze() if parts.collector else ""},
         "counters": lambda: _rule_counts(parts),
+        "restart": lambda: _restart(parts),
         "denied": lambda: _denied_after(parts, words),
     }
     if command not in answers:
@@ -120,6 +122,12 @@ def _denied_after(parts: Parts, words: list[str]) -> dict[str, object]:
     if parts.denied is None:
         raise NotReady("the agent has not started yet")
     return parts.denied.after(*parse_question(iter(words)))
+
+
+def _restart(parts: Parts) -> dict[str, object]:
+    """Asked of this process; the answer is out before it stops."""
+    parts.restart()
+    return {"started": parts.started}
 
 
 def _slow(parts: Parts) -> dict[str, object]:

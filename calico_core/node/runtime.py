@@ -7,27 +7,24 @@ answers on the socket. ``stop`` undoes that in reverse and leaves the kernel (an
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 from netaddr import IPAddress
 
 from calico_core import __version__
-from calico_core.errors import InvalidSettings, NotReady, PluginError
+from calico_core.errors import NotReady
 from calico_core.interfaces.datastore import Records
-from calico_core.interfaces.integration import Call, CallReply, Integration, IntegrationContext
+from calico_core.interfaces.integration import Call, CallReply, IntegrationContext
 from calico_core.interfaces.ipam import Ipam
 from calico_core.interfaces.routing import Routing, RoutingOptions
+from calico_core.listening import Listeners
 from calico_core.log import get_logger
-from calico_core.model import codec
-from calico_core.model.interface_names import parse_interface_names
 from calico_core.node import composition, metrics, questions, startup, statistics
-from calico_core.node.addresses import is_own_address, node_address
+from calico_core.node.addresses import node_addresses
 from calico_core.node.agent import Agent
 from calico_core.node.agent_state import AgentState
 from calico_core.node.collector import Collector
@@ -41,15 +38,18 @@ from calico_core.node.dataplane_options import (
 from calico_core.node.denied import DeniedLog
 from calico_core.node.endpoint_files import DIRECTORY as ENDPOINT_FILES
 from calico_core.node.endpoint_files import EndpointFiles
+from calico_core.node.hosted import HostedIntegrations
 from calico_core.node.live_settings import LiveSettings
-from calico_core.node.local_view import ask_integrations, read_local_view
+from calico_core.node.local_view import read_local_view
 from calico_core.node.log_targets import LogTargets
 from calico_core.node.metric import Metric
 from calico_core.node.pages import NodePages
 from calico_core.node.questions import Parts
 from calico_core.node.remembered import RememberedInterfaces
+from calico_core.node.restart import Restart
 from calico_core.node.router import Router
-from calico_core.node.socket_api import SocketServer
+from calico_core.node.run_lock import take_run_directory
+from calico_core.node.socket_api import ABOUT_THE_NODE, SOCKET_NAME, SocketServer
 from calico_core.node.status import StatusReporter
 from calico_core.node.stored_config import read_stored_config, tell_settings, with_stored_config
 from calico_core.node.tunnels import TunnelKeeper
@@ -63,8 +63,9 @@ log = get_logger(__name__)
 
 _READY_WAIT_S = 20.0
 _WATCH_S = 5.0
-_RESTART_PAUSE_S = 2.0
-"""Between a change of a setting and the end: supervisors give up on what ends too often."""
+_PATIENCE_S = 20.0
+"""Less than a shim waits for a detach."""
+_STARTING = CallReply(status=1, stderr=b"the node is starting: it waits for the datastore\n")
 
 
 class Runtime:
@@ -75,17 +76,17 @@ class Runtime:
         settings: Settings,
         environment: Mapping[str, str] | None = None,
         log_targets: LogTargets | None = None,
+        listeners: Listeners | None = None,
     ) -> None:
-        """``log_targets``: where the log goes, which then follows the datastore."""
+        """``log_targets``: where the log goes, which then follows the datastore. ``listeners``: with those that were
+        handed to this process."""
         self._settings = settings
         self._log_targets = log_targets or LogTargets()
         self._environment = environment or {}
         self.host = composition.node_name(settings)
         self.stopping = threading.Event()
         self._stack = contextlib.ExitStack()
-        self._integrations: dict[str, Integration] = {}
-        self._programs: dict[str, Integration] = {}
-        self._states: dict[str, str] = {}
+        self._hosted = HostedIntegrations(self.stopping)
         self._started = time.time()
         self._agent: Agent | None = None
         self._router: Router | None = None
@@ -95,41 +96,40 @@ class Runtime:
         self._endpoint_files: EndpointFiles | None = None
         self._collector: Collector | None = None
         self._workloads: WorkloadService | None = None
-        self._signs = VitalSigns(lambda: self._states)
+        self._signs = VitalSigns(lambda: self._hosted.states)
         self._pages = NodePages(self._signs.look, self._figures)
-        self._live: LiveSettings | None = None
         self._denied: DeniedLog | None = None
         self._dataplane_name = settings.dataplane_driver
         self._dataplane_lack = ""
-        self._restart_timer: threading.Timer | None = None
-        self.wants_restart = False
-        """A setting that this process cannot follow has changed: it ends, and its supervisor starts another."""
+        self._listeners = listeners or Listeners()
+        self.restart = Restart(self.stopping, self._prepare_restart)
+        self._server = SocketServer(settings.socket, self._answer, listeners=self._listeners)
+        self._has_waiting = False
+        self._is_open = False
+        self._ends_routing = os.getpid() == 1
+        """A container takes its processes along."""
 
     def start(self) -> None:
         """Raises ``CalicoError`` with a sentence for people; what was started is stopped by :meth:`stop`."""
         settings = self._settings
-        self._lock()
+        lock = take_run_directory(settings.run_directory)
+        self._stack.callback(lock.close)
+        self._watch_over_waiting()
         self._stack.callback(self._pages.stop)
         self._pages.serve_health(settings)
-        is_excluded = parse_interface_names(settings.excluded_interfaces)
-        pools = (settings.pool_v4,) if settings.pool_v4 != "none" else ()
-        ipv4 = node_address(settings.ip, 4, pools=pools, is_excluded=is_excluded)
-        ipv6 = node_address(settings.ip6, 6, is_excluded=is_excluded)
-        if ipv4 is None and ipv6 is None:
-            raise InvalidSettings("ip", settings.origins.get("ip", "default"), "no address found; give IP or IP6")
-        for address in (ipv4, ipv6):
-            if address is not None and not is_own_address(address):
-                log.warning("node.address_not_local", address=address)
+        ipv4, ipv6 = node_addresses(settings)
         self._close_to_unknown(settings)
         records = composition.open_records(settings)
         self._stack.callback(records.store.close)
-        if not startup.wait_for_store(records, self.stopping):
+        if not startup.wait_for_store(records, self.stopping, on_away=self._send_waiting_away):
             raise NotReady("stopped while waiting for the datastore")
         stored = read_stored_config(records, self.host)
         settings = self._settings = with_stored_config(settings, self._environment, stored)
         tell_settings(settings, self._environment, stored)
         self._signs.limit(settings.loop_limit_s, settings.loop_limits)
-        live = self._live = LiveSettings(settings, self.host, stored, self._restart_later, self._log_targets.follow)
+        live = LiveSettings(
+            settings, self.host, stored, lambda: self.restart.later(lambda: live.differing), self._log_targets.follow
+        )
         live.begin()
         self._pages.serve_health(settings)
         refuse_loose_rpf(settings)
@@ -141,7 +141,7 @@ class Runtime:
         self._dataplane_lack = composition.dataplane_lack(self._dataplane_name)
         self._stack.callback(dataplane.close)
         startup.register_host(records, host=self.host, ipv4=ipv4, ipv6=ipv6, settings=settings)
-        self._remember_name()
+        startup.remember_name(settings, self.host)
         composition.save_settings(settings, self.host)
         self._start_reporter(records)
         assert self._reporter is not None
@@ -180,13 +180,23 @@ class Runtime:
             default_mtu_bytes=lambda: settings.mtu_bytes or tunnels.workload_mtu_bytes,
         )
         self._stack.callback(workloads.close)
-        self._start_integrations(
-            IntegrationContext(workloads=workloads, ipam=ipam, records=records, settings=settings, host=self.host)
+        self._stack.callback(self._hosted.close)
+        self._hosted.start(
+            IntegrationContext(
+                workloads=workloads,
+                ipam=ipam,
+                records=records,
+                settings=settings,
+                host=self.host,
+                listeners=self._listeners,
+            )
         )
+        self._signs.has_integrations = True
         self._start_collector(records, ipam)
-        server = SocketServer(settings.socket, self._answer)
-        self._stack.callback(server.stop)
-        server.start()
+        self._stack.callback(self._server.stop)
+        self._is_open = True
+        self._server.start()
+        self._listeners.close_unused()
         self._signs.is_serving = True
         self._agent.wait_in_sync(_READY_WAIT_S)
 
@@ -201,26 +211,13 @@ class Runtime:
 
     def stop(self) -> None:
         self.stopping.set()
-        if self._restart_timer is not None:
-            self._restart_timer.cancel()
+        self.restart.cancel()
         self._stack.close()
 
-    # --- changed settings ----------------------------------------------------------------------------
-
-    def _restart_later(self) -> None:
-        """Once for all changes of the pause; one that was taken back by then costs nothing. Engine thread."""
-        if self._restart_timer is not None and self._restart_timer.is_alive():
-            return
-        self._restart_timer = threading.Timer(_RESTART_PAUSE_S, self._restart_if_needed)
-        self._restart_timer.daemon = True
-        self._restart_timer.start()
-
-    def _restart_if_needed(self) -> None:
-        if self._live is None or not self._live.differing or self.stopping.is_set():
-            return
-        log.error("node.restart_wanted", settings=sorted(self._live.differing))
-        self.wants_restart = True
-        self.stopping.set()
+    def _prepare_restart(self) -> None:
+        """Callers wait for the next program, and so does the routing daemon. Any thread."""
+        self._ends_routing = False
+        self._listeners.keep()
 
     # --- figures -------------------------------------------------------------------------------------
 
@@ -240,6 +237,20 @@ class Runtime:
 
     # --- phases --------------------------------------------------------------------------------------
 
+    def _watch_over_waiting(self) -> None:
+        """Who waits on a socket that was handed over does so for a restart, not for a start that takes its time."""
+        self._has_waiting = self._listeners.is_inherited(SOCKET_NAME, Path(self._settings.socket))
+        timer = threading.Timer(_PATIENCE_S, self._send_waiting_away)
+        timer.daemon = True
+        timer.start()
+        self._stack.callback(self._server.stop)
+        self._stack.callback(timer.cancel)
+
+    def _send_waiting_away(self) -> None:
+        """Into their own processes, until this one is ready. Repeating it is fine."""
+        if self._has_waiting:
+            self._server.start()
+
     def _close_to_unknown(self, settings: Settings) -> None:
         """Before anything that may wait: a host that has just booted must not pass what nobody has judged."""
         dataplane = composition.open_dataplane(settings, self.host)
@@ -247,29 +258,6 @@ class Runtime:
             dataplane.ensure_closed()
         finally:
             dataplane.close()
-
-    def _lock(self) -> None:
-        """One node a run directory. The lock goes with the process."""
-        directory = Path(self._settings.run_directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        lock: IO[str] = open(directory / "node.lock", "a+")  # noqa: SIM115 - held until the end
-        self._stack.callback(lock.close)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            holder = lock.read().strip() or "another process"
-            raise InvalidSettings(
-                "run_directory", "lock", f"{directory} is in use by a running node ({holder})"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"pid {os.getpid()}\n")
-        lock.flush()
-
-    def _remember_name(self) -> None:
-        directory = Path(self._settings.state_directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        Path(directory, "nodename").write_text(f"{self.host}\n")
 
     def _start_reporter(self, records: Records) -> None:
         settings = self._settings
@@ -282,12 +270,12 @@ class Runtime:
             reports_endpoints=settings.endpoint_reporting,
             endpoints_delay_s=settings.endpoint_reporting_delay_s,
             routing_status=lambda: self._require_routing().status(),
-            integrations=lambda: dict(self._states),
+            integrations=lambda: dict(self._hosted.states),
         )
         options = RoutingOptions(host=self.host, run_directory=settings.run_directory)
         driver: type[Routing] = load_driver(ROUTING, settings.routing_driver)
         self._routing = driver.open(options)
-        self._stack.callback(lambda: self._require_routing().close(stop_daemon=os.getpid() == 1))
+        self._stack.callback(lambda: self._require_routing().close(stop_daemon=self._ends_routing))
         self._stack.callback(self._reporter.stop)
         self._reporter.start()
         self._signs.loops["reporter"] = self._reporter
@@ -333,33 +321,13 @@ class Runtime:
         self._tunnels.wait_judged(_READY_WAIT_S)
         return self._tunnels
 
-    def _start_integrations(self, context: IntegrationContext) -> None:
-        """A broken one is reported and never stops the others."""
-        chosen, self._states = composition.select_integrations(self._settings)
-        for plugin in chosen:
-            try:
-                integration = composition.prepare(plugin, context)
-            except PluginError as error:
-                self._states[plugin.name] = f"broken: {error}"
-                log.error("integration.broken", integration=plugin.name, reason=str(error))
-                continue
-            self._stack.callback(integration.close)
-            self._integrations[plugin.name] = integration
-            self._states[plugin.name] = "ready"
-            self._programs.update(dict.fromkeys(integration.info.programs, integration))
-        codec.build_types()  # everything is imported, and no call is served yet
-        for name, integration in self._integrations.items():
-            if integration.is_server:
-                self._serve(name, integration)
-        self._signs.has_integrations = True
-
     def _start_collector(self, records: Records, ipam: Ipam) -> None:
         settings = self._settings
         self._collector = Collector(
             records=records,
             ipam=ipam,
             host=self.host,
-            look_locally=lambda: read_local_view(self.host, settings.interface_prefix, lists=self._lists()),
+            look_locally=lambda: read_local_view(self.host, settings.interface_prefix, lists=self._hosted.lists()),
             memory=Path(settings.state_directory, "collector.json"),
             interval_s=settings.collector_interval_s,
             grace_s=settings.collector_grace_s,
@@ -367,34 +335,14 @@ class Runtime:
         self._stack.callback(self._collector.stop)
         self._collector.start()
 
-    def _lists(self) -> dict[str, dict[IPAddress, str]]:
-        ready = {name: each for name, each in self._integrations.items() if self._states[name] == "ready"}
-        return ask_integrations(ready)
-
-    def _serve(self, name: str, integration: Integration) -> None:
-        def run() -> None:
-            try:
-                integration.serve(self.stopping)
-            except Exception as error:
-                self._states[name] = f"broken: {type(error).__name__}: {error}"
-                log.exception("integration.died", integration=name)
-
-        thread = threading.Thread(target=run, name=f"serve-{name}", daemon=True)
-        thread.start()
-        self._stack.callback(lambda: thread.join(10))
-        self._stack.callback(self.stopping.set)
-
     # --- calls ---------------------------------------------------------------------------------------
 
     def _answer(self, call: Call) -> CallReply | None:
-        if call.program == "node":
+        if not self._is_open:
+            return _STARTING if call.program == ABOUT_THE_NODE else None
+        if call.program == ABOUT_THE_NODE:
             return questions.answer(call, self._parts())
-        integration = self._programs.get(call.program)
-        if integration is None:
-            known = ", ".join(sorted(self._programs)) or "none"
-            reason = f"no integration takes calls of {call.program!r}; programs known here: {known}\n"
-            return CallReply(status=1, stderr=reason.encode())
-        return integration.handle(call)
+        return self._hosted.answer(call)
 
     def _parts(self) -> Parts:
         return Parts(
@@ -403,8 +351,8 @@ class Runtime:
             settings=self._settings,
             dataplane_name=self._dataplane_name,
             dataplane_lack=self._dataplane_lack,
-            integrations=self._states,
-            lists=self._lists,
+            integrations=self._hosted.states,
+            lists=self._hosted.lists,
             state=self._reporter.state if self._reporter else None,
             agent=self._agent,
             router=self._router,
@@ -413,4 +361,5 @@ class Runtime:
             collector=self._collector,
             workloads=self._workloads,
             denied=self._denied,
+            restart=self.restart.now,
         )

@@ -21,6 +21,7 @@ import msgspec
 
 from calico_core.errors import InvalidRequest
 from calico_core.interfaces.integration import Call, CallReply
+from calico_core.listening import Listener, Listeners
 from calico_core.log import bound, get_logger
 
 log = get_logger(__name__)
@@ -29,13 +30,14 @@ MAGIC: Final = b"CAL1"
 LIMITS: Final = {"program": 256, "environment": 64 << 10, "standard input": 8 << 20}
 ABOUT_THE_NODE: Final = "node"
 """The program name of calls that wire nothing."""
+SOCKET_NAME: Final = "node"
+"""Of the listening socket, when it is handed over."""
 REPLY: Final = b"R"
 IN_PROCESS: Final = b"F"
 _HEADER: Final = struct.Struct(">4sIII")
 _CREDENTIALS: Final = struct.Struct("iII")
 _READ_TIMEOUT_S: Final = 10.0
 _ACCEPT_RETRY_S: Final = 0.1
-_BACKLOG: Final = 1024
 
 Handler = Callable[[Call], CallReply | None]
 """Answers a call; None means that the shim should run it in process."""
@@ -44,53 +46,50 @@ Handler = Callable[[Call], CallReply | None]
 class SocketServer:
     """Listens in a thread of its own and answers with a pool."""
 
-    def __init__(self, path: str, handler: Handler, *, workers: int = 128) -> None:
+    def __init__(self, path: str, handler: Handler, *, workers: int = 128, listeners: Listeners | None = None) -> None:
         self._path = Path(path)
         self._handler = handler
+        self._listeners = listeners or Listeners()
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="call")
-        self._socket: socket.socket | None = None
+        self._guard = threading.Lock()
+        self._is_started = False
+        self._listener: Listener | None = None
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Bind under a temporary name and rename, so that nobody finds a socket without a listener."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        temporary.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        listener.bind(str(temporary))
-        temporary.chmod(0o600)
-        listener.listen(_BACKLOG)
-        temporary.rename(self._path)
-        self._socket = listener
-        self._thread = threading.Thread(target=self._accept, name="socket", daemon=True)
-        self._thread.start()
+        """Answer those who wait and those who come. Once; a second time does nothing."""
+        with self._guard:
+            if self._is_started:
+                return
+            self._is_started = True
+            self._listener = self._listeners.open(SOCKET_NAME, self._path)
+            self._thread = threading.Thread(target=self._accept, args=(self._listener,), name="socket", daemon=True)
+            self._thread.start()
 
     def stop(self) -> None:
-        """Take no more calls, finish those that run."""
-        listener, self._socket = self._socket, None
-        if listener is not None:
-            self._path.unlink(missing_ok=True)
-            listener.shutdown(socket.SHUT_RDWR)
-            listener.close()
+        """Take no more calls, finish those that run. Who has called and was not taken waits for the next process, if
+        the socket is kept for one; else the reset tells."""
+        with self._guard:
+            self._is_started = True
+        if self._listener is not None:
+            self._listener.rest()
         if self._thread is not None:
             self._thread.join(5)
+        if self._listener is not None:
+            self._listener.close()
         self._pool.shutdown(wait=True)
 
-    def _accept(self) -> None:
-        listener = self._socket
-        while listener is not None and self._socket is listener:
+    def _accept(self, listener: Listener) -> None:
+        while True:
             try:
-                connection, _ = listener.accept()
-            except OSError as error:
-                if self._socket is listener:  # out of descriptors, say: the node must not go deaf over it
-                    log.error("socket.accept_failed", reason=str(error))
-                    time.sleep(_ACCEPT_RETRY_S)
+                connection = listener.accept()
+            except OSError as error:  # out of descriptors, say: the node must not go deaf over it
+                log.error("socket.accept_failed", reason=str(error))
+                time.sleep(_ACCEPT_RETRY_S)
                 continue
-            try:
-                self._pool.submit(self._serve, connection)
-            except RuntimeError:  # shutting down
-                connection.close()
+            if connection is None:
                 return
+            self._pool.submit(self._serve, connection)
 
     def _serve(self, connection: socket.socket) -> None:
         descriptors: list[int] = []

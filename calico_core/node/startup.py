@@ -6,6 +6,7 @@ Every write is safe to repeat and to race with other hosts: creations are compar
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from netaddr import IPAddress
@@ -48,8 +49,9 @@ _DEFAULTS: tuple[tuple[Key, str], ...] = (
 )
 
 
-def wait_for_store(records: Records, stop: threading.Event) -> bool:
-    """Until the datastore answers, without limit; each change of reason is logged once. False when stopped."""
+def wait_for_store(records: Records, stop: threading.Event, *, on_away: Callable[[], object] = lambda: None) -> bool:
+    """Until the datastore answers, without limit; each change of reason is logged once. False when stopped. ``on_away``
+    hears each time that it does not."""
     reason = ""
     while not stop.is_set():
         try:
@@ -59,6 +61,7 @@ def wait_for_store(records: Records, stop: threading.Event) -> bool:
             if str(error) != reason:
                 reason = str(error)
                 log.warning("datastore.waiting", reason=reason)
+            on_away()
             stop.wait(1.0)
     return False
 
@@ -72,6 +75,13 @@ def register_host(
     ensure_defaults(records)
     claim_host(records, host=host, ipv4=ipv4, ipv6=ipv6, settings=settings)
     records.put(ReadyKey(), "true")
+
+
+def remember_name(settings: Settings, host: str) -> None:
+    """For a start at which nobody says it."""
+    directory = Path(settings.state_directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    Path(directory, "nodename").write_text(f"{host}\n")
 
 
 def ensure_pools(records: Records, settings: Settings, *, has_ipv6: bool) -> None:

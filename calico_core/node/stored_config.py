@@ -17,6 +17,8 @@ from calico_core.settings_file import file_of, read_settings_file
 
 log = get_logger(__name__)
 
+_NO_GUESS = frozenset({"interface_prefix"})
+"""What no default may stand in for: workloads whose interfaces are called otherwise would be without policy."""
 _OFF = frozenset({"false", "no", "0", "none"})
 
 
@@ -38,18 +40,35 @@ def read_stored_config(records: Records, host: str) -> StoredConfig:
 
 def with_stored_config(settings: Settings, environment: Mapping[str, str], stored: StoredConfig) -> Settings:
     """Settings with the datastore's configuration beneath environment and file. An unusable stored value is logged
-    and all stored ones are left out: one bad key must not stop every host."""
+    and counts as not there: one bad key must not stop every host, nor take the other keys from it.
+
+    :raises InvalidSettings: of :data:`_NO_GUESS`.
+    """
     file = read_settings_file(file_of(environment))
-    try:
-        merged = load_settings(environment, file=file, host_config=stored.of_host, global_config=stored.of_all)
-    except InvalidSettings as error:
-        log.error("settings.stored_config_ignored", reason=str(error))
-        return settings
+    while True:
+        try:
+            merged = load_settings(environment, file=file, host_config=stored.of_host, global_config=stored.of_all)
+            break
+        except InvalidSettings as error:
+            if error.name in _NO_GUESS:
+                raise
+            stored = _without(stored, error)
+            log.error("settings.stored_value_ignored", reason=str(error))
     changed = {name: origin for name, origin in merged.origins.items() if origin.startswith("datastore ")}
     values = {name: getattr(merged, name) for name in changed}
     return msgspec.structs.replace(
         settings, **values, origins=settings.origins | changed, shadowed=merged.shadowed, notes=merged.notes
     )
+
+
+def _without(stored: StoredConfig, error: InvalidSettings) -> StoredConfig:
+    """Raises the error when it is not about a stored value."""
+    place, _, name = error.origin.rpartition(" ")
+    if place == "datastore host" and name in stored.of_host:
+        return stored._replace(of_host={each: text for each, text in stored.of_host.items() if each != name})
+    if place == "datastore global" and name in stored.of_all:
+        return stored._replace(of_all={each: text for each, text in stored.of_all.items() if each != name})
+    raise error
 
 
 def tell_settings(settings: Settings, environment: Mapping[str, str], stored: StoredConfig) -> None:

@@ -3,8 +3,10 @@ people wrote them. Used by ``calicoctl explain endpoint``. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
+
+import msgspec
 
 from calico_core.model.hoststate import HostInterface, PolicyList, RulesId
 from calico_core.model.keys import HostEndpointKey, WorkloadEndpointKey
@@ -27,13 +29,15 @@ _OF_INTERFACE: tuple[tuple[Direction, Hook, str], ...] = (
 
 class AppliedList(Value, frozen=True):
     """The rules of a policy or profile in one direction; None: there is no such record. ``tier_default``: set on the
-    last policy of a tier, what becomes of a packet that none of them decides."""
+    last policy of a tier, what becomes of a packet that none of them decides. ``closed``: why rules deny whatever they
+    say, by their number (from 0)."""
 
     kind: Literal["policy", "profile"]
     name: str
     rules: tuple[Rule, ...] | None
     tier: str | None = None
     tier_default: Literal["deny", "pass"] | None = None
+    closed: Mapping[int, str] = msgspec.field(default_factory=dict)
 
 
 class Applied(Value, frozen=True):
@@ -58,7 +62,7 @@ def applied_to(cluster: Cluster, key: WorkloadEndpointKey | HostEndpointKey) -> 
             ("inbound", workload.inbound),
             ("outbound", workload.outbound),
         )
-        return [_applied(cluster, direction, "normal", policies) for direction, policies in sides]
+        return [_applied(cluster, key.host, direction, "normal", policies) for direction, policies in sides]
     return [
         applied
         for interface in state.interfaces.values()
@@ -71,28 +75,30 @@ def _of_interface(cluster: Cluster, interface: HostInterface) -> Iterator[Applie
     for direction, hook, field in _OF_INTERFACE:
         policies: PolicyList = getattr(interface, field)
         if policies.tiers or hook == "normal":
-            yield _applied(cluster, direction, hook, policies, interface.interface)
+            yield _applied(cluster, interface.key.host, direction, hook, policies, interface.interface)
 
 
 def _applied(
-    cluster: Cluster, direction: Direction, hook: Hook, policies: PolicyList, interface: str | None = None
+    cluster: Cluster, host: str, direction: Direction, hook: Hook, policies: PolicyList, interface: str | None = None
 ) -> Applied:
     lists: list[AppliedList] = []
     for tier in policies.tiers:
         for rules_id in tier.policies:
             default = tier.default_action if rules_id == tier.policies[-1] else None
-            lists.append(_list(cluster, direction, rules_id, tier.tier, default))
-    lists += [_list(cluster, direction, rules_id) for rules_id in policies.profiles]
+            lists.append(_list(cluster, host, direction, rules_id, tier.tier, default))
+    lists += [_list(cluster, host, direction, rules_id) for rules_id in policies.profiles]
     end: Literal["deny", "pass"] = "deny" if hook == "normal" else "pass"
     return Applied(direction=direction, hook=hook, lists=tuple(lists), end=end, interface=interface)
 
 
 def _list(
     cluster: Cluster,
+    host: str,
     direction: Direction,
     rules_id: RulesId,
     tier: str | None = None,
     tier_default: Literal["deny", "pass"] | None = None,
 ) -> AppliedList:
     kind, name, rules = cluster.rules_of(rules_id, direction)
-    return AppliedList(kind=kind, name=name, rules=rules, tier=tier, tier_default=tier_default)
+    closed = cluster.why_closed(host, rules_id, direction)
+    return AppliedList(kind=kind, name=name, rules=rules, tier=tier, tier_default=tier_default, closed=closed)

@@ -11,22 +11,25 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 import msgspec
-from netaddr import IPAddress
+from netaddr import IPAddress, IPNetwork
 
 from calico_core.model.addresses import contains
 from calico_core.model.hoststate import HostInterface, HostState
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.policy.explain import Direction, Packet, explain_side, holder, translated
 from calico_core.policy.explain_host import HookSteps, explain_interface
+from calico_core.policy.host_settings import ENDPOINT_TO_HOST, SOURCE_SPOOFING
 from calico_core.policy.led_back import lead_back, passed_over
 from calico_core.policy.masquerade import is_masqueraded
-from calico_core.policy.snapshot import ENDPOINT_TO_HOST, SOURCE_SPOOFING, Snapshot
+from calico_core.policy.own_host import always_passes, is_to_metadata, tunnel_kind
+from calico_core.policy.snapshot import Snapshot
 from calico_core.policy.spoofing import is_spoofed
 from calico_core.policy.verdicts import FlowVerdict, PassedOver, RuleStep, Side, without_steps
 
 __all__ = ["Cluster", "FlowVerdict", "PassedOver", "RuleStep", "Side"]
 
-_DNS, _UDP = 53, 17
+_TCP = 6
+_LOOPBACK = IPNetwork("127.0.0.0/8")
 
 
 class Cluster(Snapshot):
@@ -44,8 +47,12 @@ class Cluster(Snapshot):
     ) -> FlowVerdict:
         """Where workloads of several hosts have an address and none of them is named, all must allow. A ``source``
         that does not have the packet's address is not let send it."""
-        receiver_host, inner = self._translated(packet, destination)
         senders = [source] if source is not None else self.holders(packet.src)
+        if senders and destination is None and is_to_metadata(packet):
+            leads_to = self.metadata(senders[0].host)
+            if leads_to is not None and leads_to != (packet.dst, packet.dst_port):
+                return self._to_metadata(packet, senders, leads_to)
+        receiver_host, inner = self._translated(packet, destination)
         receivers = [destination] if destination is not None else self.holders(inner.dst)
         if senders and senders == receivers and inner == packet:
             same = "the endpoint talks to itself: nothing leaves it"
@@ -61,13 +68,15 @@ class Cluster(Snapshot):
         ends: set[str | None] = {key.host for key in receivers} or {self.hosts.get(inner.dst)}
         if not senders:
             sides += self._elsewhere(packet.src, "outbound", packet, packet, others=ends)
-        is_tunnelled = bool(receivers) and starts != {None} and self.is_tunnelled(inner.dst)
-        if not is_tunnelled:
-            for key in senders:
-                sides += self._forwarded(key.host, "outbound", packet, packet, others=ends)
-            for key in receivers:
-                sides += self._forwarded(key.host, "inbound", arrives, original, others=starts)
-        sides += [self._received(key, inner if key.host in starts else arrives) for key in receivers]
+        is_tunnelled = bool(receivers) and starts != {None} and self.is_tunnelled(packet.dst)
+        received: list[Side] = []
+        for key in [] if is_tunnelled else senders:
+            sides += self._forwarded(key.host, "outbound", packet, packet, others=ends)
+        for key in receivers:
+            entered = [] if is_tunnelled else self._forwarded(key.host, "inbound", arrives, original, others=starts)
+            sides += entered
+            received += self._received_as(key, inner if key.host in starts else arrives, original, entered)
+        sides += received
         if not receivers:
             sides += self._elsewhere(inner.dst, "inbound", arrives, original, others=starts)
         if arrives.src != packet.src:
@@ -99,13 +108,21 @@ class Cluster(Snapshot):
 
     def _sent(self, key: WorkloadEndpointKey, packet: Packet) -> Side:
         side = self._of_workload(key, "outbound", packet)
+        reason = self._why_not_sent(key, packet)
+        return side if reason is None else without_steps(side, "deny", reason)
+
+    def _why_not_sent(self, key: WorkloadEndpointKey, packet: Packet) -> str | None:
+        """Whatever policy says. None: it may send it."""
+        if not self._is_active(key):
+            return None
+        tunnel = tunnel_kind(packet)
+        if tunnel is not None and not self.lets_tunnel(key.host, tunnel):
+            return f"{tunnel} from a workload: it could come out of the hosts' tunnels, beyond all policy"
         reason = self._why_spoofed(key, packet)
-        return side if reason is None else without_steps(side, "deny", f"spoofed source: {reason}")
+        return None if reason is None else f"spoofed source: {reason}"
 
     def _why_spoofed(self, key: WorkloadEndpointKey, packet: Packet) -> str | None:
         """None: it may send from there."""
-        if not self._is_active(key):
-            return None
         workload = self.state(key.host).workloads[key]
         if is_spoofed(workload, packet):
             prefixes = self.endpoints[key].allowed_source_prefixes
@@ -118,6 +135,18 @@ class Cluster(Snapshot):
             return f"{packet.src} is had by endpoint {owner.key.endpoint} of the host, the first that names it"
         return None
 
+    def _received_as(
+        self, key: WorkloadEndpointKey, packet: Packet, original: Packet, entered: Sequence[Side]
+    ) -> list[Side]:
+        """What has come to a floating address is translated, but where untracked policy of the interface has let it
+        in; of interfaces that differ only the host knows which it is."""
+        untracked = [side for side in entered if _is_untracked(side)]
+        if packet == original or not untracked:
+            return [self._received(key, packet)]
+        found = [] if len(untracked) == len(entered) else [self._received(key, packet)]
+        side = self._received(key, original)
+        return [*found, _with_reason(side, f"let in untracked, so not translated: arrives as to {original.dst}")]
+
     def _received(self, key: WorkloadEndpointKey, packet: Packet) -> Side:
         if self.hosts.get(packet.src) == key.host and self._is_active(key):
             reason = "a host reaches its own workloads whatever policy says"
@@ -127,18 +156,37 @@ class Cluster(Snapshot):
 
     def _to_host(self, side: Side, packet: Packet) -> Side:
         """From a workload to the host it runs on."""
-        if side.workload is not None and (
-            not self._is_active(side.workload) or self._why_spoofed(side.workload, packet) is not None
-        ):
-            return side
-        if packet.protocol == _UDP and packet.dst_port == _DNS:
-            reason = "DNS to the workload's own host always passes"
-            return without_steps(side, None, reason)
-        if self.action_to_host(side.host or "") == "DROP":
-            return without_steps(
-                side, "deny", f"{ENDPOINT_TO_HOST} is DROP: nothing passes from workloads to their host"
-            )
+        host = side.host or ""
+        is_metadata = packet.protocol == _TCP and self.metadata(host) == (packet.dst, packet.dst_port)
+        what = "the metadata service" if is_metadata else always_passes(packet)
+        if what is not None:
+            return self._unless_refused(side, packet, f"{what} of the workload's own host always passes")
+        if self.action_to_host(host) == "DROP":
+            reason = f"{ENDPOINT_TO_HOST} is DROP: nothing passes from workloads to their host"
+            return self._unless_refused(side, packet, reason, "deny")
         return side
+
+    def _unless_refused(self, side: Side, packet: Packet, reason: str, outcome: Literal["deny"] | None = None) -> Side:
+        """``outcome`` in the place of what policy says, of a workload that may send the packet at all."""
+        key = side.workload
+        is_refused = key is not None and (not self._is_active(key) or self._why_not_sent(key, packet) is not None)
+        return side if is_refused else without_steps(side, outcome, reason)
+
+    def _to_metadata(
+        self, packet: Packet, senders: Sequence[WorkloadEndpointKey], leads_to: tuple[IPAddress | str, int]
+    ) -> FlowVerdict:
+        """The host of a workload leads its packet there before policy is asked."""
+        address, port = leads_to
+        reason = f"the metadata address: led to {address} port {port}"
+        if isinstance(address, IPAddress) and address not in _LOOPBACK:
+            there = msgspec.structs.replace(packet, dst=address, dst_port=port)
+            verdict = self.explain(there, source=senders[0] if len(senders) == 1 else None)
+            sides = [_with_reason(side, reason) if side.workload in senders else side for side in verdict.sides]
+            return FlowVerdict(outcome=verdict.outcome, packet=packet, sides=tuple(sides))
+        passes = "which always passes" if isinstance(address, IPAddress) else "a name that only the host can resolve"
+        sides = [self._unless_refused(self._sent(key, packet), packet, f"{reason}, {passes}") for key in senders]
+        is_denied = any(side.outcome == "deny" for side in sides)
+        return FlowVerdict(outcome="deny" if is_denied else "allow", packet=packet, sides=tuple(sides))
 
     def _is_active(self, key: WorkloadEndpointKey) -> bool:
         return self.endpoints[key].state == "active"
@@ -155,18 +203,39 @@ class Cluster(Snapshot):
         """An end that is no workload. ``others``: the hosts at the other end."""
         host = self.hosts.get(address)
         if host is not None:
+            side = Side(direction=direction, address=address, place="host", outcome=None, host=host)
+            tunnel, other = self._tunnel_of(host, packet), packet.src if direction == "inbound" else packet.dst
+            is_of_hosts = tunnel is not None and self._is_peer(host, other)
+            if direction == "inbound" and tunnel is not None and not is_of_hosts:
+                reason = f"{tunnel} from no host of ours: what is in it would be believed"
+                return [msgspec.structs.replace(side, outcome="deny", reason=reason)]
             if host not in others:
-                found = self._at_interfaces(host, direction, packet, original, is_forwarded=False)
+                found = self._at_interfaces(
+                    host, direction, packet, original, is_forwarded=False, is_encapsulated=is_of_hosts
+                )
                 if found:
                     return found
-            reason = "an address of the host: what its own firewall says is not asked here"
-            return [Side(direction=direction, address=address, place="host", outcome=None, reason=reason, host=host)]
+            reason = "an address of the host: what its own firewall and its services make of it is not asked here"
+            return [msgspec.structs.replace(side, reason=reason)]
         pool = self.pool_of(address)
         if pool is None:
             reason = "outside: no endpoint has the address and no pool holds it"
             return [Side(direction=direction, address=address, place="outside", outcome=None, reason=reason)]
         reason = f"unknown endpoint: the address is of pool {pool}, but no endpoint has it"
         return [Side(direction=direction, address=address, place="unknown", outcome="deny", reason=reason)]
+
+    def _tunnel_of(self, host: str, packet: Packet) -> str | None:
+        """The kind of tunnel of the host that the packet belongs to."""
+        kind = tunnel_kind(packet)
+        if kind is None:
+            return None
+        peers = self.state(host).peers
+        is_used = peers.is_vxlan if kind == "VXLAN" else peers.is_ipip and packet.src.version == 4
+        return kind if is_used else None
+
+    def _is_peer(self, host: str, address: IPAddress) -> bool:
+        """Whether the host takes what comes from there out of its tunnels."""
+        return address in self.state(host).peers.addresses or self.is_external_node(host, address)
 
     # --- interfaces of hosts -------------------------------------------------------------------------
 
@@ -179,9 +248,17 @@ class Cluster(Snapshot):
         return self._at_interfaces(host, direction, packet, original, is_forwarded=True)
 
     def _at_interfaces(
-        self, host: str, direction: Direction, packet: Packet, original: Packet, *, is_forwarded: bool
+        self,
+        host: str,
+        direction: Direction,
+        packet: Packet,
+        original: Packet,
+        *,
+        is_forwarded: bool,
+        is_encapsulated: bool = False,
     ) -> list[Side]:
-        """Each that may be on the way, if it has a say."""
+        """Each that may be on the way, if it has a say. ``is_encapsulated``: by one host for another, which only early
+        policy is asked about."""
         if not any(key.host == host for key in self.host_endpoints):
             return []
         state = self.state(host)
@@ -201,6 +278,8 @@ class Cluster(Snapshot):
                 original=original,
                 failsafe=self.failsafe_ports(host, direction),
             )
+            if is_encapsulated:
+                hooks = [each for each in hooks if each.hook != "normal"]
             if any(each.steps for each in hooks):
                 side = self._at_interface(state, interface, direction, hooks, is_forwarded=is_forwarded)
                 sides.append(msgspec.structs.replace(side, is_interface_certain=is_certain))
@@ -247,13 +326,25 @@ class Cluster(Snapshot):
 
     def _as_it_left(self, packet: Packet, senders: Sequence[WorkloadEndpointKey], *seen: Packet) -> tuple[Packet, ...]:
         """``seen`` as other hosts see them."""
-        address = self.address_of(senders[0].host, packet.src.version) if senders else None
-        if address is None or not is_masqueraded(packet, self.pools()):
+        if not senders:
+            return seen
+        host, version = senders[0].host, packet.src.version
+        address = self.nat_address(host, version) or self.address_of(host, version)
+        is_spared = self.nat_spares_hosts(host) and packet.dst in self.hosts
+        if address is None or is_spared or not is_masqueraded(packet, self.pools()):
             return seen
         return tuple(msgspec.structs.replace(each, src=address) for each in seen)
 
     def _with_source(self, side: Side, packet: Packet, arrives: Packet, starts: Collection[str | None]) -> Side:
         if side.direction == "outbound" or side.host in {None, *starts} or not side.steps:
             return side
-        reason = f"comes as from {arrives.src}: the pool of {packet.src} is masqueraded"
-        return msgspec.structs.replace(side, reason="; ".join(filter(None, (reason, side.reason))))
+        return _with_reason(side, f"comes as from {arrives.src}: the pool of {packet.src} is masqueraded")
+
+
+def _with_reason(side: Side, reason: str) -> Side:
+    return msgspec.structs.replace(side, reason="; ".join(filter(None, (reason, side.reason))))
+
+
+def _is_untracked(side: Side) -> bool:
+    """Whether policy of the interface has kept the packet from being tracked."""
+    return bool(side.steps) and (side.steps[-1].hook, side.steps[-1].outcome) == ("untracked", "allow")

@@ -7,7 +7,7 @@ a batch makes no change.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 from netaddr import IPNetwork
 from pyroaring import BitMap, FrozenBitMap
@@ -87,7 +87,7 @@ class IpSets:
         """Labels, and tags as :func:`calico_core.policy.rules.tag_label` spells them."""
         self._index.set_parent(profile, labels)
 
-    def update_members(self, updates: Sequence[tuple[Key, Member | None]]) -> None:
+    def update_members(self, updates: Collection[tuple[Key, Member | None]]) -> None:
         """Each key at most once a batch. None: gone."""
         ids, table, index = self._ids, self._table, self._index
         port_sets, with_ports = self._port_sets, self._port_sets.ports

@@ -10,21 +10,22 @@ many selectors stand. A parent's change moves all its items from posting to post
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from types import MappingProxyType
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import msgspec
 from pyroaring import BitMap
 
 from calico_core.model.selectors import Labels, Node
+from calico_core.policy.labelled_items import NO_LABELS, LabelledItems
+from calico_core.policy.one_or_several import each
 from calico_core.policy.postings import EMPTY, Posting, Postings, Query
 
-NO_LABELS: Labels = MappingProxyType({})
 BULK_ITEMS = 256
 """From here on a batch is worth an evaluation of every query: gathering candidates costs about 3 µs an item."""
-FEW_LABELS = 6
-"""Up to here postings are filled label by label; beyond, in one pass over every label of every item."""
+LOOKS_AN_ITEM = 8
+"""An item costs about as much as so many shapes or parents looked at for one label: where these are fewer, postings
+are filled label by label, else item by item."""
 ALGEBRA_ITEMS = 16
 """From here on one query is evaluated as a whole: a test of one item costs about as much as an operation on bitmaps."""
 
@@ -53,24 +54,15 @@ class LabelIndex:
     """Changes are noted as they come and answered by :meth:`flush`, once a batch."""
 
     def __init__(self) -> None:
-        self._all = BitMap()
-        self._labels: list[Labels] = []
-        self._parents: list[tuple[str, ...]] = []
-        self._shapes: dict[tuple[str, ...], BitMap] = {}
-        """Items by the names of their own labels: a cluster has few of these, and who has a label is then known at
-        once."""
-        self._parent_labels: dict[str, Labels] = {}
-        self._gifts: dict[str, Labels] = {}
-        """Of a parent's labels those that some query names; most parents then give nothing. A cache."""
-        self._members: dict[str, BitMap] = {}
-        self._several = BitMap()
-        """Items with more than one parent: what a change of one parent means for them is found one by one."""
         self._postings = Postings()
-        self._queries: dict[int, Query] = {}
+        self._items = LabelledItems(self._postings.keys)
+        self._queries: set[Query] = set()
         self._unfiled: set[Query] = set()
         self._next_number = 0
         self._stale: set[str] = set()
         """Labels of which more is asked for than the postings hold."""
+        self._unposted = BitMap()
+        """Items of a batch of many that the postings do not hold yet."""
         self._matches = self._mismatches = self._evaluations = 0
         # Of the batch under way.
         self._is_bulk = False
@@ -83,21 +75,21 @@ class LabelIndex:
         """Its items come as added with the next flush."""
         query = Query(node, self._next_number)
         self._next_number += 1
-        self._queries[query.number] = query
+        self._queries.add(query)
         labels_before = len(self._postings.keys)
         stale = self._postings.want(query)
-        if self._all:
+        if self._items.all:
             self._stale |= stale
         if len(self._postings.keys) != labels_before:
-            self._gifts.clear()
-        query.filed = self._postings.file(query)
-        if not query.filed:
+            self._items.forget_gifts()
+        self._postings.file(query)
+        if query.filed is None:
             self._unfiled.add(query)
         self._to_evaluate.add(query)
         return query
 
     def drop_query(self, query: Query) -> None:
-        del self._queries[query.number]
+        self._queries.remove(query)
         self._postings.unfile(query)
         self._postings.release(query)
         self._unfiled.discard(query)
@@ -106,33 +98,11 @@ class LabelIndex:
 
     def matching(self, item: int) -> Iterable[Query]:
         """The queries the item matches, as of the last flush, provided its labels have not changed since."""
-        if item not in self._all:
+        if item not in self._items.all:
             return ()
-        return [query for query in self._candidates(self.labels(item)) if item in query.matched]
+        return [query for query in self._candidates(self._items.labels(item)) if item in query.matched]
 
     # --- items ---------------------------------------------------------------------------------------
-
-    def labels(self, item: int) -> Labels:
-        """Own over inherited. Of the inherited ones only what queries name."""
-        own = self._labels[item]
-        merged: dict[str, str] | None = None
-        for parent in self._parents[item]:
-            gift = self._gifts.get(parent)
-            if gift is None:
-                gift = self._gifts[parent] = self._gift(parent)
-            if gift:
-                merged = {**merged, **gift} if merged else dict(gift)
-        if merged is None:
-            return own
-        merged.update(own)
-        return merged
-
-    def _gift(self, parent: str) -> Labels:
-        given = self._parent_labels.get(parent)
-        if given is None:
-            return NO_LABELS
-        wanted = self._postings.keys
-        return {label: value for label, value in given.items() if label in wanted}
 
     def expect(self, count: int) -> None:
         """So many items come in this batch. With many, nothing is worked out for each."""
@@ -141,69 +111,31 @@ class LabelIndex:
 
     def put(self, item: int, labels: Labels, parents: tuple[str, ...]) -> None:
         """A new item, or other labels or parents of one."""
-        if item in self._all:
-            if labels == self._labels[item] and parents == self._parents[item]:
+        items = self._items
+        if item in items.all:
+            if items.is_same(item, labels, parents):
                 return
             self.remove(item)
-        if item == len(self._labels):
-            self._labels.append(labels)
-            self._parents.append(parents)
-        else:
-            self._make_room(item)
-            self._labels[item] = labels
-            self._parents[item] = parents
-        self._all.add(item)
-        shape = tuple(labels)
-        alike = self._shapes.get(shape)
-        if alike is None:
-            alike = self._shapes[shape] = BitMap()
-        alike.add(item)
-        for parent in parents:
-            members = self._members.get(parent)
-            if members is None:
-                members = self._members[parent] = BitMap()
-            members.add(item)
-        if len(parents) > 1:
-            self._several.add(item)
-        effective = self.labels(item) if parents else labels
-        if effective is labels:
-            self._postings.add_own(item, labels)
-        else:
-            self._postings.add(item, effective)
-            self._postings.mark_own(item, labels)
-        if not self._is_bulk:
-            self._test(item, effective)
-
-    def _make_room(self, item: int) -> None:
-        missing = item + 1 - len(self._labels)
-        if missing > 0:
-            self._labels += [NO_LABELS] * missing
-            self._parents += [()] * missing
+        items.put(item, labels, parents)
+        if self._is_bulk:
+            self._unposted.add(item)
+            return
+        effective = items.labels(item) if parents else labels
+        self._post(item, labels, effective)
+        self._test(item, effective)
 
     def remove(self, item: int) -> None:
-        if item not in self._all:
+        items = self._items
+        if item not in items.all:
             return
-        effective = self.labels(item)
-        self._postings.discard(item, effective)
-        if not self._is_bulk:
-            self._test(item, effective)
-        self._all.discard(item)
-        shape = tuple(self._labels[item])
-        alike = self._shapes[shape]
-        alike.discard(item)
-        if not alike:
-            del self._shapes[shape]
-        self._several.discard(item)
-        for parent in self._parents[item]:
-            members = self._members.get(parent)
-            if members is None:
-                continue
-            members.discard(item)
-            if not members:
-                del self._members[parent]
-                self._gifts.pop(parent, None)
-        self._labels[item] = NO_LABELS
-        self._parents[item] = ()
+        if item in self._unposted:
+            self._unposted.discard(item)
+        else:
+            effective = items.labels(item)
+            self._postings.discard(item, effective)
+            if not self._is_bulk:
+                self._test(item, effective)
+        items.remove(item)
 
     def _test(self, item: int, labels: Labels) -> None:
         to_test = self._to_test
@@ -224,34 +156,31 @@ class LabelIndex:
 
     def set_parent(self, parent: str, labels: Labels | None) -> None:
         """None: the parent contributes nothing."""
-        before = self._parent_labels.get(parent, NO_LABELS)
-        after = labels or NO_LABELS
-        changed = [
-            label
-            for label in {**before, **after}
-            if label in self._postings.keys and before.get(label) != after.get(label)
-        ]
-        members = self._members.get(parent) if changed else None
-        if members is not None and self._stale:
-            self._fill_postings()
-        several = {item: self.labels(item) for item in members & self._several} if members is not None else {}
-        if after:
-            self._parent_labels[parent] = after
-        else:
-            self._parent_labels.pop(parent, None)
-        self._gifts.pop(parent, None)
-        if members is None:
+        items = self._items
+        before, after = items.given(parent), labels or NO_LABELS
+        members = items.members(parent)
+        changed = [] if members is None else self._changed(before, after)
+        if members is None or not changed:
+            items.give(parent, after)
             return
-        single = members - self._several
+        self._fill_postings()
+        several = {item: items.labels(item) for item in members & items.several}
+        items.give(parent, after)
+        single = members - items.several
         for label in changed:
             heirs = single - self._postings.keys[label].own
             if heirs:
                 self._move(label, heirs, before.get(label), after.get(label))
         for item, old in several.items():
-            new = self.labels(item)
+            new = items.labels(item)
             for label in changed:
                 if old.get(label) != new.get(label):
                     self._move(label, BitMap([item]), old.get(label), new.get(label))
+
+    def _changed(self, before: Labels, after: Labels) -> list[str]:
+        """Labels of which something is asked."""
+        asked = self._postings.keys
+        return [label for label in {**before, **after} if label in asked and before.get(label) != after.get(label)]
 
     def _move(self, label: str, items: BitMap, before: str | None, after: str | None) -> None:
         """Items that inherit the label see another value of it; None: no value."""
@@ -259,26 +188,25 @@ class LabelIndex:
         left: set[Posting] = set() if before is None else set(key.of(before))
         entered: set[Posting] = set() if after is None else set(key.of(after))
         for posting in left - entered:
-            posting.items -= items
-            self._to_evaluate |= posting.queries
+            posting.subtract(items)
+            self._to_evaluate.update(each(posting.queries))
         for posting in entered - left:
-            posting.items |= items
-            self._to_evaluate |= posting.queries
+            posting.update(items)
+            self._to_evaluate.update(each(posting.queries))
 
     def figures(self) -> IndexFigures:
         """For metrics; any thread."""
         unfiled = len(self._unfiled)
         filed = len(self._queries) - unfiled
-        return IndexFigures(len(self._all), filed, unfiled, self._matches, self._mismatches, self._evaluations)
+        return IndexFigures(len(self._items.all), filed, unfiled, self._matches, self._mismatches, self._evaluations)
 
     # --- answers -------------------------------------------------------------------------------------
 
     def flush(self) -> dict[Query, Delta]:
         """The queries whose items changed since the last flush."""
-        if self._stale:
-            self._fill_postings()
+        self._fill_postings()
         if self._is_bulk:
-            self._to_evaluate = set(self._queries.values())
+            self._to_evaluate = set(self._queries)
             self._to_test.clear()
         deltas: dict[Query, Delta] = {}
         effective: dict[int, Labels] = {}
@@ -308,8 +236,8 @@ class LabelIndex:
         for item in items:
             labels = effective.get(item)
             if labels is None:
-                labels = effective[item] = self.labels(item)
-            if item in self._all and node.matches(labels):
+                labels = effective[item] = self._items.labels(item)
+            if item in self._items.all and node.matches(labels):
                 matching += 1
                 if item not in matched:
                     added.append(item)
@@ -331,45 +259,54 @@ class LabelIndex:
     def _evaluated(self, query: Query) -> Delta | None:
         items, is_negated = self._postings.evaluate(query.node)
         before = query.matched
+        if items is EMPTY and before is EMPTY and not is_negated:
+            return None
         if is_negated:
-            items = self._all - items
+            items = self._items.all - items
         if items == before:
             return None
         query.matched = items if is_negated else BitMap(items)
         return Delta(query.matched - before, before - items)
 
     def _fill_postings(self) -> None:
-        """For whatever is newly asked for. Adding again what is there does no harm."""
-        stale = [label for label in self._stale if label in self._postings.keys]
-        self._stale.clear()
-        if len(stale) <= FEW_LABELS:
-            for label in stale:
-                self._fill_label(label)
-            return
-        for item in self._all:
-            own = self._labels[item]
-            effective = self.labels(item)
-            if effective is own:
-                self._postings.add_own(item, own)
-            else:
-                self._postings.add(item, effective)
-                self._postings.mark_own(item, own)
+        """For whatever is newly asked for, and for new items of a batch of many. Adding again what is there does no
+        harm."""
+        if self._stale:
+            stale = self._stale & self._postings.keys.keys()
+            self._fill(stale, self._items.all)
+            self._stale.clear()
+        else:
+            stale = set()
+        if self._unposted:
+            self._fill(self._postings.keys.keys() - stale, self._unposted)
+            self._unposted.clear()
 
-    def _fill_label(self, label: str) -> None:
-        key, labels = self._postings.keys[label], self._labels
-        holders = BitMap.union(EMPTY, *(items for shape, items in self._shapes.items() if label in shape))
-        key.fill(holders, [labels[item][label] for item in holders.to_array()] if key.values or key.texts else [])
-        givers = [
-            (members, given[label])
-            for parent, given in self._parent_labels.items()
-            if label in given and (members := self._members.get(parent)) is not None
-        ]
-        for members, value in givers:
-            heirs = members - self._several - key.own
+    def _fill(self, labels: Collection[str], items: BitMap) -> None:
+        if len(labels) * self._items.looks <= LOOKS_AN_ITEM * len(items):
+            for label in labels:
+                self._fill_label(label, items)
+            return
+        for item in items:
+            self._post(item, self._items.own(item), self._items.labels(item))
+
+    def _post(self, item: int, own: Labels, effective: Labels) -> None:
+        if effective is own:
+            self._postings.add_own(item, own)
+        else:
+            self._postings.add(item, effective)
+            self._postings.mark_own(item, own)
+
+    def _fill_label(self, label: str, items: BitMap) -> None:
+        key, known = self._postings.keys[label], self._items
+        holders = known.with_own(label) & items
+        key.fill(holders, [known.own(item)[label] for item in holders.to_array()] if key.values or key.texts else [])
+        heirs = items - key.own
+        single, is_given = heirs - known.several, False
+        for members, value in known.heirs(label):
+            is_given = True
             for posting in key.of(value):
-                posting.items |= heirs
-        if givers:
-            for item in self._several - key.own:
-                inherited = self.labels(item).get(label)
-                if inherited is not None:
-                    key.add(item, inherited)
+                posting.update(members & single)
+        for item in heirs & known.several if is_given else ():
+            inherited = known.inherited(item, label)
+            if inherited is not None:
+                key.add(item, inherited)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from calico_core.policy.mismatch import first_mismatch
 from calico_core.policy.rules import stored_position
-from calico_core.policy.verdicts import PassedOver, RuleStep, implied_drop, kind_and_name, record_key
+from calico_core.policy.rules_ids import record_key
+from calico_core.policy.verdicts import PassedOver, RuleStep, implied_drop, kind_and_name
 
 if TYPE_CHECKING:
     from calico_core.model.hoststate import HostState, PolicyList, RulesId
@@ -22,12 +23,15 @@ def lead_back(snapshot: Snapshot, step: Step) -> RuleStep:
         return RuleStep(outcome=step.outcome, reason=implied_drop(step), tier=step.tier, hook=step.hook)
     stored = _stored(snapshot, step.rules, step.direction, step.rule)
     if stored is not None:
+        closed = snapshot.why_closed(step.endpoint.host, step.rules, step.direction)
+        why = closed.get(stored["position"] - 1)
         return RuleStep(
             outcome=step.outcome,
-            reason=step.reason,
+            reason=why or step.reason,
             tier=step.tier,
             hook=step.hook,
             is_rejected=step.is_rejected,
+            is_closed=why is not None,
             **stored,
         )
     key = record_key(step.rules)

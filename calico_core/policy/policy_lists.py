@@ -18,14 +18,15 @@ from pyroaring import BitMap, FrozenBitMap
 
 from calico_core.log import get_logger
 from calico_core.model.endpoints import HostEndpoint, WorkloadEndpoint
-from calico_core.model.hoststate import RulesId, TierPolicies
-from calico_core.model.ids import escape
+from calico_core.model.hoststate import TierPolicies
 from calico_core.model.keys import HostEndpointKey, PolicyKey, WorkloadEndpointKey
 from calico_core.model.policies import Policy, Tier, order_value
 from calico_core.model.selectors import Labels, parse_selector
 from calico_core.policy.dense_ids import DenseIds
 from calico_core.policy.label_index import LabelIndex
+from calico_core.policy.one_or_several import OneOrSeveral, each, with_one, without
 from calico_core.policy.postings import Query
+from calico_core.policy.rules_ids import policy_rules_id
 
 log = get_logger(__name__)
 
@@ -35,11 +36,6 @@ Hook = Literal["normal", "forward", "untracked", "pre_dnat"]
 EndpointKey = WorkloadEndpointKey | HostEndpointKey
 _DENYING: frozenset[Hook] = frozenset({"normal", "forward"})
 _NO_TIER = Tier()
-
-
-def policy_rules_id(key: PolicyKey) -> RulesId:
-    # escaped as in the datastore: a slash within a name must not make two policies one
-    return RulesId(f"policy/{escape(key.tier)}/{escape(key.name)}")
 
 
 def reason_ignored(policy: Policy) -> str | None:
@@ -54,6 +50,17 @@ def acts_at(policy: Policy, hook: Hook) -> bool:
     return hook == "normal" or (hook == "forward" and policy.apply_on_forward)
 
 
+class _Selected:
+    """The policies that have one selector; ``text`` is its canonical one."""
+
+    __slots__ = ("keys", "query", "text")
+
+    def __init__(self, text: str, query: Query) -> None:
+        self.text = text
+        self.query = query
+        self.keys: OneOrSeveral[PolicyKey] = None
+
+
 class PolicyLists:
     """Local endpoints × policies."""
 
@@ -62,16 +69,15 @@ class PolicyLists:
         self._ids: DenseIds[EndpointKey] = DenseIds()
         self._policies: dict[PolicyKey, Policy] = {}
         self._tiers: dict[str, Tier] = {}
-        self._tier_policies: dict[str, set[PolicyKey]] = {}
-        self._queries: dict[str, Query] = {}
-        self._texts: dict[Query, str] = {}
-        self._listed: dict[Query, set[PolicyKey]] = {}
-        self._by_number: dict[int, Query] = {}
+        self._selected: dict[str, _Selected] = {}
+        """By the canonical text of the selector."""
+        self._by_number: dict[int, _Selected] = {}
+        """The same by the number of the query."""
         self._matches: dict[int, BitMap] = {}
         self._lists: dict[tuple[Hook, FrozenBitMap], Tiers] = {}
         self._ignored: dict[PolicyKey, str] = {}
         # Of the batch under way.
-        self._relisted: set[Query] = set()
+        self._relisted: set[_Selected] = set()
         self._dirty = BitMap()
 
     @property
@@ -90,7 +96,11 @@ class PolicyLists:
             del self._tiers[name]
         else:
             self._tiers[name] = tier
-        self._relisted.update(self._query_of(key) for key in self._tier_policies.get(name, ()))
+        self._relisted.update(self._selected_by(policy) for key, policy in self._policies.items() if key.tier == name)
+
+    def policy(self, key: PolicyKey) -> Policy:
+        """One that is listed."""
+        return self._policies[key]
 
     def set_policy(self, key: PolicyKey, policy: Policy | None) -> None:
         reason = None if policy is None else reason_ignored(policy)
@@ -123,8 +133,8 @@ class PolicyLists:
 
     def flush(self) -> set[EndpointKey]:
         """The endpoints whose lists may be others now."""
-        for query in [query for query in self._relisted if not self._listed[query]]:
-            self._drop(query)
+        for selected in [selected for selected in self._relisted if selected.keys is None]:
+            self._drop(selected)
         for query, delta in self._index.flush().items():
             self._dirty |= delta.added
             self._dirty |= delta.removed
@@ -132,8 +142,9 @@ class PolicyLists:
                 self._matches.setdefault(item, BitMap()).add(query.number)
             for item in delta.removed:
                 self._unmatch(item, query)
-        for query in self._relisted:
-            self._dirty |= query.matched
+        for selected in self._relisted:
+            if selected.query.matched:
+                self._dirty |= selected.query.matched
         if self._relisted:
             self._lists.clear()
         keys = {self._ids.key(item) for item in self._dirty if item not in self._ids.released}
@@ -154,7 +165,7 @@ class PolicyLists:
         same = hook, FrozenBitMap(numbers)
         lists = self._lists.get(same)
         if lists is None:
-            keys = [key for number in numbers for key in self._listed[self._by_number[number]]]
+            keys = [key for number in numbers for key in each(self._by_number[number].keys)]
             keys = [key for key in keys if acts_at(self._policies[key], hook)]
             lists = self._lists[same] = self._put_in_order(keys, denies=hook in _DENYING)
         return lists
@@ -185,35 +196,28 @@ class PolicyLists:
 
     def _list(self, key: PolicyKey, policy: Policy) -> None:
         selector = parse_selector(policy.selector)
-        query = self._queries.get(selector.canonical)
-        if query is None:
-            query = self._queries[selector.canonical] = self._index.add_query(selector.root)
-            self._texts[query] = selector.canonical
-            self._by_number[query.number] = query
-            self._listed[query] = set()
+        selected = self._selected.get(selector.canonical)
+        if selected is None:
+            selected = _Selected(selector.canonical, self._index.add_query(selector.root))
+            self._selected[selected.text] = self._by_number[selected.query.number] = selected
         self._policies[key] = policy
-        self._listed[query].add(key)
-        self._tier_policies.setdefault(key.tier, set()).add(key)
-        self._relisted.add(query)
+        selected.keys = with_one(selected.keys, key)
+        self._relisted.add(selected)
 
     def _unlist(self, key: PolicyKey) -> None:
-        query = self._query_of(key)
-        self._listed[query].discard(key)
-        self._relisted.add(query)
-        siblings = self._tier_policies[key.tier]
-        siblings.discard(key)
-        if not siblings:
-            del self._tier_policies[key.tier]
-        del self._policies[key]
+        selected = self._selected_by(self._policies.pop(key))
+        selected.keys = without(selected.keys, key)
+        self._relisted.add(selected)
 
-    def _drop(self, query: Query) -> None:
+    def _drop(self, selected: _Selected) -> None:
         """No policy selects by it any more."""
-        self._relisted.discard(query)
+        query = selected.query
+        self._relisted.discard(selected)
         self._dirty |= query.matched
         for item in query.matched:
             self._unmatch(item, query)
         self._index.drop_query(query)
-        del self._listed[query], self._by_number[query.number], self._queries[self._texts.pop(query)]
+        del self._selected[selected.text], self._by_number[query.number]
         self._lists.clear()
 
     def _unmatch(self, item: int, query: Query) -> None:
@@ -222,8 +226,8 @@ class PolicyLists:
         if not numbers:
             del self._matches[item]
 
-    def _query_of(self, key: PolicyKey) -> Query:
-        return self._queries[parse_selector(self._policies[key].selector).canonical]
+    def _selected_by(self, policy: Policy) -> _Selected:
+        return self._selected[parse_selector(policy.selector).canonical]
 
 
 def _listing(policy: Policy) -> tuple[object, ...]:

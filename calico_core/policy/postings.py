@@ -7,6 +7,7 @@ over the items when a query names something new, made once for all that a batch 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import compress
 
@@ -27,8 +28,10 @@ from calico_core.model.selectors import (
     Or,
     TextMatch,
 )
+from calico_core.policy.one_or_several import OneOrSeveral, count, each, with_one, without
 
 EMPTY = BitMap()
+"""Never changed."""
 Atom = Has | Equal | TextMatch
 """A test of one label that an item passes only by having it."""
 Term = tuple[str, str | None]
@@ -47,21 +50,39 @@ class Query:
         self.node = node
         self.number = number
         self.matched = EMPTY
-        self.filed: tuple[Term, ...] = ()
+        self.filed: int | None = None
+        """Which of its :func:`requirements` it is filed under; None: it has none."""
 
 
 class Posting:
-    """The items that pass one atom, and the queries that ask for it."""
+    """The items that pass one atom, the queries that ask for it and, of a value, those that are filed under it."""
 
-    __slots__ = ("items", "queries")
+    __slots__ = ("filed", "items", "queries")
 
     def __init__(self) -> None:
-        self.items = BitMap()
-        self.queries: set[Query] = set()
+        self.items = EMPTY
+        self.queries: OneOrSeveral[Query] = None
+        self.filed: OneOrSeveral[Query] = None
+
+    def add(self, item: int) -> None:
+        if self.items is EMPTY:  # of most selectors of a large cluster nothing ever passes here
+            self.items = BitMap()
+        self.items.add(item)
+
+    def update(self, items: BitMap | list[int]) -> None:
+        if items:
+            if self.items is EMPTY:
+                self.items = BitMap()
+            self.items.update(items)
+
+    def subtract(self, items: BitMap) -> None:
+        if self.items is not EMPTY:
+            self.items -= items
 
 
 class KeyPostings:
-    """All that is asked of one label. ``own``: items that carry it themselves, whatever their parents say."""
+    """All that is asked of one label. ``own``: items that carry it themselves, whatever their parents say. ``filed``:
+    queries filed under the label with any value."""
 
     __slots__ = ("filed", "own", "present", "texts", "values")
 
@@ -70,7 +91,7 @@ class KeyPostings:
         self.present: Posting | None = None
         self.values: dict[str, Posting] = {}
         self.texts: dict[TextMatch, Posting] = {}
-        self.filed: dict[str | None, set[Query]] = {}
+        self.filed: set[Query] = set()
 
     def __bool__(self) -> bool:
         return bool(self.present or self.values or self.texts)
@@ -89,38 +110,39 @@ class KeyPostings:
     def add(self, item: int, value: str) -> None:
         # as :meth:`of`, unrolled: a snapshot comes through here once for each endpoint and label
         if self.present is not None:
-            self.present.items.add(item)
+            self.present.add(item)
         posting = self.values.get(value)
         if posting is not None:
-            posting.items.add(item)
+            posting.add(item)
         if self.texts:
             for text, posting in self.texts.items():
                 if text.accepts(value):
-                    posting.items.add(item)
+                    posting.add(item)
 
     def fill(self, items: BitMap, values: list[str]) -> None:
         """Many items that carry the label themselves, each with its value, in their order."""
         self.own |= items
         if self.present is not None:
-            self.present.items |= items
+            self.present.update(items)
         distinct = set(values)
         if len(distinct) == 1:
             for value in distinct & self.values.keys():
-                self.values[value].items |= items
+                self.values[value].update(items)
         elif distinct:
             asked = list(map(self.values.__contains__, values))
-            wanted: dict[str, list[int]] = {value: [] for value in self.values}
+            wanted: defaultdict[str, list[int]] = defaultdict(list)
             for item, value in zip(compress(items.to_array(), asked), compress(values, asked), strict=True):
                 wanted[value].append(item)
             for value, found in wanted.items():
-                self.values[value].items.update(found)
+                self.values[value].update(found)
         for text, posting in self.texts.items():
             accepted = {value for value in distinct if text.accepts(value)}
-            posting.items.update(list(compress(items.to_array(), map(accepted.__contains__, values))))
+            posting.update(list(compress(items.to_array(), map(accepted.__contains__, values))))
 
     def discard(self, item: int, value: str) -> None:
         for posting in self.of(value):
-            posting.items.discard(item)
+            if posting.items is not EMPTY:
+                posting.items.discard(item)
 
 
 class Postings:
@@ -146,7 +168,7 @@ class Postings:
                     key.values[atom.value] = posting
                 else:
                     key.texts[atom] = posting
-            posting.queries.add(query)
+            posting.queries = with_one(posting.queries, query)
         return stale
 
     def release(self, query: Query) -> None:
@@ -155,8 +177,8 @@ class Postings:
             posting = _find(key, atom) if key is not None else None
             if key is None or posting is None:
                 continue
-            posting.queries.discard(query)
-            if posting.queries:
+            posting.queries = without(posting.queries, query)
+            if posting.queries is not None:
                 continue
             if isinstance(atom, Has):
                 key.present = None
@@ -197,38 +219,50 @@ class Postings:
                 key.own.discard(item)
                 key.discard(item, value)
 
-    def file(self, query: Query) -> tuple[Term, ...]:
-        """File the query under the required terms that fewest queries are filed under. Empty: it requires nothing."""
+    def file(self, query: Query) -> None:
+        """File the query under the required terms that fewest queries are filed under."""
         options = requirements(query.node)
         if not options:
-            return ()
+            return
+        query.filed = 0 if len(options) == 1 else min(range(len(options)), key=lambda at: self._crowd(options[at]))
+        for label, value in options[query.filed]:
+            key = self.keys[label]
+            if value is None:
+                key.filed.add(query)
+            else:
+                posting = key.values[value]
+                posting.filed = with_one(posting.filed, query)
 
-        def crowd(option: tuple[Term, ...]) -> tuple[int, bool]:
-            filed = sum(len(self.keys[label].filed.get(value, ())) for label, value in option)
-            return filed + len(option), option[0][1] is None
-
-        best = options[0] if len(options) == 1 else min(options, key=crowd)
-        for label, value in best:
-            self.keys[label].filed.setdefault(value, set()).add(query)
-        return best
+    def _crowd(self, option: tuple[Term, ...]) -> tuple[int, bool]:
+        filed = 0
+        for label, value in option:
+            key = self.keys[label]
+            filed += len(key.filed) if value is None else count(key.values[value].filed)
+        return filed + len(option), option[0][1] is None
 
     def unfile(self, query: Query) -> None:
-        for label, value in query.filed:
-            filed = self.keys[label].filed
-            filed[value].discard(query)
-            if not filed[value]:
-                del filed[value]
+        if query.filed is None:
+            return
+        for label, value in requirements(query.node)[query.filed]:
+            key = self.keys[label]
+            if value is None:
+                key.filed.discard(query)
+            else:
+                posting = key.values[value]
+                posting.filed = without(posting.filed, query)
 
     def filed(self, labels: Labels) -> set[Query]:
         """The queries filed under one of these labels."""
         found: set[Query] = set()
         for label, value in labels.items():
             key = self.keys.get(label)
-            if key is None or not key.filed:
+            if key is None:
                 continue
-            for filed in (key.filed.get(value), key.filed.get(None)):
-                if filed is not None:
-                    found |= filed
+            if key.filed:
+                found |= key.filed
+            posting = key.values.get(value)
+            if posting is not None and posting.filed is not None:
+                found.update(each(posting.filed))
         return found
 
     def evaluate(self, node: Node) -> Result:

@@ -38,7 +38,6 @@ from calico_core.model.keys import (
     TierKey,
     WorkloadEndpointKey,
 )
-from calico_core.model.policies import Policy
 from calico_core.model.rules import Rule, RuleLists
 from calico_core.model.selectors import Labels
 from calico_core.policy.active import ActiveLists, References
@@ -48,18 +47,17 @@ from calico_core.policy.floating import NO_NATS, FloatingAddresses
 from calico_core.policy.host_endpoints import HostEndpoints
 from calico_core.policy.ip_sets import IpSets
 from calico_core.policy.label_index import IndexFigures
-from calico_core.policy.policy_lists import Hook, PolicyLists, Tiers, policy_rules_id
+from calico_core.policy.policy_lists import Hook, PolicyLists, Tiers
 from calico_core.policy.rules import Source, compile_rules, tag_label
+from calico_core.policy.rules_ids import policy_rules_id, profile_rules_id, record_key
 
 log = get_logger(__name__)
 
 _NO_RULES = RuleLists(inbound_rules=(Rule(action="deny"),), outbound_rules=(Rule(action="deny"),))
 """Of a profile that is not there: closed at its place in the list. Source: felix specification 4.5."""
 _CLOSED = PolicyList()
-
-
-def profile_rules_id(profile: str) -> RulesId:
-    return RulesId(f"profile/{profile}")
+Pending = defaultdict[type[Key], dict[Any, Any]]
+"""The latest value of each key; None: deleted."""
 
 
 class PolicyResolver:
@@ -83,11 +81,10 @@ class PolicyResolver:
         self.allowed_sources = AllowedSources(is_wanted=lets_spoof)
         self._is_in_sync = False
         self._is_first = True
-        self._pending: dict[Key, Any] = {}
+        self._pending: Pending = defaultdict(dict)
         self._profile_rules: dict[str, RuleLists] = {}
         self._profile_labels: dict[str, Labels] = {}
         self._profile_tags: dict[str, tuple[str, ...]] = {}
-        self._policies: dict[RulesId, Policy] = {}
         self._local: dict[WorkloadEndpointKey, WorkloadEndpoint] = {}
         self._floating = FloatingAddresses()
         self._has_floating = has_floating
@@ -127,7 +124,9 @@ class PolicyResolver:
 
     def apply(self, updates: Iterable[tuple[Key, Any]]) -> None:
         """The latest value of each key; None: deleted. Keys that are not policy's business are ignored."""
-        self._pending.update(updates)
+        pending = self._pending
+        for key, value in updates:
+            pending[type(key)][key] = value
 
     def set_interface(self, name: str, addresses: frozenset[IPAddress] | None) -> None:
         """An interface of the host itself and all its addresses; None: it is gone. Those of workloads are not to be
@@ -138,14 +137,11 @@ class PolicyResolver:
         """What changed since the last flush. The first after :meth:`in_sync` is complete; before it, empty."""
         if not self._is_in_sync or not (self._is_first or self._pending or self._is_interface_dirty):
             return HostChanges()
-        groups: defaultdict[type[Key], list[tuple[Any, Any]]] = defaultdict(list)
-        for update in self._pending.items():
-            groups[type(update[0])].append(update)
-        self._pending = {}
-        self._take_policies(groups)
-        self._take_profiles(groups)
-        dirty = self._take_local(groups[WorkloadEndpointKey])
-        self._take_host_endpoints(groups[HostEndpointKey])
+        pending, self._pending = self._pending, defaultdict(dict)
+        self._take_policies(pending)
+        self._take_profiles(pending)
+        dirty = self._take_local(pending[WorkloadEndpointKey])
+        self._take_host_endpoints(pending[HostEndpointKey])
         relisted = self._policy_lists.flush()
         dirty.update(key for key in relisted if isinstance(key, WorkloadEndpointKey))
         workloads, removed_workloads = self._resolve(dirty)
@@ -153,12 +149,11 @@ class PolicyResolver:
         interfaces, removed_interfaces = self._resolve_interfaces()
         rules, removed_rules, sets = self._compile()
         removed_sets, removed_port_sets = self._activate(sets)
-        members = groups[WorkloadEndpointKey]
-        members += groups[HostEndpointKey]
-        members += groups[NetworkSetKey]
-        self._ip_sets.update_members(members)
+        for kind in (WorkloadEndpointKey, HostEndpointKey, NetworkSetKey):
+            self._ip_sets.update_members(pending[kind].items())
         set_changes, port_set_changes = self._ip_sets.flush()
-        self._cluster_wide.take(groups[PoolKey], [*groups[HostIpKey], *groups[BgpHostAddressKey]])
+        addresses = pending[HostIpKey] | pending[BgpHostAddressKey]
+        self._cluster_wide.take(pending[PoolKey].items(), addresses.items())
         pools, peers = self._cluster_wide.changed()
         changes = HostChanges(
             is_complete=self._is_first,
@@ -182,25 +177,23 @@ class PolicyResolver:
 
     # --- inputs --------------------------------------------------------------------------------------
 
-    def _take_policies(self, groups: defaultdict[type[Key], list[tuple[Any, Any]]]) -> None:
+    def _take_policies(self, pending: Pending) -> None:
         # before the endpoints: what selectors ask of labels is then indexed as endpoints come
-        for tier_key, tier in groups[TierKey]:
+        for tier_key, tier in pending[TierKey].items():
             self._policy_lists.set_tier(tier_key.tier, tier)
-        for policy_key, policy in groups[PolicyKey]:
+        for policy_key, policy in pending[PolicyKey].items():
             self._policy_lists.set_policy(policy_key, policy)
-            rules_id = policy_rules_id(policy_key)
-            _put(self._policies, rules_id, policy)
-            self._dirty_rules.add(rules_id)
+        self._note_rules(map(policy_rules_id, pending[PolicyKey]))
 
-    def _take_profiles(self, groups: defaultdict[type[Key], list[tuple[Any, Any]]]) -> None:
-        for rules_key, rules in groups[ProfileRulesKey]:
+    def _take_profiles(self, pending: Pending) -> None:
+        for rules_key, rules in pending[ProfileRulesKey].items():
             _put(self._profile_rules, rules_key.profile, rules)
-            self._dirty_rules.add(profile_rules_id(rules_key.profile))
+        self._note_rules(profile_rules_id(key.profile) for key in pending[ProfileRulesKey])
         changed: dict[str, None] = {}
-        for labels_key, labels in groups[ProfileLabelsKey]:
+        for labels_key, labels in pending[ProfileLabelsKey].items():
             _put(self._profile_labels, labels_key.profile, labels)
             changed[labels_key.profile] = None
-        for tags_key, tags in groups[ProfileTagsKey]:
+        for tags_key, tags in pending[ProfileTagsKey].items():
             _put(self._profile_tags, tags_key.profile, tags)
             changed[tags_key.profile] = None
         for profile in changed:
@@ -209,11 +202,14 @@ class PolicyResolver:
             marks = {tag_label(tag): "" for tag in self._profile_tags.get(profile, ())}
             self._ip_sets.set_profile_labels(profile, {**given, **marks} if given and marks else given or marks)
 
-    def _take_local(
-        self, updates: list[tuple[WorkloadEndpointKey, WorkloadEndpoint | None]]
-    ) -> set[WorkloadEndpointKey]:
+    def _note_rules(self, changed: Iterable[RulesId]) -> None:
+        """Rules that are not in use are no concern: they are read when they come into use."""
+        if self._rules:
+            self._dirty_rules.update(each for each in changed if each in self._rules)
+
+    def _take_local(self, updates: dict[WorkloadEndpointKey, WorkloadEndpoint | None]) -> set[WorkloadEndpointKey]:
         host = self._host
-        local = [(key, self._checked(key, record)) for key, record in updates if key.host == host]
+        local = [(key, self._checked(key, record)) for key, record in updates.items() if key.host == host]
         active = [(key, record if record is not None and record.state == "active" else None) for key, record in local]
         self._policy_lists.update_endpoints(active)
         dirty = {key for key, _ in local}
@@ -232,8 +228,8 @@ class PolicyResolver:
         log.warning("endpoint.ignored", endpoint=key.endpoint, interface=record.name, reason=reason)
         return None
 
-    def _take_host_endpoints(self, updates: list[tuple[HostEndpointKey, HostEndpoint | None]]) -> None:
-        local = [update for update in updates if update[0].host == self._host]
+    def _take_host_endpoints(self, updates: dict[HostEndpointKey, HostEndpoint | None]) -> None:
+        local = [update for update in updates.items() if update[0].host == self._host]
         self._policy_lists.update_endpoints(local)
         for key, record in local:
             self._host_endpoints.set_record(key, record)
@@ -353,11 +349,11 @@ class PolicyResolver:
 
     def _compile_one(self, rules_id: RulesId) -> tuple[HostRules, dict[SetId, Source]]:
         """Fails closed."""
-        kind, _, name = rules_id.partition("/")
-        if kind == "profile":
-            lists = self._profile_rules.get(name, _NO_RULES)
+        key = record_key(rules_id)
+        if isinstance(key, ProfileRulesKey):
+            lists = self._profile_rules.get(key.profile, _NO_RULES)
             return compile_rules(rules_id, lists.inbound_rules, lists.outbound_rules, of_profile=True)
-        policy = self._policies[rules_id]
+        policy = self._policy_lists.policy(key)
         return compile_rules(rules_id, policy.inbound_rules, policy.outbound_rules, of_profile=False)
 
     def _activate(self, sources: dict[SetId, Source]) -> tuple[list[SetId], list[SetId]]:

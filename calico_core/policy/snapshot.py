@@ -7,15 +7,11 @@ from typing import Any, Literal
 
 from netaddr import IPAddress, IPNetwork
 
-from calico_core.errors import InvalidRequest
 from calico_core.model.addresses import contains, parse_address
 from calico_core.model.endpoints import HostEndpoint, WorkloadEndpoint
-from calico_core.model.failsafe import DEFAULT_INBOUND, DEFAULT_OUTBOUND, Failsafe, parse_failsafe_ports
 from calico_core.model.hoststate import HostRules, HostState, PolicyList, RulesId
 from calico_core.model.keys import (
     BgpHostAddressKey,
-    GlobalConfigKey,
-    HostConfigKey,
     HostEndpointKey,
     HostIpKey,
     Key,
@@ -26,37 +22,31 @@ from calico_core.model.pools import Pool
 from calico_core.model.rules import PORT_PROTOCOLS, Rule
 from calico_core.policy.effective_labels import effective_labels
 from calico_core.policy.explain import Direction, Packet, holder
+from calico_core.policy.host_settings import MAX_SET_SIZE, HostSettings
 from calico_core.policy.resolver import PolicyResolver
+from calico_core.policy.rules import stored_position
+from calico_core.policy.rules_ids import record_key
+from calico_core.policy.set_limit import SetsBeyond, close_rules, set_words
 from calico_core.policy.tunnel_routes import encapsulation
-from calico_core.policy.verdicts import kind_and_name, record_key
-
-ENDPOINT_TO_HOST, SOURCE_SPOOFING = "DefaultEndpointToHostAction", "WorkloadSourceSpoofing"
-_FLOATING = "FloatingIPs"
-_FAILSAFE: dict[Direction, str] = {"inbound": "FailsafeInboundHostPorts", "outbound": "FailsafeOutboundHostPorts"}
+from calico_core.policy.verdicts import kind_and_name
+from calico_core.settings import Settings
 
 
-class Snapshot:
-    """Every host's records. ``bad`` maps the paths of records that do not decode to the reason. ``endpoint_to_host`` is
-    what hosts do whose configuration names nothing, and so are ``source_spoofing``, ``floating_ips`` and
-    ``failsafe_…``: the ports that no host endpoint closes, as settings write them."""
+class Snapshot(HostSettings):
+    """Every host's records. ``bad`` maps the paths of records that do not decode to the reason. ``defaults``: what
+    hosts go by whose configuration names nothing."""
 
     def __init__(
         self,
         records: Iterable[tuple[Key, Any]],
         *,
         bad: Mapping[str, str] | None = None,
-        endpoint_to_host: str = "RETURN",
-        source_spoofing: str = "Disabled",
-        floating_ips: str = "Enabled",
-        failsafe_inbound: str = DEFAULT_INBOUND,
-        failsafe_outbound: str = DEFAULT_OUTBOUND,
+        defaults: Settings | None = None,
     ) -> None:
-        self._records = dict(records)
+        super().__init__(dict(records), Settings() if defaults is None else defaults)
         self._bad = bad or {}
-        self._endpoint_to_host, self._source_spoofing = endpoint_to_host, source_spoofing
-        self._floating_ips = floating_ips
-        self._failsafe: dict[Direction, str] = {"inbound": failsafe_inbound, "outbound": failsafe_outbound}
         self._states: dict[str, HostState] = {}
+        self._beyond: dict[str, SetsBeyond] = {}
         self.host_endpoints: dict[HostEndpointKey, HostEndpoint] = {}
         self.endpoints: dict[WorkloadEndpointKey, WorkloadEndpoint] = {}
         self.hosts: dict[IPAddress, str] = {}
@@ -103,10 +93,11 @@ class Snapshot:
         )
 
     def state(self, host: str) -> HostState:
-        """What the agent of ``host`` would tell its dataplane."""
+        """What the agent of ``host`` would tell its dataplane, and the dataplane make of it: rules that name a set
+        beyond its limit deny."""
         found = self._states.get(host)
         if found is None:
-            resolver = PolicyResolver(host, lets_spoof=self.lets_spoof(host), has_floating=self._has_floating(host))
+            resolver = PolicyResolver(host, lets_spoof=self.lets_spoof(host), has_floating=self.has_floating(host))
             resolver.apply(self._records.items())
             for key, record in self.host_endpoints.items():
                 if key.host == host and record.name is None:  # one that has what is expected stands for the real one
@@ -114,6 +105,7 @@ class Snapshot:
             resolver.in_sync()
             found = self._states[host] = HostState()
             found.update(resolver.flush())
+            self._beyond[host] = close_rules(found, self.max_set_size(host))
         return found
 
     def rules_of(
@@ -126,6 +118,21 @@ class Snapshot:
         if lists is None:
             return kind, name, None
         return kind, name, lists.inbound_rules if direction == "inbound" else lists.outbound_rules
+
+    def why_closed(self, host: str, rules_id: RulesId, direction: Direction) -> dict[int, str]:
+        """The rules of the list that deny on the host whatever they say, by their place in the record (from 0)."""
+        self.state(host)
+        beyond, (kind, _, rules) = self._beyond[host], self.rules_of(rules_id, direction)
+        reasons: dict[int, str] = {}
+        for index, set_id in beyond.named.get((rules_id, direction), {}).items():
+            assert rules is not None  # of what is not there no rule names a set
+            position = stored_position(rules, index, of_profile=kind == "profile")
+            size, words = beyond.sizes[set_id], set_words(rules[position], set_id)
+            reasons[position] = (
+                f"the set of {words} has {size} members, more than {MAX_SET_SIZE} {self.max_set_size(host)}: "
+                "rules that name it deny"
+            )
+        return reasons
 
     def why_bad(self, key: Key) -> str | None:
         """Of a record that does not decode."""
@@ -162,32 +169,6 @@ class Snapshot:
         """Whether it always goes from host to host inside another packet, past the policy of interfaces."""
         ways = (encapsulation(pool) for pool in self.pools() if contains(pool.cidr, address))
         return any(way is not None and way[1] == "always" for way in ways)
-
-    # --- configuration -----------------------------------------------------------------------------
-
-    def _config(self, host: str, name: str) -> str | None:
-        found = self._records.get(HostConfigKey(host, name))
-        return found if found is not None else self._records.get(GlobalConfigKey(name))
-
-    def failsafe_ports(self, host: str, direction: Direction) -> tuple[Failsafe, ...]:
-        """An agent that cannot read its setting does not start: what it last knew, most likely the default, holds."""
-        name = _FAILSAFE[direction]
-        text = self._config(host, name)
-        try:
-            return parse_failsafe_ports(self._failsafe[direction] if text is None else text, field=name)
-        except InvalidRequest:
-            return parse_failsafe_ports(self._failsafe[direction], field=name)
-
-    def lets_spoof(self, host: str) -> bool:
-        """Whether workloads of the host may send from the prefixes that their records allow."""
-        return (self._config(host, SOURCE_SPOOFING) or self._source_spoofing).strip().lower() == "any"
-
-    def _has_floating(self, host: str) -> bool:
-        return (self._config(host, _FLOATING) or self._floating_ips).strip().lower() == "enabled"
-
-    def action_to_host(self, host: str) -> str:
-        """What becomes of packets that its workloads send to it."""
-        return (self._config(host, ENDPOINT_TO_HOST) or self._endpoint_to_host).strip().upper()
 
 
 def _looks_at_port(rules: HostRules, protocol: int) -> bool:

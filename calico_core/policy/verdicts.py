@@ -6,8 +6,6 @@ from typing import Literal
 
 from netaddr import IPAddress
 
-from calico_core.model.hoststate import RulesId
-from calico_core.model.ids import unescape
 from calico_core.model.keys import HostEndpointKey, PolicyKey, ProfileRulesKey, WorkloadEndpointKey
 from calico_core.model.record import Value
 from calico_core.model.rules import Rule
@@ -19,7 +17,8 @@ Place = Literal["workload", "host", "interface", "outside", "unknown"]
 
 class RuleStep(Value, frozen=True):
     """One decision. ``kind`` and ``name`` tell the record, ``position`` (from 1) and ``rule`` the rule in it; without
-    them an end was reached and the drop is an implied one."""
+    them an end was reached and the drop is an implied one. ``is_closed``: the rule denies whatever it says, and
+    ``reason`` tells why."""
 
     outcome: Outcome
     reason: str
@@ -30,6 +29,7 @@ class RuleStep(Value, frozen=True):
     rule: Rule | None = None
     hook: Hook = "normal"
     is_rejected: bool = False
+    is_closed: bool = False
 
 
 class PassedOver(Value, frozen=True):
@@ -95,11 +95,3 @@ def without_steps(side: Side, outcome: Literal["deny"] | None, reason: str) -> S
 
 def kind_and_name(key: PolicyKey | ProfileRulesKey) -> tuple[Literal["policy", "profile"], str]:
     return ("profile", key.profile) if isinstance(key, ProfileRulesKey) else ("policy", key.name)
-
-
-def record_key(rules_id: RulesId) -> PolicyKey | ProfileRulesKey:
-    kind, _, rest = rules_id.partition("/")
-    if kind == "profile":
-        return ProfileRulesKey(rest)
-    tier, _, name = rest.partition("/")
-    return PolicyKey(unescape(tier), unescape(name))

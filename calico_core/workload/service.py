@@ -7,11 +7,11 @@ agent sees the record and programs its policy while the interface is being made;
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import msgspec
 
-from calico_core.errors import InvalidRequest, NotReady, Unavailable
+from calico_core.errors import InterfaceTaken, InvalidRequest, NotReady, StoreNotReady, Unavailable
 from calico_core.interfaces.dataplane import WorkloadWiring
 from calico_core.interfaces.datastore import Records, Versioned
 from calico_core.interfaces.ipam import Ipam
@@ -23,6 +23,7 @@ from calico_core.model.keys import ReadyKey, WorkloadEndpointKey
 from calico_core.model.workloads import Attach, Attached, Detach, PairRequest, WiredInterface, WiringRequest
 from calico_core.stopwatch import Stopwatch, lap, measured
 from calico_core.workload.gate import PolicyGate
+from calico_core.workload.leaving import LeavingLinks
 from calico_core.workload.orphans import remove_orphans
 from calico_core.workload.sharing import departure
 from calico_core.workload.slowest import SlowestAttaches
@@ -32,6 +33,7 @@ from calico_core.workload.undo import UndoStack
 log = get_logger(__name__)
 
 _LOCK_TIMEOUT_S = 30.0
+_LEAVING_S = 5.0
 
 
 class WorkloadService(Workloads):
@@ -56,10 +58,10 @@ class WorkloadService(Workloads):
         self._default_mtu_bytes = default_mtu_bytes
         self._locks = NamedLocks()
         self.slowest = SlowestAttaches()
-        self._links = ThreadPoolExecutor(max_workers=64, thread_name_prefix="links")
+        self._links = LeavingLinks(wiring.detach)
 
     def close(self) -> None:
-        self._links.shutdown(wait=True)
+        self._links.close()
 
     # --- attach ----------------------------------------------------------------------------------
 
@@ -121,7 +123,7 @@ class WorkloadService(Workloads):
             return
         ready = self._records.get(ReadyKey())
         if ready is None or ready.record != "true":
-            raise NotReady(f"{ReadyKey().path} in the datastore is not 'true'")
+            raise StoreNotReady(f"{ReadyKey().path} in the datastore is not 'true'")
 
     def _require_mtu(self, request: Attach) -> None:
         if request.requires_mtu and not request.mtu_bytes and not self._default_mtu_bytes():
@@ -140,22 +142,27 @@ class WorkloadService(Workloads):
             standing = self._wiring.host_end(request.namespace_fd, container_interface)
             if standing == request.interface:
                 return None
-        return self._wiring.attach(
-            WiringRequest(
-                interface=request.interface,
-                container_interface=container_interface,
-                namespace_fd=request.namespace_fd,
-                namespace=request.namespace,
-                addresses=endpoint.nets,
-                mac=endpoint.mac,
-                mtu_bytes=request.mtu_bytes or self._default_mtu_bytes(),
-                queues=request.queues,
-                device=request.device,
-                is_default_route=request.is_default_route,
-                routes=request.routes,
-                allow_ip_forwarding=request.allow_ip_forwarding,
-            )
+        wanted = WiringRequest(
+            interface=request.interface,
+            container_interface=container_interface,
+            namespace_fd=request.namespace_fd,
+            namespace=request.namespace,
+            addresses=endpoint.nets,
+            mac=endpoint.mac,
+            mtu_bytes=request.mtu_bytes or self._default_mtu_bytes(),
+            queues=request.queues,
+            device=request.device,
+            is_default_route=request.is_default_route,
+            routes=request.routes,
+            allow_ip_forwarding=request.allow_ip_forwarding,
         )
+        try:
+            return self._wiring.attach(wanted)
+        except InterfaceTaken as taken:
+            if not self._links.await_gone(taken.owner, timeout_s=_LEAVING_S):
+                raise
+            log.info("endpoint.waited_for_leaving", endpoint=request.key.path, interface=taken.owner)
+            return self._wiring.attach(wanted)
 
     # --- detach ----------------------------------------------------------------------------------
 
@@ -168,7 +175,10 @@ class WorkloadService(Workloads):
                 if not request.is_shared:
                     self._wiring.detach(request.interface)  # whoever's it is: nobody can say, and it must not leak
                 raise
-            if standing is not None and standing.record is not None and standing.record.attachments:
+            is_shared = standing is not None and standing.record is not None and bool(standing.record.attachments)
+            if request.needs_ready:
+                self._await_ready(request, standing, is_shared=is_shared)
+            if standing is not None and is_shared:
                 return self._detach_shared(request, standing)
             link = self._remove_link(request, standing)
             try:
@@ -179,6 +189,18 @@ class WorkloadService(Workloads):
                 lap("interface")
         log.info("endpoint.detached", endpoint=request.key.path)
         return going is not None and going.is_changed
+
+    def _await_ready(
+        self, request: Detach, standing: Versioned[WorkloadEndpoint | None] | None, *, is_shared: bool
+    ) -> None:
+        """Whoever fills the store or copies it counts on nobody writing. The container's interface goes all the same,
+        unless others may use it."""
+        try:
+            self._require_ready()
+        except StoreNotReady:
+            if not is_shared and not request.is_shared:
+                self._remove_link(request, standing).result()
+            raise
 
     def _detach_shared(self, request: Detach, standing: Versioned[WorkloadEndpoint | None]) -> bool:
         """Whether the interface goes is known when the record's part is done: until then somebody may join."""
@@ -198,7 +220,7 @@ class WorkloadService(Workloads):
             done: Future[None] = Future()
             done.set_result(None)
             return done  # it is the next owner's interface by now
-        return self._links.submit(self._wiring.detach, request.interface)
+        return self._links.submit(request.interface)
 
     # --- questions -------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ L lost, W wrongly passed``; it exits with 1 unless both are 0. The ways to resta
 
 - **clean**: SIGTERM, then start;
 - **kill**: SIGKILL, then start;
+- **anew**: ``calicoctl node restart``, the process stays;
 - **upgrade**: start with a setting that changes the fixed part of the table, as another version's table would;
 - **driver**: start with the other dataplane driver.
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from calico_core.lab.host import LabHost
     from calico_core.lab.workload import LabWorkload
 
-WAYS = ("clean", "kill", "upgrade", "driver")
+WAYS = ("clean", "kill", "anew", "upgrade", "driver")
 _OTHER = {"nftables": "iptables", "iptables": "nftables"}
 _BOTH_FAMILIES = {"ipam": {"type": "calico-ipam", "assign_ipv4": "true", "assign_ipv6": "true"}}
 _SENT_BETWEEN = 300
@@ -129,6 +130,9 @@ class Restarter:
         )
 
     def restart(self, way: str) -> None:
+        if way == "anew":
+            self._host.calicoctl("node", "restart", timeout_s=_PATIENCE_S)
+            return
         if way == "kill":
             self._host.kill_node()
         else:

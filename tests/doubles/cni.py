@@ -10,6 +10,7 @@ from calico_cni.integration import CniIntegration
 from calico_core.datastore.memory import MemoryDatastore
 from calico_core.datastore.records import TypedRecords
 from calico_core.interfaces.integration import Call, CallReply, IntegrationContext
+from calico_core.model.keys import ReadyKey
 from calico_core.settings import Settings
 from tests.doubles.ipam import MemoryIpam
 from tests.doubles.workloads import MemoryWorkloads
@@ -37,6 +38,7 @@ class CniSetup:
             host=HOST,
             is_resident=is_resident,
         )
+        self.records.put(ReadyKey(), "true")
         self.integration = CniIntegration()
         self.integration.prepare(self.context)
 

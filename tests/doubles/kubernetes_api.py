@@ -27,7 +27,8 @@ _BY_PATH = {path: kind for kind, path in KINDS.items()}
 
 class KubernetesApi:
     """``port`` is chosen at the first start and kept. ``refuse``: the status every request gets, 0: none.
-    ``page``: objects in one answer to a list; ``delay_s`` before any answer."""
+    ``page``: objects in one answer to a list; ``delay_s`` before any answer. ``issued``: tokens that were asked for,
+    each good for what was asked or ``token_life_s``, by the path of its account."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -44,6 +45,8 @@ class KubernetesApi:
         self.delay_s = 0.0
         self.page = 2
         self.requests: list[str] = []
+        self.token_life_s = 0
+        self.issued: list[tuple[str, str]] = []
         self.start()
 
     @property
@@ -110,6 +113,10 @@ class KubernetesApi:
                 with contextlib.suppress(OSError):  # who asked has hung up
                     api._answer(self)
 
+            def do_POST(self) -> None:
+                with contextlib.suppress(OSError):
+                    api._issue(self)
+
             def log_message(self, *_arguments: object) -> None:
                 pass
 
@@ -156,6 +163,26 @@ class KubernetesApi:
             self._list(request, _BY_PATH[parts.path], int(query.get("continue", "0")))
         else:
             self._get(request, parts.path)
+
+    def _issue(self, request: BaseHTTPRequestHandler) -> None:
+        """A token of a service account, as the subresource ``token`` does."""
+        self.requests.append(request.path)
+        wanted = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
+        account = request.path.strip("/").split("/")
+        known = [account[3], account[5]] if account[4:5] == ["serviceaccounts"] and account[6:] == ["token"] else []
+        if self.refuse:
+            _reply(request, self.refuse, {"kind": "Status", "code": self.refuse, "message": "refused"})
+        elif request.headers.get("Authorization") != f"Bearer {self.token}":
+            _reply(request, 401, {"kind": "Status", "code": 401, "message": "Unauthorized"})
+        elif ("service_accounts", *known) not in self._objects:
+            _reply(request, 404, {"kind": "Status", "code": 404, "message": f"{request.path} not found"})
+        elif wanted["kind"] != "TokenRequest" or request.headers["Content-Type"] != "application/json":
+            _reply(request, 400, {"kind": "Status", "code": 400, "message": "no TokenRequest"})
+        else:
+            life_s = self.token_life_s or wanted["spec"]["expirationSeconds"]
+            token = f"{self.token}-issued-{len(self.issued)}"
+            self.issued.append(("/".join(known), token))
+            _reply(request, 201, {"spec": {"expirationSeconds": life_s}, "status": {"token": token}})
 
     def _get(self, request: BaseHTTPRequestHandler, path: str) -> None:
         match path.strip("/").split("/"):

@@ -12,13 +12,13 @@ import time
 import msgspec
 from netaddr import EUI, IPAddress, IPNetwork
 
-from calico_core.errors import InterfaceTaken, KeyExists
+from calico_core.errors import InterfaceTaken, KeyExists, StoreNotReady
 from calico_core.interfaces.datastore import Records
 from calico_core.interfaces.ipam import Ipam
 from calico_core.interfaces.workloads import Workloads
 from calico_core.model.addresses import host_network, parse_mac
 from calico_core.model.endpoints import WorkloadEndpoint
-from calico_core.model.keys import ProfileRulesKey, ProfileTagsKey, WorkloadEndpointKey
+from calico_core.model.keys import ProfileRulesKey, ProfileTagsKey, ReadyKey, WorkloadEndpointKey
 from calico_core.model.workloads import (
     AddressRequest,
     Attach,
@@ -78,6 +78,8 @@ class MemoryWorkloads(Workloads):
             self.detach_requests.append(request)
             self._fail()
             self.pairs.pop(request.interface, None)
+            if request.needs_ready and self._records is not None:
+                _require_ready(self._records)
             standing = self.attached.get(request.key)
             going = departure(standing.endpoint if standing is not None else None, request)
             self.ipam.release_by_handle(going.handles)
@@ -212,3 +214,9 @@ def _attached(request: Attach, nets: tuple[IPNetwork, ...]) -> Attached:
         endpoint=endpoint,
         steps=(("record_ms", 0.5), ("interface_ms", 1.0)),
     )
+
+
+def _require_ready(records: Records) -> None:
+    found = records.get(ReadyKey())
+    if found is None or found.record != "true":
+        raise StoreNotReady("not ready")

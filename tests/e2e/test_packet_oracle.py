@@ -81,8 +81,8 @@ class Undone(campaign.Oracle):
 
     what = ("delete", "table", "inet", "calico")
 
-    def _program(self, case: dict[str, Any]) -> HostState:
-        state = super()._program(case)
+    def _program(self, case: dict[str, Any], limit: int | None) -> HostState:
+        state = super()._program(case, limit)
         self._bench.run_on_host("nft", *self.what)
         return state
 

@@ -10,8 +10,8 @@ pytestmark = pytest.mark.needs_root
 
 
 def test_restart_kill_and_upgrade_lose_nothing_and_let_nothing_pass() -> None:
-    result = restarts.run(count=3, dataplane="nftables", ways=("clean", "kill", "upgrade"))
-    assert result.last_line == "3 restarts, 0 lost, 0 wrongly passed", result.losses
+    result = restarts.run(count=4, dataplane="nftables", ways=("clean", "kill", "anew", "upgrade"))
+    assert result.last_line == "4 restarts, 0 lost, 0 wrongly passed", result.losses
     assert result.sent > 2000
     assert result.forbidden > 2000
     assert result.tcp_bytes > 0

@@ -1,7 +1,8 @@
-"""A running node and the datastore's configuration: it ends for its supervisor when it cannot follow."""
+"""A running node and the datastore's configuration: it starts itself anew when it cannot follow."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -11,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from calico_core.datastore.records import TypedRecords
+from calico_core.datastore.sqlite import SqliteDatastore
 from calico_core.errors import ToolFailed
+from calico_core.interfaces.datastore import DatastoreOptions
 from calico_core.lab.host import LabHost
 from calico_core.lab.topology import Laboratory
+from calico_core.model.keys import GlobalConfigKey
 
 pytestmark = pytest.mark.needs_root
 
@@ -27,7 +32,7 @@ def host() -> Iterator[LabHost]:
 def wait_until(holds: Callable[[], bool], within_s: float) -> bool:
     deadline = time.monotonic() + within_s
     while not holds() and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.01)
     return holds()
 
 
@@ -35,7 +40,7 @@ def says(host: LabHost, text: str) -> bool:
     return text in host.node_log.read_text()
 
 
-def test_a_setting_that_needs_a_start_ends_the_node_and_equal_values_do_not(host: LabHost) -> None:
+def test_a_setting_that_needs_a_start_gets_one_in_place_and_equal_values_do_not(host: LabHost) -> None:
     host.start_node()
     first = host.node_pid
     host.calicoctl("config", "set", "LogActionRateLimit", "0")
@@ -43,21 +48,24 @@ def test_a_setting_that_needs_a_start_ends_the_node_and_equal_values_do_not(host
     assert wait_until(lambda: says(host, "settings.followed"), 10)
     assert host.node_pid == first
     host.calicoctl("config", "set", "LogActionRateLimit", "7")
-    assert wait_until(lambda: host.node_pid is None, 15)
+    assert wait_until(lambda: says(host, "socket.inherited name=node"), 60)
     assert says(host, "settings.needs_start")
     assert says(host, "node.restart_wanted")
-    host.start_node()
-    assert host.node_pid != first
+    assert host.node_pid == first
     shown = host.calicoctl("config", "show", "-o", "json").stdout
     assert '"datastore global LogActionRateLimit"' in shown
 
 
 def test_a_change_that_is_taken_back_within_the_pause_costs_nothing(host: LabHost) -> None:
+    """Written from here: two runs of calicoctl are longer than the pause on a busy machine, or come as one change."""
     host.start_node()
     first = host.node_pid
-    host.calicoctl("config", "set", "LogActionRateLimit", "7")
-    host.calicoctl("config", "remove", "LogActionRateLimit")
-    assert wait_until(lambda: says(host, "settings.needs_start"), 10)
+    changed = GlobalConfigKey("LogActionRateLimit")
+    with contextlib.closing(SqliteDatastore.open(host.environment["CALICO_DATASTORE"], DatastoreOptions())) as store:
+        records = TypedRecords(store)
+        records.put(changed, "7")
+        assert wait_until(lambda: says(host, "settings.needs_start"), 10)
+        assert records.delete(changed)
     host.calicoctl("config", "set", "LogSeverityScreen", "debug")
     assert wait_until(lambda: says(host, "settings.followed"), 10)
     assert not wait_until(lambda: host.node_pid != first, 3)

@@ -71,12 +71,14 @@ class Brute:
         return found
 
 
-@pytest.mark.parametrize(("bulk", "algebra", "labels"), [(1, 16, 0), (256, 16, 6), (256, 0, 1)])
-def test_index_is_brute_force(bulk: int, algebra: int, labels: int) -> None:
+@pytest.mark.parametrize(
+    ("bulk", "algebra", "looks"), [(1, 16, 0), (1, 16, 100), (3, 16, 2), (256, 16, 8), (256, 0, 1)]
+)
+def test_index_is_brute_force(bulk: int, algebra: int, looks: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(label_index, "BULK_ITEMS", bulk)
         patch.setattr(label_index, "ALGEBRA_ITEMS", algebra)
-        patch.setattr(label_index, "FEW_LABELS", labels)
+        patch.setattr(label_index, "LOOKS_AN_ITEM", looks)
         check_index()
 
 

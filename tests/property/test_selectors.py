@@ -61,7 +61,7 @@ symbols = st.lists(
 def test_canonical_text_parses_to_the_same(node: Node, given_labels: dict[str, str]) -> None:
     selector = parse_selector(str(node))
     assert selector.root == node
-    assert parse_selector(selector.canonical) is selector
+    assert parse_selector(selector.canonical) == selector
     assert selector.matches(given_labels) is node.matches(given_labels)
 
 
@@ -76,4 +76,4 @@ def test_any_text_parses_or_names_a_place(text: str) -> None:
     if refusal is not None:
         assert 0 <= refusal.position <= len(text)
     if selector is not None:
-        assert parse_selector(selector.canonical) is selector
+        assert parse_selector(selector.canonical) == selector

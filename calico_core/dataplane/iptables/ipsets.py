@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 #: A change of more elements than this, and of more than half the set, writes it anew: its users see one step.
 _REWRITE_FROM = 256
 
+#: What ipset gives a set that asks for nothing.
+_LEAST_ROOM = 65536
+
 _TYPES = {"hosts4": "hash:ip family inet", "hosts6": "hash:ip family inet6",
           "nets4": "hash:net family inet", "nets6": "hash:net family inet6",
           "ports4": "hash:ip,port family inet", "ports6": "hash:ip,port family inet6"}  # fmt: skip
@@ -36,6 +39,12 @@ _TYPES = {"hosts4": "hash:ip family inet", "hosts6": "hash:ip family inet6",
 _PORT_PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 136: "udplite"}
 _PROTOCOL_NUMBERS = {name: number for number, name in _PORT_PROTOCOLS.items()}
 _KINDS = {tuple(text.split()): kind for kind, text in _TYPES.items()}
+
+
+def room(max_set_size: int) -> int:
+    """How many elements the kernel is to allow in a set of ours. Those of policy are held to ``max_set_size`` before;
+    others, as that of the pools or one of networks inside a rule, are not bounded by it."""
+    return max(max_set_size, _LEAST_ROOM)
 
 
 class Command(msgspec.Struct, frozen=True):

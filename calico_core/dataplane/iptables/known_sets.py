@@ -9,9 +9,10 @@ from calico_core.dataplane.iptables.names import set_name
 from calico_core.dataplane.reconcile import NamedSet
 from calico_core.dataplane.set_limit import SetLimit
 from calico_core.errors import InvalidRequest
+from calico_core.model.set_size import address_count, port_count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
     from calico_core.dataplane.iptables.desired import Desired
     from calico_core.model.hoststate import AddressSet, PortMember, SetId
@@ -36,12 +37,14 @@ class KnownSets:
     def put_addresses(self, set_id: SetId, members: AddressSet) -> bool:
         """Whether rules that name the set are to be written again: its kernel name, or its usability, changed."""
         kinds = {family: kind_for(members, family) for family in self._families}
-        return self._put(set_id, kinds, {family: elements_for(members, kind) for family, kind in kinds.items()})
+        elements = {family: elements_for(members, kind) for family, kind in kinds.items()}
+        return self._put(set_id, kinds, elements, address_count(members))
 
-    def put_ports(self, set_id: SetId, members: Iterable[PortMember]) -> bool:
+    def put_ports(self, set_id: SetId, members: Collection[PortMember]) -> bool:
         """As :meth:`put_addresses`."""
         kinds = {family: f"ports{family}" for family in self._families}
-        return self._put(set_id, kinds, {family: port_elements(members, family) for family in self._families})
+        elements = {family: port_elements(members, family) for family in self._families}
+        return self._put(set_id, kinds, elements, port_count(members))
 
     def drop(self, set_id: SetId) -> None:
         self._limit.forget(set_id)
@@ -57,10 +60,10 @@ class KnownSets:
             raise InvalidRequest("sets", f"set {set_id} could not be programmed")
         return names[family]
 
-    def _put(self, set_id: SetId, kinds: dict[int, str], elements: dict[int, Any]) -> bool:
+    def _put(self, set_id: SetId, kinds: dict[int, str], elements: dict[int, Any], size: int) -> bool:
         names = {family: set_name(kind, set_id) for family, kind in kinds.items()}
         before = self._names.get(set_id, {})
-        turned = self._limit.note(set_id, elements.values())
+        turned = self._limit.note(set_id, size)
         for family, name in names.items():
             if set_id in self._limit or set_id in self._closed:
                 self._desired.drop_set(name)

@@ -17,7 +17,7 @@ from calico_core.dataplane.iptables import layout, saved
 from calico_core.dataplane.iptables.builder import TablesBuilder
 from calico_core.dataplane.iptables.desired import Touched
 from calico_core.dataplane.iptables.ipsets import parse_saved as parse_sets
-from calico_core.dataplane.iptables.ipsets import write_commands
+from calico_core.dataplane.iptables.ipsets import room, write_commands
 from calico_core.dataplane.iptables.names import NAT, RAW
 from calico_core.dataplane.iptables.saved import Line, SavedTable
 from calico_core.dataplane.kernel_dataplane import TableReport
@@ -127,13 +127,14 @@ class PolicyTables:
         else:
             self._builder.update(changes, state)
             touched = self._builder.desired.take_touched()
+        has_looked = self._observed is None
         if self._observed is None:
             touched = None
             try:
                 self._observed = self._read()
             except ToolFailed as error:
                 return self._failed("table iptables", error)
-        return self._make_right(self._observed, touched)
+        return self._make_right(self._observed, touched, has_looked=has_looked)
 
     def resync(self) -> TableReport:
         """Compare with the kernel."""
@@ -145,7 +146,7 @@ class PolicyTables:
         except ToolFailed as error:
             return self._failed("table iptables", error)
         foreign = _describe(believed, found)
-        report = self._make_right(found, None)
+        report = self._make_right(found, None, has_looked=True)
         if foreign:
             log.warning("iptables.healed", found=foreign)
         return msgspec.structs.replace(report, healed=foreign)
@@ -215,9 +216,9 @@ class PolicyTables:
 
     # --- commit -----------------------------------------------------------------------------------
 
-    def _make_right(self, observed: _Observed, touched: Touched | None) -> TableReport:
+    def _make_right(self, observed: _Observed, touched: Touched | None, *, has_looked: bool) -> TableReport:
+        """``has_looked``: ``observed`` was read just now."""
         sources = observed.sources
-        has_looked = touched is None
         for _ in range(_ISOLATION_ROUNDS):
             try:
                 changes = self._commit(observed, touched)
@@ -247,7 +248,7 @@ class PolicyTables:
             plan,
             self._builder.desired.sets,
             observed.sets,
-            max_elements=self._options.max_set_size,
+            max_elements=room(self._options.max_set_size),
             in_the_way=observed.leftovers,
         )
         if commands:
@@ -358,7 +359,7 @@ class PolicyTables:
         }
         text = self._tools.save_sets()
         self._sets_seen = sum(line.startswith("create ") for line in text.splitlines())
-        found = parse_sets(text, self._options.max_set_size)
+        found = parse_sets(text, room(self._options.max_set_size))
         leftovers = {name for name, each in found.items() if not each.kind}
         sets = Table(sets={name: each for name, each in found.items() if each.kind})
         return _Observed(tables, sets, leftovers)

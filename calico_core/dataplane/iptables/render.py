@@ -60,6 +60,9 @@ def render_rule(rule: HostRule, family: int, set_names: SetNames, verdicts: Verd
     :raises InvalidRequest: what the rule asks for cannot be expressed; the caller closes in its place.
     """
     _check(rule)
+    for each in (*rule.sets, *rule.port_sets):
+        # one that cannot be asked for closes the rule, whatever else it says (ADR 11)
+        set_names(each, family)
     if not _is_for(rule, family):
         return Rendered()
     nets: list[tuple[str, NamedSet]] = []

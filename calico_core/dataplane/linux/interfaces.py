@@ -156,7 +156,10 @@ class LinkMonitor:
 
     def _link_changed(self, link: Link, *, is_deleted: bool) -> None:
         before = self._known.get(link.index)
+        name_before = before[0] if before is not None else ""
         if self._table is not None:
+            # of links that were there before any event
+            name_before = name_before or self._table.name_of(link.index)
             if is_deleted:
                 self._table.remove(link.index)
             else:
@@ -169,8 +172,8 @@ class LinkMonitor:
         if now == before:
             return
         self._known[link.index] = now
-        if before is not None and before[0] != link.name:
-            self._callback(InterfaceEvent(kind="deleted", name=before[0], index=link.index))
+        if name_before not in ("", link.name):
+            self._callback(InterfaceEvent(kind="deleted", name=name_before, index=link.index))
         self._callback(InterfaceEvent(kind="up" if now[2] else "down", name=link.name, index=link.index))
 
 

@@ -60,6 +60,12 @@ class LinkTable:
         with self._lock:
             return {name: self._links[self._indexes[name]] for name in names if name in self._indexes}
 
+    def name_of(self, index: int) -> str:
+        """'' when no link of the index is known."""
+        with self._lock:
+            link = self._links.get(index)
+            return link.name if link is not None else ""
+
     def _put(self, link: Link) -> None:
         self._remove(link.index)
         self._links[link.index] = link

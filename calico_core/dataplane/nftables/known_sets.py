@@ -9,6 +9,7 @@ from calico_core.dataplane.nftables.names import kernel_name
 from calico_core.dataplane.reconcile import NamedSet
 from calico_core.dataplane.set_limit import SetLimit
 from calico_core.errors import InvalidRequest
+from calico_core.model.set_size import address_count, port_count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,7 +38,8 @@ class KnownSets:
         """Whether the rules that name the set are to be written again: its kernel name, or its usability, changed."""
         kind = "ranges" if members.nets else "hosts"
         names = {family: kernel_name(f"{kind[0]}{family}", set_id) for family in self._families}
-        return self._put(set_id, names, kind, {family: _elements(members, family) for family in self._families})
+        elements = {family: _elements(members, family) for family in self._families}
+        return self._put(set_id, names, kind, elements, address_count(members))
 
     def put_ports(self, set_id: SetId, members: frozenset[PortMember]) -> bool:
         """As :meth:`put_addresses`."""
@@ -46,7 +48,7 @@ class KnownSets:
             family: frozenset(tuple(member)[1:] for member in members if member.version == family)
             for family in self._families
         }
-        return self._put(set_id, names, "ports", elements)
+        return self._put(set_id, names, "ports", elements, port_count(members))
 
     def drop(self, set_id: SetId) -> None:
         self._limit.forget(set_id)
@@ -62,8 +64,8 @@ class KnownSets:
             raise InvalidRequest("sets", f"set {set_id} could not be programmed")
         return names[family]
 
-    def _put(self, set_id: SetId, names: dict[int, str], kind: str, elements: dict[int, Any]) -> bool:
-        before, turned = self._names.get(set_id, {}), self._limit.note(set_id, elements.values())
+    def _put(self, set_id: SetId, names: dict[int, str], kind: str, elements: dict[int, Any], size: int) -> bool:
+        before, turned = self._names.get(set_id, {}), self._limit.note(set_id, size)
         for family, name in names.items():
             if set_id in self._limit:
                 self._desired.drop_set(name)

@@ -7,8 +7,8 @@
     forward         forward ─ established: accept ─▶ from_workload ─ wl_from: interface ─▶ from_… (a list of policies)
                                                  └─▶ to_workload ── wl_to: interface ──▶ to_…      └▶ po_…, pi_… (rules)
     input           input ─ workload? ─▶ workload_to_host ─ DHCP, DNS, neighbours; then as endpoint_to_host says
-    prerouting/nat  nat_prerouting ─ floating address: to the workload's own; metadata (only while there are such)
-    output/nat      nat_output ─ the same for the host itself
+    prerouting/nat  nat_prerouting ─ metadata; floating address: to the workload's own (only while there are such)
+    output/nat      nat_output ─ floating addresses, for the host itself
     postrouting/nat nat_postrouting ─ pool to elsewhere: masquerade (only while a pool wants it); a workload that asked
                     for its own floating address; what leaves by a tunnel with an address of another interface
 
@@ -116,8 +116,9 @@ def base_chains(
         ),
         "input": chain(
             [
-                f'iifname "{prefix}*" goto workload_to_host',
+                # a workload that may encapsulate is no host of ours either
                 *_from_peers(peers, options, families, verdicts),
+                f'iifname "{prefix}*" goto workload_to_host',
                 *host("host_in"),
             ],
             INPUT,
@@ -142,7 +143,7 @@ def _from_peers(peers: HostPeers, options: DataplaneOptions, families: Sequence[
     """Encapsulated packets come from hosts only: from anybody else their content would be believed."""
     refused: list[str] = []
     if peers.is_ipip:
-        refused += verdicts.drop(f"meta l4proto {IPIP_PROTOCOL}", "IPIP from no host of ours")
+        refused += verdicts.drop(f"meta nfproto ipv4 meta l4proto {IPIP_PROTOCOL}", "IPIP from no host of ours")
     if peers.is_vxlan:
         refused += verdicts.drop(f"udp dport {VXLAN_PORT}", "VXLAN from no host of ours")
     return _of_peers(peers, options, families, "saddr") + refused
@@ -205,9 +206,9 @@ def _workload_to_host(options: DataplaneOptions, verdicts: Verdicts, *, is_v6: b
     if options.metadata is not None:
         address, port = options.metadata
         rules.append(f"ip daddr {address} tcp dport {port} accept")
-    rules.append("udp sport 68 udp dport 67 accept")
+    rules.append("meta nfproto ipv4 udp sport 68 udp dport 67 accept")
     if is_v6:
-        rules.append("udp sport 546 udp dport 547 accept")
+        rules.append("meta nfproto ipv6 udp sport 546 udp dport 547 accept")
     rules.append("udp dport 53 accept")
     if options.endpoint_to_host == "DROP":
         origin = DenialOrigin(reason="from an endpoint to its host", direction="outbound")
@@ -233,11 +234,12 @@ def nat_chains(nat: Nat, options: DataplaneOptions, families: Sequence[int]) -> 
     """The hooks of translation, only those that something needs: each makes the kernel look at every connection."""
     keywords = [(family, "ip" if family == 4 else "ip6") for family in families]
     floating = [f"dnat {ip} to {ip} daddr map @nat{family}" for family, ip in keywords] if nat.floats else []
-    before = list(floating)
+    before: list[str] = []
     if options.metadata is not None:
         address, port = options.metadata
         match = f'iifname "{options.interface_prefix}*" ip daddr {METADATA} tcp dport 80'
         before.append(f"{match} dnat ip to {address}:{port}")
+    before += floating
     after: list[str] = []
     if nat.floats:
         after += [f"snat {ip} to {ip} saddr . {ip} daddr map @hairpin{family}" for family, ip in keywords]

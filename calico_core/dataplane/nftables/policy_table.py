@@ -181,8 +181,9 @@ class PolicyTable:
             return TableReport(failures=self._failures())
         lost = lost_addresses(plan, self._builder, before)
         path = self._commit(plan)
-        if path == "none":
+        if _WHOLE_TABLE in self._closed:
             return TableReport(failures=self._failures())
+        # without a path too: then what the kernel would not answer for stands all the same
         return TableReport(changes=plan.changes, failures=self._failures(), lost=lost, path=path)
 
     def _commit(self, plan: Plan) -> str:

@@ -43,6 +43,9 @@ def render_rule(
     :raises InvalidRequest: what the rule asks for cannot be expressed; the caller closes in its place.
     """
     _check(rule)
+    for each in (*rule.sets, *rule.port_sets):
+        # one that cannot be asked for closes the rule, whatever else it says (ADR 11)
+        set_names(each, families[0])
     rendered: list[str] = []
     for family in _families(rule, families):
         try:

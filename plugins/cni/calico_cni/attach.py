@@ -59,7 +59,7 @@ class AttachCall:
 
     def run(self) -> Outcome:
         """Raises what the table in ``errors`` maps; nothing is left then that was not there before."""
-        namespace_fd = check_container_namespace(self._call.namespace_fd, self._invocation.namespace)
+        namespace_fd = check_container_namespace(self._call.namespace_fd, self._invocation)
         if self._configuration.fallback == "never" and not self._context.is_resident:
             raise NotReady("the node does not run, and the configuration forbids to do without (fallback: never)")
         if self._configuration.has_prev_result:

@@ -59,7 +59,7 @@ class CheckCall:
         """:raises CheckFailed: naming the first thing that is missing or different, still so after two seconds.
         :raises DelegateFailed: another IPAM plugin misses something.
         """
-        namespace_fd = check_container_namespace(self._call.namespace_fd, self._invocation.namespace)
+        namespace_fd = check_container_namespace(self._call.namespace_fd, self._invocation)
         deadline = self._clock() + PATIENCE_S
         while True:
             try:

@@ -122,6 +122,23 @@ def cni() -> None:
     default="",
     help="List of an earlier installation in the same directory, removed once ours stands.",
 )
+@click.option(
+    "--test",
+    type=click.Choice(installer.TESTS),
+    envvar="CNI_INSTALL_TEST",
+    default="no",
+    show_default=True,
+    help="Try out (calico -t) whether containers would be attached, before the list is written. If not, warn writes it "
+    "all the same and require does not.",
+)
+@click.option(
+    "--test-wait",
+    type=click.FloatRange(0, 3600),
+    envvar="CNI_INSTALL_TEST_WAIT",
+    default=10.0,
+    show_default=True,
+    help="Seconds that the test may take to succeed.",
+)
 def install(
     root: Path,
     bin_dirs: tuple[Path, ...],
@@ -138,6 +155,8 @@ def install(
     skipped: str,
     tls_assets: Path | None,
     service_account: Path,
+    test: str,
+    test_wait: float,
     *,
     port_mappings: bool,
     bandwidth: bool,
@@ -163,6 +182,8 @@ def install(
             may_update=update,
             tls_assets=tls_assets,
             kubeconfig=_kubeconfig(service_account),
+            test=test,
+            test_wait_s=test_wait,
             tell=_warn,
         )
     except (CalicoError, OSError, UnicodeDecodeError) as error:

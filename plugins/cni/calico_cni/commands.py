@@ -19,11 +19,12 @@ from calico_cni.identity import FIRST_INTERFACE, Identity, identify
 from calico_cni.interface_mode import may_share_interface, shares_interface
 from calico_cni.kubernetes import PodName, Pods
 from calico_cni.legacy import LegacyEndpoints
+from calico_cni.migrations import Migrations
 from calico_cni.outcome import Outcome
 from calico_cni.pod_cidr import wants_pod_cidr
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
 from calico_cni.readiness import wait_for_gates
-from calico_cni.status import check_addresses, check_agent, check_datastore, check_datastore_soon
+from calico_cni.status import check_addresses, check_agent, check_datastore, check_datastore_soon, require_ready
 from calico_cni.supported import check_supported
 from calico_cni.versions import check_command
 from calico_cni.wire import (
@@ -35,7 +36,7 @@ from calico_cni.wire import (
     parse_configuration,
     unknown_keys,
 )
-from calico_core.errors import Unavailable
+from calico_core.errors import StoreNotReady, Unavailable
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.log import get_logger
 from calico_core.model.workloads import Detach
@@ -47,9 +48,10 @@ log = get_logger(__name__)
 class NetworkCommands:
     """Any thread."""
 
-    def __init__(self, context: IntegrationContext, deferred: DeferredDetaches) -> None:
+    def __init__(self, context: IntegrationContext, deferred: DeferredDetaches, migrations: Migrations) -> None:
         self._context = context
         self._deferred = deferred
+        self._migrations = migrations
         self._pods = Pods()
         self._legacy = LegacyEndpoints(context)
 
@@ -81,6 +83,10 @@ class NetworkCommands:
         self._pods.check(configuration, needs_node=is_foreign(configuration) and wants_pod_cidr(call.stdin))
         return Outcome()
 
+    def upgrade(self, call: Call) -> Outcome:
+        """Addresses are the other program's."""
+        raise InvalidEnvironment("CNI_COMMAND", f"{call.program} has no addresses to move: run {IPAM_PROGRAM} -upgrade")
+
     def _add(self, call: Call, invocation: Invocation) -> Outcome:
         configuration = parse_configuration(call.stdin, NetworkConfiguration)
         strangers = unknown_keys(call.stdin)
@@ -97,11 +103,15 @@ class NetworkCommands:
             stdin = self._pods.with_pod_cidrs(configuration, call.stdin, self._context.host)
             call = msgspec.structs.replace(call, stdin=stdin)
             lap("kubernetes")
-        if pod is None:
-            return AttachCall(self._context, call, invocation, configuration, identity).run()
-        policy, configuration = self._pods.policy_and_wishes(configuration, invocation, pod)
-        lap("kubernetes")
-        return AttachCall(self._context, call, invocation, configuration, identity, policy).run()
+        policy = None
+        if pod is not None:
+            policy, configuration = self._pods.policy_and_wishes(configuration, invocation, pod)
+            lap("kubernetes")
+        attach = AttachCall(self._context, call, invocation, configuration, identity, policy)
+        if configuration.has_prev_result:
+            return attach.run()
+        with self._migrations.admitted(configuration.name, configuration.ipam.type):
+            return attach.run()
 
     def _delete(self, call: Call, invocation: Invocation) -> Outcome:
         """Interface, record and addresses. Whatever fails, the parts that do not need it are done."""
@@ -116,7 +126,9 @@ class NetworkCommands:
         )
         try:
             self.detach_deferred(detach, call.namespace_fd)
-        except Unavailable as error:
+            if self._migrations.is_under_way:
+                self._deferred.put(detach)  # its address may become ours only now
+        except (Unavailable, StoreNotReady) as error:
             log.warning("datastore.away", reason=str(error))
             self._deferred.put(detach)
         finally:
@@ -158,6 +170,7 @@ class NetworkCommands:
                 network=network,
                 container_interface=invocation.interface,
                 is_shared=identity.is_shared,
+                needs_ready=True,
             )
         )
 
@@ -219,6 +232,7 @@ def collect(
 ) -> Outcome:
     """GC of either program. ``has_endpoints``: the network's interfaces and records are ours too."""
     valid = valid_attachments(configuration)
+    require_ready(context.records)
     garbage = Garbage(context, configuration.name, valid)
     deferred.drop(configuration.name, valid)
     if has_endpoints:

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from calico_cni.environment import Invocation
-from calico_core.errors import CalicoError, DatastoreError, NotReady
+from calico_core.errors import CalicoError, DatastoreError, NotReady, StoreNotReady
 from calico_core.files import replace_file
 from calico_core.log import get_logger
 
@@ -122,7 +122,7 @@ class DeferredDetaches:
                     continue
                 try:
                     run(detach)
-                except DatastoreError as error:
+                except (DatastoreError, StoreNotReady) as error:
                     log.info("detach.still_deferred", container=detach.container_id, reason=str(error))
                     return done
                 except CalicoError as error:

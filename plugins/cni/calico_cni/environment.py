@@ -24,17 +24,20 @@ _COPIED = {"ADD": ("CNI_ARGS",)}
 """What goes into records and results beside the required."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_TRUE = frozenset({"1", "TRUE"})
 _INTERFACE_REFUSED = re.compile(r"[/:\s]")
 
 
 class Invocation(NamedTuple):
-    """``namespace`` is the path as given, perhaps empty or stale on DEL. ``arguments``: CNI_ARGS by upper-case key."""
+    """``namespace`` is the path as given, perhaps empty or stale on DEL. ``arguments``: CNI_ARGS by upper-case key.
+    ``overrides_namespace``: the caller permits that it is the plugin's own."""
 
     command: str
     container_id: str = ""
     namespace: str = ""
     interface: str = ""
     arguments: Mapping[str, str] = {}
+    overrides_namespace: bool = False
 
 
 def parse_environment(environment: Mapping[str, str]) -> Invocation:
@@ -54,6 +57,7 @@ def parse_environment(environment: Mapping[str, str]) -> Invocation:
         environment.get("CNI_NETNS", ""),
         environment.get("CNI_IFNAME", ""),
         parse_arguments(environment.get("CNI_ARGS", "")),
+        environment.get("CNI_NETNS_OVERRIDE", "").upper() in _TRUE,
     )
     if "CNI_CONTAINERID" in REQUIRED[command]:
         _check_container_id(invocation.container_id)

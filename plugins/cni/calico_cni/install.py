@@ -26,9 +26,10 @@ from calico_cni.precompiled import executable_text
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
 from calico_cni.service_account import FILE_NAME, credentials_in
 from calico_cni.tls_assets import copy_assets, remove_assets
+from calico_cni.trial import reason_against
 from calico_cni.versions import NEWEST, VERSIONS, is_at_least, parse_version
 from calico_core import __version__
-from calico_core.errors import InvalidRequest, ToolFailed
+from calico_core.errors import InvalidRequest, NotReady, ToolFailed
 
 BIN_DIRECTORY = Path("/opt/cni/bin")
 CONFIG_DIRECTORY = Path("/etc/cni/net.d")
@@ -38,6 +39,7 @@ SOCKET = "/run/calico/node.sock"
 LIST_VERSION = "1.0.0"
 KUBECONFIG_NAME = FILE_NAME
 SHIMS = ("auto", "python", "compiled")
+TESTS = ("no", "warn", "require")
 CONFIG_SUFFIXES = (".conflist", ".conf", ".json")
 
 _SELF_TEST_S = 10.0
@@ -82,6 +84,8 @@ def install(
     may_update: bool = True,
     tls_assets: Path | None = None,
     kubeconfig: Kubeconfig | None = None,
+    test: str = "no",
+    test_wait_s: float = 10.0,
     tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[Path, ...]:
     """The files that were written; none when everything stood already.
@@ -98,8 +102,11 @@ def install(
     ``skipped`` programs are not looked at. Without ``may_update`` the executables are somebody else's business: both
     must stand in one directory, and are tried like ours. ``tls_assets``: a directory whose files are copied.
 
-    Raises ``InvalidRequest`` for an unusable argument or directory, ``ToolFailed`` when the self-test fails; then the
-    list is not written.
+    ``test``: whether it is tried out first that ADDs with the list will be served, for up to ``test_wait_s``; with
+    ``warn`` ``tell`` hears why not, and the list is written all the same.
+
+    Raises ``InvalidRequest`` for an unusable argument or directory, ``ToolFailed`` when the self-test fails,
+    ``NotReady`` when the test that is required does; then the list is not written.
     """
     text = shim_text(socket=socket, python=python or sys.executable, interpreter=interpreter)
     if configuration is None:
@@ -128,6 +135,12 @@ def install(
     secret = config_directory / KUBECONFIG_NAME
     if kubeconfig is not None and write_file(secret, kubeconfig.text, kubeconfig.mode):
         written.append(secret)
+    if test != "no":
+        reason = reason_against(placed.standing, configuration, os.environ, wait_s=test_wait_s)
+        if reason and test == "require":
+            raise NotReady(f"{reason}; the list is not written")
+        if reason:
+            tell(f"no container would be attached now: {reason}")
     target = config_directory / config_name
     if write_file(target, configuration, 0o600):
         written.append(target)

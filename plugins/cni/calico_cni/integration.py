@@ -19,15 +19,17 @@ from calico_cni.environment import Invocation, parse_environment
 from calico_cni.errors import InvalidEnvironment, code_of
 from calico_cni.identity import FIRST_INTERFACE, ORCHESTRATOR, handle_of
 from calico_cni.ipam import IpamCommands
+from calico_cni.migrations import Migrations
 from calico_cni.outcome import Outcome
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
 from calico_cni.results import encode_error, encode_versions
-from calico_cni.service_account import Refresher
+from calico_cni.service_account import ACCOUNT_DIRECTORY, Refresher
+from calico_cni.token_request import TokenRequester
 from calico_cni.trace import is_traced
 from calico_cni.versions import NEWEST, VERSIONS, known_version
 from calico_cni.wire import read_version
 from calico_core import __version__
-from calico_core.errors import CalicoError, NotReady
+from calico_core.errors import CalicoError, InvalidSettings, NotReady
 from calico_core.interfaces.integration import (
     API_VERSION,
     Call,
@@ -40,12 +42,14 @@ from calico_core.log import bound, get_logger
 from calico_core.model import kubernetes
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import WorkloadEndpointKey
+from calico_core.settings import Settings
 from calico_core.stopwatch import measured
 
 ABOUT = f"Calico CNI plugin {__version__}; CNI protocol versions supported: {', '.join(VERSIONS)}\n"
 FAILED = 1
 TEST = "TEST"
-"""What the executables make of ``-t``. It is no command of the protocol."""
+UPGRADE = "UPGRADE"
+"""What the executables make of ``-t`` and ``-upgrade``. They are no commands of the protocol."""
 REPLAY_INTERVAL_S = 1.0
 
 _LOGGED = (
@@ -64,6 +68,8 @@ class _Commands(Protocol):
 
     def test(self, call: Call) -> Outcome: ...
 
+    def upgrade(self, call: Call) -> Outcome: ...
+
     def detach_deferred(self, detach: DeferredDetach) -> None: ...
 
 
@@ -78,15 +84,17 @@ class CniIntegration(Integration):
     def __init__(self) -> None:
         self._programs: dict[str, _Commands] = {}
         self._deferred: DeferredDetaches | None = None
+        self._migrations: Migrations | None = None
         self._refresher: Refresher | None = None
 
     def prepare(self, context: IntegrationContext) -> None:
-        self._deferred = DeferredDetaches(Path(context.settings.state_directory, "cni", "deferred"))
-        if context.settings.cni_kubeconfig:
-            self._refresher = Refresher(Path(context.settings.cni_kubeconfig))
+        state = Path(context.settings.state_directory, "cni")
+        self._deferred = DeferredDetaches(state / "deferred")
+        self._migrations = migrations = Migrations(state)
+        self._refresher = _refresher(context.settings) if context.is_resident else None
         self._programs = {
-            NETWORK_PROGRAM: NetworkCommands(context, self._deferred),
-            IPAM_PROGRAM: IpamCommands(context, self._deferred),
+            NETWORK_PROGRAM: NetworkCommands(context, self._deferred, migrations),
+            IPAM_PROGRAM: IpamCommands(context, self._deferred, migrations),
         }
 
     def close(self) -> None:
@@ -105,7 +113,7 @@ class CniIntegration(Integration):
 
     def replay(self) -> int:
         """How many detaches that had been put off are done now."""
-        if self._deferred is None:
+        if self._deferred is None or (self._migrations is not None and self._migrations.is_under_way):
             return 0
         return self._deferred.replay(lambda detach: self._programs[detach.program].detach_deferred(detach))
 
@@ -137,6 +145,10 @@ class CniIntegration(Integration):
         trace = {"calico.trace": {**fields, "ms": watch.total_ms, "steps": dict(watch.steps)}}
         return msgspec.structs.replace(reply, stderr=reply.stderr + msgspec.json.encode(trace) + b"\n")
 
+    @classmethod
+    def makes_interfaces(cls, call: Call) -> bool:
+        return call.program == NETWORK_PROGRAM and call.environment.get("CNI_COMMAND", "") not in {TEST, UPGRADE}
+
     @staticmethod
     def refuse(call: Call, error: BaseException) -> CallReply:
         """The error object for a call; also for a process that cannot even prepare the integration."""
@@ -148,6 +160,8 @@ class CniIntegration(Integration):
         command = call.environment.get("CNI_COMMAND", "")
         if command == TEST:
             return self._commands(call).test(call)
+        if command == UPGRADE:
+            return self._commands(call).upgrade(call)
         if not command:
             return Outcome(stderr=ABOUT.encode())
         if command == "VERSION":
@@ -159,6 +173,17 @@ class CniIntegration(Integration):
         if commands is None:
             raise NotReady(f"nothing is prepared to run {call.program!r}")
         return commands
+
+
+def _refresher(settings: Settings) -> Refresher | None:
+    """:raises InvalidSettings: tokens are to be asked for, and there is no file to put them in."""
+    if not settings.cni_kubeconfig and settings.cni_service_account:
+        origin = settings.origins.get("cni_service_account", "default")
+        raise InvalidSettings("cni_service_account", origin, "needs cni_kubeconfig, the file that its tokens go to")
+    if not settings.cni_kubeconfig:
+        return None
+    tokens = TokenRequester(settings, ACCOUNT_DIRECTORY) if settings.cni_service_account else None
+    return Refresher(Path(settings.cni_kubeconfig), tokens=tokens)
 
 
 def _printable(value: str) -> str:

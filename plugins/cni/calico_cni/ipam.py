@@ -11,15 +11,17 @@ from calico_cni.deferred import DeferredDetach, DeferredDetaches
 from calico_cni.environment import Invocation
 from calico_cni.errors import CheckFailed, InvalidEnvironment
 from calico_cni.identity import handle_of, legacy_handles
+from calico_cni.migration import Migration
+from calico_cni.migrations import Migrations
 from calico_cni.outcome import Outcome
 from calico_cni.previous import Previous
 from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.requested import address_request
 from calico_cni.results import Ip, Result, encode_result
-from calico_cni.status import check_addresses, check_datastore, check_datastore_soon
+from calico_cni.status import check_addresses, check_datastore, check_datastore_soon, require_ready
 from calico_cni.versions import check_command
 from calico_cni.wire import CommonConfiguration, MinimalConfiguration, parse_configuration
-from calico_core.errors import Unavailable
+from calico_core.errors import StoreNotReady, Unavailable
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.log import get_logger
 from calico_core.model.addresses import host_network
@@ -30,9 +32,10 @@ log = get_logger(__name__)
 class IpamCommands:
     """Any thread."""
 
-    def __init__(self, context: IntegrationContext, deferred: DeferredDetaches) -> None:
+    def __init__(self, context: IntegrationContext, deferred: DeferredDetaches, migrations: Migrations) -> None:
         self._context = context
         self._deferred = deferred
+        self._migrations = migrations
 
     def close(self) -> None:
         """Nothing is held."""
@@ -62,20 +65,32 @@ class IpamCommands:
         check_datastore_soon(self._context)
         return Outcome()
 
+    def upgrade(self, call: Call) -> Outcome:
+        """What ``-upgrade`` asks for: addresses of ``host-local`` become ours. For a process of its own, which sees the
+        caller's files and environment."""
+        if self._context.is_resident:
+            raise InvalidEnvironment("CNI_COMMAND", "UPGRADE is no command: run calico-ipam -upgrade")
+        return Outcome(Migration(self._context, self._migrations, call.environment).run().encode())
+
     def _add(self, configuration: CommonConfiguration, invocation: Invocation) -> Outcome:
         handle = handle_of(configuration.name, invocation.container_id, invocation.interface)
         request = address_request(configuration, invocation, handle=handle, host=self._context.host)
         self._deferred.cancel(IPAM_PROGRAM, configuration.name, invocation)
-        addresses = self._context.ipam.auto_assign(request)
+        require_ready(self._context.records)
+        with self._migrations.admitted(configuration.name, IPAM_PROGRAM):
+            addresses = self._context.ipam.auto_assign(request)
         result = Result(ips=tuple(Ip(address=str(host_network(address))) for address in addresses))
         return Outcome(encode_result(result, configuration.version))
 
     def _delete(self, configuration: MinimalConfiguration, invocation: Invocation) -> Outcome:
+        detach = DeferredDetach.of(IPAM_PROGRAM, configuration.name, invocation)
         try:
-            self._release(configuration.name, invocation)
-        except Unavailable as error:
+            self.detach_deferred(detach)
+            if self._migrations.is_under_way:
+                self._deferred.put(detach)  # its address may become ours only now
+        except (Unavailable, StoreNotReady) as error:
             log.warning("datastore.away", reason=str(error))
-            self._deferred.put(DeferredDetach.of(IPAM_PROGRAM, configuration.name, invocation))
+            self._deferred.put(detach)
         return Outcome()
 
     def detach_deferred(self, detach: DeferredDetach) -> None:
@@ -83,6 +98,7 @@ class IpamCommands:
         self._release(detach.network, detach.invocation)
 
     def _release(self, network: str, invocation: Invocation) -> None:
+        require_ready(self._context.records)
         handle = handle_of(network, invocation.container_id, invocation.interface)
         legacy = legacy_handles(invocation.container_id, invocation.interface)
         self._context.ipam.release_by_handle((handle, *legacy))

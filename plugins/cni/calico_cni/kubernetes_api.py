@@ -1,4 +1,4 @@
-"""GET from the Kubernetes API, for a call that must not wait long: two seconds in all, and connections kept open.
+"""Questions to the Kubernetes API, for a call that must not wait long: two seconds in all, and connections kept open.
 
 No client library: a pod's start should not pay for one.
 """
@@ -9,7 +9,7 @@ import http.client
 import socket
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -23,14 +23,38 @@ BUDGET_S = 2.0
 ATTEMPT_S = 0.9
 _PAUSE_S = 0.1
 _KEPT = 16
+_GOOD = frozenset({http.client.OK, http.client.CREATED})
 _TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
+
+
+class _Question(NamedTuple):
+    method: str
+    path: str
+    content: bytes
 
 
 class _Anything(msgspec.Struct, frozen=True):
     """A JSON object."""
 
 
-ObjectT = TypeVar("ObjectT", Namespace, Node, Pod, _Anything)
+class _TokenSpec(msgspec.Struct, frozen=True, rename="camel"):
+    expiration_seconds: int = 0
+
+
+class _TokenStatus(msgspec.Struct, frozen=True):
+    token: str = ""
+
+
+class _TokenReply(msgspec.Struct, frozen=True):
+    spec: _TokenSpec = _TokenSpec()
+    status: _TokenStatus = _TokenStatus()
+
+    def __repr__(self) -> str:
+        """Without the token."""
+        return f"_TokenReply({self.spec})"
+
+
+ObjectT = TypeVar("ObjectT", Namespace, Node, Pod, _Anything, _TokenReply)
 
 
 class KubernetesApi:
@@ -43,32 +67,47 @@ class KubernetesApi:
 
     def pod(self, namespace: str, name: str) -> Pod:
         """:raises NotReady: the API does not answer; :raises PolicySourceFailed: it refuses, or has no such pod."""
-        return self._get(f"/api/v1/namespaces/{quote(namespace, '')}/pods/{quote(name, '')}", Pod)
+        return self._call("GET", f"/api/v1/namespaces/{quote(namespace, '')}/pods/{quote(name, '')}", Pod)
 
     def namespace(self, name: str) -> Namespace:
         """Raises as :meth:`pod`."""
-        return self._get(f"/api/v1/namespaces/{quote(name, '')}", Namespace)
+        return self._call("GET", f"/api/v1/namespaces/{quote(name, '')}", Namespace)
 
     def node(self, name: str) -> Node:
         """Raises as :meth:`pod`."""
-        return self._get(f"/api/v1/nodes/{quote(name, '')}", Node)
+        return self._call("GET", f"/api/v1/nodes/{quote(name, '')}", Node)
 
     def check(self) -> None:
         """Whether it answers and takes our credentials. Raises as :meth:`pod`."""
-        self._get("/version", _Anything)
+        self._call("GET", "/version", _Anything)
+
+    def request_token(self, namespace: str, account: str, *, life_s: int) -> tuple[str, int]:
+        """A token of a service account, and how many seconds it is good for. Raises as :meth:`pod`."""
+        path = f"/api/v1/namespaces/{quote(namespace, '')}/serviceaccounts/{quote(account, '')}/token"
+        wanted = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {"expirationSeconds": life_s},
+        }
+        found = self._call("POST", path, _TokenReply, msgspec.json.encode(wanted))
+        token = found.status.token
+        if not token or not token.isprintable():
+            raise PolicySourceFailed(f"{path}: the answer holds no token")
+        return token, found.spec.expiration_seconds or life_s
 
     def close(self) -> None:
         while self._idle:
             self._idle.pop()[1].close()
 
-    def _get(self, path: str, kind: type[ObjectT]) -> ObjectT:
+    def _call(self, method: str, path: str, kind: type[ObjectT], content: bytes = b"") -> ObjectT:
         access = self._reader.read()
         deadline = self._clock() + BUDGET_S
         while True:
             reason = "no answer"
             try:
-                status, body = self._attempt(access, path, max(_PAUSE_S, min(ATTEMPT_S, deadline - self._clock())))
-                if status == http.client.OK:
+                timeout_s = max(_PAUSE_S, min(ATTEMPT_S, deadline - self._clock()))
+                status, body = self._attempt(access, _Question(method, path, content), timeout_s)
+                if status in _GOOD:
                     return _decode(path, body, kind)
                 if status not in _TRY_AGAIN:
                     raise PolicySourceFailed(f"{path}: status {status} {http.client.responses.get(status, '')}")
@@ -79,22 +118,24 @@ class KubernetesApi:
                 raise NotReady(f"the Kubernetes API at {access.host}:{access.port}: {reason}")
             time.sleep(_PAUSE_S)
 
-    def _attempt(self, access: Access, path: str, timeout_s: float) -> tuple[int, bytes]:
+    def _attempt(self, access: Access, question: _Question, timeout_s: float) -> tuple[int, bytes]:
         """On a connection that was kept, if the server has not closed it since; else on a new one."""
         while (kept := self._kept(access)) is not None:
             try:
-                return self._ask(access, kept, path, timeout_s)
+                return self._ask(access, kept, question, timeout_s)
             except (ConnectionError, http.client.BadStatusLine):
                 continue
-        return self._ask(access, _connection(access, timeout_s), path, timeout_s)
+        return self._ask(access, _connection(access, timeout_s), question, timeout_s)
 
     def _ask(
-        self, access: Access, connection: http.client.HTTPConnection, path: str, timeout_s: float
+        self, access: Access, connection: http.client.HTTPConnection, question: _Question, timeout_s: float
     ) -> tuple[int, bytes]:
         try:
             if isinstance(connection.sock, socket.socket):
                 connection.sock.settimeout(timeout_s)
-            connection.request("GET", access.prefix + path, headers=access.headers)
+            method, path, content = question
+            headers = access.headers | ({"Content-Type": "application/json"} if content else {})
+            connection.request(method, access.prefix + path, content or None, headers)
             response = connection.getresponse()
             body = response.read()
         except BaseException:

@@ -46,6 +46,7 @@ class LegacyEndpoints:
                     interface=record.name,
                     # the first plugin named the handle after the workload, later ones after the container
                     handles=tuple(dict.fromkeys((workload, container_id))),
+                    needs_ready=True,
                 )
             )
 

@@ -15,13 +15,13 @@ import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 from netaddr import AddrFormatError, IPAddress
 
 from calico_cni.placed_files import write_file
-from calico_core.errors import InvalidRequest
+from calico_core.errors import CalicoError, InvalidRequest
 from calico_core.log import get_logger
 
 FILE_NAME = "calico-kubeconfig"
@@ -61,7 +61,7 @@ def kubeconfig_text(environment: Mapping[str, str], directory: Path) -> bytes:
     """:raises InvalidRequest: naming the variable or the file."""
     return (
         f"{_MARK}apiVersion: v1\nkind: Config\nclusters:\n- name: local\n  cluster:\n"
-        f"    server: {json.dumps(_server(environment))}\n{_trust(environment, directory)}"
+        f"    server: {json.dumps(server_address(environment))}\n{_trust(environment, directory)}"
         f"users:\n- name: calico\n  user:\n    token: {json.dumps(_token(directory))}\n"
         "contexts:\n- name: calico\n  context:\n    cluster: local\n    user: calico\ncurrent-context: calico\n"
     ).encode()
@@ -81,9 +81,9 @@ def file_mode(text: str) -> int:
     return int(text, 8)
 
 
-def refresh(path: Path, directory: Path) -> bool:
-    """Put the account's token and authority of now into a file of ours. Whether it had to be; a file that is missing or
-    somebody else's stays so."""
+def refresh(path: Path, directory: Path, token: str | None = None) -> bool:
+    """Put the account's token (or the one given) and authority of now into a file of ours. Whether it had to be; a file
+    that is missing or somebody else's stays so."""
     try:
         text = path.read_text()
         mode = stat.S_IMODE(path.stat().st_mode)
@@ -91,7 +91,7 @@ def refresh(path: Path, directory: Path) -> bool:
         return False
     if not text.startswith(_MARK):
         return False
-    current = _TOKEN.sub(lambda _: f"    token: {json.dumps(_token(directory))}", text)
+    current = _TOKEN.sub(lambda _: f"    token: {json.dumps(token or _token(directory))}", text)
     authority = directory / "ca.crt"
     if authority.is_file():
         current = _AUTHORITY.sub(lambda _: f"    certificate-authority-data: {_encoded(authority)}", current)
@@ -113,25 +113,37 @@ def credentials_in(path: Path, *, now: float | None = None) -> Credentials | Non
     return Credentials(max(0.0, now - written), None if end is None else end - now)
 
 
-class Refresher:
-    """Keeps one file current. One thread; a turn costs two looks at the file system."""
+class Tokens(Protocol):
+    """Where tokens come from that are not the account's own. ``is_due``: :meth:`token` may give another one now."""
 
-    def __init__(self, path: Path, directory: Path | None = None) -> None:
+    @property
+    def is_due(self) -> bool: ...
+
+    def token(self) -> str: ...
+
+
+class Refresher:
+    """Keeps one file current, with the account's own token or those of ``tokens``. One thread; a turn costs two looks
+    at the file system."""
+
+    def __init__(self, path: Path, directory: Path | None = None, tokens: Tokens | None = None) -> None:
         self._path = path
         self._directory = directory or ACCOUNT_DIRECTORY
+        self._tokens = tokens
         self._seen: tuple[tuple[int, int, int], ...] = ()
         self._reason = ""
 
     def turn(self) -> None:
         """What fails is logged once and tried again."""
         found = self._signatures()
-        if found == self._seen and not self._reason:
+        is_due = self._tokens is not None and self._tokens.is_due
+        if found == self._seen and not self._reason and not is_due:
             return
         try:
-            if has_account(self._directory) and refresh(self._path, self._directory):
+            if self._refresh():
                 log.info("kubeconfig.refreshed", path=str(self._path))
             self._reason = ""
-        except (InvalidRequest, OSError, UnicodeDecodeError) as error:
+        except (CalicoError, OSError, UnicodeDecodeError) as error:
             reason = error.strerror or "" if isinstance(error, OSError) else str(error)
             if reason != self._reason:
                 log.warning("kubeconfig.not_refreshed", path=str(self._path), reason=reason)
@@ -139,11 +151,17 @@ class Refresher:
         # a token that came while the one before was written down is for the next turn
         self._seen = (_signature(self._path), *found[1:])
 
+    def _refresh(self) -> bool:
+        if self._tokens is not None:
+            return refresh(self._path, self._directory, self._tokens.token())
+        return has_account(self._directory) and refresh(self._path, self._directory)
+
     def _signatures(self) -> tuple[tuple[int, int, int], ...]:
         return tuple(_signature(each) for each in (self._path, self._directory / "token", self._directory / "ca.crt"))
 
 
-def _server(environment: Mapping[str, str]) -> str:
+def server_address(environment: Mapping[str, str]) -> str:
+    """Of the API, as a pod is told. :raises InvalidRequest: naming the variable."""
     host, port = (environment.get(f"KUBERNETES_SERVICE_{each}", "").strip() for each in ("HOST", "PORT"))
     for variable, value in (("KUBERNETES_SERVICE_HOST", host), ("KUBERNETES_SERVICE_PORT", port)):
         if not value:

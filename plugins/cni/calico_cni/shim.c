@@ -40,6 +40,7 @@ static char version[24]; /* cniVersion by eye; empty: none that looks like one *
 
 enum outcome { ANSWERED, IN_PROCESS, UNSENT, UNKNOWN };
 static const char *why; /* of UNKNOWN */
+static int is_unread;   /* the connection was reset */
 
 static void put(int descriptor, const char *data, size_t length) {
     while (length) {
@@ -137,7 +138,7 @@ static int receive(int connection, char *to, size_t length, long long deadline) 
         if (!await(connection, POLLIN, deadline)) return 0;
         ssize_t done = recv(connection, to, length, MSG_DONTWAIT);
         if (done < 0 && (errno == EINTR || errno == EAGAIN)) continue;
-        if (done < 0) return why = "it broke the connection", 0;
+        if (done < 0) return is_unread = errno == ECONNRESET, why = "it broke the connection", 0;
         if (!done) return why = "the connection ended", 0;
         to += done, length -= (size_t)done;
     }
@@ -205,7 +206,7 @@ static enum outcome send_frame(int connection, const char *request, size_t lengt
             if (await(connection, POLLOUT, deadline)) continue;
             return sent ? UNKNOWN : UNSENT;
         }
-        if (done < 0) return why = "it broke the connection", sent ? UNKNOWN : UNSENT;
+        if (done < 0) return UNSENT; /* not to its end: nobody acts upon a part */
         sent += (size_t)done;
         part.iov_base = (char *)request + sent, part.iov_len = length - sent;
         message.msg_control = NULL, message.msg_controllen = 0; /* once is enough */
@@ -223,7 +224,8 @@ static enum outcome ask(const char *program, long long deadline, int *status) {
     if (!request) return UNSENT;
     enum outcome sent = send_frame(connection, request, length, deadline);
     if (sent != ANSWERED) return sent;
-    if (!receive(connection, &kind, 1, deadline)) return UNKNOWN;
+    if (!receive(connection, &kind, 1, deadline))
+        return is_unread ? UNSENT : UNKNOWN; /* the kernel's word that bytes of the request were left unread */
     if (kind == 'F') return IN_PROCESS;
     if (kind != 'R') return why = "unknown reply", UNKNOWN;
     if (!receive(connection, (char *)head, sizeof head, deadline)) return UNKNOWN;
@@ -257,6 +259,10 @@ int main(int count, char **arguments) {
         if (fcntl(descriptor, F_GETFD) < 0) open("/dev/null", O_RDWR);
     signal(SIGPIPE, SIG_IGN);
     if (!strcmp(option, "-t")) setenv("CNI_COMMAND", "TEST", 1); /* would an ADD with this configuration be served? */
+    if (!strcmp(option, "-upgrade") || !strcmp(option, "--upgrade")) { /* here, where host-local's files are, and without input */
+        setenv("CNI_COMMAND", "UPGRADE", 1);
+        return run_in_process(program);
+    }
     const char *command = getenv("CNI_COMMAND");
     if (!command || !*command || is_about) {
         static const char about[] = "Calico CNI plugin " RELEASE "; CNI protocol versions supported: ";

@@ -30,7 +30,7 @@ class Interrupted(BaseException):
 
 
 class Unsent(Exception):
-    """Nothing reached the node."""
+    """Nothing was sent, or no node has read it to its end: nobody can have acted upon it."""
 
 
 class Unknown(Exception):
@@ -44,6 +44,9 @@ def main() -> int:
     option = sys.argv[1] if len(sys.argv) == 2 else ""
     if option == "-t":  # would an ADD with this configuration be served?
         environment[b"CNI_COMMAND"] = b"TEST"
+    if option in {"-upgrade", "--upgrade"}:  # here, where host-local's files are, and without input
+        environment[b"CNI_COMMAND"] = b"UPGRADE"
+        return run_in_process(program, environment, b"")
     command = environment.get(b"CNI_COMMAND", b"")
     is_about = option in {"-v", "--version"}
     if not command or is_about:
@@ -111,6 +114,7 @@ def ask(program: str, environment: dict[bytes, bytes], command: bytes, stdin: by
     lengths = b"".join([len(each).to_bytes(4, "big") for each in (name, variables, stdin)])
     request = b"CAL1" + lengths + name + variables + stdin
     sent = 0
+    kind = b""
     try:
         sent = connection.sendmsg([request], ancillary)
         while sent < len(request):
@@ -125,7 +129,8 @@ def ask(program: str, environment: dict[bytes, bytes], command: bytes, stdin: by
         status, stdout, stderr = [int.from_bytes(head[i : i + 4], "big") for i in (0, 4, 8)]
         body = receive(connection, stdout + stderr, deadline)
     except OSError as error:
-        if not sent:
+        # a reset is the kernel's word that bytes of the request were left unread; after the last one it is an end
+        if not sent or (not kind and isinstance(error, (ConnectionResetError, BrokenPipeError))):
             raise Unsent from None
         raise Unknown(error.strerror or "time is up") from None
     return status & 255, body[:stdout], body[stdout:]

@@ -10,7 +10,7 @@ from netaddr import AddrFormatError, IPNetwork
 
 from calico_cni.errors import ExistingLimited, NotAvailable
 from calico_cni.wire import IpamConfiguration
-from calico_core.errors import DatastoreError
+from calico_core.errors import DatastoreError, StoreNotReady
 from calico_core.interfaces.datastore import Records
 from calico_core.interfaces.integration import IntegrationContext
 from calico_core.model.blocks import Block
@@ -30,6 +30,13 @@ def check_datastore(context: IntegrationContext) -> None:
         raise NotAvailable(str(error)) from error
     if ready is None or ready.record != "true":
         raise NotAvailable(f"{ReadyKey().path} is not true: the datastore is not ready for use")
+
+
+def require_ready(records: Records) -> None:
+    """:raises StoreNotReady: nothing may be assigned or released now; :raises Unavailable: nobody can say."""
+    ready = records.get(ReadyKey())
+    if ready is None or ready.record != "true":
+        raise StoreNotReady(f"{ReadyKey().path} in the datastore is not 'true'")
 
 
 def check_datastore_soon(context: IntegrationContext) -> None:

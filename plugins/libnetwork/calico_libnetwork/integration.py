@@ -42,7 +42,10 @@ class LibnetworkIntegration(Integration):
         self._context = context
         directory = Path(context.settings.libnetwork_plugin_dir)
         network, ipam = applications(context)
-        servers = (PluginServer(directory / NETWORK_SOCKET, network), PluginServer(directory / IPAM_SOCKET, ipam))
+        servers = (
+            PluginServer(directory / NETWORK_SOCKET, network, name="libnetwork", listeners=context.listeners),
+            PluginServer(directory / IPAM_SOCKET, ipam, name="libnetwork-ipam", listeners=context.listeners),
+        )
         try:
             for server in servers:
                 server.listen()

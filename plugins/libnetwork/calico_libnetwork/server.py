@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import http.server
-import os
 import socket
 import stat
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from calico_core.errors import InvalidRequest, InvalidSettings
+from calico_core.listening import Listener, Listeners
 from calico_core.log import get_logger
 from calico_libnetwork.application import CONTENT_TYPE, Answer, Application, refusal
 from calico_libnetwork.errors import TooLarge, encode_error
@@ -25,7 +25,6 @@ MAX_BODY_BYTES = 1 << 20
 MAX_CONNECTIONS = 128
 MODE = 0o660
 
-_BACKLOG = 128
 _IDLE_S = 600.0  # closing a kept connection under the engine's hands would cost it a call
 _BODY_S = 10.0
 _STOP_S = 10.0
@@ -38,41 +37,36 @@ log = get_logger(__name__)
 class PluginServer:
     """One socket. :meth:`listen` takes the place, :meth:`run` answers, :meth:`close` gives it back."""
 
-    def __init__(self, path: Path, application: Application, *, max_connections: int = MAX_CONNECTIONS) -> None:
+    def __init__(
+        self,
+        path: Path,
+        application: Application,
+        *,
+        name: str = "libnetwork",
+        listeners: Listeners | None = None,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        """``name``: of the socket, when it is handed over."""
         self._path = path
+        self._name = name
+        self._listeners = listeners or Listeners()
         self._application = application
         self._max_connections = max_connections
         self._free = threading.BoundedSemaphore(max_connections)
-        self._listener: socket.socket | None = None
-        self._identity: tuple[int, int] | None = None
+        self._listener: Listener | None = None
         self._connections: set[socket.socket] = set()
         self._guard = threading.Lock()
         self._threads: set[threading.Thread] = set()
 
     def listen(self) -> None:
-        """Under a temporary name: nobody shall find a socket on which nobody answers.
-
-        Raises ``InvalidSettings`` when the place cannot be had, or another process answers there.
-        """
+        """Raises ``InvalidSettings`` when the place cannot be had, or another process answers there."""
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._refuse_taken()
-            temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-            temporary.unlink(missing_ok=True)
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-            try:
-                listener.bind(str(temporary))
-                temporary.chmod(MODE)
-                listener.listen(_BACKLOG)
-                found = temporary.lstat()
-                temporary.rename(self._path)
-            except BaseException:
-                listener.close()
-                raise
+            if not self._listeners.is_inherited(self._name, self._path):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._refuse_taken()
+            self._listener = self._listeners.open(self._name, self._path, mode=MODE)
         except OSError as error:
             raise self._unusable(error.strerror or str(error)) from error
-        self._identity = (found.st_dev, found.st_ino)
-        self._listener = listener
         log.info("libnetwork.listening", socket=self._path)
 
     def run(self) -> None:
@@ -82,26 +76,24 @@ class PluginServer:
             if not self._free.acquire(timeout=_CROWDED_S):
                 continue
             try:
-                connection, _ = listener.accept()
+                connection = listener.accept()
             except OSError as error:
                 self._free.release()
-                if self._listener is listener:
-                    log.warning("libnetwork.accept_failed", reason=error.strerror)
-                    time.sleep(_CROWDED_S)  # out of descriptors: it may pass
+                log.warning("libnetwork.accept_failed", reason=error.strerror)
+                time.sleep(_CROWDED_S)  # out of descriptors: it may pass
                 continue
+            if connection is None:
+                self._free.release()
+                return
             self._start(connection)
 
     def close(self) -> None:
-        """Take the socket away, if it still is ours, and wait for running calls. Repeating it is fine."""
+        """Take the socket away, unless it is kept for the next process, and wait for running calls. Repeating it is
+        fine."""
         listener, self._listener = self._listener, None
         if listener is None:
             return
-        with contextlib.suppress(OSError):
-            found = self._path.lstat()
-            if (found.st_dev, found.st_ino) == self._identity:
-                self._path.unlink()
-        with contextlib.suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept
+        listener.rest()
         listener.close()
         with self._guard:
             threads = tuple(self._threads)

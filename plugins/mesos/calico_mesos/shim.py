@@ -28,7 +28,7 @@ class Interrupted(BaseException):
 
 
 class Unsent(Exception):
-    """Nothing reached the node."""
+    """Nothing was sent, or no node has read it to its end: nobody can have acted upon it."""
 
 
 class Unknown(Exception):
@@ -84,6 +84,7 @@ def ask(stdin: bytes) -> tuple[int, bytes, bytes] | None:
     lengths = b"".join([len(each).to_bytes(4, "big") for each in (name, variables, stdin)])
     request = b"CAL1" + lengths + name + variables + stdin
     sent = 0
+    kind = b""
     try:
         while sent < len(request):
             connection.settimeout(remaining(deadline))
@@ -97,7 +98,8 @@ def ask(stdin: bytes) -> tuple[int, bytes, bytes] | None:
         status, stdout, stderr = [int.from_bytes(head[i : i + 4], "big") for i in (0, 4, 8)]
         body = receive(connection, stdout + stderr, deadline)
     except OSError as error:
-        if not sent:
+        # a reset is the kernel's word that bytes of the request were left unread; after the last one it is an end
+        if not sent or (not kind and isinstance(error, (ConnectionResetError, BrokenPipeError))):
             raise Unsent from None
         raise Unknown(error.strerror or "time is up") from None
     return status & 255, body[:stdout], body[stdout:]

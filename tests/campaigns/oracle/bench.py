@@ -23,7 +23,8 @@ import socket
 import subprocess
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from netaddr import EUI, IPNetwork
+import msgspec
+from netaddr import EUI, IPAddress, IPNetwork
 
 from calico_core.dataplane.iptables.driver import IptablesDataplane
 from calico_core.dataplane.linux import netns
@@ -38,10 +39,12 @@ from tests.campaigns.oracle.cases import (
     FAILSAFE_OUT,
     FLOATING,
     KNOWN_HOST,
+    METADATA_PORT,
     OTHER_HOST,
     OWN_MAC,
     OWN_NETS,
     PAIRS,
+    PEER,
     WORKLOADS,
     shared_with,
 )
@@ -57,7 +60,7 @@ HOST = ""
 """Names of places: ``cali0``… for the containers, these two for the others."""
 _FENCE = ("10.67.0.1", "10.67.0.2")
 _FENCE_WAIT_S = 20.0
-_HOST_PROTOCOLS = (1, 6, 17, 58, 132, 200)
+_HOST_PROTOCOLS = (1, 4, 6, 17, 58, 132, 200)
 _NO_LIMITS = (("ipv4.icmp_msgs_per_sec", 1_000_000), ("ipv4.icmp_msgs_burst", 1_000_000))
 _numbers = itertools.count()
 
@@ -101,7 +104,7 @@ class Bench:
         self.answers_early = dataplane == "nftables"
         self._stack = contextlib.ExitStack()
         self._ports: dict[str, _Port] = {}
-        self._to_host: str | None = None
+        self._told: object = None
         self._dataplane: Dataplane | None = None
         self._next = 0xA0000000
 
@@ -115,17 +118,21 @@ class Bench:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def dataplane(self, to_host: str) -> Dataplane:
+    def dataplane(self, to_host: str, set_limit: int | None = None, metadata: str | None = None) -> Dataplane:
         """The driver, started anew when it has to be told otherwise: as an agent does that restarts."""
-        if self._dataplane is None or to_host != self._to_host:
+        told = to_host, set_limit, metadata
+        if self._dataplane is None or told != self._told:
             self._close_dataplane()
             options = DataplaneOptions(
                 endpoint_to_host=to_host,
                 failsafe_inbound=tuple(FailsafePort(*each) for each in FAILSAFE_IN),
                 failsafe_outbound=tuple(FailsafePort(*each) for each in FAILSAFE_OUT),
+                metadata=None if metadata is None else (IPAddress(metadata), METADATA_PORT),
             )
+            if set_limit is not None:
+                options = msgspec.structs.replace(options, max_set_size=set_limit)
             self._dataplane = self._driver(options, self._host_fd)
-            self._to_host = to_host
+            self._told = told
         return self._dataplane
 
     def number(self) -> int:
@@ -227,8 +234,9 @@ class Bench:
         ])  # fmt: skip
         self._ip(name, ["link set up0 up"])
         # what the fabric would not send back: addresses of ours without an endpoint
+        neighbours = (*PEER, "192.0.2.2", "2001:db8::2")
         self._ip(self._host_name, [
-            *(f"neigh replace {each} lladdr {mac} dev up0 nud permanent" for each in ("192.0.2.2", "2001:db8::2")),
+            *(f"neigh replace {each} lladdr {mac} dev up0 nud permanent" for each in neighbours),
             "route add default via 192.0.2.2", "route add default via 2001:db8::2",
             *(f"route add blackhole {each}" for each in OWN_NETS),
         ])  # fmt: skip

@@ -24,34 +24,39 @@ from calico_core.errors import CalicoError
 from calico_core.model import codec
 from calico_core.model.hoststate import HostState
 from calico_core.model.key_paths import parse_key
-from calico_core.model.keys import Key, WorkloadEndpointKey
+from calico_core.model.keys import Key
 from calico_core.model.policies import Policy
-from calico_core.policy.explain import Packet, explain, holder
 from calico_core.policy.flows import Cluster
 from calico_core.policy.resolver import PolicyResolver
+from calico_core.policy.set_limit import close_rules
+from calico_core.settings import Settings
 from tests.campaigns.oracle import naive, ways, wire
-from tests.campaigns.oracle.bench import OUTSIDE, Arrived, Bench, Sending
+from tests.campaigns.oracle.bench import Arrived, Bench, Sending
 from tests.campaigns.oracle.cases import (
     FAILSAFE_IN,
     FAILSAFE_OUT,
     FAILSAFE_TEXTS,
     KNOWN_HOST,
+    METADATA_PORT,
+    METADATA_SERVER,
     OTHER_HOST,
     OWN_MAC,
     OWN_NETS,
     PAIRS,
+    SET_LIMIT,
     connection_of,
     flow_of,
     merged,
     stored_bytes,
 )
 from tests.campaigns.oracle.cases import cases as random_cases
+from tests.campaigns.oracle.opinions import real
+from tests.campaigns.oracle.set_limit import with_closed_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_HOST_ENDPOINTS = f"/calico/v1/host/{ways.HOST}/endpoint/"
-HOSTS = frozenset({*KNOWN_HOST, *OTHER_HOST})
+HOSTS = frozenset({*KNOWN_HOST, *OTHER_HOST, "127.0.0.1"})
 
 
 class Difference(NamedTuple):
@@ -95,28 +100,36 @@ class Oracle:
 
     def ask(self, case: dict[str, Any]) -> None:
         """:raises Disagreement: opinions differ."""
-        records = merged(case["steps"])
-        state = self._program(case)
+        stored = merged(case["steps"])
+        limit = int(stored[SET_LIMIT]) if SET_LIMIT in stored else None
+        state = self._program(case, limit)
         inbound, outbound = FAILSAFE_TEXTS
-        good, _ = _decoded(records.items())
+        good, _ = _decoded(stored.items())
+        records = stored if limit is None else with_closed_rules(stored, limit)
         cluster = Cluster(
             good,
-            endpoint_to_host=case["to_host"],
-            source_spoofing=case.get("spoofing", "Disabled"),
-            failsafe_inbound=inbound,
-            failsafe_outbound=outbound,
+            defaults=Settings(
+                endpoint_to_host=case["to_host"],
+                source_spoofing=case.get("spoofing", "Disabled"),
+                failsafe_inbound=inbound,
+                failsafe_outbound=outbound,
+            ),
         )
+        server = stored.get(METADATA_SERVER)
         place = _place_of(case, answers_early=self._bench.answers_early)
+        place = place._replace(metadata=None if server is None else (server, METADATA_PORT))
         is_untracked = any(isinstance(record, Policy) and record.untracked for _, record in good)
         asked = list(self._chosen(records, place, case["probes"], is_untracked=is_untracked))
         seen = self._bench.send(_sending(each.probe, each.number) for each in asked)
         differences: list[Difference] = []
         for probe, number, fate in asked:
-            expected = fate.outcome
-            kernel = _found(seen, number, fate.way, ways.interface_of(records, place, probe["src"]))
+            expected, sender = fate.outcome, ways.interface_of(records, place, probe["src"])
+            if expected == "reject" and _hears_nothing(probe, fate.way, sender):
+                expected = "either"
+            kernel = _found(seen, number, fate.way, sender)
             if expected == "either":
                 expected, kernel = "deny", "deny" if kernel == "reject" else kernel
-            opinions = _real(records, cluster, state, probe, fate.way, case["to_host"])
+            opinions = real(records, cluster, state, probe, fate.way, case["to_host"])
             self._judge(differences, Difference(probe, "packet", expected, *opinions, kernel))
         if not is_untracked:
             self._follow(records, place, asked, seen, differences)
@@ -143,9 +156,9 @@ class Oracle:
                 connections.add(connection)
                 yield _Asked(probe, self._bench.number(), fate)
 
-    def _program(self, case: dict[str, Any]) -> HostState:
-        """By the resolver and the driver, step by step."""
-        dataplane = self._bench.dataplane(case["to_host"])
+    def _program(self, case: dict[str, Any], limit: int | None) -> HostState:
+        """By the resolver and the driver, step by step. ``limit``: members of one set."""
+        dataplane = self._bench.dataplane(case["to_host"], limit, case["steps"][0].get(METADATA_SERVER))
         resolver, state = PolicyResolver(ways.HOST, lets_spoof=_lets_spoof(case)), HostState()
         resolver.set_interface(ways.UPLINK, frozenset(map(IPAddress, KNOWN_HOST)))
         for step in case["steps"]:
@@ -155,9 +168,12 @@ class Oracle:
             changes = resolver.flush()
             state.update(changes)
             report = dataplane.apply(changes)
-            if not report.is_clean:
+            beyond = frozenset() if limit is None else _beyond(state, limit)
+            if {failure.subject for failure in report.failures} != beyond:
                 raise Disagreement([Difference({}, f"the driver: {report.failures}", "", None, None, "")], case)
         self._bench.forget_connections()
+        if limit is not None:
+            close_rules(state, limit)
         return state
 
     def _follow(
@@ -207,6 +223,12 @@ def _place_of(case: dict[str, Any], *, answers_early: bool) -> ways.Place:
     return ways.Place(HOSTS, uplink, OWN_NETS, case["to_host"], *ports, answers_early, _lets_spoof(case))
 
 
+def _beyond(state: HostState, limit: int) -> frozenset[str]:
+    """What a driver has to complain of: sets, and the rules that name them."""
+    found = close_rules(state.copy(), limit)
+    return frozenset({*found.sizes, *(rules_id for (rules_id, _), numbers in found.named.items() if numbers)})
+
+
 def _lets_spoof(case: dict[str, Any]) -> bool:
     return case.get("spoofing") == "Any"
 
@@ -217,6 +239,13 @@ def _expected(records: ways.Stored, place: ways.Place, probe: dict[str, Any]) ->
         return naive.Fate("deny", ways.way_of(records, place, flow))
     mac = probe.get("mac") or OWN_MAC.format(probe["via"][-1:])
     return naive.judge(records, place, flow, probe["via"], mac)
+
+
+def _hears_nothing(probe: dict[str, Any], way: ways.Way, sender: str) -> bool:
+    """Of a rejection: nothing leads back to what it may send from, or the kernel cannot tell the packet from a broken
+    one, for translation does not mend the checksum of a protocol that it does not know (it looks for one in IPv6)."""
+    is_broken = probe["protocol"] in (200, 4) and way.flow.version == 6 and way.flow.dst != probe["dst"]
+    return sender == ways.NOWHERE or is_broken
 
 
 def _found(seen: dict[str, Arrived], number: int, way: ways.Way, sender: str) -> str:
@@ -233,60 +262,6 @@ def _found(seen: dict[str, Arrived], number: int, way: ways.Way, sender: str) ->
         if src not in way.sources or dst != way.flow.dst:
             return f"arrived as from {src} to {dst}"
     return "allow"
-
-
-def _real(
-    records: ways.Stored, cluster: Cluster, state: HostState, probe: dict[str, Any], way: ways.Way, to_host: str
-) -> tuple[str | None, str | None]:
-    """What ``flows`` and ``explain`` say, where it is theirs to say: they know nothing of interfaces and MACs, of
-    connections, of routes, and of addresses of the host that no record names."""
-    flow, via = flow_of(probe), probe["via"]
-    packet = Packet(
-        src=IPAddress(flow.src), dst=IPAddress(flow.dst), protocol=flow.protocol,
-        src_port=flow.sport, dst_port=flow.dport, icmp=flow.icmp,
-    )  # fmt: skip
-    if probe.get("stray") or probe.get("mac") or flow.dport == 4789:
-        return None, None
-    sender, is_own = None, True
-    if via.startswith("cali"):
-        sender = WorkloadEndpointKey(ways.HOST, "k8s", f"w{via[4:]}", "eth0")
-        workload = state.workloads.get(sender)
-        if workload is None:
-            return None, None
-        is_own = any(packet.src in net for net in workload.nets)
-    # which of several endpoints is an interface's, and whether it has one, only the host knows
-    count = sum(1 for path in records if path.startswith(_HOST_ENDPOINTS))
-    is_certain = not count or (count == 1 and ways.UPLINK in state.interfaces)
-    is_asked_as_foreign = via == OUTSIDE or to_host == "DROP" or flow.dport == 53 or bool(count)
-    is_to_other = flow.dst in OTHER_HOST and is_asked_as_foreign
-    flows = None
-    if is_certain and not is_to_other and _is_routed_as_pools_say(records, cluster, way):
-        sides = [side for side in cluster.explain(packet, source=sender).sides if side.host in (ways.HOST, None)]
-        flows = "deny" if any(side.outcome == "deny" for side in sides) else "allow"
-    return flows, _told(state, packet, way, to_host, via) if is_own else None
-
-
-def _is_routed_as_pools_say(records: ways.Stored, cluster: Cluster, way: ways.Way) -> bool:
-    """Where no endpoint has an address: ``flows`` says that what is of a pool is nobody's and all else is elsewhere."""
-
-    def is_nobodys(address: str) -> bool:
-        if cluster.carriers(IPAddress(address)):
-            return False
-        return any(ways.contains(pool["cidr"], address) for path, pool in records.items() if "/pool/" in path)
-
-    return not is_nobodys(way.flow.src) and is_nobodys(way.flow.dst) == (way.to == ways.NOWHERE)
-
-
-def _told(state: HostState, packet: Packet, way: ways.Way, to_host: str, via: str) -> str | None:
-    """``explain`` knows the workloads of the host, and nothing else: one that sends from what another has is taken for
-    the other."""
-    if way.to == ways.TO_HOST and (to_host == "DROP" or packet.dst_port == 53):
-        return None
-    sender = holder(state.workloads.values(), packet.src)
-    if not via or state.interfaces or way.to == ways.NOWHERE or (sender is not None and sender.interface != via):
-        return None
-    outcome = explain(state, packet).outcome
-    return None if outcome == "unaffected" else outcome
 
 
 # --- packets ---------------------------------------------------------------------------------------------------------
@@ -308,7 +283,7 @@ def _may_follow(probe: dict[str, Any], *, has_arrived: bool) -> bool:
     """A UDP "reply" to what did not arrive would be a flow of its own, and so with protocols that only have
     addresses."""
     follow = probe.get("follow")
-    is_bare = probe["protocol"] in (wire.SCTP, 200)
+    is_bare = probe["protocol"] in (wire.SCTP, 200, 4)
     if follow is None or is_bare:
         return False
     return has_arrived or follow != "reply" or probe["protocol"] != wire.UDP

@@ -22,11 +22,16 @@ FLOATING = (["198.51.100.50", "198.51.100.51"], ["2001:db8:7::50", "2001:db8:7::
 REMOTE = (["10.66.0.1", "10.66.0.2", "10.66.0.3"], ["fd66::1", "fd66::2", "fd66::3"])
 OUTSIDE = (["198.51.100.7"], ["2001:db8:7::7"])
 KNOWN_HOST = ("192.0.2.1", "2001:db8::1")
+PEER = ("192.0.2.9", "2001:db8::9")
 OTHER_HOST = ("203.0.113.1", "2001:db8:1::1")
-"""An address that the records name, and one more that only the host knows of."""
+"""An address that the records name, one of another host, and one more that only the host knows of."""
 FAILSAFE_IN, FAILSAFE_OUT = ((6, 443, None), (17, 53, IPNetwork("10.66.0.0/31"))), ((17, 90, None),)
 FAILSAFE_TEXTS = "tcp:443,udp:10.66.0.0/31:53", "udp:90"
 """The same twice: for the driver, and as settings say it."""
+SET_LIMIT = "/calico/v1/config/MaxIpsetSize"
+METADATA_SERVER, METADATA_PORT, METADATA = "/calico/v1/config/MetadataAddr", 8775, "169.254.169.254"
+"""What a node reads once stands from the beginning, where it does: how many members a set may have, and where the
+metadata address leads."""
 OWN_MAC, OTHER_MAC = "02:00:00:00:65:0{}", "02:00:00:00:99:09"
 _NETS = (
     "10.65.0.0/31", "10.65.0.0/16", "10.65.1.1/32", "10.65.2.0/23", "10.66.0.0/30", "198.51.100.0/24", "0.0.0.0/0",
@@ -203,6 +208,21 @@ _own_host_endpoints = st.fixed_dictionaries(
         "labels": _labels,
     }
 ).map(_kept).filter(lambda record: "name" in record or record["expected_ipv4_addrs"])  # fmt: skip
+_open_early = st.fixed_dictionaries(
+    {
+        f"/calico/v1/host/{HOST}/endpoint/e0": st.just(
+            {"name": "up0", "expected_ipv4_addrs": [], "profile_ids": ["p0"]}
+        ),
+        "/calico/v1/policy/tier/default/policy/early": st.fixed_dictionaries(
+            {
+                "selector": st.just("all()"),
+                "inbound_rules": st.tuples(_rules(), st.just({"action": "allow"})).map(list),
+                "outbound_rules": _rule_lists,
+            }
+        ).map(lambda record: {**record, "untracked": True, "apply_on_forward": True}),
+    }
+)
+"""Most of what comes over the uplink is let in untracked, and so never translated."""
 _network_sets = st.fixed_dictionaries({"nets": _some(_NETS, 4), "labels": _labels})
 
 
@@ -215,6 +235,11 @@ _REMOTE_POOLS = ("10.66.0.0/26", "fd66::/122")
 """An address of a workload may be in no pool: then what is masqueraded is so on its way there, too."""
 
 
+TUNNEL_POOLS = ("10.99.0.0/16", "10.98.0.0/16")
+"""Nobody's: hosts with such pools take encapsulated packets from one another."""
+_ENCAPSULATIONS: list[dict[str, Any]] = [{"ipip": "tunl0"}, {"ipip_mode": "cross-subnet"}, {"vxlan_mode": "always"}]
+
+
 def _pool_path(cidr: str) -> str:
     return f"/calico/v1/ipam/v{6 if ':' in cidr else 4}/pool/{cidr.replace('/', '-')}"
 
@@ -222,6 +247,8 @@ def _pool_path(cidr: str) -> str:
 _FIXED: dict[str, Any] = {
     f"/calico/v1/host/{HOST}/bird_ip": KNOWN_HOST[0],
     f"/calico/bgp/v1/host/{HOST}/ip_addr_v6": KNOWN_HOST[1],
+    "/calico/v1/host/there/bird_ip": PEER[0],
+    "/calico/bgp/v1/host/there/ip_addr_v6": PEER[1],
 }
 _choices: list[tuple[list[str], st.SearchStrategy[Any]]] = [
     ([workload_path(n, "there") for n in range(2)], _remote()),
@@ -248,6 +275,14 @@ def _step(draw: st.DrawFn, *, is_first: bool) -> dict[str, Any]:
             found[workload_path(number)] = None
     if is_first:
         found["/calico/v1/policy/profile/p0/rules"] = draw(_open_or_not)
+        limit = draw(st.sampled_from([None, None, None, "1", "3", "5", "9"]))
+        found |= {} if limit is None else {SET_LIMIT: limit}
+        server = draw(st.sampled_from([None, None, KNOWN_HOST[0], "127.0.0.1", OUTSIDE[0][0], REMOTE[0][0]]))
+        found |= {} if server is None else {METADATA_SERVER: server}
+        if draw(st.integers(0, 5)) == 0:
+            found |= draw(_open_early)
+        for cidr in draw(_some(TUNNEL_POOLS, 2)):
+            found[_pool_path(cidr)] = {"cidr": cidr, **draw(st.sampled_from(_ENCAPSULATIONS))}
     for cidr in (*_OWN_POOLS, *_REMOTE_POOLS):
         likely = 9 if cidr in _OWN_POOLS else 4
         if draw(st.integers(0, 9)) >= 10 - (likely if is_first else 1):
@@ -265,7 +300,7 @@ def _probe(dice: random.Random) -> dict[str, Any]:
     via = dice.choice([*(f"cali{n}" for n in range(WORKLOADS))] * 3 + ["up0"] * 5 + [""])
     own = int(via[4:]) if via.startswith("cali") else None
     others = [each for n in range(WORKLOADS) if n != own for each in PAIRS[n][family]]
-    away = [*REMOTE[family], *OUTSIDE[family]]
+    away = [*REMOTE[family], *OUTSIDE[family], PEER[family]]
     hosts = [KNOWN_HOST[family], OTHER_HOST[family]]
     probe: dict[str, Any] = {"via": via}
     if own is None:
@@ -279,7 +314,16 @@ def _probe(dice: random.Random) -> dict[str, Any]:
         probe["dst"] = dice.choice([*others, *away, *FLOATING[family], *hosts])
         if _one_in(dice, 12):
             probe["mac"] = OTHER_MAC
+        if family == 0 and _one_in(dice, 15):
+            return {**probe, "dst": METADATA, "protocol": 6, "sport": dice.choice(_SOURCE_PORTS), "dport": 80}
+        if probe["dst"] in hosts and _one_in(dice, 8):
+            sport, dport = dice.choice([(68, 67), (546, 547), (9, METADATA_PORT)])
+            return {**probe, "protocol": 6 if dport == METADATA_PORT else 17, "sport": sport, "dport": dport}
     protocol = dice.choice((6, 6, 17, 17, 132, 200, 1 if family == 0 else 58))
+    if _one_in(dice, 25):
+        is_ipip = dice.choice((True, False))
+        where = {} if is_ipip else {"sport": 4789, "dport": 4789}
+        return {**probe, "protocol": 4 if is_ipip else 17, **where}
     probe["protocol"] = protocol
     if protocol in (6, 17, 132):
         probe["sport"] = dice.choice(_SOURCE_PORTS)

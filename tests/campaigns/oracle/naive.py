@@ -50,8 +50,9 @@ def judge(records: Stored, place: Place, flow: Flow, interface: str, mac: str) -
     """Whether the packet gets where it is sent, as far as this host decides. ``interface``: where it came from, '' for
     the host itself. ``mac``: what it says it was sent by."""
     is_tracked = interface != UPLINK or not _is_untracked(records, place, flow)
-    way = way_of(records, place, flow, is_tracked=is_tracked)
-    if interface.startswith("cali"):
+    is_workload = interface.startswith("cali")
+    way = way_of(records, place, flow, is_tracked=is_tracked, is_from_workload=is_workload)
+    if is_workload:
         return Fate(_from_workload(records, place, flow, way, interface, mac), way)
     return Fate(_from_elsewhere(records, place, flow, way, interface), way)
 
@@ -65,6 +66,8 @@ def _from_elsewhere(records: Stored, place: Place, flow: Flow, way: Way, interfa
         return "either" if interface and place.answers_early else "deny"
     if interface:
         found = _at_uplink(records, place, flow, way.flow, "inbound", is_forwarded=not is_to_host)
+        if is_to_host and found == "allow" and _is_tunnelled(records, flow):
+            return "allow" if flow.src in _hosts(records) else "deny"
         if found != "allow" or is_to_host:
             return found
         return _at_workload(records, way.receiver, "inbound", way.flow)
@@ -82,7 +85,7 @@ def _from_workload(records: Stored, place: Place, flow: Flow, way: Way, interfac
     if sender.get("mac") not in (None, mac):
         return "deny"
     if way.to == TO_HOST:
-        return _to_host(records, place, sender, flow)
+        return _to_host(records, place, sender, way.flow)
     if way.to == NOWHERE:
         return "deny"  # no route, so policy is not even asked
     found = _at_workload(records, sender, "outbound", way.flow)
@@ -98,11 +101,26 @@ def _is_tunnel(flow: Flow) -> bool:
     return (flow.protocol == 17 and flow.dport == 4789) or flow.protocol == 4
 
 
+def _is_tunnelled(records: Stored, flow: Flow) -> bool:
+    """Whether the pools want a tunnel that it could belong to."""
+    pools = [record for path, record in records.items() if "/pool/" in path]
+    if flow.protocol == 4 and flow.version == 4:
+        return any(pool.get("ipip") or pool.get("ipip_mode") for pool in pools)
+    return (flow.protocol, flow.dport) == (17, 4789) and any(pool.get("vxlan_mode") for pool in pools)
+
+
+def _hosts(records: Stored) -> set[str]:
+    return {record for path, record in records.items() if path.endswith(("/bird_ip", "/ip_addr_v6"))}
+
+
 def _to_host(records: Stored, place: Place, sender: Any, flow: Flow) -> Outcome:
     """6.5: what every workload may ask its host, then as configured."""
     if flow.version == 6 and flow.icmp is not None and flow.icmp[0] in _NEIGHBOURS:
         return "allow"
-    if flow.protocol == 17 and (flow.dport == 53 or (flow.sport, flow.dport) in {(68, 67), (546, 547)}):
+    dhcp = {4: (68, 67), 6: (546, 547)}[flow.version]
+    if flow.protocol == 17 and (flow.dport == 53 or (flow.sport, flow.dport) == dhcp):
+        return "allow"
+    if flow.protocol == 6 and (flow.dst, flow.dport) == place.metadata:
         return "allow"
     return "deny" if place.to_host == "DROP" else _at_workload(records, sender, "outbound", flow)
 
@@ -124,6 +142,10 @@ def _at_uplink(
         hooks = ["untracked", "pre_dnat", *hooks]
     elif not is_forwarded:
         hooks = ["untracked", *hooks]
+    if not is_forwarded and _is_tunnelled(records, flow):
+        # 6.5: hosts take it from one another, and from nobody else
+        is_let = direction == "inbound" or flow.dst in _hosts(records)
+        hooks = [hook for hook in hooks if hook in _EARLY or not is_let]
     for hook in hooks:
         if is_safe and hook != "forward":
             continue
@@ -181,11 +203,11 @@ def _at_workload(records: Stored, endpoint: Any, direction: str, flow: Flow) -> 
 
 def _tiers_say(records: Stored, endpoint: Any, direction: str, flow: Flow, hook: str) -> Outcome | None:
     """None: every tier passed on, or none applies."""
-    labels = _labels(records, endpoint)
+    labels = labels_of(records, endpoint)
     tiers: dict[str, list[tuple[float, str, Any]]] = {}
     for path, policy in records.items():
         parts = path.split("/")
-        if parts[3:5] != ["policy", "tier"] or parts[6] != "policy" or not _is_valid(policy) or policy.get("staged"):
+        if parts[3:5] != ["policy", "tier"] or parts[6] != "policy" or not is_valid(policy) or policy.get("staged"):
             continue
         if not _is_of_hook(policy, hook) or not matches(policy["selector"], labels):
             continue
@@ -216,7 +238,7 @@ def _is_of_hook(policy: Any, hook: str) -> bool:
 def _profiles_say(records: Stored, endpoint: Any, direction: str, flow: Flow) -> Outcome:
     for profile in endpoint.get("profile_ids", ()):
         rules = records.get(f"/calico/v1/policy/profile/{profile}/rules")
-        if rules is None or not _is_valid(rules):
+        if rules is None or not is_valid(rules):
             return "deny"  # 4.5.7: a missing profile is closed at its place
         action = _first_action(records, rules.get(f"{direction}_rules", ()), flow)
         if action is not None:
@@ -229,7 +251,7 @@ def _order(record: Any) -> float:
     return math.inf if order in (None, "default") else float(order)
 
 
-def _is_valid(lists: Any) -> bool:
+def is_valid(lists: Any) -> bool:
     """4.1: an unknown key, or a selector that is none, takes the whole record away."""
     for rule in (*lists.get("inbound_rules", ()), *lists.get("outbound_rules", ())):
         if not _RULE_FIELDS.issuperset(rule):
@@ -258,10 +280,10 @@ def _matches(records: Stored, rule: Any, flow: Flow) -> bool:
         return False
     wanted, unwanted = rule.get("protocol"), rule.get("!protocol")
     if wanted is not None and (
-        _number(wanted) != flow.protocol or (_number(wanted), flow.version) in {(1, 6), (58, 4)}
+        number_of(wanted) != flow.protocol or (number_of(wanted), flow.version) in {(1, 6), (58, 4)}
     ):
         return False
-    if unwanted is not None and _number(unwanted) == flow.protocol:
+    if unwanted is not None and number_of(unwanted) == flow.protocol:
         return False
     for sign in ("", "!"):
         kind, code = rule.get(f"{sign}icmp_type"), rule.get(f"{sign}icmp_code")
@@ -294,14 +316,14 @@ def _side_matches(records: Stored, rule: Any, side: str, flow: Flow) -> bool:
     return True
 
 
-def _number(protocol: str | int) -> int:
+def number_of(protocol: str | int) -> int:
     return PROTOCOLS[protocol] if protocol in PROTOCOLS else int(protocol)
 
 
 def _has_port(records: Stored, ports: Any, flow: Flow, address: str, port: int) -> bool:
     """4.4: a name is what the endpoints that have the address call their ports."""
     named = {
-        (each["name"], _number(each["protocol"]), each["port"])
+        (each["name"], number_of(each["protocol"]), each["port"])
         for carrier in _carriers(records, address)
         for each in carrier.get("ports", ())
     }
@@ -317,7 +339,7 @@ def _has_port(records: Stored, ports: Any, flow: Flow, address: str, port: int) 
 # --- 4.2 and 4.4: labels, and who has an address -------------------------------------------------------------------
 
 
-def _labels(records: Stored, endpoint: Any) -> dict[str, str]:
+def labels_of(records: Stored, endpoint: Any) -> dict[str, str]:
     """The last listed profile wins over the ones before it, the endpoint over all."""
     labels: dict[str, str] = {}
     for profile in endpoint.get("profile_ids", ()):
@@ -329,21 +351,26 @@ def _carriers(records: Stored, address: str) -> list[Any]:
     """Endpoints of any host and network sets."""
     found = []
     for path, record in records.items():
-        if "/workload/" in path:
-            nets: Any = [*record.get("ipv4_nets", ()), *record.get("ipv6_nets", ())]
-        elif "/endpoint/" in path:
-            nets = [*record.get("expected_ipv4_addrs", ()), *record.get("expected_ipv6_addrs", ())]
-        else:
-            nets = record.get("nets", ()) if path.startswith("/calico/v1/netset/") else ()
-        if any(contains(net, address) for net in nets):
+        is_one = "/endpoint/" in path or path.startswith("/calico/v1/netset/")
+        if is_one and any(contains(net, address) for net in nets_of(record)):
             found.append(record)
     return found
 
 
 def _is_selected(records: Stored, address: str, selector: str) -> bool:
-    return any(matches(selector, _labels(records, each)) for each in _carriers(records, address))
+    return any(matches(selector, labels_of(records, each)) for each in _carriers(records, address))
 
 
 def _has_tag(records: Stored, address: str, tag: str) -> bool:
-    profiles = {profile for each in _carriers(records, address) for profile in each.get("profile_ids", ())}
-    return any(tag in (records.get(f"/calico/v1/policy/profile/{each}/tags") or ()) for each in profiles)
+    return any(tag in tags_of(records, each) for each in _carriers(records, address))
+
+
+def tags_of(records: Stored, endpoint: Any) -> set[str]:
+    profiles = endpoint.get("profile_ids", ())
+    return {tag for each in profiles for tag in records.get(f"/calico/v1/policy/profile/{each}/tags") or ()}
+
+
+def nets_of(record: Any) -> list[str]:
+    """Of an endpoint or a network set."""
+    fields = ("ipv4_nets", "ipv6_nets", "expected_ipv4_addrs", "expected_ipv6_addrs", "nets")
+    return [net for field in fields for net in record.get(field, ())]

@@ -34,7 +34,8 @@ class Place(NamedTuple):
     """What the records do not say: the host's own addresses, those of its uplink, the networks of which it has every
     address or nobody, what it does with packets of workloads to them, its fail-safe ports as (protocol, port, whom),
     whether its kernel can answer before connection tracking and translation: iptables rejects in its filter table only
-    (iptables-extensions(8)), and whether it lets workloads send from the prefixes that their records allow."""
+    (iptables-extensions(8)), whether it lets workloads send from the prefixes that their records allow, and where it
+    leads what they send to the metadata address, if anywhere."""
 
     host_addresses: frozenset[str]
     uplink_addresses: frozenset[str]
@@ -44,6 +45,7 @@ class Place(NamedTuple):
     failsafe_out: tuple[Failsafe, ...]
     answers_early: bool = True
     lets_spoof: bool = False
+    metadata: tuple[str, int] | None = None
 
 
 class Way(NamedTuple):
@@ -56,8 +58,12 @@ class Way(NamedTuple):
     sources: frozenset[str]
 
 
-def way_of(records: Stored, place: Place, flow: Flow, *, is_tracked: bool = True) -> Way:
+def way_of(
+    records: Stored, place: Place, flow: Flow, *, is_tracked: bool = True, is_from_workload: bool = False
+) -> Way:
     """What is not tracked is not translated."""
+    if is_from_workload and place.metadata is not None and is_to_metadata(flow):
+        flow = flow._replace(dst=place.metadata[0], dport=place.metadata[1])
     external = _floating(records, flow.dst)
     if external is not None and is_tracked:
         flow = flow._replace(dst=external[1])
@@ -69,6 +75,10 @@ def way_of(records: Stored, place: Place, flow: Flow, *, is_tracked: bool = True
     if receiver is None and any(contains(net, flow.dst) for net in place.own_nets):
         to = NOWHERE
     return Way(to, receiver, flow, _sources(records, place, flow) if is_tracked else frozenset({flow.src}))
+
+
+def is_to_metadata(flow: Flow) -> bool:
+    return (flow.dst, flow.protocol, flow.dport) == ("169.254.169.254", 6, 80)
 
 
 def _sources(records: Stored, place: Place, flow: Flow) -> frozenset[str]:

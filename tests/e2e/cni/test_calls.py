@@ -52,6 +52,23 @@ def address_in(result: Any) -> str:
     return text
 
 
+def test_a_caller_that_permits_the_hosts_own_namespace(shared_host: LabHost) -> None:
+    """Refused before anything of the host's is touched, and what was refused may be deleted."""
+    before = whole_state(shared_host)
+    own = {"CNI_NETNS": str(shared_host.namespace), "CNI_NETNS_OVERRIDE": "TRUE"}
+    nobody = Container(shared_host, "nobody")
+    for command, changes in (("ADD", {}), ("CHECK", {"prevResult": {"cniVersion": "1.0.0", "ips": []}})):
+        error = nobody.refused(command, a_network(**changes), environment=own)
+        assert (error["code"], "CNI_NETNS_OVERRIDE: cannot be honoured" in error["msg"]) == (8, True)
+        assert whole_state(shared_host) == before
+    nobody.call("DEL", environment=own)
+    assert whole_state(shared_host) == before
+    # addresses are of no namespace
+    nobody.call("ADD", program="calico-ipam", environment=own)
+    nobody.call("DEL", program="calico-ipam", environment=own)
+    assert whole_state(shared_host) == before
+
+
 def test_every_version_from_add_to_del(host: LabHost, container: Container) -> None:
     before = whole_state(host)
     for version in VERSIONS:

@@ -166,3 +166,30 @@ def test_a_datastore_that_is_away_keeps_no_container(
         assert len(records(host)["in use"]) == 1
         back.call("DEL")
         assert_settles(host, empty)
+
+
+@pytest.mark.parametrize("is_node_up", [True, False])
+def test_a_datastore_that_is_not_ready_is_not_written_to(make_lab: MakeLab, is_node_up: bool) -> None:
+    """As while it is moved. The interface goes, the rest is done when it is ready again."""
+    host: LabHost = make_lab(1).hosts[0]
+    empty = whole_state(host)
+    with containers(host, 3) as (first, second, third):
+        first.call("ADD")
+        second.call("ADD", program="calico-ipam")
+        before = records(host)
+        if not is_node_up:
+            host.kill_node()
+        on_store(host, "store.put('/calico/v1/Ready', b'false')")
+        deadline = time.monotonic() + 30
+        while (error := third.refused("ADD"))["code"] != 11 or "Ready" not in error["msg"]:  # a node hears of it soon
+            assert time.monotonic() < deadline
+        assert third.refused("ADD", program="calico-ipam")["code"] == 11
+        name = host.run(["ip", "-o", "link", "show", "type", "veth"]).stdout
+        assert "cali" in name
+        first.call("DEL")
+        second.call("DEL", program="calico-ipam")
+        assert "cali" not in host.run(["ip", "-o", "link", "show", "type", "veth"]).stdout
+        assert records(host) == before
+        on_store(host, "store.put('/calico/v1/Ready', b'true')")
+        host.start_node()
+        assert_settles(host, empty, within_s=30)

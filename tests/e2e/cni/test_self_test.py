@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -68,3 +69,26 @@ def test_the_kubernetes_api_and_nothing_left(make_lab: MakeLab) -> None:
     status, error, took_s = tried(host, policy=policy)
     assert (status, error["code"]) == (1, 50), error
     assert took_s < LIMIT_S + START_S
+
+
+def test_an_installer_that_asks(make_lab: MakeLab, stop_etcd: Callable[[Laboratory], Callable[[], None]]) -> None:
+    """No list, and so no container, before the datastore answers; or a list and a word."""
+    lab = make_lab(1, datastore="etcd")
+    host: LabHost = lab.hosts[0]
+    written = host.cni_conf_directory / "10-calico.conflist"
+
+    def install(test: str) -> subprocess.CompletedProcess[str]:
+        written.unlink(missing_ok=True)
+        directories = ("--bin-dir", str(host.cni_bin_directory), "--conf-dir", str(host.cni_conf_directory))
+        return host.calicoctl("cni", "install", *directories, "--test", test, "--test-wait", "0", check=False)
+
+    done = install("require")
+    assert (done.returncode, done.stderr, written.exists()) == (0, "", True)
+    resume = stop_etcd(lab)
+    done = install("require")
+    assert (done.returncode, written.exists()) == (1, False)
+    assert re.search(r"calico -t: .*datastore.*; the list is not written", done.stderr)
+    done = install("warn")
+    assert (done.returncode, written.exists()) == (0, True)
+    assert re.search(r"warning: no container would be attached now: calico -t: .*datastore", done.stderr)
+    resume()

@@ -238,18 +238,26 @@ def test_everything_goes_with_a_purge(make_lab: Callable[..., Any]) -> None:
 
 
 def test_another_limit_of_sets_is_taken_over_in_one_step(make_lab: Callable[..., Any]) -> None:
-    lab = make_lab(max_set_size=300)
+    lab = make_lab(max_set_size=70_000)
     b = lab.workload()
     rules = HostRules(id=MANY, inbound=(HostRule(action="allow", src_sets=(HOSTS,)),))
     members = SetChange(id=HOSTS, is_new=True, added=AddressSet.of(b.nets))
     assert lab.start(b.endpoint(), rules=(rules,), sets=(members,)).is_clean
-    assert "maxelem 300" in lab.ipset("save")
-    lab.options = msgspec.structs.replace(lab.options, max_set_size=400)
+    assert "maxelem 70000" in lab.ipset("save")
+    lab.options = msgspec.structs.replace(lab.options, max_set_size=80_000)
     lab.restart()
     assert lab.start(b.endpoint(), rules=(rules,), sets=(members,)).is_clean
-    assert "maxelem 300" not in lab.ipset("save")
-    assert "maxelem 400" in lab.ipset("save")
+    assert "maxelem 70000" not in lab.ipset("save")
+    assert "maxelem 80000" in lab.ipset("save")
     assert lab.dataplane.differences() == []
+
+
+def test_the_limit_is_not_for_pools_and_networks_of_rules(make_lab: Callable[..., Any]) -> None:
+    lab = make_lab(max_set_size=2)
+    nets = tuple(IPNetwork(f"10.{number}.0.0/16") for number in range(4))
+    rules = HostRules(id=MANY, inbound=(HostRule(action="allow", src_nets=nets),))
+    report = lab.start(lab.workload().endpoint(), rules=(rules,), pools=HostPools(all=nets, masquerade=nets))
+    assert report.is_clean, report.failures
 
 
 def test_flapping_sets_leave_nothing(lab: Any) -> None:
@@ -294,6 +302,19 @@ def test_apply_heals_what_stands_in_its_way(lab: Any) -> None:
     # needs no more than its own chains, and finds none of those they lead to
     report = lab.apply(workloads=(b.endpoint(PolicyList(profiles=(ANY, ANY))),))
     assert report.failures == ()
+    assert lab.dataplane.differences() == []
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_chain_that_somebody_else_leads_to_can_be_removed(lab: Any, *, is_complete: bool) -> None:
+    """The kernel calls it busy. What leads to it is found at once, not with the next refresh."""
+    a, b = lab.workload(), lab.workload()
+    lab.apply(**a_state(a, b))
+    lab.iptables("-N", "mine")
+    for chain in re.findall(r"^:(calico-p\S+)", lab.save("-t", "filter"), re.MULTILINE):
+        lab.iptables("-A", "mine", "-j", chain)
+    going = {} if is_complete else {"removed_workloads": (a.key, b.key), "removed_rules": (MANY, ANY, POLICY)}
+    assert lab.apply(is_complete=is_complete, **going).failures == ()
     assert lab.dataplane.differences() == []
 
 

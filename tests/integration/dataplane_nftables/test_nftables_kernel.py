@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import subprocess
 import time
@@ -374,6 +375,30 @@ def test_link_that_goes_down_and_comes_up_again(lab: Any) -> None:
     report = lab.dataplane.interface_changed(InterfaceEvent(kind="up", name=a.interface))
     assert report.endpoints_without_link == ()
     assert set(lab.dataplane.wiring().routes(a.interface)) == set(a.nets)
+
+
+def test_link_that_is_renamed_while_it_is_up(lab: Any) -> None:
+    """The kernel keeps the routes of such a link, and nobody's policy is asked under the other name."""
+    a = lab.workload()
+    lab.start(a.endpoint())
+    events: queue.SimpleQueue[InterfaceEvent] = queue.SimpleQueue()
+    stop = lab.dataplane.watch_interfaces(events.put)
+
+    def rename(old: str, new: str) -> None:
+        lab.host.run("ip", "link", "set", old, "name", new)
+        while (event := events.get(timeout=5)).name != new:
+            lab.dataplane.interface_changed(event)
+        lab.dataplane.interface_changed(event)
+
+    try:
+        rename(a.interface, "stranger")
+        assert lab.dataplane.resync().endpoints_without_link == (a.key,)
+        for family, address in (("-4", a.v4), ("-6", a.v6)):
+            assert lab.host.run("ip", family, "route", "show", address) == ""
+        rename("stranger", a.interface)
+        assert set(lab.dataplane.wiring().routes(a.interface)) >= set(a.nets)
+    finally:
+        stop()
 
 
 def test_host_without_ipv6(make_lab: Callable[..., Any]) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
+from calico_core.dataplane.linux.conntrack import Conntrack
+from calico_core.dataplane.nftables.netfilter import NftSocket
+from calico_core.errors import KernelRefused
 from calico_core.model.hoststate import (
     AddressSet,
     HostPools,
@@ -24,7 +28,7 @@ from calico_core.model.hoststate import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 pytestmark = pytest.mark.needs_root
@@ -359,6 +363,57 @@ def test_connection_survives_a_policy_change_but_not_the_loss_of_its_address(lab
             client.send(b"y")
             with pytest.raises(TimeoutError):
                 accepted.recv(1)
+
+
+@pytest.fixture
+def leaving(lab: Any) -> Iterator[Any]:
+    """A workload with an open connection."""
+    a, b = lab.workload(), lab.workload()
+    lab.start(a.endpoint(), b.endpoint())
+    with a.socket(socket.AF_INET, socket.SOCK_STREAM) as server, b.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+        server.bind((a.v4, 80))
+        server.listen()
+        client.settimeout(2)
+        client.connect((a.v4, 80))
+        assert _is_connected(lab, b)
+        yield b
+
+
+def _is_connected(lab: Any, workload: Any) -> bool:
+    """As the kernel's table of connections has it."""
+    return IPAddress(workload.v4) in {each.src for each in lab.dataplane.connections()}
+
+
+def test_a_commit_whose_answer_is_lost_cuts_connections_too(
+    lab: Any, leaving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, failures = NftSocket.generation, [errno.ENOBUFS]
+
+    def generation(self: NftSocket) -> int:
+        if failures:
+            raise KernelRefused("read nftables generation", failures.pop())
+        return answer(self)
+
+    monkeypatch.setattr(NftSocket, "generation", generation)
+    report = lab.apply(removed_workloads=(leaving.key,))
+    assert not failures
+    assert report.failures == ()
+    assert not _is_connected(lab, leaving)
+
+
+def test_connections_that_could_not_be_cut_are_cut_by_the_next_attempt(
+    lab: Any, leaving: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flush(self: Conntrack, addresses: object) -> None:
+        raise KernelRefused("flush connections", errno.EBUSY)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Conntrack, "flush", flush)
+        report = lab.apply(removed_workloads=(leaving.key,))
+    assert _is_connected(lab, leaving)
+    assert [each.subject for each in report.failures] == ["conntrack"]
+    assert lab.apply().failures == ()
+    assert not _is_connected(lab, leaving)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from calico_cni.deferred import DeferredDetach, DeferredDetaches
 from calico_cni.environment import Invocation
 from calico_core.errors import NotReady, Unavailable
 from calico_core.interfaces.integration import CallReply
+from calico_core.model.keys import ReadyKey
 from tests.doubles.cni import CONTAINER, CniSetup, a_network, error_of, stdout_of
 
 AWAY = Unavailable("127.0.0.1:2379", "refused")
@@ -135,3 +136,28 @@ def test_calico_ipam_too(setup: CniSetup, folder: Path) -> None:
     assert len(list(folder.iterdir())) == 1
     assert setup.integration.replay() == 1
     assert setup.ipam.held == {}
+
+
+@pytest.mark.parametrize("program", ["calico", "calico-ipam"])
+@pytest.mark.parametrize("ready", ["false", None])
+def test_a_datastore_that_is_not_ready(namespace_fd: int, tmp_path: Path, program: str, ready: str | None) -> None:
+    """Nobody writes to one that is filled or moved. Source: cni specification 6 and 9, scenario 25."""
+    setup = CniSetup(namespace_fd, state=tmp_path)
+    stdout_of(setup.call("ADD", program=program))
+    held = dict(setup.ipam.held)
+    setup.records.delete(ReadyKey())
+    if ready is not None:
+        setup.records.put(ReadyKey(), ready)
+    if program == "calico-ipam":  # of the other program the service sees to it
+        assert error_of(setup.call("ADD", program=program, container="c2"))["code"] == 11
+    for _ in range(2):
+        assert setup.call("DEL", program=program) == CallReply()
+    assert (
+        error_of(setup.call("GC", a_network(**{"cniVersion": "1.1.0", "cni.dev/valid-attachments": []})))["code"] == 11
+    )
+    assert setup.integration.replay() == 0
+    assert setup.ipam.held == held
+    setup.records.put(ReadyKey(), "true")
+    assert setup.integration.replay() == 1
+    assert setup.ipam.held == {}
+    assert setup.workloads.attached == {}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 import stat
 import subprocess
@@ -13,7 +14,12 @@ from click.testing import CliRunner
 
 from calico_cni.cli import below, cni
 from calico_cni.install import install, list_text, self_test, shim_text, states, uninstall
+from calico_cni.trial import reason_against
 from calico_core.errors import InvalidRequest, ToolFailed
+from calico_core.interfaces.integration import Call, CallReply
+from calico_core.model.keys import ReadyKey
+from tests.doubles.cni import CniSetup
+from tests.doubles.node_socket import serving
 
 install_python = functools.partial(install, shim="python")
 
@@ -432,3 +438,85 @@ def test_the_variables_of_a_manifest(tmp_path: Path) -> None:
     done = CliRunner().invoke(cni, arguments, env=environment)
     assert (done.exit_code, "not JSON" in done.output) == (1, True)
     assert target.read_bytes() == before
+
+
+# --- the test of what is installed ----------------------------------------------------------------------------------
+
+LIST = Path("etc/cni/net.d/10-calico.conflist")
+
+
+class Node:
+    """Answers as the real integration does; ``needed`` is how often it is not ready first."""
+
+    def __init__(self, needed: int = 0) -> None:
+        self.needed = needed
+        self.calls: list[Call] = []
+        self._setup = CniSetup(-1)
+        self._setup.records.put(ReadyKey(), "false")
+
+    def answer(self, call: Call) -> CallReply:
+        self.calls.append(call)
+        if len(self.calls) > self.needed:
+            self._setup.records.put(ReadyKey(), "true")
+        return self._setup.integration.handle(call)
+
+
+@pytest.mark.parametrize(
+    ("test", "needed", "calls", "code", "says", "is_written"),
+    [
+        ("no", 9, 0, 0, "", True),
+        ("warn", 0, 1, 0, "", True),
+        ("require", 0, 1, 0, "", True),
+        ("require", 1, 2, 0, "", True),
+        ("warn", 9, 1, 0, "warning: no container would be attached now: calico -t: ", True),
+        ("require", 9, 1, 1, "the list is not written", False),
+    ],
+)
+def test_whether_containers_would_be_attached(
+    tmp_path: Path, test: str, needed: int, calls: int, code: int, says: str, is_written: bool
+) -> None:
+    node = Node(needed)
+    wait_s = "0" if needed == 9 else "60"
+    where = ("--socket", str(tmp_path / "node.sock"), "--shim", "python", "--network", "blue")
+    with serving(tmp_path / "node.sock", node.answer):
+        found, output = run(tmp_path, "install", *where, "--test", test, "--test-wait", wait_s)
+    assert (found, says in output, (tmp_path / LIST).exists()) == (code, True, is_written), output
+    assert len(node.calls) == calls
+    for call in node.calls:
+        assert (call.environment["CNI_COMMAND"], json.loads(call.stdin)["name"]) == ("TEST", "blue")
+    if not says:
+        assert "warning" not in output
+
+
+def test_a_list_that_stands_stays_when_the_test_fails(tmp_path: Path) -> None:
+    where = ("--socket", str(tmp_path / "node.sock"), "--shim", "python", "--python", "/does/not/exist")
+    assert run(tmp_path, "install", *where)[0] == 0
+    before = (tmp_path / LIST).read_bytes()
+    failing = (*where, "--network", "blue", "--test", "require", "--test-wait", "0")
+    code, output = run(tmp_path, "install", *failing)
+    assert (code, "the node does not answer" in output) == (1, True)
+    assert (tmp_path / LIST).read_bytes() == before
+
+
+@pytest.mark.parametrize(("program", "kind"), [("calico", "calico"), ("calico-ipam", "bridge"), ("", "portmap")])
+def test_which_executable_is_asked(tmp_path: Path, program: str, kind: str) -> None:
+    """With each plugin's part of the list, as a runtime would hand it over."""
+    for name in ("calico", "calico-ipam"):
+        path = tmp_path / name
+        path.write_text(f'#!/bin/sh\nprintf \'{{"msg": "%s %s"}}\' {name} "$(tr -d \'"\')"\nexit 1\n')
+        path.chmod(0o755)
+    ipam = {} if kind == "portmap" else {"ipam": {"type": "calico-ipam"}}
+    shape = {"cniVersion": "1.0.0", "name": "blue", "plugins": [{"type": kind, **ipam}]}
+    executables = [tmp_path / "calico", tmp_path / "calico-ipam"]
+    reason = reason_against(executables, json.dumps(shape).encode(), {"PATH": os.environ["PATH"]}, wait_s=0)
+    expected = f"{program} -t: {program} {{cniVersion: 1.0.0, name: blue, type: {kind}, ipam: {{type: calico-ipam}}}}"
+    assert reason == (expected if program else "")
+
+
+@pytest.mark.parametrize(("script", "says"), [("echo bad >&2; exit 3", "bad"), ("exit 3", "status 3"), ("exit 0", "")])
+def test_an_executable_that_answers_oddly(tmp_path: Path, script: str, says: str) -> None:
+    path = tmp_path / "calico"
+    path.write_text(f"#!/bin/sh\ncat >/dev/null\n{script}\n")
+    path.chmod(0o755)
+    reason = reason_against([path], list_text("blue", "1.0.0"), {"PATH": os.environ["PATH"]}, wait_s=0)
+    assert reason == (f"calico -t: {says}" if says else "")

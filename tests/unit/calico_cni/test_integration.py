@@ -202,13 +202,24 @@ def test_malformed_arguments(setup: CniSetup, arguments: str, field: str) -> Non
     assert field in error["msg"]
 
 
-def test_the_host_s_own_namespace_is_refused(setup: CniSetup) -> None:
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("", "CNI_NETNS"),
+        ("0", "CNI_NETNS"),
+        ("yes", "CNI_NETNS"),
+        ("1", "CNI_NETNS_OVERRIDE"),
+        ("TRUE", "CNI_NETNS_OVERRIDE"),
+        ("true", "CNI_NETNS_OVERRIDE"),
+    ],
+)
+def test_the_host_s_own_namespace_is_refused(setup: CniSetup, override: str, field: str) -> None:
     descriptor = os.open("/proc/self/ns/net", os.O_RDONLY)
     try:
-        error = error_of(setup.call("ADD", namespace_fd=descriptor))
+        error = error_of(setup.call("ADD", namespace_fd=descriptor, CNI_NETNS_OVERRIDE=override))
     finally:
         os.close(descriptor)
-    assert error["code"] == 8
+    assert (error["code"], error["msg"].partition(":")[0]) == (8, field)
     assert setup.workloads.attach_requests == []
 
 
@@ -522,6 +533,7 @@ def test_a_configuration_that_cannot_be_read_asks_for_no_trace(setup: CniSetup, 
 @pytest.mark.parametrize("program", ["calico", "calico-ipam"])
 @pytest.mark.parametrize(("ready", "code"), [("true", 0), ("false", 50), (None, 50)])
 def test_trying_out_asks_the_datastore(setup: CniSetup, program: str, ready: str | None, code: int) -> None:
+    setup.records.delete(ReadyKey())
     if ready is not None:
         setup.records.put(ReadyKey(), ready)
     reply = setup.call("TEST", a_network(cniVersion="0.3.1"), program=program)

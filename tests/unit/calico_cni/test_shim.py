@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -227,31 +229,136 @@ def test_after_sending_an_attach_is_never_repeated_and_a_detach_is(shim: Shim, b
     assert len(node.calls) == 5
 
 
+class Listening:
+    """A node that stops short: the connection is there, and what becomes of it the test says."""
+
+    def __init__(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(path))
+        self._listener.listen(16)
+
+    def has_one_waiting(self) -> bool:
+        poll = select.poll()
+        poll.register(self._listener, select.POLLIN)
+        return bool(poll.poll(WAIT_S * 1000))
+
+    def take(self) -> socket.socket:
+        self._listener.settimeout(WAIT_S)
+        connection, _ = self._listener.accept()
+        connection.settimeout(WAIT_S)
+        return connection
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def sent_whole(process: subprocess.Popen[bytes]) -> None:
+    """Until the shim waits for its answer: poll(2), whichever way it is called."""
+    assert process.stdin is not None
+    process.stdin.write(CONFIGURATION)
+    process.stdin.close()
+    process.stdin = None
+    waiting = Path(f"/proc/{process.pid}/wchan")
+    deadline = time.monotonic() + WAIT_S
+    while "poll" not in waiting.read_text():
+        assert time.monotonic() < deadline, waiting.read_text()
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("command", ["ADD", "DEL", "CHECK"])
+@pytest.mark.parametrize("read", [None, 0, 1, 20, -1])
+def test_what_no_node_read_to_its_end_runs_in_process(shim: Shim, command: str, read: int | None) -> None:
+    """``read``: None, it was never taken from the backlog; else how many bytes were, -1 being all but one."""
+    node = Listening(shim.socket)
+    process = shim.start(command)
+    sent_whole(process)
+    assert node.has_one_waiting()
+    if read is None:
+        node.close()
+    else:
+        connection = node.take()
+        length = len(connection.recv(1 << 16, socket.MSG_PEEK))
+        assert length > 20
+        wanted = read if read >= 0 else length - 1
+        if wanted:
+            assert len(connection.recv(wanted)) == wanted
+        connection.close()
+        node.close()
+    assert process.communicate(timeout=WAIT_S) == (in_process_text(shim, command), b"")
+
+
+def test_a_large_request_that_is_broken_off_while_it_is_sent_runs_in_process(shim: Shim) -> None:
+    node = Listening(shim.socket)
+    process = shim.start("ADD")
+    stdin = b'{"cniVersion": "1.0.0", "a": "' + b"x" * (2 << 20) + b'"}'
+    with ThreadPoolExecutor(1) as pool:
+        talk = pool.submit(process.communicate, stdin, WAIT_S)
+        connection = node.take()
+        assert connection.recv(1000)
+        connection.close()
+        node.close()
+        stdout, _ = talk.result(WAIT_S)
+    assert stdout.endswith(stdin)
+    assert b"oneshot" in stdout
+
+
+def test_what_was_read_to_its_end_is_not_repeated_when_the_listener_goes_too(shim: Shim) -> None:
+    node = Listening(shim.socket)
+    process = shim.start("ADD")
+    sent_whole(process)
+    connection = node.take()
+    assert connection.recv(1 << 16)
+    connection.close()
+    node.close()
+    stdout, _ = process.communicate(timeout=WAIT_S)
+    assert json.loads(stdout)["code"] == 11
+
+
 def test_early_versions_do_not_know_try_again(shim: Shim) -> None:
     with serving(shim.socket, replaying(b"")):
         error = json.loads(shim.run("ADD", b'{"cniVersion": "0.3.1"}')[1])
     assert (error["code"], error["cniVersion"]) == (100, "0.3.1")
 
 
-def test_a_node_that_never_answers(shim: Shim) -> None:
+@pytest.fixture
+def hasty(shim: Shim) -> Iterator[Shim]:
+    """It waits 0.3 s for an answer."""
     patient = (shim.folder / "calico").read_bytes()
     if shim.kind == "compiled":
         shim.install(shim.build(ADD_MS="300", DEL_MS="300"))
     else:
         assert patient.count(b'{b"ADD": 45, b"DEL": 25}') == 1
-        hasty = patient.replace(b'{b"ADD": 45, b"DEL": 25}', b'{b"ADD": 0.3, b"DEL": 0.3}')
-        shim.install(another_interpreters(hasty) if shim.kind == "python" else hasty)
+        changed = patient.replace(b'{b"ADD": 45, b"DEL": 25}', b'{b"ADD": 0.3, b"DEL": 0.3}')
+        shim.install(another_interpreters(changed) if shim.kind == "python" else changed)
+    yield shim
+    shim.install(patient)
+
+
+def test_a_node_that_never_answers(hasty: Shim) -> None:
     over = threading.Event()
 
     def wait(_: Call) -> CallReply:
         over.wait(WAIT_S)
         return CallReply()
 
-    with serving(shim.socket, wait):
-        assert json.loads(shim.run("ADD")[1])["code"] == 11
-        assert shim.run("DEL")[1] == in_process_text(shim, "DEL")
+    with serving(hasty.socket, wait):
+        assert json.loads(hasty.run("ADD")[1])["code"] == 11
+        assert hasty.run("DEL")[1] == in_process_text(hasty, "DEL")
         over.set()
-    shim.install(patient)
+
+
+def test_a_node_that_never_comes_back(hasty: Shim) -> None:
+    """Its socket is held for it, by systemd say. Whoever takes it later finds both callers gone."""
+    node = Listening(hasty.socket)
+    assert json.loads(hasty.run("ADD")[1])["code"] == 11
+    assert hasty.run("DEL")[1] == in_process_text(hasty, "DEL")
+    for _ in range(2):
+        with node.take() as connection:
+            poll = select.poll()
+            poll.register(connection, 0)
+            assert [events & select.POLLHUP for _, events in poll.poll(0)] == [select.POLLHUP]
+    node.close()
 
 
 def test_no_node_and_no_interpreter(shim: Shim) -> None:
@@ -335,6 +442,17 @@ def test_a_configuration_is_tried_out_by_the_node(shim: Shim, command: str) -> N
     shim.socket.unlink(missing_ok=True)
     done = subprocess.run(argv, env=environment, input=CONFIGURATION, capture_output=True, check=True)
     assert done.stdout == in_process_text(shim, "TEST")
+
+
+@pytest.mark.parametrize("option", ["-upgrade", "--upgrade"])
+def test_addresses_are_moved_in_the_callers_place(shim: Shim, option: str) -> None:
+    """Not by the node, which may see other files, and without waiting for input."""
+    reading, writing = os.pipe()
+    with serving(shim.socket, replaying(CallReply())) as node, open(reading), open(writing, "wb"):
+        argv = [str(shim.folder / "calico-ipam"), option]
+        done = subprocess.run(argv, env={}, stdin=reading, capture_output=True, timeout=WAIT_S, check=True)
+    assert node.calls == []
+    assert done.stdout == in_process_text(shim, "UPGRADE", "calico-ipam").removesuffix(CONFIGURATION)
 
 
 # --- where it is started ---------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from netaddr import IPNetwork
 from calico_core.model.endpoints import EndpointStatus, HostEndpoint, WorkloadEndpoint
 from calico_core.model.hosts import NodeStatus
 from calico_core.model.keys import (
+    GlobalConfigKey,
     HostEndpointKey,
     HostIpKey,
     NodeStatusKey,
@@ -256,3 +257,18 @@ def test_an_address_that_is_not_the_endpoints(calicoctl: Calicoctl) -> None:
     done = calicoctl("explain", "--from", "10.0.0.1", "--to", "db", "--port", "5432", "--source-address", "10.0.0.9")
     assert done.code == 2
     assert "--source-address" in done.err
+
+
+def test_a_rule_whose_set_is_too_large(calicoctl: Calicoctl, records: TypedRecords) -> None:
+    records.put(GlobalConfigKey("MaxIpsetSize"), "1")
+    records.put(ProfileRulesKey("db"), RuleLists(inbound_rules=(Rule(src_selector="all()"),)))
+    why = "the set of selector all() has 2 members, more than MaxIpsetSize 1: rules that name it deny"
+    asked = ("explain", "--from", "web", "--to", "db", "--port", "5432")
+    done = calicoctl(*asked, "-o", "json")
+    step = done.json["sides"][1]["steps"][0]
+    assert (step["verdict"], step["closed"], step["reason"]) == ("denied", True, why)
+    assert calicoctl.ok(*asked).splitlines()[-1] == f"  profile db → rule 1: allow from selector 'all()': {why}: denied"
+    assert why in calicoctl.ok("explain", "--from", "web", "--to", "selector:all()", "--port", "5432")
+    found = calicoctl("explain", "endpoint", "db", "-o", "json").json
+    assert [each["lists"][0]["closed"] for each in found["applied"]] == [{"1": why}, {}]
+    assert f"      1 allow from selector 'all()': denies everything: {why}" in calicoctl.ok("explain", "endpoint", "db")

@@ -238,3 +238,19 @@ def test_no_field_of_a_rule_is_overlooked() -> None:
     sides = {f"{negation}{side}_{what}" for negation in ("", "not_") for side in ("src", "dst") for what in MATCHED}
     others = {"action", "ip_version", "protocol", "not_protocol", "icmp", "not_icmp", "log_prefix"}
     assert set(HostRule.__struct_fields__) == sides | others
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("rest", [{"ip_version": 4}, {"dst_nets": (V6,)}, {"protocol": 6, "not_protocol": 6}])
+def test_a_set_that_cannot_be_asked_for_closes_the_rule_whatever_else_it_says(
+    family: int, rest: dict[str, Any]
+) -> None:
+    """ADR 11: as the other driver does, and as ``calicoctl explain`` says."""
+
+    def refuse(set_id: SetId, family: int) -> str:
+        raise InvalidRequest("sets", f"{set_id} could not be programmed")
+
+    rule = HostRule(action="allow", src_sets=(SET,), **rest)
+    verdicts = Verdicts(DataplaneOptions(), Origins(), family, "filter")
+    with pytest.raises(InvalidRequest, match=SET):
+        render_rule(rule, family, refuse, verdicts, ORIGIN)

@@ -222,3 +222,15 @@ def test_nft_takes_every_text() -> None:
         assert (done.returncode, done.stderr) == (0, "")
     finally:
         netns.delete_namespace(name)
+
+
+@pytest.mark.parametrize("rest", [{"ip_version": 6}, {"dst_nets": (V6,)}, {"protocol": 58, "icmp": (128, None)}])
+def test_a_set_that_cannot_be_asked_for_closes_the_rule_whatever_else_it_says(rest: dict[str, Any]) -> None:
+    """ADR 11: as the other driver does, and as ``calicoctl explain`` says."""
+
+    def refuse(set_id: SetId, family: int) -> str:
+        raise InvalidRequest("sets", f"{set_id} could not be programmed")
+
+    rule = HostRule(action="allow", src_sets=(TAG,), **rest)
+    with pytest.raises(InvalidRequest, match=TAG):
+        render_rule(rule, refuse, families=(4,), verdicts=Verdicts(DataplaneOptions(), Origins()), origin=ORIGIN)

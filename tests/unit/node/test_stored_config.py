@@ -9,6 +9,7 @@ import pytest
 
 from calico_core.datastore.memory import MemoryDatastore
 from calico_core.datastore.records import TypedRecords
+from calico_core.errors import InvalidSettings
 from calico_core.model.keys import GlobalConfigKey, HostConfigKey
 from calico_core.node.stored_config import StoredConfig, read_stored_config, tell_settings, with_stored_config
 from calico_core.settings_file import load_local_settings
@@ -48,10 +49,40 @@ def test_it_lies_beneath_environment_and_file(nowhere: dict[str, str]) -> None:
     assert settings.shadowed["endpoint_to_host"] == (("datastore global DefaultEndpointToHostAction", "DROP"),)
 
 
-def test_an_unusable_value_leaves_the_settings_alone(nowhere: dict[str, str]) -> None:
-    before = load_local_settings(nowhere)
-    stored = stored_by({GlobalConfigKey("DefaultEndpointToHostAction"): "PERHAPS"})
-    assert with_stored_config(before, nowhere, stored) == before
+def test_an_unusable_value_is_left_out_and_the_others_hold(
+    nowhere: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    stored = stored_by(
+        {
+            GlobalConfigKey("InterfacePrefix"): "tap",
+            GlobalConfigKey("DefaultEndpointToHostAction"): "PERHAPS",
+            GlobalConfigKey("LogSeverityScreen"): "warning",
+            HostConfigKey("h1", "LogSeverityScreen"): "loud",
+            HostConfigKey("h1", "MetadataPort"): "65536",
+        }
+    )
+    settings = with_stored_config(load_local_settings(nowhere), nowhere, stored)
+    assert (settings.interface_prefix, settings.endpoint_to_host) == (
+        "tap",
+        load_local_settings(nowhere).endpoint_to_host,
+    )
+    assert (settings.log_level, settings.metadata_port) == ("warning", 8775)
+    said = " ".join(str(each.calico_fields) for each in caplog.records)  # type: ignore[attr-defined]
+    for origin in (
+        "datastore global DefaultEndpointToHostAction",
+        "datastore host LogSeverityScreen",
+        "datastore host MetadataPort",
+    ):
+        assert origin in said
+
+
+def test_a_prefix_of_interfaces_that_cannot_be_ends_the_start(nowhere: dict[str, str]) -> None:
+    """Under the default name the workloads of the right one would be without policy."""
+    stored = stored_by({GlobalConfigKey("InterfacePrefix"): "tap/"})
+    with pytest.raises(InvalidSettings, match=r"interface_prefix \(from datastore global InterfacePrefix\)"):
+        with_stored_config(load_local_settings(nowhere), nowhere, stored)
+    environment = {**nowhere, "FELIX_INTERFACEPREFIX": "tap"}
+    assert with_stored_config(load_local_settings(environment), environment, stored).interface_prefix == "tap"
 
 
 def test_one_with_a_fallback_leaves_the_others_in_force(nowhere: dict[str, str]) -> None:

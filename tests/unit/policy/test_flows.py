@@ -26,6 +26,7 @@ from calico_core.model.pools import Pool
 from calico_core.model.rules import Rule, RuleLists
 from calico_core.policy.explain import Packet
 from calico_core.policy.flows import Cluster, FlowVerdict, RuleStep, Side
+from calico_core.settings import Settings
 
 A, B, C = (WorkloadEndpointKey(host, "cni", name, "e") for host, name in (("h1", "a"), ("h2", "b"), ("h1", "c")))
 ADDRESSES = {A: "10.0.0.1", B: "10.0.0.2", C: "10.0.0.3"}
@@ -187,7 +188,10 @@ def test_a_prefix_lets_send_from_what_another_has() -> None:
     found[twin] = WorkloadEndpoint(state="active", name="calit", ipv4_nets=(IPNetwork("10.0.0.7/32"),))
     packet = Packet(src=IPAddress("10.0.0.7"), dst=IPAddress("203.0.113.9"), protocol=6, src_port=1, dst_port=80)
     for spoofing, outcome in (("Any", "allow"), ("Disabled", "deny")):
-        assert Cluster(found.items(), source_spoofing=spoofing).explain(packet, source=A).outcome == outcome
+        assert (
+            Cluster(found.items(), defaults=Settings(source_spoofing=spoofing)).explain(packet, source=A).outcome
+            == outcome
+        )
 
 
 def test_a_host_without_floating_addresses_leads_none_anywhere() -> None:
@@ -297,7 +301,7 @@ def test_a_prefix_counts_where_the_senders_host_lets_it(
     found = records() | config
     found[A] = msgspec.structs.replace(found[A], allowed_source_prefixes=(IPNetwork("198.51.100.0/24"),))
     asked = Packet(src=IPAddress(address), dst=IPAddress("192.0.2.9"), protocol=6, src_port=1, dst_port=80)
-    side = Cluster(found.items(), source_spoofing=default).explain(asked, source=A).sides[0]
+    side = Cluster(found.items(), defaults=Settings(source_spoofing=default)).explain(asked, source=A).sides[0]
     assert side.outcome == ("allow" if reason is None else "deny")
     assert (reason or "") in side.reason
 

@@ -9,15 +9,15 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from calico_core.model.endpoints import HostEndpoint, Nat
-from calico_core.model.keys import GlobalConfigKey, HostEndpointKey, Key, PolicyKey, PoolKey
+from calico_core.model.keys import GlobalConfigKey, HostEndpointKey, Key, PolicyKey, PoolKey, ProfileRulesKey
 from calico_core.model.policies import Policy
 from calico_core.model.pools import Pool
-from calico_core.model.rules import Rule
+from calico_core.model.rules import Rule, RuleLists
 from calico_core.policy.flows import Cluster, FlowVerdict, Side
 from tests.unit.policy.test_flows import A, B, ask, records
 
 EDGE = HostEndpointKey("h2", "edge")
-OUTSIDE = "203.0.113.5"
+OUTSIDE, FLOATING = "203.0.113.5", "198.51.100.9"
 
 
 def edge(*policies: tuple[str, Policy], **fields: Any) -> dict[Key, Any]:
@@ -75,6 +75,10 @@ def test_the_host_sees_what_comes_from_a_masqueraded_pool_as_from_its_host() -> 
     verdict = ask(found, dst="192.0.2.2")
     assert verdict.outcome == "allow"
     assert of_edge(verdict).reason.startswith("comes as from 192.0.2.1")
+    found[GlobalConfigKey("NATOutgoingAddress")] = "192.0.2.77"
+    assert of_edge(ask(found, dst="192.0.2.2")).reason.startswith("comes as from 192.0.2.77")
+    found[GlobalConfigKey("NATOutgoingExclusions")] = "IPPoolsAndHostIPs"
+    assert "comes as" not in of_edge(ask(found, dst="192.0.2.2")).reason
 
 
 def test_forwarded_traffic_is_judged_only_by_policies_that_ask_for_it() -> None:
@@ -160,3 +164,53 @@ def test_the_port_is_asked_for_where_a_host_endpoint_looks_at_it() -> None:
 def test_a_rejecting_rule_says_so() -> None:
     verdict = ask(edge(("no", inbound(Rule(action="reject")))), OUTSIDE, "192.0.2.2")
     assert (verdict.outcome, of_edge(verdict).steps[-1].is_rejected) == ("deny", True)
+
+
+def test_what_untracked_policy_lets_in_is_not_translated() -> None:
+    """The kernel translates what it tracks; the floating address has a route of its own, to the workload."""
+    found = edge(("early", inbound(Rule(protocol="tcp"), untracked=True)))
+    nat = Nat(int_ip=IPAddress("10.0.0.2"), ext_ip=IPAddress(FLOATING))
+    found[B] = msgspec.structs.replace(found[B], ipv4_nat=(nat,))
+    own, external = (Rule(dst_net=IPNetwork(f"{each}/32")) for each in ("10.0.0.2", FLOATING))
+    found[ProfileRulesKey("p")] = RuleLists(inbound_rules=(own,))
+    denied = ask(found, OUTSIDE, FLOATING)
+    assert (denied.outcome, str(denied.sides[-1].address)) == ("deny", FLOATING)
+    assert denied.sides[-1].reason == f"let in untracked, so not translated: arrives as to {FLOATING}"
+    assert ask(found, OUTSIDE, FLOATING, protocol=17).outcome == "allow", "tracked, so it is"
+    found[ProfileRulesKey("p")] = RuleLists(inbound_rules=(external,))
+    assert ask(found, OUTSIDE, FLOATING).outcome == "allow"
+    assert ask(found, OUTSIDE, FLOATING, protocol=17).outcome == "deny"
+    # of two interfaces only the host knows which it is: both must let it in
+    other = HostEndpoint(name="eth1", labels={"role": "other"})
+    found[HostEndpointKey("h2", "other")] = other
+    found[PolicyKey("default", "late")] = Policy(
+        selector="role == 'other'", inbound_rules=(Rule(),), types=("ingress",), apply_on_forward=True
+    )
+    both = ask(found, OUTSIDE, FLOATING)
+    assert [str(side.address) for side in both.sides if side.workload == B] == ["10.0.0.2", FLOATING]
+    assert both.outcome == "deny"
+    found[ProfileRulesKey("p")] = RuleLists(inbound_rules=(own, external))
+    assert ask(found, OUTSIDE, FLOATING).outcome == "allow"
+
+
+@pytest.mark.parametrize(("protocol", "port", "field"), [(4, None, "ipip_mode"), (17, 4789, "vxlan_mode")])
+def test_what_hosts_encapsulate_passes_between_them_and_from_nobody_else(
+    protocol: int, port: int | None, field: str
+) -> None:
+    found = edge(("closed", Policy(selector="role == 'edge'", inbound_rules=(DENY,), outbound_rules=(DENY,))))
+
+    def outcome(src: str, dst: str) -> str:
+        return ask(found, src, dst, protocol=protocol, port=port).outcome
+
+    assert outcome("192.0.2.1", "192.0.2.2") == "deny", "without tunnels it is a packet as any other"
+    found[PoolKey(IPNetwork("10.1.0.0/24"))] = Pool(cidr=IPNetwork("10.1.0.0/24"), **{field: "always"})
+    assert outcome("192.0.2.1", "192.0.2.2") != "deny"
+    assert outcome("192.0.2.2", "192.0.2.1") != "deny"
+    assert outcome("192.0.2.2", OUTSIDE) == "deny", "policy of the interface is asked"
+    assert "from no host of ours" in ask(found, OUTSIDE, "192.0.2.2", protocol=protocol, port=port).sides[-1].reason
+    found[PolicyKey("default", "closed")] = inbound(Rule())
+    assert outcome(OUTSIDE, "192.0.2.2") == "deny", "whatever policy says"
+    found[GlobalConfigKey("ExternalNodesCIDRList")] = "203.0.113.0/24"
+    assert outcome(OUTSIDE, "192.0.2.2") != "deny"
+    found[PolicyKey("default", "early")] = inbound(DENY, pre_dnat=True, apply_on_forward=True)
+    assert outcome("192.0.2.1", "192.0.2.2") == "deny", "policy before that is asked all the same"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 import pytest
@@ -13,11 +14,13 @@ from netaddr import IPAddress, IPNetwork
 from calico_core.errors import (
     AddressInUse,
     Conflict,
+    InterfaceTaken,
     InvalidRequest,
     KernelRefused,
     KeyExists,
     NoPools,
     NotReady,
+    StoreNotReady,
     Unavailable,
 )
 from calico_core.interfaces.datastore import Batch
@@ -36,7 +39,11 @@ from calico_core.workload.service import WorkloadService
 from tests.doubles.ipam_store import check_laws
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from calico_core.interfaces.dataplane import WorkloadWiring
     from calico_core.model.endpoints import WorkloadEndpoint
+    from calico_core.model.workloads import WiredInterface, WiringRequest
     from tests.unit.workload.conftest import Bench
 
 KEY = WorkloadEndpointKey("rack-a", "cni", "pod-1", "e1")
@@ -441,6 +448,21 @@ def test_detach_removes_the_interface_though_the_store_is_down(bench: Bench) -> 
     assert _record(bench) is None
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_detach_from_a_store_that_is_not_ready(bench: Bench, is_shared: bool) -> None:
+    """Only who can do the rest later asks for that. What others may share stays."""
+    bench.service.attach(bench.attach_request())
+    bench.records.put(ReadyKey(), "false")
+    before = bench.revision
+    with pytest.raises(StoreNotReady, match="Ready"):
+        bench.service.detach(bench.detach_request(needs_ready=True, is_shared=is_shared))
+    assert bench.wiring.exists("calic1") == is_shared
+    assert bench.revision == before
+    bench.service.detach(bench.detach_request())
+    assert _record(bench) is None
+    assert not bench.wiring.exists("calic1")
+
+
 def test_detach_whose_write_is_refused_keeps_record_and_addresses_together(bench: Bench) -> None:
     attached = bench.service.attach(bench.attach_request())
     bench.store.faults.refuse(1)
@@ -617,6 +639,72 @@ def test_parallel_attaches_of_many_endpoints_share_nothing(bench: Bench) -> None
 
 
 # --- pairs ---------------------------------------------------------------------------------------------
+
+
+class SlowKernel:
+    """The memory wiring with the kernel's way: a route is taken while the interface that it leads to is leaving."""
+
+    def __init__(self, wiring: WorkloadWiring, stays: str) -> None:
+        self._wiring = wiring
+        self._stays = stays
+        self.may_go = threading.Event()
+        self.met = threading.Event()
+        self.has_gone = False
+
+    def attach(self, request: WiringRequest) -> WiredInterface:
+        if request.interface != self._stays and not self.has_gone:
+            self.met.set()
+            raise InterfaceTaken(str(request.addresses[0]), "the host's routes", self._stays)
+        return self._wiring.attach(request)
+
+    def detach(self, interface: str) -> None:
+        if interface == self._stays:
+            assert self.may_go.wait(10)
+            self.has_gone = True
+        self._wiring.detach(interface)
+
+
+def test_an_address_whose_last_interface_is_still_leaving_is_waited_for(
+    bench: Bench, second_key: WorkloadEndpointKey
+) -> None:
+    kernel = SlowKernel(bench.wiring, "calic1")
+    service = WorkloadService(
+        records=bench.records,
+        ipam=bench.ipam,
+        wiring=cast("WorkloadWiring", kernel),
+        gate=bench.gate,
+        host="rack-a",
+    )
+    service.attach(bench.attach_request())
+    with ThreadPoolExecutor(2) as pool:
+        detaching = pool.submit(service.detach, bench.detach_request())
+        eventually(lambda: bench.records.get(bench.attach_request().key) is None)
+        attaching = pool.submit(service.attach, bench.attach_request("c2", key=second_key))
+        assert kernel.met.wait(10)
+        assert not attaching.done()
+        kernel.may_go.set()
+        assert attaching.result(10).interface == "calic2"
+        assert detaching.result(10)
+    service.close()
+
+
+def test_an_address_that_belongs_to_an_interface_that_stays_is_refused(
+    bench: Bench, second_key: WorkloadEndpointKey
+) -> None:
+    kernel = SlowKernel(bench.wiring, "calic1")
+    service = WorkloadService(
+        records=bench.records, ipam=bench.ipam, wiring=cast("WorkloadWiring", kernel), gate=bench.gate, host="rack-a"
+    )
+    with pytest.raises(InterfaceTaken, match="calic1"):
+        service.attach(bench.attach_request("c2", key=second_key))
+    service.close()
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def test_a_pair_gets_the_addresses_of_the_record(bench: Bench) -> None:
