@@ -44,7 +44,7 @@ def number(low: float, high: float) -> Callable[[str], float]:
     def parse(value: str) -> float:
         try:
             found = float(int(value, 0)) if value.strip().lower().startswith("0x") else float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise InvalidRequest("value", f"{value!r} is not a number") from None
         if not low <= found <= high:
             raise InvalidRequest("value", f"{value} is not between {low:g} and {high:g}")
@@ -248,10 +248,12 @@ def networks(value: str) -> tuple[str, ...]:
 
 def port_range(value: str) -> str:
     """``FIRST:LAST``, or one port; 0:0 is none."""
-    parts = value.strip().split(":")
-    if not 1 <= len(parts) <= 2 or not all(part.isascii() and part.isdigit() for part in parts):
+    from calico_core.model.numbers import decimal
+
+    parts = [decimal(part) for part in value.strip().split(":")]
+    first, last = parts[0], parts[-1]
+    if first is None or last is None or len(parts) > 2:
         raise InvalidRequest("value", f"{value!r} is not FIRST:LAST, as in 32768:65535")
-    first, last = int(parts[0]), int(parts[-1])
     if not first and not last:
         return ""
     if not 1 <= first <= last <= 65535:

@@ -148,7 +148,8 @@ MEANINGS = {
     "collector_interval_s": "seconds between two looks for [leaked addresses](../how-to/leaked-addresses.md); 0: never",
     "collector_grace_s": "seconds an address must have been without any sign of life before it is freed",
     "health_enabled": "serve `/liveness`, `/readiness` and `/health`",
-    "loop_limit_s": "seconds that one turn of any loop of the node may take; after that the node counts as dead",
+    "loop_limit_s": "seconds that one turn of any loop of the node may take, after that the node counts as dead; and "
+    "that the kernel may refuse policy as a whole, after that the node ends",
     "loop_limits": "other limits for single loops: `NAME=DURATION,…` with names of components on `/health` (`engine`, "
     "`routing`, `tunnels`, `reporter`) or of the reference system's main loops, as `engine=3m`",
     "health_host": "the address they are served on",

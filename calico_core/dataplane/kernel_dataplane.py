@@ -160,6 +160,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         going = self._leave(self._want(moved))
         policy_started = time.perf_counter()
         table = self._policy.follow(changes, self._state)
+        self._uncut |= table.lost
         policy_done = time.perf_counter()
         self._want(kept)
         if changes.is_complete:
@@ -194,9 +195,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         if not self._is_complete:
             return ApplyReport()
         if event.kind == "resync":
-            self._link_table.fill(self._route_socket.links())
-            links = self._links.resync()
-            return self._report(None, links, [self._routes.resync()], ())
+            return self._follow_all_links()
         if self._claims.owner(event.name) is None:
             return ApplyReport()
         left = RouteReport()
@@ -323,6 +322,18 @@ class KernelDataplane(Dataplane, Generic[P]):
             links, routes = self._links.sync(names, found), self._routes.sync(names, found)
         self._unsettled = set(names) if links.failures or routes.failures else set()
         return links, routes
+
+    def _follow_all_links(self) -> ApplyReport:
+        """Events were lost. If this does not come to its end, the next apply looks at all of them."""
+        self._unsettled |= self._claims.interfaces()
+        for name in self._unsettled:
+            self._routes.forget(name)
+            self._links.forget(name)
+        self._link_table.fill(self._route_socket.links())
+        links, routes = self._links.resync(), self._routes.resync()
+        if not links.failures and not routes.failures:
+            self._unsettled.clear()
+        return self._report(None, links, [routes], ())
 
     def _take_over(self, table: TableReport) -> tuple[Failure, ...]:
         """Once policy of ours is in force, what a dataplane of another kind left is removed."""

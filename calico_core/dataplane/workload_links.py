@@ -110,7 +110,7 @@ class WorkloadLinks:
                 continue
             link = links.get(name)
             if link is not None and link.is_up:
-                self._align(link, None, changed, failures)
+                self._try_to_align(link, None, changed, failures)
             else:
                 self._lose(name, is_deleted=link is None)
         return LinkReport(changed=tuple(changed), failures=tuple(failures))
@@ -129,7 +129,7 @@ class WorkloadLinks:
         for name in sorted({*self._wanted, *self._done}):
             link = links.get(name)
             if link is not None and link.is_up:
-                self._align(link, known.get(link.index, {}), changed, failures)
+                self._try_to_align(link, known.get(link.index, {}), changed, failures)
             else:
                 self._lose(name, is_deleted=link is None)
         return LinkReport(changed=tuple(changed), failures=tuple(failures))
@@ -139,6 +139,18 @@ class WorkloadLinks:
         if is_deleted:
             self._settings.pop(name, None)
             self._neighbours.pop(name, None)
+
+    def _try_to_align(
+        self, link: Link, known: dict[Prefix, Neighbour] | None, changed: list[str], failures: list[Failure]
+    ) -> None:
+        """As :meth:`_align`. What failed is not done, and one link that does not answer holds up no other."""
+        failed_before = len(failures)
+        try:
+            self._align(link, known, changed, failures)
+        except KernelRefused as error:
+            failures.append(Failure(f"interface {link.name}", str(error)))
+        if len(failures) > failed_before:
+            self.forget(link.name)
 
     def _align(
         self, link: Link, known: dict[Prefix, Neighbour] | None, changed: list[str], failures: list[Failure]

@@ -14,6 +14,7 @@ import netaddr
 from netaddr import EUI, IPAddress, IPNetwork
 
 from calico_core.errors import InvalidRequest
+from calico_core.model.numbers import decimal
 
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?:[:-][0-9A-Fa-f]{2}){5}|[0-9A-Fa-f]{12}")
 WIDTH = {4: 32, 6: 128}
@@ -42,9 +43,10 @@ def parse_network(text: str, *, field: str = "cidr", version: int | None = None)
     base, slash, length = text.partition("/") if isinstance(text, str) else ("", "", "")
     address = parse_address(base, field=field, version=version)
     width = WIDTH[address.version]
-    if slash and not (length.isascii() and length.isdigit() and int(length) <= width):
+    prefix_length = decimal(length) if slash else width
+    if prefix_length is None or prefix_length > width:
         raise InvalidRequest(field, f"{text!r} needs a prefix length from 0 to {width}")
-    return IPNetwork((int(address), int(length) if slash else width), version=address.version).cidr
+    return IPNetwork((int(address), prefix_length), version=address.version).cidr
 
 
 def parse_mac(text: str, *, field: str = "mac") -> EUI:

@@ -7,10 +7,11 @@ import re
 from netaddr import IPAddress
 
 from calico_core.errors import InvalidRequest
+from calico_core.model.numbers import decimal
 from calico_core.model.record import Record
 
 DEFAULT_AS = 64511
-_DOTTED = re.compile(r"(\d{1,5})\.(\d{1,5})")
+_DOTTED = re.compile(r"([0-9]{1,5})\.([0-9]{1,5})")
 
 
 def parse_as_number(text: str | int, *, field: str = "as_num") -> int:
@@ -20,7 +21,7 @@ def parse_as_number(text: str | int, *, field: str = "as_num") -> int:
     if dotted and int(dotted[1]) <= 65535 and int(dotted[2]) <= 65535:
         number = int(dotted[1]) * 65536 + int(dotted[2])
     else:
-        number = int(plain) if plain.isascii() and plain.isdigit() else 0
+        number = decimal(plain) or 0
     if not 1 <= number <= 4294967295:
         raise InvalidRequest(field, f"{text!r} is not an AS number from 1 to 4294967295, or two halves as 64.512")
     return number

@@ -8,6 +8,7 @@ from netaddr import IPNetwork
 
 from calico_core.errors import InvalidRequest
 from calico_core.model.addresses import parse_network
+from calico_core.model.numbers import decimal
 from calico_core.model.rules import PORT_PROTOCOLS, PROTOCOLS, protocol_number
 
 Failsafe = tuple[int, int, IPNetwork | None]
@@ -25,11 +26,12 @@ def parse_failsafe_ports(text: str, *, field: str) -> tuple[Failsafe, ...]:
 
 
 def _parse_one(text: str, field: str) -> Failsafe:
-    rest, _, port = text.rpartition(":")
-    if not (port.isascii() and port.isdigit() and 0 < int(port) <= 65535):
+    rest, _, last = text.rpartition(":")
+    port = decimal(last)
+    if port is None or not 0 < port <= 65535:
         raise InvalidRequest(field, f"{text!r} does not end in a port from 1 to 65535: write {_FORM}")
     word, _, net = rest.partition(":")
     protocol = protocol_number(word, field=field) if rest else PROTOCOLS["tcp"]
     if protocol not in PORT_PROTOCOLS:
         raise InvalidRequest(field, f"{text!r}: {word} has no ports: write {_FORM}")
-    return protocol, int(port), parse_network(net.strip("[]"), field=field) if net else None
+    return protocol, port, parse_network(net.strip("[]"), field=field) if net else None

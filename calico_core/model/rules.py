@@ -14,13 +14,14 @@ from netaddr import IPNetwork
 
 from calico_core.errors import CalicoError, InvalidRequest, InvalidSelector
 from calico_core.model.ids import check_name
+from calico_core.model.numbers import decimal
 from calico_core.model.selectors import parse_selector
 
 Action = Literal["allow", "deny", "reject", "next-tier", "pass", "log"]
 """``reject`` is a deny that answers, by an ICMP error: administratively prohibited. ``pass`` is ``next-tier``."""
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "dccp": 33, "icmpv6": 58, "sctp": 132, "udplite": 136}
 PORT_PROTOCOLS = frozenset({6, 17, 33, 132, 136})
-_PORT_RANGE = re.compile(r"(\d{1,5})(?::(\d{1,5}))?")
+_PORT_RANGE = re.compile(r"([0-9]{1,5})(?::([0-9]{1,5}))?")
 _PORT_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_.-]{1,128}")
 _LOG_PREFIX_OTHER = re.compile(r"[^A-Za-z0-9_:-]")
 LOG_PREFIX_LENGTH = 27
@@ -201,7 +202,7 @@ def _check_protocol(protocol: str | int | None, field: str) -> int | None:
         return None
     if isinstance(protocol, str) and protocol.lower() in PROTOCOLS:
         return PROTOCOLS[protocol.lower()]
-    number = int(protocol) if isinstance(protocol, int) or (protocol.isascii() and protocol.isdigit()) else 0
+    number = decimal(protocol) or 0 if isinstance(protocol, str) else protocol
     if not 1 <= number <= 255:
         names = ", ".join(sorted(PROTOCOLS))
         raise InvalidRequest(field, f"{protocol!r} is not one of {names} or a number from 1 to 255")

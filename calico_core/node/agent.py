@@ -16,6 +16,7 @@ from netaddr import IPAddress
 
 from calico_core.datastore.known_records import Update
 from calico_core.datastore.syncer import SyncBatch, Syncer, SyncStatus
+from calico_core.errors import DataplaneError
 from calico_core.interfaces.dataplane import Dataplane
 from calico_core.interfaces.datastore import Datastore
 from calico_core.log import get_logger
@@ -68,10 +69,12 @@ class Agent:
         remembered: RememberedInterfaces | None = None,
         resolver: PolicyResolver | None = None,
         cuts_denied_flows: bool = True,
+        give_up_after_s: float = 90.0,
     ) -> None:
         """``on_config`` hears, in the engine thread, of every configuration key of the datastore.
         ``confirm_removals_after_s``: see ``RemovalGuard``. ``resolver``: a new one, of this host; the engine's own from
-        now on. ``remembered``: what an earlier life of the node had."""
+        now on. ``remembered``: what an earlier life of the node had. ``give_up_after_s``: how long the kernel may
+        refuse policy as a whole before the agent ends; 0: for ever."""
         self._host = host
         self._dataplane = dataplane
         self._reporter = reporter
@@ -83,6 +86,7 @@ class Agent:
         # the addresses that hosts have of IPv6 stand beside their routing
         self._syncer = Syncer(store, (V1, BGP_HOSTS), self._mailbox.post, ready_key=ReadyKey().path, name="sync-policy")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._give_up_after_s = give_up_after_s
         self._stop_monitor: Callable[[], None] = lambda: None
         self._stop_addresses: Callable[[], None] = lambda: None
         self.rule_counts = RuleCounts(dataplane, self._mailbox.post)
@@ -146,6 +150,11 @@ class Agent:
     def last_error(self) -> str:
         """Why the kernel does not have all that it was to have, or ''."""
         return self._enforcement.last_error
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the kernel refuses policy as a whole: what stood before stays in force. Any thread."""
+        return self._enforcement.refused_s > 0
 
     def workload(self, key: WorkloadEndpointKey) -> HostWorkload | None:
         """What the dataplane was told of an endpoint. Any thread."""
@@ -231,6 +240,9 @@ class Agent:
         self._enforcement.refresh()
         if self._reporter is not None:
             self._reporter(self._state())
+        if 0 < self._give_up_after_s < self._enforcement.refused_s:
+            # perhaps a program was changed, or another life finds another way; policy stays as it is meanwhile
+            raise DataplaneError(f"policy is refused for {self._enforcement.refused_s:.0f} s: {self.last_error}")
 
     def _take(self, items: Iterable[Item]) -> dict[str, InterfaceEvent]:
         """Gives the latest event of each interface."""

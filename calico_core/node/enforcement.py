@@ -36,12 +36,19 @@ class Enforcement:
         self._pace = Pace(refresh_interval_s)
         self._is_behind = True  # the dataplane does not have all that it was to have
         self._failures: dict[str, str] = {}
+        self._refused_since: float | None = None
         self.applied = threading.Event()
 
     @property
     def last_error(self) -> str:
         """Why the kernel does not have all that it was to have, or ''. Any thread."""
         return self._pace.last_error
+
+    @property
+    def refused_s(self) -> float:
+        """For how long policy as a whole has not been in force as it was to be; 0: it is. Any thread."""
+        since = self._refused_since
+        return 0.0 if since is None else max(time.monotonic() - since, 1e-9)
 
     @property
     def failures(self) -> Mapping[str, str]:
@@ -67,6 +74,7 @@ class Enforcement:
             self._counters.failures += 1
             log.error("dataplane.apply_failed", reason=str(error))
             self._is_behind = True
+            self._note_refused(is_refused=True)
             self._pace.note_failure(str(error))
             return False
         self._counters.note_apply(time.perf_counter() - started, is_first=changes.is_complete)
@@ -119,9 +127,16 @@ class Enforcement:
     def _decide(self) -> None:
         """Tell waiting attaches which records are in force now."""
         whole = next((reason for subject, reason in self._failures.items() if is_whole_policy(subject)), "")
+        self._note_refused(is_refused=bool(whole))
         self._progress.decide(self._failures, whole=whole)
         if not whole:
             self.applied.set()
+
+    def _note_refused(self, *, is_refused: bool) -> None:
+        if not is_refused:
+            self._refused_since = None
+        elif self._refused_since is None:
+            self._refused_since = time.monotonic()
 
     def _note(self, report: ApplyReport, looked_at: Iterable[WorkloadEndpointKey]) -> None:
         self._counters.note_report(report)

@@ -156,6 +156,7 @@ class Runtime:
             confirm_removals_after_s=settings.confirm_removals_after_s,
             resolver=composition.make_resolver(settings, self.host),
             cuts_denied_flows=settings.established_flows == "cut",
+            give_up_after_s=settings.loop_limit_s,
             remembered=RememberedInterfaces(
                 Path(settings.state_directory, "interfaces.json"), confirm_after_s=settings.confirm_removals_after_s
             ),

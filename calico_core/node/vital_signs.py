@@ -1,8 +1,8 @@
 """What health is made of: a look at every part of the runtime. Source: node specification 10.3.
 
 Ready: the first complete state is in the kernel, integrations are prepared and the socket listens. After that only a
-death makes the node unready: a datastore that is away, a broken integration or a routing daemon that does not answer
-leave it *degraded*.
+death makes the node unready, and a kernel that refuses policy as a whole: a datastore that is away, a broken
+integration or a routing daemon that does not answer leave it *degraded*.
 """
 
 from __future__ import annotations
@@ -93,6 +93,8 @@ class VitalSigns:
             reason = agent.frozen_because or agent.last_error or "no complete state is in the kernel yet"
             return Component("engine", "unready", reason)
         reason = agent.last_error or agent.frozen_because
+        if agent.is_refused:
+            return Component("engine", "unready", reason)
         return Component("engine", "degraded", reason) if reason else Component("engine", "ready")
 
     def _datastore(self) -> Component:

@@ -28,6 +28,13 @@ _WORKLOAD: dict[str, Any] = {
     "ports": [{"name": "http", "protocol": "tcp", "port": 8080}],
     "allow_spoofed_source_ips": ["10.99.0.0/16"],
 }
+_BLOCK: dict[str, Any] = {
+    "cidr": "10.65.0.0/30",
+    "affinity": "host:there",
+    "allocations": [0, None, None, None],
+    "unallocated": [1, 2, 3],
+    "attributes": [{"handle_id": "vxlan-tunnel-addr-there", "secondary": {"node": "here"}}],
+}
 #: By path: what a good writer puts there. Texts that are no JSON stand as text.
 GOOD: dict[str, Any] = {
     f"/calico/v1/host/{HOST}/workload/cni/pod-a/endpoint/eth0": _WORKLOAD,
@@ -59,6 +66,19 @@ GOOD: dict[str, Any] = {
     f"/calico/v1/host/{HOST}/bird_ip": "192.0.2.1",
     "/calico/v1/host/there/bird_ip": "192.0.2.2",
     "/calico/bgp/v1/host/there/ip_addr_v6": "2001:db8::2",
+    f"/calico/bgp/v1/host/{HOST}/ip_addr_v4": "192.0.2.1",
+    f"/calico/bgp/v1/host/{HOST}/as_num": "64512",
+    f"/calico/bgp/v1/host/{HOST}/loglevel": "debug",
+    f"/calico/bgp/v1/host/{HOST}/peer_v4/192.0.2.9": {"ip": "192.0.2.9", "as_num": "64513"},
+    "/calico/bgp/v1/host/there/ip_addr_v4": "192.0.2.2",
+    "/calico/bgp/v1/host/there/as_num": "1.10",
+    "/calico/bgp/v1/global/as_num": "64511",
+    "/calico/bgp/v1/global/node_mesh": {"enabled": True},
+    "/calico/bgp/v1/global/loglevel": "none",
+    "/calico/bgp/v1/global/peer_v6/2001:db8::9": {"ip": "2001:db8::9", "as_num": "65000"},
+    "/calico/ipam/v2/assignment/ipv4/block/10.65.0.0-30": _BLOCK,
+    f"/calico/ipam/v2/host/{HOST}/ipv4/block/10.65.0.64-26": {"state": "confirmed"},
+    "/calico/v1/ipam/v4/pool/10.66.0.0-16": {"cidr": "10.66.0.0/16", "vxlan_mode": "cross-subnet"},
     f"/calico/v1/host/{HOST}/config/LogSeverityScreen": "info",
     "/calico/v1/config/InterfacePrefix": "cali",
 }  # fmt: skip
@@ -66,7 +86,8 @@ GOOD: dict[str, Any] = {
 _ODD_TEXTS = st.sampled_from([
     "", " ", "*", "all()", "!", "\0", "a\nb", "%", "%2f", "../..", "'", '"', "\\", "{}", "☂", "é" * 300, "x" * 70_000,
     "0.0.0.0", "0.0.0.0/0", "::", "::/0", "255.255.255.255", "224.0.0.1", "127.0.0.1", "fe80::1", "ff02::1", "::1",
-    "::ffff:10.0.0.1", "10.0.0.1/33", "010.1.1.1", "1e3", "TCP", "0", "65536", "9:1", "lo", "cali", "calixx", "default",
+    "::ffff:10.0.0.1", "10.0.0.1/33", "010.1.1.1", "1e3", "TCP", "9" * 5000, "1." + "9" * 5000,
+    "0x" + "f" * 5000, "0", "65536", "9:1", "lo", "cali", "calixx", "default",
     "-" * 15, "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00", "01:00:5e:00:00:01", "a == 'b' || a != 'b'", "has(a)",
 ])  # fmt: skip
 _ODD_NUMBERS = st.sampled_from([0, -1, 1, 255, 256, 65535, 65536, 2**31, 2**32, 2**63, 2**64, 10**40, -0.0, 0.5, 1e308])
@@ -144,6 +165,8 @@ def _odd_paths() -> st.SearchStrategy[str]:
         "/calico/v1/policy/profile/{0}/tags", "/calico/v1/policy/tier/{0}/metadata",
         "/calico/v1/policy/tier/default/policy/{0}", "/calico/v1/policy/tier/{0}/policy/{1}", "/calico/v1/netset/{0}",
         "/calico/v1/ipam/v4/pool/{0}", "/calico/v1/ipam/{0}/pool/{1}", "/calico/v1/host/{0}/bird_ip",
-        "/calico/bgp/v1/host/{0}/ip_addr_v6", f"/calico/v1/host/{HOST}/config/{{0}}", "/calico/v1/{0}", "/calico/v1/",
+        "/calico/bgp/v1/host/{0}/ip_addr_v6", "/calico/bgp/v1/host/{0}/as_num", "/calico/bgp/v1/global/peer_v4/{0}",
+        "/calico/ipam/v2/assignment/ipv4/block/{0}", f"/calico/ipam/v2/host/{HOST}/ipv4/block/{{0}}",
+        f"/calico/v1/host/{HOST}/config/{{0}}", "/calico/v1/{0}", "/calico/v1/",
     ])  # fmt: skip
     return st.tuples(kinds, names, names).map(lambda parts: parts[0].format(parts[1], parts[2]))

@@ -19,13 +19,16 @@ from calico_core.interfaces.datastore import Delete, Put
 from calico_core.model import codec
 from calico_core.model.hoststate import HostState
 from calico_core.model.key_paths import parse_key
-from calico_core.model.keys import ReadyKey, WorkloadEndpointKey
+from calico_core.model.keys import BGP_HOSTS, V1, ReadyKey, WorkloadEndpointKey
 from calico_core.node.agent import Agent
 from calico_core.node.agent_state import AgentState
 from calico_core.policy.resolver import PolicyResolver
+from calico_core.policy.tunnel_routes import TunnelTable
+from calico_core.routing.bird_config import render
+from calico_core.routing.peerings import PeeringTable
 from tests.doubles.broken_records import HOST, records
 
-WAIT_S = 20.0
+WAIT_S = 5.0
 INTERFACES = {"eth0": frozenset({IPAddress("10.0.0.1")}), "eth1": frozenset({IPAddress("192.0.2.1")})}
 MARK = WorkloadEndpointKey(HOST, "test", "mark", "eth0")
 
@@ -95,7 +98,7 @@ def readable(stored: dict[str, bytes]) -> tuple[HostState, set[str]]:
     for name, addresses in INTERFACES.items():
         resolver.set_interface(name, addresses)
     for path, value in stored.items():
-        key = parse_key(path)
+        key = parse_key(path) if path.startswith((V1, BGP_HOSTS)) else None
         if key is None:
             continue
         try:
@@ -118,7 +121,7 @@ def bench() -> Iterator[Bench]:
         yield made
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(stored=records())
 def test_the_agent_goes_on_with_all_that_can_be_read(bench: Bench, stored: dict[str, bytes]) -> None:
     bench.reach(stored)
@@ -126,3 +129,24 @@ def test_the_agent_goes_on_with_all_that_can_be_read(bench: Bench, stored: dict[
     # another prefix of the datastore has a watch of its own
     assert bench.comes_to(lambda: vars(bench.dataplane.wanted()) == vars(state))
     assert bench.comes_to(lambda: set(bench.bad_records) == bad)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(stored=records())
+def test_routing_and_tunnels_go_on_too(stored: dict[str, bytes]) -> None:
+    peerings, tunnels = PeeringTable(HOST), TunnelTable(HOST, (IPAddress("192.0.2.1"),))
+    records = []
+    for path, value in stored.items():
+        key = parse_key(path)
+        if key is not None:
+            with contextlib.suppress(InvalidRecord):
+                records.append((key, codec.decode(key, value)))
+    peerings.apply(records)
+    tunnels.apply(records)
+    state = peerings.state()
+    assert state is None or render(state)
+    assert tunnels.state().locals
+    for updates in ([(key, None) for key, _ in records], records):
+        peerings.apply(updates)
+        tunnels.apply(updates)
+    assert peerings.state() == state

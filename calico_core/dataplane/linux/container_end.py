@@ -14,7 +14,7 @@ from calico_core.dataplane.linux.address_messages import (
     delete_address,
     set_neighbour,
 )
-from calico_core.dataplane.linux.link_messages import set_link
+from calico_core.dataplane.linux.link_messages import get_link, set_link
 from calico_core.dataplane.linux.prefix import AF_INET, AF_INET6, Prefix, parse_prefix, prefix_of
 from calico_core.dataplane.linux.route_messages import RT_SCOPE_LINK, RTPROT_BOOT, Route, add_route
 from calico_core.dataplane.linux.rtnetlink import RouteSocket
@@ -98,6 +98,14 @@ def configure(
     ):
         if outcome.error is not None and outcome.error.errno != errno.EEXIST:
             raise outcome.error
+
+
+def await_carrier(container: RouteSocket, index: int) -> None:
+    """Until the kernel has noticed that the other end is up. It does so in a thread of its own, which waits for its
+    lock over interfaces while others are made and deleted, and until then it drops in silence what the container
+    sends: a connection that begins there takes a second longer. To ask for the link makes it look at once (Linux 6.8).
+    """
+    container.attempt([get_link(index=index)])
 
 
 def remove_surplus(container: RouteSocket, index: int, wanted: WantedAddresses) -> None:

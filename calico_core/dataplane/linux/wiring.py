@@ -280,6 +280,7 @@ class VethWiring(WorkloadWiring):
             gateway_mac=link.mac if self._pins_gateway else b"",
         )
         self._raise_host_end(host, link, wanted)
+        container_end.await_carrier(container, link.peer_index)
 
     def _host_settings(self, interface: str, wanted: WantedAddresses) -> tuple[Setting, ...]:
         return workload_sysctls.host_end(

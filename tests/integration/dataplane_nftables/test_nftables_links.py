@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import time
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,17 @@ import msgspec
 import pytest
 from netaddr import EUI, IPAddress, IPNetwork
 
+from calico_core.dataplane.linux.netlink import Outcome
+from calico_core.dataplane.linux.rtnetlink import RouteSocket
+from calico_core.errors import KernelRefused
+from calico_core.model.workloads import InterfaceEvent
 from tests.integration.dataplane_nftables.test_nftables_traffic import _heard, _listener
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from calico_core.dataplane.linux.link_messages import Link
+    from calico_core.dataplane.linux.netlink import Request
 
 pytestmark = pytest.mark.needs_root
 
@@ -50,6 +58,57 @@ def test_interface_is_set_up_and_kept_so(lab: Any) -> None:
     healed = lab.dataplane.resync().healed
     assert set(healed) == {"sysctl ipv4/conf/cali1/proxy_arp", "sysctl ipv4/conf/cali1/rp_filter"}
     assert {name: sysctl(lab, name) for name in wanted} == wanted
+
+
+def mac_text(workload: Any) -> str:
+    return str(workload.mac).lower().replace("-", ":")
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_what_the_kernel_refuses_a_link_is_tried_again(
+    lab: Any, monkeypatch: pytest.MonkeyPatch, *, is_answered: bool
+) -> None:
+    """Refused, or not answered in time: with thousands of interfaces the kernel's one lock over them is held long."""
+    a, b = lab.workload(), lab.workload()
+    lab.start(a.endpoint())
+    attempt = RouteSocket.attempt
+
+    def refuse(self: RouteSocket, requests: Sequence[Request]) -> list[Outcome]:
+        if not any("neighbour" in each.operation for each in requests):
+            return attempt(self, requests)
+        error = KernelRefused("set neighbour", errno.ENOBUFS if is_answered else errno.ETIMEDOUT)
+        if not is_answered:
+            raise error
+        return [Outcome(error=error, replies=()) for _ in requests]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RouteSocket, "attempt", refuse)
+        report = lab.apply(workloads=(b.endpoint(),))
+        assert report.failures
+        assert lab.apply().failures, "and said again as long as it is so"
+    assert b.v4 not in neighbours(lab, b.interface)
+    assert lab.apply().failures == ()
+    assert neighbours(lab, b.interface) == {b.v4: mac_text(b)}
+    assert set(lab.dataplane.wiring().routes(b.interface)) >= set(b.nets)
+
+
+def test_events_that_were_lost_while_links_could_not_be_listed_are_made_good(
+    lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = lab.unwired()
+    assert lab.start(a.endpoint()).endpoints_without_link == (a.key,)
+    lab.wire(a)
+    lab.host.run("ip", "neighbour", "flush", "all", "nud", "permanent")
+
+    def refuse(self: RouteSocket) -> list[Link]:
+        raise KernelRefused("list links", errno.ENOBUFS)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RouteSocket, "links", refuse)
+        with pytest.raises(KernelRefused):
+            lab.dataplane.interface_changed(InterfaceEvent(kind="resync"))
+    assert lab.apply().endpoints_without_link == ()
+    assert neighbours(lab, a.interface) == {a.v4: mac_text(a)}
 
 
 def test_loopback_is_open_with_metadata_only(make_lab: Callable[..., Any]) -> None:

@@ -80,6 +80,7 @@ class Bench:
         remembered: RememberedInterfaces | None = None,
         is_excluded: Callable[[str], bool] = lambda _name: False,
         lets_spoof: bool = False,
+        give_up_after_s: float = 90.0,
     ) -> Agent:
         if is_ready:
             self.records.put(ReadyKey(), "true")
@@ -92,6 +93,7 @@ class Bench:
             on_death=lambda: self.deaths.append(True),
             remembered=remembered,
             resolver=PolicyResolver(HOST, is_excluded=is_excluded, lets_spoof=lets_spoof),
+            give_up_after_s=give_up_after_s,
         )
         self.agents.append(agent)
         agent.start()
@@ -263,6 +265,22 @@ def test_when_nothing_can_be_programmed_no_endpoint_is_in_force(bench: Bench) ->
     bench.dataplane.whole = ""
     eventually(lambda: agent.wait_programmed(key, revision, 0))
     assert agent.wait_in_sync(WAIT_S)
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_kernel_that_refuses_policy_for_long_ends_the_agent(bench: Bench, *, raises: bool) -> None:
+    """Its supervisor starts another. One refusal, or some within the time, end nothing."""
+    agent = bench.start(give_up_after_s=0.3)
+    assert agent.wait_in_sync(WAIT_S)
+    bench.dataplane.errors = [KernelRefused("commit", 12)]
+    key, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    assert not agent.is_refused
+    bench.dataplane.errors = [KernelRefused("commit", 12)] * (1000 if raises else 0)
+    bench.dataplane.whole = "out of memory"
+    bench.write("b")
+    eventually(lambda: agent.is_refused)
+    eventually(lambda: bench.deaths)
 
 
 def test_an_apply_that_raises_is_tried_again(bench: Bench) -> None:

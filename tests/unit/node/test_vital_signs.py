@@ -11,9 +11,11 @@ from netaddr import IPAddress
 from calico_core.dataplane.memory import MemoryDataplane
 from calico_core.datastore.memory import MemoryDatastore
 from calico_core.datastore.records import TypedRecords
-from calico_core.interfaces.dataplane import DataplaneOptions
+from calico_core.interfaces.dataplane import ApplyReport, DataplaneOptions, Failure
 from calico_core.interfaces.routing import PeerStatus, RoutingStatus
-from calico_core.model.keys import ReadyKey
+from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.hoststate import HostChanges
+from calico_core.model.keys import ReadyKey, WorkloadEndpointKey
 from calico_core.node.agent import Agent
 from calico_core.node.busy import Busy
 from calico_core.node.vital_signs import LIMIT_S, VitalSigns
@@ -31,12 +33,23 @@ class StillRouter:
         self.busy_s = 0.0
 
 
+class RefusingDataplane(MemoryDataplane):
+    """``refusal``: why the kernel takes no policy at all, or ''."""
+
+    refusal = ""
+
+    def apply(self, changes: HostChanges) -> ApplyReport:
+        report = super().apply(changes)
+        return ApplyReport(failures=(Failure("table inet calico", self.refusal),)) if self.refusal else report
+
+
 class Node:
     def __init__(self) -> None:
         self.records = TypedRecords(MemoryDatastore())
         self.states = {"cni": "ready"}
         self.signs = VitalSigns(lambda: self.states)
-        self.agent = Agent(store=self.records.store, host="h", dataplane=MemoryDataplane(DataplaneOptions(host="h")))
+        self.dataplane = RefusingDataplane(DataplaneOptions(host="h"))
+        self.agent = Agent(store=self.records.store, host="h", dataplane=self.dataplane)
         self.router = StillRouter()
         self.routing = RoutingStatus(driver="bird", is_running=True)
 
@@ -81,6 +94,18 @@ def test_a_datastore_lost_later_degrades_only(node: Node) -> None:
     node.records.put(ReadyKey(), "false")
     eventually(lambda: node.look()["datastore"] == "degraded")
     assert node.look()["engine"] == "ready"
+
+
+def test_a_kernel_that_refuses_policy_makes_the_node_unready_until_it_takes_it(node: Node) -> None:
+    node.records.put(ReadyKey(), "true")
+    node.run()
+    eventually(lambda: set(node.look().values()) == {"ready"})
+    node.dataplane.refusal = "out of memory"
+    node.records.put(WorkloadEndpointKey("h", "cni", "pod", "a"), WorkloadEndpoint(state="active", name="cali1"))
+    eventually(lambda: node.look()["engine"] == "unready")
+    assert node.reason("engine") == "out of memory"
+    node.dataplane.refusal = ""
+    eventually(lambda: node.look()["engine"] == "ready")
 
 
 def test_broken_integrations_and_routing_degrade(node: Node) -> None:
