@@ -24,6 +24,7 @@ from calico_core.dataplane.nftables.layout import chain, list_rules, rules_chain
 from calico_core.dataplane.nftables.names import digest
 from calico_core.dataplane.reconcile import Chain, NamedSet
 from calico_core.errors import InvalidRequest
+from calico_core.model.always_open import DISCOVERY_TYPES
 from calico_core.model.hoststate import ANY_INTERFACE, PolicyList, TierPolicies
 from calico_core.model.ids import check_interface
 
@@ -38,7 +39,7 @@ MANGLE_PREROUTING, RAW_OUTPUT, OUTPUT = "filter prerouting -150", "filter output
 FAILSAFE_IN, FAILSAFE_OUT = "failsafe_in", "failsafe_out"
 FAILSAFE_RAW_IN, FAILSAFE_RAW_OUT = "failsafe_raw_in", "failsafe_raw_out"
 _KEYWORD = {4: "ip", 6: "ip6"}
-_NEIGHBOURS = "icmpv6 type { 133, 134, 135, 136 }"
+_DISCOVERY = f"icmpv6 type {{ {', '.join(map(str, DISCOVERY_TYPES))} }}"
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -199,8 +200,8 @@ def _place_rules(
         rules.append(f"ct state untracked {verdicts.if_accepted} {passing}")
     if place.kind in ("raw", "dnat"):
         rules.append(verdicts.clear_marks)
-    if 6 in families:
-        rules.append(f"{_NEIGHBOURS} {passing}")
+    if 6 in families and place.kind != "forward":
+        rules.append(f"{_DISCOVERY} {passing}")
     if place.failsafe:
         rules.append(f"jump {place.failsafe}")
     if place.kind in ("host", "forward"):
