@@ -255,6 +255,49 @@ def test_a_node_that_waits_for_its_datastore_sends_callers_into_their_own_proces
         assert ledger.counts == {"DEL": 1}
 
 
+SLOW = """
+import os, time
+from calico_core.interfaces.integration import Integration, IntegrationInfo
+
+class Slow(Integration):
+    info = IntegrationInfo(name="slow", api_version=1)
+
+    def prepare(self, context):
+        while not os.path.exists(os.environ["GO_AHEAD"]):
+            time.sleep(0.05)
+"""
+
+
+def test_a_start_that_takes_its_time_sends_callers_into_their_own_process(
+    make_lab: MakeLab, ledger: Ledger, tmp_path: Path
+) -> None:
+    site = tmp_path / "site"
+    about = site / "slow-1.dist-info"
+    about.mkdir(parents=True)
+    (site / "slow_integration.py").write_text(SLOW)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: slow\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[calico.integrations]\nslow = slow_integration:Slow\n")
+    go_ahead = tmp_path / "go"
+    go_ahead.touch()
+    lab = make_lab(1, nodes=False)
+    host = lab.hosts[0]
+    host.start_node(environment={"PYTHONPATH": str(site), "GO_AHEAD": str(go_ahead)})
+    install(host, ledger, "auto")
+    with containers(host, 1) as (only,):
+        go_ahead.unlink()
+        with ThreadPoolExecutor(1) as pool:
+            restarting = pool.submit(host.calicoctl, "node", "restart", check=False, timeout_s=90)
+            wait_for_text(host, "node.restart_asked", 0)
+            only.call("ADD")
+            assert ledger.counts == {"ADD": 1}
+            status = host.calicoctl("status", check=False)
+            assert "the node is starting" in status.stdout + status.stderr
+            go_ahead.touch()
+            assert restarting.result(WAIT_S).returncode == 0
+        only.call("DEL")
+        assert ledger.counts == {"ADD": 1}
+
+
 def wait_for_text(host: LabHost, text: str, offset: int) -> None:
     deadline = time.monotonic() + WAIT_S
     while text not in host.node_log.read_text()[offset:]:
