@@ -205,6 +205,28 @@ def test_a_killed_node_under_systemd_leaves_calls_of_unknown_outcome_and_nothing
         assert_settles(host, before)
 
 
+def test_a_node_that_cannot_start_again_keeps_nobody_waiting(
+    activated: tuple[LabHost, Systemd], ledger: Ledger
+) -> None:
+    """systemd gives up on it, closes its socket, and the callers are reset."""
+    host, systemd = activated
+    with containers(host, 4) as members:
+        members[0].call("ADD")
+        members[0].call("DEL")
+        wait_until_it_serves(host)
+        before = whole_state(host)
+        with systemd.variables.open("a") as file:
+            file.write("CALICO_MTU=big\n")
+        systemd.control("restart", f"{systemd.name}.service")
+        began = time.monotonic()
+        with ThreadPoolExecutor(4) as pool:
+            for command in ("ADD", "DEL"):
+                list(pool.map(lambda member, command=command: member.call(command), members))
+        assert ledger.counts == {"ADD": 4, "DEL": 4}
+        assert time.monotonic() - began < WAIT_S / 2
+        assert_settles(host, before)
+
+
 def test_a_killed_node_without_systemd_is_done_without_as_ever(make_lab: MakeLab, ledger: Ledger) -> None:
     lab = make_lab(1, nodes=False)
     host = lab.hosts[0]
