@@ -39,6 +39,7 @@ from calico_core.model.keys import (
 from calico_core.model.rules import PORT_PROTOCOLS
 from calico_core.policy.explain import Packet
 from calico_core.policy.flows import Cluster, FlowVerdict, PassedOver, RuleStep, Side
+from calico_core.policy.host_settings import DROP_OVERRIDE
 
 _EPHEMERAL_PORT = 49152
 """The sender's port where none is named: of the range that RFC 6335 leaves to such."""
@@ -157,9 +158,10 @@ def _packet(
 
 
 class _Notes:
-    """What may keep a packet from passing beside policy, as far as the datastore knows it."""
+    """What decides beside policy, as far as the datastore knows it."""
 
-    def __init__(self, context: CliContext) -> None:
+    def __init__(self, context: CliContext, cluster: Cluster) -> None:
+        self._cluster = cluster
         self._statuses = {
             (key.host, key.orchestrator, key.workload, key.endpoint): found.record
             for found in context.records.list(FELIX_STATUS)
@@ -173,6 +175,8 @@ class _Notes:
 
     def of(self, side: Side) -> Iterator[str]:
         key = side.workload
+        if side.host is not None and side.outcome == "deny" and self._cluster.is_policy_off(side.host):
+            yield f"{DROP_OVERRIDE} switches policy off on host {side.host}: what its rules deny passes there"
         if key is not None:
             known = self._statuses.get((key.host, key.orchestrator, key.workload, key.endpoint))
             if known is not None and known.status != "up":
@@ -196,7 +200,7 @@ def _load(context: CliContext) -> tuple[Cluster, _Notes]:
         ((each.key, each.record) for each in (*found, *hosts)),
         bad=bad,
     )
-    return cluster, _Notes(context)
+    return cluster, _Notes(context, cluster)
 
 
 # --- the answer --------------------------------------------------------------------------------------

@@ -18,20 +18,19 @@ import random
 import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from calico_core.datastore.checks import prefix_end
 from calico_core.datastore.feed import WATCH_WAIT_S, Feed
-from calico_core.errors import CalicoError, InvalidRecord
+from calico_core.datastore.known_records import KnownRecords, Update
+from calico_core.errors import CalicoError
 from calico_core.interfaces.datastore import Batch, CompactedAway, Lost, Progress
 from calico_core.log import get_logger
-from calico_core.model import codec
-from calico_core.model.key_paths import parse_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from calico_core.interfaces.datastore import Datastore, Entry, Watch, WatchMessage
+    from calico_core.interfaces.datastore import Datastore, Watch, WatchMessage
     from calico_core.model.keys import Key
 
 FIRST_BACKOFF_S = 0.1
@@ -50,15 +49,6 @@ class SyncStatus(enum.StrEnum):
     WAIT = "wait-for-ready"
     RESYNC = "resync"
     IN_SYNC = "in-sync"
-
-
-class Update(NamedTuple):
-    """The latest of one key. ``record`` None: it was deleted, or does not decode any more."""
-
-    key: Key
-    path: str
-    record: Any | None
-    mod_revision: int
 
 
 class SyncBatch(NamedTuple):
@@ -81,15 +71,6 @@ class SyncBatch(NamedTuple):
         return sum(update.record is None for update in self.updates)
 
 
-class _Known(NamedTuple):
-    """What the consumer was told of a path. The hash tells values apart when revisions cannot be compared."""
-
-    key: Key
-    mod_revision: int
-    value_hash: int
-    is_given: bool  # False: it did not decode, the consumer has nothing
-
-
 class _Anchor(NamedTuple):
     """What was written last, as of what we saw: ``mod_revision`` 0 for a deletion. An empty path: nothing yet."""
 
@@ -103,7 +84,7 @@ class Syncer:
 
     With ``ready_key``, which must lie under a prefix, nothing is loaded until its value is ``true``. A transaction
     over several prefixes may arrive as one batch for each. An exception from the sink ends the syncer, logged;
-    the supervisor sees :attr:`is_alive`. ``bad_records`` maps the paths that do not decode to the reason.
+    the supervisor sees :attr:`is_alive`.
     """
 
     def __init__(
@@ -121,14 +102,12 @@ class Syncer:
                 raise ValueError(f"prefixes {prefixes} overlap")
         if ready_key and not ready_key.startswith(prefixes):
             raise ValueError(f"ready_key {ready_key!r} is under none of {prefixes}")
-        self.bad_records: dict[str, str] = {}
         self._store, self._prefixes, self._sink, self._ready_key = store, prefixes, sink, ready_key
-        self._known: dict[str, _Known] = {}
+        self._known = KnownRecords()
         self._after: dict[str, int] = {}  # by prefix: seen up to here; empty means a snapshot is due
         self._identity = ""
         self._highest = 0  # revision
         self._anchor = _Anchor("", 0, 0)
-        self._held = 0  # of the known, those given to the consumer
         self._is_ready = not ready_key
         self._status = SyncStatus.WAIT
         self._last_resync = float("-inf")
@@ -145,10 +124,14 @@ class Syncer:
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
+    @property
+    def bad_records(self) -> Mapping[str, str]:
+        """The paths that do not decode, and why."""
+        return self._known.bad_records
+
     def count_keys(self) -> Counter[type[Key]]:
         """How many records the consumer has, by kind of key. Any thread; walks all of them."""
-        # copying a dict's values is one step for other threads
-        return Counter(type(known.key) for known in list(self._known.values()) if known.is_given)
+        return self._known.count_keys()
 
     def start(self) -> None:
         self._thread.start()
@@ -221,12 +204,9 @@ class Syncer:
         self._tell(SyncStatus.RESYNC)
         snapshots = {prefix: self._store.list(prefix) for prefix in self._prefixes}
         entries = {entry.key: entry for snapshot in snapshots.values() for entry in snapshot.entries}
-        held = self._held
-        updates = [
-            update for entry in entries.values() if (update := self._differs(entry, is_same_store=is_same_store))
-        ]
+        held = self._known.held
         revision = min((snapshot.revision for snapshot in snapshots.values()), default=0)
-        updates += [gone for path in list(self._known) if path not in entries and (gone := self._gone(path, revision))]
+        updates = self._known.take_snapshot(entries, revision, is_same_store=is_same_store)
         self._identity = identity
         self._after = {prefix: snapshot.revision for prefix, snapshot in snapshots.items()}
         self._highest = revision
@@ -284,7 +264,7 @@ class Syncer:
         """Hand over a message with those already waiting, the latest of each key. False when the watch is over."""
         updates: dict[str, Update] = {}
         new: set[str] = set()
-        held = self._held
+        held = self._known.held
         found: tuple[str, WatchMessage] | None = first
         taken = 0
         while found is not None:
@@ -292,7 +272,7 @@ class Syncer:
             if isinstance(message, Lost | CompactedAway):
                 break
             if isinstance(message, Batch):
-                self._merge(message, updates, new)
+                self._known.merge(message, updates, new)
                 self._note_ready(message)
                 self._note_anchor(message)
             self._after[prefix] = max(self._after[prefix], message.revision)
@@ -312,63 +292,6 @@ class Syncer:
             self._after.clear()
         elif isinstance(message, Lost):
             log.warning("sync.watch-lost", reason=message.reason)
-
-    # --- one key -------------------------------------------------------------------------------------------
-
-    def _merge(self, batch: Batch, updates: dict[str, Update], new: set[str]) -> None:
-        """Add to ``updates``, in the order of each key's last change. ``new`` holds those of its keys that the
-        consumer has not heard of: one that comes and goes unseen is left out."""
-        for event in batch.events:
-            known = self._known.get(event.key)
-            if known is not None and event.mod_revision <= known.mod_revision:
-                continue  # the snapshot had it already
-            if event.key not in updates and (known is None or not known.is_given):
-                new.add(event.key)
-            if event.value is None:
-                update = self._gone(event.key, event.mod_revision)
-            else:
-                update = self._decode(event.key, event.value, event.mod_revision)
-            if update is None:
-                continue
-            updates.pop(event.key, None)
-            if update.record is not None or event.key not in new:
-                updates[event.key] = update
-
-    def _differs(self, entry: Entry, *, is_same_store: bool) -> Update | None:
-        known = self._known.get(entry.key)
-        if known is not None and known.value_hash == hash(entry.value):
-            if known.mod_revision == entry.mod_revision:
-                return None
-            if not is_same_store:  # the same value in a rebuilt store
-                self._known[entry.key] = known._replace(mod_revision=entry.mod_revision)
-                return None
-        return self._decode(entry.key, entry.value, entry.mod_revision)
-
-    def _decode(self, path: str, value: bytes, mod_revision: int) -> Update | None:
-        known = self._known.get(path)
-        key = known.key if known is not None else parse_key(path)
-        if key is None:
-            return None
-        try:
-            record = codec.decode(key, value)
-        except InvalidRecord as error:
-            log.warning("record.invalid", key=path, path=error.path, reason=error.reason)
-            self.bad_records[path] = str(error)
-            self._held -= known is not None and known.is_given
-            self._known[path] = _Known(key, mod_revision, hash(value), is_given=False)
-            return Update(key, path, None, mod_revision) if known is not None and known.is_given else None
-        self.bad_records.pop(path, None)
-        self._held += known is None or not known.is_given
-        self._known[path] = _Known(key, mod_revision, hash(value), is_given=True)
-        return Update(key, path, record, mod_revision)
-
-    def _gone(self, path: str, revision: int) -> Update | None:
-        self.bad_records.pop(path, None)
-        known = self._known.pop(path, None)
-        if known is None or not known.is_given:
-            return None
-        self._held -= 1
-        return Update(known.key, path, None, revision)
 
     # --- status --------------------------------------------------------------------------------------------
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from calico_core.errors import AffinityHeld, InvalidRecord, InvalidRequest, OutsidePools
+from calico_core.errors import AffinityHeld, InvalidRequest, OutsidePools
 from calico_core.interfaces.datastore import Compare, Delete, Entry, Operation, Precondition, Put
 from calico_core.ipam import blocks, candidates
+from calico_core.ipam.decoding import decode_or_none
 from calico_core.ipam.draft import affinity_prefix, is_disposable
 from calico_core.log import get_logger
 from calico_core.model import codec
@@ -84,7 +85,7 @@ class Affinities:
         usable: list[Pool] = []
         for entry in self._round_trips.list(f"{POOLS}v{cidr.version}/pool/").entries:
             key = parse_key(entry.key)
-            pool = _decoded(key, entry) if isinstance(key, PoolKey) else None
+            pool = decode_or_none(key, entry) if isinstance(key, PoolKey) else None
             if isinstance(pool, Pool) and pool.is_assignable:
                 usable.append(pool)
         for pool in usable:
@@ -142,7 +143,7 @@ def _release_change(found: dict[Key, Entry | None], host: str) -> _Change:
         if isinstance(key, AffinityKey):
             operations.append(Delete(key.path))
             continue
-        block = _decoded(key, entry)
+        block = decode_or_none(key, entry)
         if not isinstance(block, Block) or block.owner != host:
             continue
         ownerless = blocks.with_owner(block, None)
@@ -156,20 +157,11 @@ def _compares(found: dict[Key, Entry | None]) -> tuple[Compare, ...]:
     return tuple(Compare(key.path, entry.mod_revision if entry else 0) for key, entry in found.items())
 
 
-def _decoded(key: Key, entry: Entry) -> Any:
-    """None for what does not decode: it is left alone."""
-    try:
-        return codec.decode(key, entry.value)
-    except InvalidRecord as error:
-        log.warning("ipam.record_malformed", key=error.key, path=error.path, reason=error.reason)
-        return None
-
-
 def _is_confirmed(entry: Entry | None, key: Key) -> bool:
-    affinity = _decoded(key, entry) if entry else None
+    affinity = decode_or_none(key, entry) if entry else None
     return isinstance(affinity, Affinity) and affinity.state == "confirmed" and not affinity.deleted
 
 
 def _is_still_assignable(entry: Entry | None, key: Key) -> bool:
-    pool = _decoded(key, entry) if entry else None
+    pool = decode_or_none(key, entry) if entry else None
     return isinstance(pool, Pool) and pool.is_assignable

@@ -10,12 +10,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from calico_core.errors import CalicoError, Contended, InvalidRecord, InvalidRequest, StaleRelease, Unavailable
+from calico_core.errors import CalicoError, Contended, InvalidRequest, StaleRelease, Unavailable
 from calico_core.interfaces.ipam import Allocation, Companion, Ipam, MakeCompanion
 from calico_core.ipam import blocks
 from calico_core.ipam.affinities import Affinities
 from calico_core.ipam.assignment import plan_assignment, wanted_versions
 from calico_core.ipam.attempts import Attempts
+from calico_core.ipam.decoding import decode_or_none
 from calico_core.ipam.draft import Draft, handle_blocks
 from calico_core.ipam.jobs import Job
 from calico_core.ipam.knowledge import Knowledge
@@ -265,14 +266,8 @@ class BlockIpam(Ipam):
         found: list[Block] = []
         for entry in self.round_trips.list(BLOCKS).entries:
             key = parse_key(entry.key)
-            if not isinstance(key, BlockKey):
-                continue
-            try:
-                block = codec.decode(key, entry.value)
-            except InvalidRecord as error:
-                log.warning("ipam.record_malformed", key=error.key, path=error.path, reason=error.reason)
-                continue
-            if not block.deleted:
+            block = decode_or_none(key, entry) if isinstance(key, BlockKey) else None
+            if isinstance(block, Block) and not block.deleted:
                 found.append(block)
         return found
 
@@ -307,9 +302,7 @@ def _held(handle: str, entries: Sequence[tuple[BlockKey, Entry | None]]) -> tupl
         if entry is None:
             log.warning("ipam.handle_names_missing_block", handle=handle, block=str(key.cidr))
             continue
-        try:
-            block = codec.decode(key, entry.value)
-            found += blocks.addresses_of(block, handle) if not block.deleted else ()
-        except InvalidRecord as error:
-            log.warning("ipam.record_malformed", key=error.key, path=error.path, reason=error.reason)
+        block = decode_or_none(key, entry)
+        if block is not None and not block.deleted:
+            found += blocks.addresses_of(block, handle)
     return tuple(found)

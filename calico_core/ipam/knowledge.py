@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from calico_core.errors import InvalidRecord
+from calico_core.ipam.decoding import decode_or_none
 from calico_core.log import get_logger
-from calico_core.model import codec
 from calico_core.model.addresses import contains
 from calico_core.model.blocks import Affinity, Block, Handle, IpamConfig, Reservation
 from calico_core.model.keys import (
@@ -228,14 +227,6 @@ def _learn(table: dict[Any, Known[Any]], name: Any, key: Key, entry: Entry | Non
     elif known is not None and known.mod_revision == entry.mod_revision:
         table[name] = known._replace(as_of=as_of)
     else:
-        record = _decoded(key, entry)
+        record = decode_or_none(key, entry)
         is_tombstone = isinstance(record, Block) and record.deleted
         table[name] = Known(None if is_tombstone else record, entry.mod_revision, as_of, is_tombstone)
-
-
-def _decoded(key: Key, entry: Entry) -> Any:
-    try:
-        return codec.decode(key, entry.value)
-    except InvalidRecord as error:
-        log.warning("ipam.record_malformed", key=error.key, path=error.path, reason=error.reason)
-        return None

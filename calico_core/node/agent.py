@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable
 
 from netaddr import IPAddress
 
-from calico_core.datastore.syncer import SyncBatch, Syncer, SyncStatus, Update
+from calico_core.datastore.known_records import Update
+from calico_core.datastore.syncer import SyncBatch, Syncer, SyncStatus
 from calico_core.errors import DataplaneError
 from calico_core.interfaces.dataplane import Dataplane
 from calico_core.interfaces.datastore import Datastore

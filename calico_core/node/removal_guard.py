@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 
-from calico_core.datastore.syncer import SyncBatch, Update
+from calico_core.datastore.known_records import Update
+from calico_core.datastore.syncer import SyncBatch
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import (
     HostEndpointKey,

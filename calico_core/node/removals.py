@@ -6,7 +6,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from calico_core.datastore.syncer import SyncBatch, Update
+from calico_core.datastore.known_records import Update
+from calico_core.datastore.syncer import SyncBatch
 from calico_core.log import get_logger
 from calico_core.node.remembered import RememberedInterfaces
 from calico_core.node.removal_guard import RemovalFreeze, RemovalGuard

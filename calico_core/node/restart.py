@@ -19,8 +19,6 @@ log = get_logger(__name__)
 
 _PAUSE_S = 2.0
 """Between a change of a setting and the start: changes come in groups."""
-
-
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """They wait while nobody handles them: the next program would die of one that comes before it is ready for it."""
 

@@ -65,7 +65,7 @@ _READY_WAIT_S = 20.0
 _WATCH_S = 5.0
 _PATIENCE_S = 20.0
 """Less than a shim waits for a detach."""
-_STARTING = CallReply(status=1, stderr=b"the node is starting: it waits for the datastore\n")
+_STARTING = CallReply(status=1, stderr=b"the node is starting\n")
 
 
 class Runtime:

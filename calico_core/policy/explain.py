@@ -26,6 +26,7 @@ from calico_core.model.hoststate import (
 )
 from calico_core.model.keys import HostEndpointKey, WorkloadEndpointKey
 from calico_core.model.record import Value
+from calico_core.model.rules import PortRange
 from calico_core.policy.policy_lists import Hook
 
 Direction = Literal["inbound", "outbound"]
@@ -250,11 +251,19 @@ def _rest_matches(state: HostState, rule: HostRule, packet: Packet) -> bool:
         return False
     if rule.dst_nets and not any(contains(net, packet.dst) for net in rule.dst_nets):
         return False
-    if any(contains(net, packet.src) for net in rule.not_src_nets):
+    if rule.not_src_nets and any(contains(net, packet.src) for net in rule.not_src_nets):
         return False
-    if any(contains(net, packet.dst) for net in rule.not_dst_nets):
+    if rule.not_dst_nets and any(contains(net, packet.dst) for net in rule.not_dst_nets):
         return False
-    return _is_other_port(state, rule, packet) and _icmp_matches(rule, packet) and _sets_match(state.sets, rule, packet)
+    if (rule.not_src_ports or rule.not_src_port_sets) and not _is_other_port(
+        state, packet, packet.src, packet.src_port, rule.not_src_ports, rule.not_src_port_sets
+    ):
+        return False
+    if (rule.not_dst_ports or rule.not_dst_port_sets) and not _is_other_port(
+        state, packet, packet.dst, packet.dst_port, rule.not_dst_ports, rule.not_dst_port_sets
+    ):
+        return False
+    return _icmp_matches(rule, packet) and _sets_match(state.sets, rule, packet)
 
 
 def _is_offered(
@@ -267,20 +276,18 @@ def _is_offered(
     return any(member in state.port_sets[each] for each in sets)
 
 
-def _is_other_port(state: HostState, rule: HostRule, packet: Packet) -> bool:
-    """What the negated matches ask: a port, and none of theirs."""
-    sides = (
-        (packet.src, packet.src_port, rule.not_src_ports, rule.not_src_port_sets),
-        (packet.dst, packet.dst_port, rule.not_dst_ports, rule.not_dst_port_sets),
-    )
-    for address, port, ranges, sets in sides:
-        if not ranges and not sets:
-            continue
-        if port is None or any(low <= port <= high for low, high in ranges):
-            return False
-        if _is_offered(state, packet, address, port, sets):
-            return False
-    return True
+def _is_other_port(
+    state: HostState,
+    packet: Packet,
+    address: IPAddress,
+    port: int | None,
+    ranges: tuple[PortRange, ...],
+    sets: tuple[SetId, ...],
+) -> bool:
+    """What a negated match asks: a port, and none of its own."""
+    if port is None or any(low <= port <= high for low, high in ranges):
+        return False
+    return not _is_offered(state, packet, address, port, sets)
 
 
 def _icmp_matches(rule: HostRule, packet: Packet) -> bool:
@@ -298,12 +305,20 @@ def _is_icmp(wanted: tuple[int, int | None], is_: tuple[int, int]) -> bool:
 
 
 def _sets_match(sets: dict[SetId, AddressSet], rule: HostRule, packet: Packet) -> bool:
-    return (
-        all(in_set(sets[each], packet.src) for each in rule.src_sets)
-        and not any(in_set(sets[each], packet.src) for each in rule.not_src_sets)
-        and all(in_set(sets[each], packet.dst) for each in rule.dst_sets)
-        and not any(in_set(sets[each], packet.dst) for each in rule.not_dst_sets)
-    )
+    # plain loops: most rules name no set, and a generator costs as much as a look into one
+    for each in rule.src_sets:
+        if not in_set(sets[each], packet.src):
+            return False
+    for each in rule.dst_sets:
+        if not in_set(sets[each], packet.dst):
+            return False
+    for each in rule.not_src_sets:
+        if in_set(sets[each], packet.src):
+            return False
+    for each in rule.not_dst_sets:  # noqa: SIM110
+        if in_set(sets[each], packet.dst):
+            return False
+    return True
 
 
 def in_set(members: AddressSet, address: IPAddress) -> bool:

@@ -2,8 +2,8 @@
 
 Inbound: untracked, pre-DNAT, then what ends at the host or what is forwarded. Outbound: the last, and before it
 untracked for what the host itself sends. What one hook allows is not asked at the later ones of the same interface;
-the policy of a workload behind it is asked all the same. Fail-safe ports are open at all of them but the one for
-forwarded traffic. Source: felix specification 4.5 and 6.11.
+the policy of a workload behind it is asked all the same. Fail-safe ports and neighbour discovery are open at all of
+them but the one for forwarded traffic. Source: felix specification 4.5 and 6.11.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from calico_core.model.failsafe import Failsafe
 from calico_core.model.hoststate import ANY_INTERFACE, HostInterface, HostState, PolicyList
 from calico_core.model.record import Value
 from calico_core.policy.explain import Direction, Packet, Step, walk
+from calico_core.policy.own_host import is_discovery
 from calico_core.policy.policy_lists import Hook
 
 
@@ -51,9 +52,10 @@ def explain_interface(
     before its destination was translated. ``failsafe``: of this direction."""
     before = packet if original is None else original
     found: list[HookSteps] = []
-    is_safe = is_failsafe(direction, before, failsafe)
+    what = "neighbour discovery" if is_discovery(before) else "a fail-safe port"
+    is_safe = is_discovery(before) or is_failsafe(direction, before, failsafe)
     if is_safe and not is_forwarded:
-        reason = "a fail-safe port: open whatever policy says"
+        reason = f"{what}: open whatever policy says"
         safe = Step(endpoint=interface.key, direction=direction, outcome="allow", reason=reason)
         return [HookSteps(hook="normal", policies=PolicyList(), packet=packet, steps=(safe,))]
     for hook, policies in _hooks(interface, direction, is_forwarded=is_forwarded):

@@ -298,15 +298,19 @@ class LabelIndex:
 
     def _fill_label(self, label: str, items: BitMap) -> None:
         key, known = self._postings.keys[label], self._items
-        holders = known.with_own(label) & items
+        holders = known.with_own(label)
+        if items is not known.all:
+            holders &= items
         key.fill(holders, [known.own(item)[label] for item in holders.to_array()] if key.values or key.texts else [])
+        given = list(known.heirs(label))
+        if not given:
+            return
         heirs = items - key.own
-        single, is_given = heirs - known.several, False
-        for members, value in known.heirs(label):
-            is_given = True
+        single = heirs - known.several
+        for members, value in given:
             for posting in key.of(value):
                 posting.update(members & single)
-        for item in heirs & known.several if is_given else ():
+        for item in heirs & known.several:
             inherited = known.inherited(item, label)
             if inherited is not None:
                 key.add(item, inherited)

@@ -7,31 +7,43 @@ from typing import Literal
 
 from netaddr import IPAddress
 
+from calico_core.model.always_open import (
+    DHCP_PORTS,
+    DISCOVERY_TYPES,
+    DNS_PORT,
+    METADATA,
+    METADATA_PORT,
+    NEIGHBOUR_TYPES,
+)
 from calico_core.model.rules import PROTOCOLS
 from calico_core.model.tunnels import VXLAN_PORT
 from calico_core.policy.explain import Packet
 
-METADATA = IPAddress("169.254.169.254")
-_METADATA_PORT = 80
+_METADATA = IPAddress(METADATA)
 _TCP, _UDP, _IPIP = 6, 17, 4
-_DNS = 53
-_DHCP = {4: (68, 67), 6: (546, 547)}
-_NEIGHBOURS = {130, 131, 132, 133, 135, 136, 143}
 
 
 def always_passes(packet: Packet) -> str | None:
     """Between a workload and the host that it runs on: in words, what it is. None: nothing of the kind."""
-    if packet.protocol == _UDP and packet.dst_port == _DNS:
+    if packet.protocol == _UDP and packet.dst_port == DNS_PORT:
         return "DNS"
-    if packet.protocol == _UDP and (packet.src_port, packet.dst_port) == _DHCP[packet.src.version]:
+    if packet.protocol == _UDP and (packet.src_port, packet.dst_port) == DHCP_PORTS[packet.src.version]:
         return "DHCP"
-    is_neighbour = packet.protocol == PROTOCOLS["icmpv6"] and packet.icmp is not None and packet.icmp[0] in _NEIGHBOURS
-    return "neighbour discovery" if is_neighbour else None
+    return "neighbour discovery" if _icmpv6_type(packet) in NEIGHBOUR_TYPES else None
+
+
+def is_discovery(packet: Packet) -> bool:
+    """Whether it is what hosts and routers of a link find each other by."""
+    return _icmpv6_type(packet) in DISCOVERY_TYPES
+
+
+def _icmpv6_type(packet: Packet) -> int | None:
+    return packet.icmp[0] if packet.protocol == PROTOCOLS["icmpv6"] and packet.icmp is not None else None
 
 
 def is_to_metadata(packet: Packet) -> bool:
     """Whether hosts that are told of a metadata server lead it there."""
-    return packet.protocol == _TCP and packet.dst == METADATA and packet.dst_port == _METADATA_PORT
+    return packet.protocol == _TCP and packet.dst == _METADATA and packet.dst_port == METADATA_PORT
 
 
 def tunnel_kind(packet: Packet) -> Literal["IPIP", "VXLAN"] | None:

@@ -87,6 +87,11 @@ def compile_rules(
     return HostRules(id=rules_id, inbound=directions[0], outbound=directions[1]), sets
 
 
+def compile_rule(rule: Rule, *, of_profile: bool) -> CompiledRule:
+    """In a profile, passing on and allowing are the same: nothing comes after the profiles."""
+    return _compile(rule, of_profile)
+
+
 def stored_position(rules: Sequence[Rule], index: int, *, of_profile: bool) -> int:
     """Where the rule stands in its record (from 0) that is number ``index`` of what :func:`compile_rules` made of
     ``rules``: those that can match nothing are not there."""
@@ -102,7 +107,6 @@ def sources_of(rule: Rule) -> dict[SetId, Source]:
 # Many policies carry the same rules; each is compiled once and held once.
 @lru_cache(maxsize=8192)
 def _compile(rule: Rule, of_profile: bool) -> CompiledRule:
-    """In a profile, passing on and allowing are the same: nothing comes after the profiles."""
     protocol = None if rule.protocol is None else protocol_number(rule.protocol)
     src_nets = _both(rule.src_net, rule.src_nets)
     dst_nets = _both(rule.dst_net, rule.dst_nets)

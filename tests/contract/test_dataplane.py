@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 import subprocess
-import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -38,6 +37,7 @@ from calico_core.model.hoststate import (
 )
 from calico_core.model.keys import HostEndpointKey, WorkloadEndpointKey
 from calico_core.model.workloads import InterfaceEvent, PairRequest, WiringRequest
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -203,9 +203,9 @@ def test_interfaces_are_watched(bench: Bench) -> None:
     events: list[InterfaceEvent] = []
     stop = bench.dataplane.watch_interfaces(events.append)
     bench.wiring.attach(bench.request)
-    _wait(lambda: ("up", "cali1") in {(event.kind, event.name) for event in events})
+    eventually(lambda: ("up", "cali1") in {(event.kind, event.name) for event in events})
     bench.wiring.detach("cali1")
-    _wait(lambda: ("deleted", "cali1") in {(event.kind, event.name) for event in events})
+    eventually(lambda: ("deleted", "cali1") in {(event.kind, event.name) for event in events})
     stop()
     stop()
 
@@ -295,9 +295,11 @@ def test_addresses_of_the_host_are_told_at_once_and_when_they_change(bench: Benc
     stop = bench.dataplane.watch_addresses(lambda name, addresses: told.append((name, addresses)))
     assert ("up7", frozenset({IPAddress("192.0.2.1")})) in _without_link_local(told)
     bench.set_addresses("up7", "192.0.2.1", "2001:db8::1")
-    _wait(lambda: ("up7", frozenset({IPAddress("192.0.2.1"), IPAddress("2001:db8::1")})) in _without_link_local(told))
+    eventually(
+        lambda: ("up7", frozenset({IPAddress("192.0.2.1"), IPAddress("2001:db8::1")})) in _without_link_local(told)
+    )
     bench.remove_interface("up7")
-    _wait(lambda: ("up7", None) in told)
+    eventually(lambda: ("up7", None) in told)
     stop()
     assert not [name for name, _ in told if name.startswith("cali")]
 
@@ -325,10 +327,3 @@ def _without_link_local(
         (name, addresses and frozenset(each for each in addresses if not each.is_link_local()))
         for name, addresses in tuple(told)
     ]
-
-
-def _wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.005)

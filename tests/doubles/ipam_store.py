@@ -17,7 +17,10 @@ from calico_core.model.pools import Pool
 from calico_core.model.workloads import AddressRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from calico_core.interfaces.datastore import Datastore
+    from calico_core.ipam.allocator import BlockIpam
 
 
 class Contents(NamedTuple):
@@ -92,3 +95,11 @@ def check_laws(store: Datastore) -> Contents:
     assert found.handles == counted
     assert found.affinities == {cidr: block.owner for cidr, block in found.blocks.items() if block.owner}
     return found
+
+
+def cost(ipam: BlockIpam, call: Callable[[], object]) -> tuple[int, int]:
+    """Transactions and reads."""
+    trips = ipam.round_trips
+    before = trips.transactions, trips.reads
+    call()
+    return trips.transactions - before[0], trips.reads - before[1]

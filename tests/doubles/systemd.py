@@ -32,6 +32,7 @@ class Systemd:
         self.name = f"calico-node-{host.namespace.name}"
         self._host = host
         self._folder = folder
+        self.variables = folder / "node.env"
         self._environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder / "run"), "XDG_CONFIG_HOME": str(folder)}
 
     def write_units(self) -> None:
@@ -45,13 +46,12 @@ class Systemd:
         (units / f"{self.name}.socket.d" / "lab.conf").write_text(
             f"[Socket]\nListenStream=\nListenStream={self._host.socket}\n"
         )
-        variables = self._folder / "node.env"
-        variables.write_text("".join(f'{name}="{value}"\n' for name, value in self._host.environment.items()))
+        self.variables.write_text("".join(f'{name}="{value}"\n' for name, value in self._host.environment.items()))
         command = " ".join(
             ("/usr/bin/nsenter", f"--net={self._host.namespace}", "--", *executable("calico-node"), "run")
         )
         (units / f"{self.name}.service.d" / "lab.conf").write_text(
-            f"[Service]\nExecStart=\nExecStart={command}\nEnvironmentFile={variables}\n{LEFT_OUT}"
+            f"[Service]\nExecStart=\nExecStart={command}\nEnvironmentFile={self.variables}\n{LEFT_OUT}"
             f"StandardOutput=append:{self._host.node_log}\nStandardError=inherit\n"
         )
 

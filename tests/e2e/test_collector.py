@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from calico_core.lab.host import LabHost
 from calico_core.lab.topology import Laboratory
 from calico_core.lab.workload import LabWorkload
 from calico_core.model.keys import HOSTS, WorkloadEndpointKey
+from tests import waiting
 from tests.e2e.observing import MakeLab
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.slow]
@@ -41,22 +41,22 @@ def test_a_leaked_address_is_collected_and_a_living_one_never(lab: Laboratory) -
     dead_address = str(dead.addresses[0])
     forget_endpoint(host, dead)
     netns.delete_namespace(dead.namespace.name)  # and one whose container is gone too
-    wait_until(lambda: dead_address not in held(host))
+    eventually(lambda: dead_address not in held(host))
     looked = collector(host)["last_look"]
-    wait_until(lambda: collector(host)["last_look"] > looked + 3 * GRACE_S)
+    eventually(lambda: collector(host)["last_look"] > looked + 3 * GRACE_S)
     assert held(host) == {str(live.addresses[0]), str(orphan.addresses[0])}
     assert collector(host)["released"] == 1
     assert "interface-without-endpoint" in codes(host)
     netns.delete_namespace(orphan.namespace.name)
-    wait_until(lambda: held(host) == {str(live.addresses[0])})
-    wait_until(lambda: codes(host) == set())
+    eventually(lambda: held(host) == {str(live.addresses[0])})
+    eventually(lambda: codes(host) == set())
 
 
 def test_an_endpoint_whose_container_vanished_goes_with_its_address(lab: Laboratory) -> None:
     host = lab.hosts[0]
     live, dead = attached(lab), attached(lab)
     netns.delete_namespace(dead.namespace.name)
-    wait_until(lambda: held(host) == {str(live.addresses[0])})
+    eventually(lambda: held(host) == {str(live.addresses[0])})
     endpoints = json.loads(host.calicoctl("endpoint", "show", "-o", "json").stdout)
     assert [endpoint["addresses"] for endpoint in endpoints] == [[str(live.addresses[0])]]
     assert collector(host)["removed"] == 1
@@ -66,19 +66,19 @@ def test_a_sudden_loss_freezes_until_it_is_confirmed(lab: Laboratory) -> None:
     host = lab.hosts[0]
     workloads = [attached(lab) for _ in range(4)]
     looked = collector(host)["last_look"] or 0.0
-    wait_until(lambda: (collector(host)["last_look"] or 0.0) > looked)
+    eventually(lambda: (collector(host)["last_look"] or 0.0) > looked)
     forget_endpoint(host, *workloads[:3])
-    wait_until(lambda: collector(host)["state"] == "frozen")
+    eventually(lambda: collector(host)["state"] == "frozen")
     for workload in workloads[:3]:
         netns.delete_namespace(workload.namespace.name)
     looked = collector(host)["last_look"]
-    wait_until(lambda: collector(host)["last_look"] > looked + 2 * GRACE_S)
+    eventually(lambda: collector(host)["last_look"] > looked + 2 * GRACE_S)
     assert len(held(host)) == 4
     assert "FROZEN" in host.calicoctl("node", "status", check=False).stdout
     plan = json.loads(host.calicoctl("ipam", "release", "--leaked", "--grace", "0", "-o", "json").stdout)
     assert [row["kept"] for row in plan] == ["", "", ""], "an operator may do it by hand"
     host.calicoctl("ipam", "unfreeze")
-    wait_until(lambda: held(host) == {str(workloads[3].addresses[0])})
+    eventually(lambda: held(host) == {str(workloads[3].addresses[0])})
     assert collector(host)["state"] == "watching"
 
 
@@ -117,8 +117,4 @@ def collector(host: LabHost) -> dict[str, Any]:
     return found
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _WITHIN_S
-    while not condition():
-        assert time.monotonic() < deadline, "not within the time allowed"
-        time.sleep(0.05)
+eventually = partial(waiting.eventually, within_s=_WITHIN_S, every_s=0.05)

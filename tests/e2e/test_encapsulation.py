@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from calico_core.lab.host import LabHost
 from calico_core.lab.probes import probe, probe_until
 from calico_core.lab.topology import Laboratory
 from calico_core.lab.workload import LabWorkload
+from tests import waiting
 from tests.e2e.observing import MakeLab
 
 pytestmark = [
@@ -46,7 +46,7 @@ def test_vxlan_carries_traffic_between_subnets(make_lab: MakeLab) -> None:
     assert first.run(full).returncode == 0
 
     lab.hosts[0].calicoctl("pool", "add", POOL, "--no-vxlan")
-    _eventually(lambda: all("vxlan.calico" not in _links(host) for host in lab.hosts))
+    eventually(lambda: all("vxlan.calico" not in _links(host) for host in lab.hosts))
     assert not probe(first, second, "icmp").is_reachable, "the router of the fabric knows no workloads"
     assert all(_tunnel_handles(host) == [] for host in lab.hosts)
 
@@ -57,15 +57,15 @@ def test_bird_leaves_the_pool_alone_until_it_is_plain(make_lab: MakeLab) -> None
     lab.hosts[0].calicoctl("pool", "add", POOL, "--vxlan")
     first, second = _pair(lab)
     assert probe_until(first, second, "icmp", is_reachable=True, within_s=20).is_reachable
-    _eventually(lambda: [peer["state"] for peer in _status(lab.hosts[0])["routing"]["peers"]] == ["Established"])
+    eventually(lambda: [peer["state"] for peer in _status(lab.hosts[0])["routing"]["peers"]] == ["Established"])
     before = _packets(lab.hosts[0])
     assert probe(first, second, "tcp").is_reachable
     assert _packets(lab.hosts[0]) > before
     assert not any(destination.startswith("10.77.") for destination in _destinations(lab.hosts[0], "bird"))
 
     lab.hosts[0].calicoctl("pool", "add", POOL, "--no-vxlan")
-    _eventually(lambda: all("vxlan.calico" not in _links(host) for host in lab.hosts))
-    _eventually(lambda: any(each.startswith("10.77.") for each in _destinations(lab.hosts[0], "bird")))
+    eventually(lambda: all("vxlan.calico" not in _links(host) for host in lab.hosts))
+    eventually(lambda: any(each.startswith("10.77.") for each in _destinations(lab.hosts[0], "bird")))
     assert probe_until(first, second, "icmp", is_reachable=True, within_s=20).is_reachable
 
 
@@ -79,10 +79,10 @@ def test_what_somebody_else_broke_is_healed(make_lab: MakeLab) -> None:
     broken = _link(lab.hosts[0], "vxlan.calico")["ifindex"]
     lab.hosts[0].run(["ip", "link", "delete", "vxlan.calico"])
     # The node may be quicker than the next probe: a device of another index is the proof that this one was gone.
-    _eventually(lambda: _links(lab.hosts[0]) >= {"vxlan.calico"})
+    eventually(lambda: _links(lab.hosts[0]) >= {"vxlan.calico"})
     assert _link(lab.hosts[0], "vxlan.calico")["ifindex"] != broken
     assert probe_until(first, second, "icmp", is_reachable=True, within_s=20).is_reachable
-    _eventually(lambda: "tunnels.healed" in lab.hosts[0].node_log.read_text())
+    eventually(lambda: "tunnels.healed" in lab.hosts[0].node_log.read_text())
 
 
 def test_cross_subnet_goes_plainly_on_one_subnet(make_lab: MakeLab) -> None:
@@ -110,7 +110,7 @@ def test_ipip_or_the_missing_module_is_named(make_lab: MakeLab) -> None:
     lab = make_lab(2, datastore="etcd", fabric="router", environment=_NO_POOLS)
     lab.hosts[0].calicoctl("pool", "add", POOL, "--ipip")
     first, second = _pair(lab)
-    _eventually(lambda: bool(_tunnels(lab.hosts[0])["devices"]))
+    eventually(lambda: bool(_tunnels(lab.hosts[0])["devices"]))
     if "tunl0" not in _links(lab.hosts[0]):
         reason = str(_tunnels(lab.hosts[0])["last_error"])
         assert "lacks the module 'ipip'" in reason
@@ -122,7 +122,7 @@ def test_ipip_or_the_missing_module_is_named(make_lab: MakeLab) -> None:
 def _pair(lab: Laboratory) -> tuple[LabWorkload, LabWorkload]:
     workloads = []
     for host in lab.hosts:
-        _eventually(lambda host=host: bool(_tunnels(host)["devices"]))  # type: ignore[misc]
+        eventually(lambda host=host: bool(_tunnels(host)["devices"]))  # type: ignore[misc]
         workload = lab.add_workload(host)
         workload.attach(network="net1")
         workloads.append(workload)
@@ -177,8 +177,4 @@ def _packets(host: LabHost, device: str = "vxlan.calico") -> tuple[int, int]:
     return counters["tx"]["packets"], counters["rx"]["packets"]
 
 
-def _eventually(condition: Callable[[], bool], *, within_s: float = 15.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.1)
+eventually = partial(waiting.eventually, every_s=0.1)

@@ -9,6 +9,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,16 +56,22 @@ class Podman:
             timeout_s=timeout_s,
         )
 
-    def run(self, name: str, network: str) -> str:
-        """Start a container that sleeps; its address."""
+    def run(self, name: str, network: str, *options: str) -> str:
+        """Start a container that sleeps; its address in the network."""
         self(
-            *("run", "-d", "--name", name, "--network", network),
+            *("run", "-d", "--name", name, "--network", network, *options),
             *("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "bb:1", "/bin/sleep", "600"),
         )
-        found = json.loads(self("inspect", name).stdout)[0]["NetworkSettings"]["Networks"][network]
-        address = found["IPAddress"]
+        address = self.networks(name)[network]["IPAddress"]
         assert isinstance(address, str)
         return address
+
+    def networks(self, name: str) -> dict[str, Any]:
+        """As podman has them of a container, by name of the network."""
+        return dict(json.loads(self("inspect", name).stdout)[0]["NetworkSettings"]["Networks"])
+
+    def inside(self, name: str, *argv: str) -> str:
+        return self("exec", name, *argv).stdout
 
     def pings(self, name: str, address: str) -> bool:
         done = self("exec", name, "/bin/ping", "-c", "1", "-W", "1", address, check=False)
@@ -120,3 +127,41 @@ def test_one_network_talks(podman: tuple[LabHost, Podman]) -> None:
     address = run.run(f"a{suffix}", "blue")
     run.run(f"b{suffix}", "blue")
     assert run.pings(f"b{suffix}", address)
+
+
+def test_a_container_in_two_networks(podman: tuple[LabHost, Podman]) -> None:
+    """An interface and an address of each; one network can be left, and joined again."""
+    host, run = podman
+    before = kernel_state(host)
+    name = f"t{uuid.uuid4().hex[:6]}"
+    run.run(name, "blue", "--network", "green")
+    addresses = {network: found["IPAddress"] for network, found in run.networks(name).items()}
+    assert len(set(addresses.values())) == 2
+
+    def has(network: str) -> bool:
+        return f"inet {addresses[network]}/32" in run.inside(name, "/bin/ip", "-4", "address")
+
+    assert (has("blue"), has("green")) == (True, True)
+    run("network", "disconnect", "green", name)
+    assert (has("blue"), has("green")) == (True, False)
+    assert "not assigned" in host.calicoctl("ipam", "show", addresses["green"]).stdout
+    run("network", "connect", "green", name)
+    addresses["green"] = run.networks(name)["green"]["IPAddress"]
+    assert (has("blue"), has("green")) == (True, True)
+    run("rm", "-f", "-t", "0", name)
+    assert workload_keys(host) == []
+    assert kernel_state(host) == before
+
+
+def test_an_address_and_a_mac_of_ones_own_and_a_restart(podman: tuple[LabHost, Podman]) -> None:
+    host, run = podman
+    name = f"s{uuid.uuid4().hex[:6]}"
+    wanted, mac = "192.168.99.7", "02:00:5e:00:00:63"
+    assert run.run(name, "blue", "--ip", wanted, "--mac-address", mac) == wanted
+    for _ in range(2):
+        assert mac in run.inside(name, "/bin/ip", "link", "show", "eth0")
+        assert wanted in host.calicoctl("ipam", "show", wanted).stdout
+        assert host.run(["ping", "-c", "1", "-W", "2", wanted], check=False).returncode == 0
+        run("restart", "-t", "0", name)
+    run("rm", "-f", "-t", "0", name)
+    assert workload_keys(host) == []

@@ -10,8 +10,8 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from calico_core.errors import ConfigRejected, DaemonDown, RoutingError
 from calico_core.interfaces.routing import Peer, RoutingOptions, RoutingState
 from calico_core.routing.bird import BirdRouting
 from calico_core.routing.bird_control import BirdControl
+from tests import waiting
 
 pytestmark = pytest.mark.needs_root
 
@@ -154,11 +155,7 @@ def command_line(pid: int) -> bytes:
         return b""
 
 
-def eventually(condition: Callable[[], object], limit_s: float = SESSION_LIMIT_S) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.05)
+eventually = partial(waiting.eventually, within_s=SESSION_LIMIT_S, every_s=0.05)
 
 
 def always(condition: Callable[[], bool], until: Callable[[], object]) -> None:

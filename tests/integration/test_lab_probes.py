@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from netaddr import IPAddress
@@ -24,6 +24,7 @@ from calico_core.lab.reachability import matrix
 from calico_core.lab.station import PlainStation
 from calico_core.lab.stream import Stream
 from calico_core.lab.tcp_stream import TcpStream
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.needs_root
 
@@ -171,7 +172,7 @@ def test_a_stream_without_trouble_loses_nothing(
     pair: tuple[PlainStation, PlainStation], kind: str, ip_version: int
 ) -> None:
     with Stream(*pair, kind, 0.002, ip_version=ip_version) as stream:  # type: ignore[arg-type]
-        wait(lambda: stream.report().received >= 50)
+        eventually(lambda: stream.report().received >= 50)
         report = stream.stop()
     assert report.sent == report.received >= 50
     assert (report.lost, report.losses, report.reordered, report.duplicates) == (0, (), 0, 0)
@@ -182,13 +183,13 @@ def test_a_stream_without_trouble_loses_nothing(
 
 def test_a_stream_counts_what_is_lost_and_when(pair: tuple[PlainStation, PlainStation]) -> None:
     with Stream(*pair, "udp", 0.005, grace_s=0.2) as stream:
-        wait(lambda: stream.report().received >= 10)
+        eventually(lambda: stream.report().received >= 10)
         before = stream.report()
         drop(pair[1], "meta l4proto udp")
-        wait(lambda: stream.report().lost >= 20)
+        eventually(lambda: stream.report().lost >= 20)
         allow(pair[1])
         seen = stream.report().received
-        wait(lambda: stream.report().received >= seen + 10)
+        eventually(lambda: stream.report().received >= seen + 10)
         report = stream.stop()
     assert report.lost >= 20
     assert report.lost + report.received == report.sent
@@ -204,7 +205,7 @@ def test_a_stream_counts_what_is_lost_and_when(pair: tuple[PlainStation, PlainSt
 def test_a_stream_tells_lost_answers_from_lost_requests(pair: tuple[PlainStation, PlainStation]) -> None:
     drop(pair[0], "meta l4proto udp")
     with Stream(*pair, "udp", 0.005, grace_s=0.1) as stream:
-        wait(lambda: stream.report().arrived >= 10)
+        eventually(lambda: stream.report().arrived >= 10)
         report = stream.stop()
     assert report.received == 0
     assert report.lost == report.sent == report.arrived
@@ -214,7 +215,7 @@ def test_a_stream_tells_lost_answers_from_lost_requests(pair: tuple[PlainStation
 def test_a_stream_refused_by_its_own_host_counts_as_lost(pair: tuple[PlainStation, PlainStation]) -> None:
     drop(pair[0], "meta l4proto udp", hook="output")
     with Stream(*pair, "udp", 0.005, grace_s=0.1) as stream:
-        wait(lambda: stream.report().sent >= 5)
+        eventually(lambda: stream.report().sent >= 5)
         report = stream.stop()
     assert report.lost == report.sent
     assert report.arrived == 0
@@ -222,7 +223,7 @@ def test_a_stream_refused_by_its_own_host_counts_as_lost(pair: tuple[PlainStatio
 
 def test_a_flood_counts_every_arrival(pair: tuple[PlainStation, PlainStation]) -> None:
     with Flood(*pair, rate_per_s=5000) as flood:
-        wait(lambda: flood.report().sent >= 1000)
+        eventually(lambda: flood.report().sent >= 1000)
         report = flood.stop()
     assert report.arrived == report.sent >= 1000
     assert report.refused == 0
@@ -232,10 +233,10 @@ def test_a_flood_counts_every_arrival(pair: tuple[PlainStation, PlainStation]) -
 def test_a_flood_proves_that_nothing_passes(pair: tuple[PlainStation, PlainStation]) -> None:
     drop(pair[1], "meta l4proto udp")
     with Flood(*pair, rate_per_s=5000) as flood:
-        wait(lambda: flood.report().sent >= 1000)
+        eventually(lambda: flood.report().sent >= 1000)
         assert flood.report().arrived == 0
         allow(pair[1])  # and the counter is not blind
-        wait(lambda: flood.report().arrived >= 100)
+        eventually(lambda: flood.report().arrived >= 100)
         report = flood.stop()
     assert report.first_arrival_s is not None
     assert 0.1 < report.first_arrival_s < report.seconds
@@ -244,15 +245,15 @@ def test_a_flood_proves_that_nothing_passes(pair: tuple[PlainStation, PlainStati
 
 def test_a_connection_survives_an_outage_and_tells_of_it(pair: tuple[PlainStation, PlainStation]) -> None:
     with TcpStream(*pair, 0.005) as stream:
-        wait(lambda: stream.report().bytes_arrived >= 10_000)
+        eventually(lambda: stream.report().bytes_arrived >= 10_000)
         calm = stream.report()
         assert calm.is_established
         assert calm.retransmits == 0
         drop(pair[1], "meta l4proto tcp")
-        wait(lambda: stream.report().retransmits > 0 and stream.report().longest_stall_s > 0.1)
+        eventually(lambda: stream.report().retransmits > 0 and stream.report().longest_stall_s > 0.1)
         allow(pair[1])
         arrived = stream.report().bytes_arrived
-        wait(lambda: stream.report().bytes_arrived > arrived + 10_000)
+        eventually(lambda: stream.report().bytes_arrived > arrived + 10_000)
         report = stream.stop()
     assert report.error == ""
     assert report.bytes_arrived == report.bytes_sent
@@ -262,9 +263,9 @@ def test_a_connection_survives_an_outage_and_tells_of_it(pair: tuple[PlainStatio
 
 def test_a_connection_that_is_reset_says_so(pair: tuple[PlainStation, PlainStation]) -> None:
     with TcpStream(*pair, 0.005) as stream:
-        wait(lambda: stream.report().bytes_arrived > 0)
+        eventually(lambda: stream.report().bytes_arrived > 0)
         drop(pair[1], "meta l4proto tcp", "reject with tcp reset")
-        wait(lambda: stream.report().error != "")
+        eventually(lambda: stream.report().error != "")
         report = stream.stop()
     assert not report.is_established
     assert "reset" in report.error
@@ -275,10 +276,3 @@ def test_a_connection_that_cannot_be_made_is_an_error(pair: tuple[PlainStation, 
     stream = TcpStream(*pair)
     with pytest.raises(KernelRefused, match="connect to s2"):
         stream.start()
-
-
-def wait(is_so: Callable[[], bool], within_s: float = 20.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)

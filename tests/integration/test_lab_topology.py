@@ -24,6 +24,7 @@ from calico_core.lab.journal import ROOT
 from calico_core.lab.probes import probe
 from calico_core.lab.record import ProcessRecord
 from calico_core.lab.topology import Laboratory
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.needs_root
 
@@ -241,7 +242,7 @@ def test_a_process_that_ignores_sigterm_is_killed(name: str) -> None:
             environment=os.environ,
             log_file=log_file,
         )
-        _wait(lambda: "ready" in processes.tail(log_file))
+        eventually(lambda: "ready" in processes.tail(log_file))
         started = time.monotonic()
         processes.stop([stubborn], grace_s=0.2)
         assert 0.2 <= time.monotonic() - started < 3
@@ -360,15 +361,8 @@ def test_a_namespace_that_went_is_named(name: str) -> None:
     assert_nothing_left(name)
 
 
-def _wait(is_so: object, within_s: float = 5.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not is_so():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def _wait_inside(namespace: Path) -> list[ProcessRecord]:
-    _wait(lambda: processes.inside([namespace]))
+    eventually(lambda: processes.inside([namespace]))
     return processes.inside([namespace])
 
 

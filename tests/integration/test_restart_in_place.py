@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
+import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from calico_core.errors import ToolFailed
 from calico_core.interfaces.integration import Call
-from calico_core.lab.host import LabHost
+from calico_core.lab.host import READY_LINE, LabHost, executable
 from calico_core.lab.topology import Laboratory
 from calico_core.node.socket_api import call_node
 
@@ -37,21 +41,27 @@ def sockets(host: LabHost) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in paths}
 
 
-def descriptors(host: LabHost) -> int:
-    return len(os.listdir(f"/proc/{host.node_pid}/fd"))  # noqa: PTH208 - as many names
+def open_sockets(host: LabHost) -> set[str]:
+    """And pipes, by what makes each one unique."""
+    found = set()
+    for entry in Path(f"/proc/{host.node_pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            found.add(str(entry.readlink()))
+    return {each for each in found if each.startswith(("socket:", "pipe:"))}
 
 
 def test_again_and_again_it_is_the_same_process_with_the_same_sockets(host: LabHost) -> None:
     host.start_node()
     pid, before = host.node_pid, sockets(host)
     assert set(before) == {"node.sock", "calico.sock", "calico-ipam.sock"}
-    host.calicoctl("node", "restart")
-    open_then = descriptors(host)
+    opened = open_sockets(host)
     for _ in range(10):
         assert "serves after" in host.calicoctl("node", "restart").stdout
+        now = open_sockets(host)
+        assert len(now & opened) == len(before), "nothing but the listening ones is inherited"
+        opened = now
     assert host.node_pid == pid
     assert sockets(host) == before
-    assert descriptors(host) <= open_then + 4  # threads come and go
     host.stop_node()
     assert not host.socket.exists()
     assert not list(host.plugin_directory.iterdir())
@@ -69,6 +79,36 @@ def test_a_stop_in_the_middle_ends_it(host: LabHost) -> None:
         wait_until(lambda: host.node_pid is None)
         assert not host.socket.exists()
         assert not list(host.plugin_directory.iterdir())
+
+
+@pytest.mark.skipif(shutil.which("bird") is None, reason="BIRD is not installed")
+def test_the_first_process_of_a_container_keeps_its_routing_daemon() -> None:
+    """And takes it along when it ends."""
+    with Laboratory.create(f"r{uuid.uuid4().hex[:8]}", 1, datastore="sqlite", routing="bird") as lab:
+        host = lab.hosts[0]
+        container = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *executable("calico-node"), "run")
+        with host.node_log.open("w") as log:
+            outside = subprocess.Popen(
+                ["nsenter", f"--net={host.namespace}", "--", *container], env=host.environment, stdout=log, stderr=log
+            )
+        try:
+            wait_until(lambda: READY_LINE in host.node_log.read_text())
+            (first,) = children(outside.pid)
+            daemons = children(first)
+            assert len(daemons) == 1
+            for _ in range(3):
+                host.calicoctl("node", "restart")
+            assert children(first) == daemons
+            os.kill(first, signal.SIGTERM)
+            assert outside.wait(30) == 0
+            assert "bird.stopped" in host.node_log.read_text()
+        finally:
+            outside.kill()
+            outside.wait()
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_nobody_to_start_anew_is_said(host: LabHost) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from calico_core.dataplane.host_hooks import earlier, is_asked
 from calico_core.dataplane.iptables import layout
 from calico_core.dataplane.iptables.layout import FAILSAFE, NO_TRACK, Purpose
 from calico_core.dataplane.iptables.names import FILTER, MANGLE, RAW
@@ -23,6 +24,7 @@ from calico_core.model.ids import check_interface
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from calico_core.dataplane.host_hooks import Place
     from calico_core.dataplane.iptables.desired import Desired
     from calico_core.dataplane.iptables.layout import Direction, Layout
     from calico_core.dataplane.iptables.policy_chains import PolicyChains
@@ -42,7 +44,16 @@ _IN, _OUT = _Hook("calico-hfrom", "-i", FILTER), _Hook("calico-hto", "-o", FILTE
 _FORWARD_IN, _FORWARD_OUT = _Hook("calico-vfrom", "-i", FILTER), _Hook("calico-vto", "-o", FILTER)
 _EARLY_IN, _EARLY_OUT = _Hook("calico-ufrom", "-i", RAW), _Hook("calico-uto", "-o", RAW)
 _PRE_DNAT = _Hook("calico-dfrom", "-i", MANGLE)
-_HOOKS = (_IN, _OUT, _FORWARD_IN, _FORWARD_OUT, _EARLY_IN, _EARLY_OUT, _PRE_DNAT)
+_PLACES: tuple[tuple[Place, _Hook, Purpose], ...] = (
+    ("inbound", _IN, layout.HOST_IN),
+    ("outbound", _OUT, layout.HOST_OUT),
+    ("forward_inbound", _FORWARD_IN, layout.FORWARD_IN),
+    ("forward_outbound", _FORWARD_OUT, layout.FORWARD_OUT),
+    ("untracked_inbound", _EARLY_IN, layout.UNTRACKED_IN),
+    ("untracked_outbound", _EARLY_OUT, layout.UNTRACKED_OUT),
+    ("pre_dnat", _PRE_DNAT, layout.PRE_DNAT),
+)
+_HOOKS = tuple(hook for _, hook, _ in _PLACES)
 #: By table and chain of ours: the tree, and whether workloads have rules of their own before.
 _STEPS = {
     (FILTER, "calico-INPUT"): (_IN, True),
@@ -240,27 +251,12 @@ class HostChains:
 
 
 def _lists(interface: HostInterface) -> tuple[PolicyList, ...]:
-    return (
-        interface.inbound, interface.outbound, interface.forward_inbound, interface.forward_outbound,
-        interface.untracked_inbound, interface.untracked_outbound, interface.pre_dnat,
-    )  # fmt: skip
+    return tuple(getattr(interface, place) for place, _, _ in _PLACES)
 
 
 def _wanted(interface: HostInterface) -> list[tuple[_Hook, PolicyList, Purpose]]:
-    early_in, early_out = interface.untracked_inbound.tiers, interface.untracked_outbound.tiers
-    is_pre_dnat = bool(interface.pre_dnat.tiers)
-    into, through = (
-        layout.after_early(each, is_untracked=bool(early_in), is_pre_dnat=is_pre_dnat)
-        for each in (layout.HOST_IN, layout.FORWARD_IN)
-    )
-    out = layout.after_early(layout.HOST_OUT, is_untracked=bool(early_out), is_pre_dnat=False)
-    pre_dnat = layout.after_early(layout.PRE_DNAT, is_untracked=bool(early_in), is_pre_dnat=False)
-    wanted = [(_IN, interface.inbound, into), (_OUT, interface.outbound, out)]
-    optional = (
-        (_FORWARD_IN, interface.forward_inbound, through),
-        (_FORWARD_OUT, interface.forward_outbound, layout.FORWARD_OUT),
-        (_EARLY_IN, interface.untracked_inbound, layout.UNTRACKED_IN),
-        (_EARLY_OUT, interface.untracked_outbound, layout.UNTRACKED_OUT),
-        (_PRE_DNAT, interface.pre_dnat, pre_dnat),
-    )
-    return wanted + [each for each in optional if each[1].tiers]
+    return [
+        (hook, policies, layout.after_early(purpose, **earlier(place, interface)._asdict()))
+        for place, hook, purpose in _PLACES
+        if is_asked(place, policies := getattr(interface, place))
+    ]

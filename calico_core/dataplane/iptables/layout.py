@@ -48,6 +48,7 @@ from calico_core.dataplane.iptables.verdicts import ACCEPT, RETURN, Verdicts
 from calico_core.dataplane.reconcile import Chain
 from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.addresses import WIDTH
+from calico_core.model.always_open import DHCP_PORTS, DISCOVERY_TYPES, DNS_PORT, NEIGHBOUR_TYPES
 from calico_core.model.tunnels import VXLAN_PORT
 
 if TYPE_CHECKING:
@@ -81,12 +82,8 @@ COMMENT = "calico:"
 IPIP_PROTOCOL = 4
 _ESTABLISHED = "-m conntrack --ctstate RELATED,ESTABLISHED"
 _INVALID = "-m conntrack --ctstate INVALID"
-# Multicast listener messages (130–132, 143), router solicitation, neighbour solicitation and advertisement.
-_NEIGHBOUR_TYPES = (130, 131, 132, 133, 135, 136, 143)
-# What a host cannot do without on a link: solicitation and advertisement of routers and neighbours.
-_DISCOVERY_TYPES = (133, 134, 135, 136)
 _LINK_LOCAL_SOURCES = ("::/128", "fe80::/10")
-_DHCP = {4: "-p 17 -m udp --sport 68 --dport 67", 6: "-p 17 -m udp --sport 546 --dport 547"}
+_DHCP = {family: "-p 17 -m udp --sport {} --dport {}".format(*ports) for family, ports in DHCP_PORTS.items()}
 _PORTS_A_MATCH = 15
 _NO_CONNECTION = "belongs to no connection"
 
@@ -186,12 +183,12 @@ class Layout:
         rules = self._unconnected(family)
         rules.append(f"{_ESTABLISHED} {ACCEPT}")
         if family == 6:
-            rules += [f"-p 58 -m icmp6 --icmpv6-type {kind} {ACCEPT}" for kind in _NEIGHBOUR_TYPES]
+            rules += [f"-p 58 -m icmp6 --icmpv6-type {kind} {ACCEPT}" for kind in NEIGHBOUR_TYPES]
         if self.options.metadata is not None and self.options.metadata[0].version == family:
             address, port = self.options.metadata
             width = WIDTH[family]
             rules.append(f"-d {address_text(int(address), family)}/{width} -p 6 -m tcp --dport {port} {ACCEPT}")
-        rules += [f"{_DHCP[family]} {ACCEPT}", f"-p 17 -m udp --dport 53 {ACCEPT}"]
+        rules += [f"{_DHCP[family]} {ACCEPT}", f"-p 17 -m udp --dport {DNS_PORT} {ACCEPT}"]
         if action == "DROP":
             origin = DenialOrigin(reason="from an endpoint to its host", direction="outbound")
             return [*rules, *verdicts.deny("", origin, note="endpoint to host")]
@@ -206,7 +203,7 @@ class Layout:
             rules = [
                 f"-s {source} -p 58 -m icmp6 --icmpv6-type {kind} {RETURN}"
                 for source in _LINK_LOCAL_SOURCES
-                for kind in _NEIGHBOUR_TYPES
+                for kind in NEIGHBOUR_TYPES
             ]
             rules.append(f"-s fe80::/10 {_DHCP[6]} {RETURN}")
         return [*rules, *self.verdicts(family, RAW).drop("", "spoofed source")]
@@ -259,7 +256,7 @@ class Layout:
             return []
         rules: list[str] = []
         if kind == "d":
-            rules.append(f"{_ESTABLISHED} {RETURN}")
+            rules += [f"{_ESTABLISHED} {RETURN}", *self._unconnected(family)]
             if "u" in purpose.letters:
                 rules.append(f"{verdicts.if_accepted} -m conntrack --ctstate UNTRACKED {RETURN}")
         if kind in "ud":
@@ -270,15 +267,14 @@ class Layout:
             passing = verdicts.allow if kind == "h" else RETURN
             if "u" in purpose.letters:
                 rules.append(f"{verdicts.if_accepted} -m conntrack --ctstate UNTRACKED {passing}")
-            rules.append(f"{_ESTABLISHED} {verdicts.allow}")
+            # what belongs to no connection is let through by no mark and no fail-safe port
+            rules += [f"{_ESTABLISHED} {verdicts.allow}", *self._unconnected(family)]
             if "d" in purpose.letters:
                 rules.append(f"{verdicts.if_accepted} {passing}")
         if family == 6 and kind != "v":
-            rules += [f"-p 58 -m icmp6 --icmpv6-type {each} {ACCEPT}" for each in _DISCOVERY_TYPES]
+            rules += [f"-p 58 -m icmp6 --icmpv6-type {each} {ACCEPT}" for each in DISCOVERY_TYPES]
         if kind != "v" and self.failsafe_chain(purpose.direction, family, purpose.table) is not None:
             rules.append(f"-j {FAILSAFE[purpose.direction]}")
-        if kind in "hv":
-            rules += self._unconnected(family)
         return rules
 
     def failsafe_chain(self, direction: Direction, family: int, table: str) -> Chain | None:

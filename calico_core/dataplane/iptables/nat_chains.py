@@ -15,6 +15,7 @@ from calico_core.dataplane.iptables.layout import chain
 from calico_core.dataplane.iptables.names import FLOATING_CHAIN, NAT, set_name
 from calico_core.dataplane.reconcile import NamedSet
 from calico_core.model.addresses import WIDTH
+from calico_core.model.always_open import METADATA, METADATA_PORT
 from calico_core.model.hoststate import HostPeers, HostPools
 from calico_core.model.tunnels import DEVICE_NAMES
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 POOLS, FLOATING = "pools", "floating addresses"
 SNAT_CHAIN = "calico-fip-snat"
 _WITH_PORTS = (6, 17)
-_METADATA = "169.254.169.254/32 -p 6 -m tcp --dport 80"
+_METADATA = f"{METADATA}/32 -p 6 -m tcp --dport {METADATA_PORT}"
 # Addresses of the host that the device does not have: the other end could not answer them through the tunnel.
 _NOT_OF_DEVICE = "-m addrtype ! --src-type LOCAL --limit-iface-out -m addrtype --src-type LOCAL"
 

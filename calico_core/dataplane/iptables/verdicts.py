@@ -1,14 +1,14 @@
 """The ends of rules: marks, denials, log lines; as the options want them and as the table allows them.
 
-A denial may be several rules: one that logs, one that tells the NFLOG group, one that decides. Source: felix
-specification 6; iptables-extensions(8). Pure.
+A denial may be several rules: one that logs, one that tells the NFLOG group, one that decides. Whether, and which bits
+are the marks, :mod:`denials` decides for both drivers. Source: felix specification 6; iptables-extensions(8). Pure.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calico_core.dataplane.denials import DENIED_BURST, DENIED_PACKETS_A_SECOND, SNAPSHOT_BYTES
+from calico_core.dataplane.denials import DENIED_BURST, DENIED_PACKETS_A_SECOND, SNAPSHOT_BYTES, denial, marks
 from calico_core.dataplane.iptables.names import FILTER, MANGLE
 from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.rules import clean_log_prefix
@@ -35,8 +35,7 @@ class Verdicts:
         words = {FILTER: options.filter_allow, MANGLE: options.mangle_allow}
         #: What becomes of what policy of this table allows.
         self.allow = {"ACCEPT": ACCEPT, "RETURN": RETURN}[words.get(table, "ACCEPT")]
-        accept, rest = _lowest(options.mark_mask)
-        passed, _ = _lowest(rest)
+        accept, passed = marks(options.mark_mask)
         self.set_accept = f"-j MARK --set-xmark {accept:#x}/{accept:#x}"
         self.set_pass = f"-j MARK --set-xmark {passed:#x}/{passed:#x}"
         self.if_accepted = f"-m mark --mark {accept:#x}/{accept:#x}"
@@ -47,12 +46,12 @@ class Verdicts:
 
     def deny(self, match: str, origin: DenialOrigin, *, note: str = "", is_reject: bool = False) -> list[str]:
         """What policy denies. ``note`` is for people."""
-        override = self._options.drop_override
-        rules = [self.log(match)] if override.startswith("LOG-and-") else []
-        if override.endswith("ACCEPT"):
+        how = denial(self._options, is_reject=is_reject)
+        rules = [self.log(match)] if how.is_logged else []
+        rules += self._told(match, origin) if how.is_told else []
+        if how.verdict == "accept":
             return [*rules, _join(match, ACCEPT, f"{_DISABLED}: {note}" if note else _DISABLED)]
-        rules += self._told(match, origin)
-        rejects = self._can_reject and (is_reject or self._options.deny_action == "REJECT")
+        rejects = self._can_reject and how.verdict == "reject"
         return [*rules, _join(match, _REJECT[self._family] if rejects else DROP, note)]
 
     def drop(self, match: str, reason: str) -> list[str]:
@@ -76,12 +75,6 @@ class Verdicts:
         group, prefix = self._options.denied_group, self._origins.prefix(origin)
         target = f'-j NFLOG --nflog-prefix "{prefix}" --nflog-group {group} --nflog-size {SNAPSHOT_BYTES}'
         return [_join(match, f"{limit} {target}")]
-
-
-def _lowest(mask: int) -> tuple[int, int]:
-    """The lowest bit of a mask, and the others."""
-    bit = mask & -mask
-    return bit, mask ^ bit
 
 
 def _join(match: str, target: str, note: str = "") -> str:

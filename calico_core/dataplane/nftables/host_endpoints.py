@@ -20,16 +20,20 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from calico_core.dataplane.host_hooks import earlier, is_asked
 from calico_core.dataplane.nftables.layout import chain, list_rules, rules_chain_name
 from calico_core.dataplane.nftables.names import digest
 from calico_core.dataplane.reconcile import Chain, NamedSet
 from calico_core.errors import InvalidRequest
+from calico_core.model.always_open import DISCOVERY_TYPES
 from calico_core.model.hoststate import ANY_INTERFACE, PolicyList, TierPolicies
 from calico_core.model.ids import check_interface
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from calico_core.dataplane.host_hooks import Earlier
+    from calico_core.dataplane.host_hooks import Place as Field
     from calico_core.dataplane.nftables.verdicts import Verdicts
     from calico_core.interfaces.dataplane import DataplaneOptions, FailsafePort
     from calico_core.model.hoststate import HostInterface, RulesId
@@ -38,14 +42,14 @@ MANGLE_PREROUTING, RAW_OUTPUT, OUTPUT = "filter prerouting -150", "filter output
 FAILSAFE_IN, FAILSAFE_OUT = "failsafe_in", "failsafe_out"
 FAILSAFE_RAW_IN, FAILSAFE_RAW_OUT = "failsafe_raw_in", "failsafe_raw_out"
 _KEYWORD = {4: "ip", 6: "ip6"}
-_NEIGHBOURS = "icmpv6 type { 133, 134, 135, 136 }"
+_DISCOVERY = f"icmpv6 type {{ {', '.join(map(str, DISCOVERY_TYPES))} }}"
 
 
 class Place(msgspec.Struct, frozen=True):
     """One point of a packet's way at which a list of an endpoint is asked. ``dispatch`` is the chain the hook jumps
     to, ``map`` leads from there."""
 
-    field: str
+    field: Field
     kind: Literal["host", "forward", "raw", "dnat"]
     direction: Literal["in", "out"]
     dispatch: str
@@ -67,13 +71,6 @@ PLACES = (
     Place("untracked_outbound", "raw", "out", "host_raw_out", "hep_raw_out", "hro", FAILSAFE_RAW_OUT),
     Place("pre_dnat", "dnat", "in", "host_dnat", "hep_dnat", "hd", FAILSAFE_IN),
 )
-
-_ASKED_LATER = {
-    "in": ("pre_dnat", "inbound", "forward_inbound"),
-    "out": ("outbound",),
-}
-"""By direction: where what the same interface let through untracked is not asked again. What leaves by it after
-forwarding is: it may have been let in elsewhere."""
 
 
 class HostChains(msgspec.Struct, frozen=True):
@@ -120,12 +117,13 @@ def render_hosts(
             interface = _closed(interface)  # noqa: PLW2901 (what stands in for it)
         for place in PLACES:
             policies: PolicyList = getattr(interface, place.field)
-            if not _is_asked(place.kind, policies):
+            if not is_asked(place.field, policies):
                 continue
-            earlier = _earlier(place, interface)
-            name = f"{place.prefix}_{digest(msgspec.json.encode(policies), 8)}{'_' * bool(earlier)}{earlier}"
+            before = earlier(place.field, interface)
+            marks = "u" * before.is_untracked + "d" * before.is_pre_dnat
+            name = f"{place.prefix}_{digest(msgspec.json.encode(policies), 8)}{'_' * bool(marks)}{marks}"
             if name not in chains:
-                chains[name] = chain(_place_rules(place, policies, verdicts, families, earlier))
+                chains[name] = chain(_place_rules(place, policies, verdicts, families, before))
                 subjects[name] = interface.key.path
             elements[place][interface.interface] = name
     sets: dict[str, NamedSet] = {}
@@ -150,20 +148,6 @@ def rules_of(interface: HostInterface) -> Iterator[RulesId]:
         yield from policies.profiles
 
 
-def _is_asked(kind: str, policies: PolicyList) -> bool:
-    """Whether there is a chain for the list; the host itself is closed without one."""
-    return kind == "host" or bool(policies.tiers) or (kind != "forward" and bool(policies.profiles))
-
-
-def _earlier(place: Place, interface: HostInterface) -> str:
-    """The hooks of the same interface whose accept mark counts here: ``u`` untracked, ``d`` pre-DNAT."""
-    if place.field not in _ASKED_LATER[place.direction]:
-        return ""
-    untracked = interface.untracked_inbound if place.direction == "in" else interface.untracked_outbound
-    follows_dnat = place.direction == "in" and place.kind != "dnat" and _is_asked("dnat", interface.pre_dnat)
-    return "u" * _is_asked("raw", untracked) + "d" * follows_dnat
-
-
 def _closed(interface: HostInterface) -> HostInterface:
     """What stands in the place of one that cannot be programmed: nobody is let in or out, nobody goes untracked."""
     shut = PolicyList(tiers=(TierPolicies(tier="closed", policies=()),))
@@ -184,23 +168,23 @@ def _dispatch(place: Place, any_chain: str | None, spared: Iterable[str]) -> lis
 
 
 def _place_rules(
-    place: Place, policies: PolicyList, verdicts: Verdicts, families: Sequence[int], earlier: str
+    place: Place, policies: PolicyList, verdicts: Verdicts, families: Sequence[int], before: Earlier
 ) -> list[str]:
-    """``earlier``: as :func:`_earlier` has it. Elsewhere a mark might be anybody's: a decapsulated packet still carries
-    the one of the packet around it."""
+    """The mark of what was let through ``before`` counts there. Elsewhere it might be anybody's: a decapsulated packet
+    still carries the one of the packet around it."""
     passing = "return" if place.kind == "forward" else "accept"
     rules: list[str] = []
     if place.kind != "raw":
         rules.append(verdicts.known(passing))
-    if "d" in earlier:
+    if before.is_pre_dnat:
         # the chain before translation has cleared what it did not set or believe
         rules.append(f"{verdicts.if_accepted} {passing}")
-    elif earlier:
+    elif before.is_untracked:
         rules.append(f"ct state untracked {verdicts.if_accepted} {passing}")
     if place.kind in ("raw", "dnat"):
         rules.append(verdicts.clear_marks)
-    if 6 in families:
-        rules.append(f"{_NEIGHBOURS} {passing}")
+    if 6 in families and place.kind != "forward":
+        rules.append(f"{_DISCOVERY} {passing}")
     if place.failsafe:
         rules.append(f"jump {place.failsafe}")
     if place.kind in ("host", "forward"):
@@ -213,8 +197,6 @@ def _place_rules(
         for position, rules_id in enumerate(tier.policies):
             jump = f"jump {rules_chain_name(rules_id, place.direction)}"
             rules += [f"{verdicts.if_not_passed} {jump}" if position else jump, accepted]
-    for rules_id in policies.profiles:
-        rules += [f"jump {rules_chain_name(rules_id, place.direction)}", accepted]
     return rules
 
 

@@ -30,6 +30,7 @@ from calico_core.dataplane.nftables.rules import from_any_of
 from calico_core.dataplane.nftables.verdicts import INVALID_CHAIN, KNOWN_ACCEPT
 from calico_core.dataplane.reconcile import Chain
 from calico_core.interfaces.dataplane import DenialOrigin
+from calico_core.model.always_open import DHCP_PORTS, DNS_PORT, METADATA, METADATA_PORT, NEIGHBOUR_TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -47,12 +48,13 @@ FORWARD = "filter forward 0"
 INPUT = "filter input 0"
 OUTPUT = "filter output 0"
 PREROUTING, NAT_OUTPUT, POSTROUTING = "nat prerouting -100", "nat output -100", "nat postrouting 100"
-METADATA = "169.254.169.254"
 
 FROM_MAP, TO_MAP, SOURCE_MAP = "wl_from", "wl_to", "wl_source"
 SPOOFED = "spoofed source"
 SOURCE_KINDS = {4: ("source4", "source_mac4"), 6: ("source6", "source_mac6")}
 NAT_KINDS = {4: ("nat4", "hairpin4"), 6: ("nat6", "hairpin6")}
+_NEIGHBOURS = f"icmpv6 type {{ {', '.join(map(str, NEIGHBOUR_TYPES))} }}"
+_DHCP = {family: "udp sport {} udp dport {}".format(*ports) for family, ports in DHCP_PORTS.items()}
 _TUNNEL_DEVICES = {"tunl0": "is_ipip", "vxlan.calico": "is_vxlan"}
 #: A packet that is accepted passes this many jumps at most before it returns.
 _JUMPS_A_RETURN = 8
@@ -181,11 +183,11 @@ def _workload_source(families: Sequence[int], verdicts: Verdicts) -> list[str]:
             "iifname . ether saddr . ip6 saddr @src_mac6 return",
             "iifname . ip6 saddr @src_any6 return",
         ]
-    rules.append("ip saddr 0.0.0.0 udp sport 68 udp dport 67 return")
+    rules.append(f"ip saddr 0.0.0.0 {_DHCP[4]} return")
     if 6 in families:
         rules += [
-            "ip6 saddr { ::, fe80::/10 } icmpv6 type { 130, 131, 132, 133, 135, 136, 143 } return",
-            "ip6 saddr fe80::/10 udp sport 546 udp dport 547 return",
+            f"ip6 saddr {{ ::, fe80::/10 }} {_NEIGHBOURS} return",
+            f"ip6 saddr fe80::/10 {_DHCP[6]} return",
         ]
     return [*rules, f"iifname vmap @{SOURCE_MAP}", *verdicts.drop("", SPOOFED)]
 
@@ -202,14 +204,12 @@ def source_chain(workload: HostWorkload, families: Sequence[int], verdicts: Verd
 def _workload_to_host(options: DataplaneOptions, verdicts: Verdicts, *, is_v6: bool) -> list[str]:
     rules = [verdicts.known("accept")]
     if is_v6:
-        rules.append("icmpv6 type { 130, 131, 132, 133, 135, 136, 143 } accept")
+        rules.append(f"{_NEIGHBOURS} accept")
     if options.metadata is not None:
         address, port = options.metadata
         rules.append(f"ip daddr {address} tcp dport {port} accept")
-    rules.append("meta nfproto ipv4 udp sport 68 udp dport 67 accept")
-    if is_v6:
-        rules.append("meta nfproto ipv6 udp sport 546 udp dport 547 accept")
-    rules.append("udp dport 53 accept")
+    rules += [f"meta nfproto ipv{family} {_DHCP[family]} accept" for family in ((4, 6) if is_v6 else (4,))]
+    rules.append(f"udp dport {DNS_PORT} accept")
     if options.endpoint_to_host == "DROP":
         origin = DenialOrigin(reason="from an endpoint to its host", direction="outbound")
         return [*rules, *verdicts.deny("", origin, "endpoint to host")]
@@ -237,7 +237,7 @@ def nat_chains(nat: Nat, options: DataplaneOptions, families: Sequence[int]) -> 
     before: list[str] = []
     if options.metadata is not None:
         address, port = options.metadata
-        match = f'iifname "{options.interface_prefix}*" ip daddr {METADATA} tcp dport 80'
+        match = f'iifname "{options.interface_prefix}*" ip daddr {METADATA} tcp dport {METADATA_PORT}'
         before.append(f"{match} dnat ip to {address}:{port}")
     before += floating
     after: list[str] = []

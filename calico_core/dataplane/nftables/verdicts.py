@@ -1,24 +1,25 @@
 """What becomes of a packet, as nft text: the words for allow, pass, deny and log under the options of this host.
 
-Allow and pass set a mark and return; both bits come from the host's mask. A denial may be logged, told to an NFLOG
-group, answered, or, with a ``drop_override`` that switches policy off, be none. Pure.
+Allow and pass set a mark and return. What a denial is to do, and which bits are the marks, :mod:`denials` decides for
+both drivers. Pure.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calico_core.dataplane.denials import DENIED_BURST, DENIED_PACKETS_A_SECOND, SNAPSHOT_BYTES
+from calico_core.dataplane.denials import DENIED_BURST, DENIED_PACKETS_A_SECOND, SNAPSHOT_BYTES, denial, marks
 from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.rules import clean_log_prefix
 
 if TYPE_CHECKING:
-    from calico_core.dataplane.denials import Origins
+    from calico_core.dataplane.denials import Denial, Origins
     from calico_core.interfaces.dataplane import DataplaneOptions
 
 ACCEPT = "counter accept"
 DROP = "counter drop"
 REJECT = "counter reject with icmpx admin-prohibited"
+_ENDS = {"accept": ACCEPT, "drop": DROP, "reject": REJECT}
 INVALID_CHAIN = "invalid"
 KNOWN_ACCEPT = "ct state established,related accept"
 """A mask and a comparison: on the way of every packet, a look-up in a map costs twice that."""
@@ -29,9 +30,7 @@ class Verdicts:
 
     def __init__(self, options: DataplaneOptions, origins: Origins) -> None:
         self._options, self._origins = options, origins
-        accepted = options.mark_mask & -options.mark_mask
-        rest = options.mark_mask ^ accepted
-        passed = rest & -rest
+        accepted, passed = marks(options.mark_mask)
         self.allow = f"counter meta mark set meta mark | {accepted:#010x} return"
         self.pass_on = f"counter meta mark set meta mark | {passed:#010x} return"
         self.if_accepted = f"meta mark & {accepted:#010x} != 0"
@@ -40,10 +39,7 @@ class Verdicts:
         self.if_not_passed = f"meta mark & {passed:#010x} == 0"
         self.clear_pass = f"meta mark set meta mark & {0xFFFFFFFF ^ passed:#010x}"
         self.clear_marks = f"meta mark set meta mark & {0xFFFFFFFF ^ accepted ^ passed:#010x}"
-        denial = {"DROP": DROP, "REJECT": REJECT}[options.deny_action]
-        self._is_policy_off = options.drop_override.endswith("ACCEPT")
-        self._logs_denials = options.drop_override.startswith("LOG-")
-        self._deny, self._refuse = (ACCEPT, ACCEPT) if self._is_policy_off else (denial, REJECT)
+        self._denial, self._refusal = denial(options, is_reject=False), denial(options, is_reject=True)
 
     def known(self, passing: str) -> str:
         """What tracking knows of is not asked again. ``passing``: what becomes of it then."""
@@ -63,21 +59,20 @@ class Verdicts:
 
     def deny(self, match: str, origin: DenialOrigin, note: str = "") -> list[str]:
         """A denial of policy: by a rule, or because nothing allowed."""
-        return self._denial(match, self._deny, origin, note)
+        return self._end(match, self._denial, origin, note)
 
     def refuse(self, match: str, origin: DenialOrigin) -> list[str]:
         """A denial that answers whatever the host does otherwise."""
-        return self._denial(match, self._refuse, origin, "")
+        return self._end(match, self._refusal, origin, "")
 
     def drop(self, match: str, reason: str) -> list[str]:
         """What no policy can allow: a spoofed source, an unknown endpoint."""
         return [*self._tell(match, DenialOrigin(reason=reason)), f"{match} {DROP} # {reason}".lstrip()]
 
-    def _denial(self, match: str, verdict: str, origin: DenialOrigin, note: str) -> list[str]:
-        lines = [f"{match} {self.log()}".lstrip()] if self._logs_denials else []
-        if not self._is_policy_off:
-            lines += self._tell(match, origin)
-        return [*lines, f"{match} {verdict}{f' # {note}' if note else ''}".lstrip()]
+    def _end(self, match: str, how: Denial, origin: DenialOrigin, note: str) -> list[str]:
+        lines = [f"{match} {self.log()}".lstrip()] if how.is_logged else []
+        lines += self._tell(match, origin) if how.is_told else []
+        return [*lines, f"{match} {_ENDS[how.verdict]}{f' # {note}' if note else ''}".lstrip()]
 
     def _tell(self, match: str, origin: DenialOrigin) -> list[str]:
         group = self._options.denied_group

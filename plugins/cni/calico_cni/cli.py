@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import click
 
 from calico_cni import install as installer
+from calico_cni.host_local import DIRECTORY as HOST_LOCAL_DIRECTORY
+from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.service_account import (
     ACCOUNT_DIRECTORY,
     MODE,
@@ -267,6 +271,39 @@ def status(
         context.exit(1)
 
 
+@cni.command("upgrade-ipam")
+@click.option("--node", envvar="KUBERNETES_NODE_NAME", required=True, help="The node that runs on this host.")
+@click.option(
+    "--directory",
+    type=_DIRECTORY,
+    envvar="CALICO_HOST_LOCAL_DIRECTORY",
+    default=HOST_LOCAL_DIRECTORY,
+    show_default=True,
+    help="Where host-local keeps the addresses of the network.",
+)
+@click.option(
+    "--run-directory",
+    type=_DIRECTORY,
+    envvar="CALICO_RUN_DIRECTORY",
+    default=installer.RUN_DIRECTORY,
+    show_default=True,
+    help="Of the node, with the settings that it was last started with.",
+)
+def upgrade_ipam(node: str, directory: Path, run_directory: Path) -> None:
+    """Move the addresses that host-local gave on this host to calico-ipam.
+
+    As calico-ipam -upgrade does, in a container that has Calico and not its executables.
+    """
+    named = {"KUBERNETES_NODE_NAME": node, "CALICO_HOST_LOCAL_DIRECTORY": str(directory)}
+    argv = [sys.executable, "-I", "-m", "calico_core.node.oneshot", str(run_directory), IPAM_PROGRAM]
+    environment = {**os.environ, **named, "CNI_COMMAND": "UPGRADE"}
+    done = subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
+    text = done.stdout.decode(errors="replace")
+    if done.returncode:
+        raise click.ClickException(_message(text) or f"the process ended with status {done.returncode}")
+    click.echo(text, nl=False)
+
+
 def below(root: Path, path: Path) -> Path:
     """``path`` as seen from outside of ``root``."""
     return root / path.relative_to("/") if path.is_absolute() and root != Path("/") else path
@@ -290,6 +327,15 @@ def _kubeconfig(service_account: Path) -> installer.Kubeconfig | None:
         _warn("SKIP_TLS_VERIFY: whoever answers at the API's address is believed, and gets the token")
     mode = file_mode(os.environ.get("KUBECONFIG_MODE", "") or MODE)
     return installer.Kubeconfig(kubeconfig_text(os.environ, service_account), mode)
+
+
+def _message(text: str) -> str:
+    """Of an error object."""
+    try:
+        error = json.loads(text)
+        return "\n".join(filter(None, (error["msg"], error.get("details", ""))))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return text.strip()
 
 
 def _warn(text: str) -> None:

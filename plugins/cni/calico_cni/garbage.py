@@ -38,18 +38,25 @@ class _Attachment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def valid_attachments(configuration: CommonConfiguration) -> Attachments:
-    """:raises InvalidRequest: there is no list. That never means that everything is stale."""
+    """``null`` is how libcni writes the empty list of a runtime without containers (in Go it has no other form).
+
+    :raises InvalidRequest: there is no list. That never means that everything is stale.
+    """
+    is_empty = False
     for field, raw in (
         ("cni.dev/valid-attachments", bytes(configuration.valid_attachments)),
         ("cni.dev/attachments", bytes(configuration.attachments)),
     ):
         if raw in {b"", b"null"}:
+            is_empty = is_empty or bool(raw)
             continue
         try:
             found = msgspec.json.decode(raw, type=list[_Attachment])
         except msgspec.DecodeError as error:
             raise InvalidRequest(field, str(error)) from error
         return frozenset((each.container_id, each.ifname) for each in found)
+    if is_empty:
+        return frozenset()
     raise InvalidRequest("cni.dev/valid-attachments", "is required for GC")
 
 

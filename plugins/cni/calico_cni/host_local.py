@@ -21,6 +21,8 @@ from calico_cni.environment import NAME
 from calico_cni.identity import FIRST_INTERFACE
 from calico_core.errors import InvalidRequest, NotReady
 
+DIRECTORY = "/var/lib/cni/networks/k8s-pod-network"
+"""Where the reference system's manifests let it keep its addresses."""
 _LOCK = "lock"
 _LAST_RESERVED = "last_reserved_ip"
 _PAUSE_S = 0.05

@@ -36,6 +36,7 @@ CONFIG_DIRECTORY = Path("/etc/cni/net.d")
 CONFIG_NAME = "10-calico.conflist"
 NETWORK = "calico"
 SOCKET = "/run/calico/node.sock"
+RUN_DIRECTORY = "/run/calico"
 LIST_VERSION = "1.0.0"
 KUBECONFIG_NAME = FILE_NAME
 SHIMS = ("auto", "python", "compiled")

@@ -18,7 +18,7 @@ from netaddr import IPAddress
 
 from calico_cni.environment import NAME
 from calico_cni.errors import InvalidEnvironment, NotAvailable
-from calico_cni.host_local import HostLocalLeases, Lease
+from calico_cni.host_local import DIRECTORY, HostLocalLeases, Lease
 from calico_cni.identity import ORCHESTRATOR, handle_of
 from calico_cni.migrations import Migrations
 from calico_cni.status import check_datastore_soon
@@ -32,8 +32,6 @@ from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import HOSTS
 from calico_core.model.workloads import AddressRequest
 
-DIRECTORY = "/var/lib/cni/networks/k8s-pod-network"
-"""Where the reference system's manifests let ``host-local`` keep its addresses."""
 NODE_VARIABLE = "KUBERNETES_NODE_NAME"
 DIRECTORY_VARIABLE = "CALICO_HOST_LOCAL_DIRECTORY"
 RETRY_S = 60.0

@@ -74,7 +74,11 @@ class Migrations:
 
     @property
     def is_under_way(self) -> bool:
-        return any(not move.is_done for move in self._moves().values())
+        """Also when nobody can say: what waits for the end is not lost."""
+        try:
+            return any(not move.is_done for move in self._moves().values())
+        except NotReady:
+            return True
 
     @contextlib.contextmanager
     def moving(self, network: str, directory: Path, *, timeout_s: float) -> Iterator[None]:

@@ -235,8 +235,8 @@ def _lets_spoof(case: dict[str, Any]) -> bool:
 
 def _expected(records: ways.Stored, place: ways.Place, probe: dict[str, Any]) -> naive.Fate:
     flow = flow_of(probe)
-    if probe.get("stray"):  # 6.1, 6.5: invalid for connection tracking
-        return naive.Fate("deny", ways.way_of(records, place, flow))
+    if probe.get("stray"):
+        return naive.judge_stray(records, place, flow, probe["via"])
     mac = probe.get("mac") or OWN_MAC.format(probe["via"][-1:])
     return naive.judge(records, place, flow, probe["via"], mac)
 

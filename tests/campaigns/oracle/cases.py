@@ -330,8 +330,9 @@ def _probe(dice: random.Random) -> dict[str, Any]:
         probe["dport"] = dice.choice(_PORTS)
     if protocol in (1, 58):
         probe["icmp"] = dice.choice([[8, 0], [8, 0], [8, 1], [13, 0]] if family == 0 else [[128, 0], [128, 1]])
-    is_stray = protocol in (1, 6, 58) and not (via == "up0" and probe["dst"] in hosts) and via != ""
-    if is_stray and _one_in(dice, 12):
+        if family == 1 and via == "up0" and probe["dst"] in hosts and _one_in(dice, 3):
+            return {**probe, "icmp": dice.choice([[135, 0], [136, 0]])}
+    if protocol in (1, 6, 58) and via and _one_in(dice, 12):
         probe["stray"] = True
     elif via and probe["dst"] not in hosts:
         follow = dice.choice((None, "reply", "unreachable", "too big"))

@@ -37,6 +37,7 @@ _MATCHES = (
 _RULE_FIELDS = {"action", "ip_version", "log_prefix", *_MATCHES, *(f"!{name}" for name in _MATCHES)}
 _EARLY = ("untracked", "pre_dnat")
 _NEIGHBOURS = {130, 131, 132, 133, 135, 136, 143}
+_DISCOVERY = {133, 134, 135, 136}
 
 
 class Fate(NamedTuple):
@@ -54,7 +55,18 @@ def judge(records: Stored, place: Place, flow: Flow, interface: str, mac: str) -
     way = way_of(records, place, flow, is_tracked=is_tracked, is_from_workload=is_workload)
     if is_workload:
         return Fate(_from_workload(records, place, flow, way, interface, mac), way)
-    return Fate(_from_elsewhere(records, place, flow, way, interface), way)
+    outcome = _from_elsewhere(records, place, flow, way, interface)
+    if outcome == "reject" and not is_tracked:
+        outcome = "either"  # the answer belongs to no connection, so policy of what the host sends may drop it
+    return Fate(outcome, way)
+
+
+def judge_stray(records: Stored, place: Place, flow: Flow, interface: str) -> Fate:
+    """What connection tracking calls invalid (6.1, 6.5, 6.11): nobody lets it pass, but a host without host endpoint
+    that it is for."""
+    way = way_of(records, place, flow)
+    is_free = interface == UPLINK and way.to == TO_HOST and _uplink_endpoint(records, place) is None
+    return Fate("allow" if is_free else "deny", way)
 
 
 def _from_elsewhere(records: Stored, place: Place, flow: Flow, way: Way, interface: str) -> Outcome:
@@ -171,6 +183,8 @@ def _is_untracked(records: Stored, place: Place, flow: Flow) -> bool:
 
 
 def _is_safe(place: Place, flow: Flow, direction: str) -> bool:
+    if flow.version == 6 and flow.icmp is not None and flow.icmp[0] in _DISCOVERY:
+        return True
     other = flow.src if direction == "inbound" else flow.dst
     ports = place.failsafe_in if direction == "inbound" else place.failsafe_out
     return any(

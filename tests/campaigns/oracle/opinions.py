@@ -43,10 +43,19 @@ def real(
     is_asked_as_foreign = via == OUTSIDE or to_host == "DROP" or is_always_let or bool(count)
     is_to_other = flow.dst in OTHER_HOST and is_asked_as_foreign
     flows = None
-    if is_certain and not is_to_other and _is_routed_as_pools_say(records, cluster, way):
+    is_as_sent = via != OUTSIDE or not _is_masqueraded_elsewhere(records, cluster, flow)
+    if is_certain and not is_to_other and is_as_sent and _is_routed_as_pools_say(records, cluster, way):
         sides = [side for side in cluster.explain(packet, source=sender).sides if side.host in (ways.HOST, None)]
         flows = "deny" if any(side.outcome == "deny" for side in sides) else "allow"
     return flows, _told(state, packet, way, to_host, via) if is_own else None
+
+
+def _is_masqueraded_elsewhere(records: ways.Stored, cluster: Cluster, flow: ways.Flow) -> bool:
+    """Whether the host that the records give its source to would have changed it, as there is no such host here."""
+    pools = [record for path, record in records.items() if "/pool/" in path]
+    is_asked_for = any(pool.get("masquerade") and ways.contains(pool["cidr"], flow.src) for pool in pools)
+    leaves = not any(ways.contains(pool["cidr"], flow.dst) for pool in pools)
+    return is_asked_for and leaves and bool(cluster.carriers(IPAddress(flow.src)))
 
 
 def _is_routed_as_pools_say(records: ways.Stored, cluster: Cluster, way: ways.Way) -> bool:

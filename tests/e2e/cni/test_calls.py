@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -194,6 +196,36 @@ def test_many_at_once(host: LabHost, capsys: pytest.CaptureFixture[str]) -> None
     assert deleted - deleting < MANY_WITHIN_S
     with capsys.disabled():
         print(f"\n{MANY} at once: ADD {added - started:.2f} s, DEL {deleted - deleting:.2f} s")
+
+
+def test_nothing_grows_with_the_number_of_calls(host: LabHost) -> None:
+    """Scenario 57, in small: ``CNI_CYCLES=10000`` is the whole of it."""
+    cycles, workers = int(os.environ.get("CNI_CYCLES", "240")), 8
+    before = whole_state(host)
+    with containers(host, workers) as used, ThreadPoolExecutor(workers) as pool:
+
+        def run(container: Container, number: int) -> None:
+            for cycle in range(number):
+                identity = f"{container.id}-{cycle}"  # as runtimes do: each container once
+                container.call("ADD", container_id=identity)
+                container.call("DEL", container_id=identity)
+
+        def round_of(number: int) -> tuple[int, int, int]:
+            list(pool.map(lambda each: run(each, number), used))
+            return weight(host.node_pid)
+
+        first = round_of(cycles // workers // 2)
+        last = round_of(cycles // workers // 2)
+    assert_settles(host, before)
+    for what, was, now, slack in zip(("descriptors", "threads", "KiB"), first, last, (8, 4, 8192), strict=True):
+        assert now <= was + slack, f"{what}: {was} after half of {cycles} cycles, {now} after all"
+
+
+def weight(pid: int | None) -> tuple[int, int, int]:
+    """Descriptors, threads and resident KiB of a process."""
+    folder = Path("/proc", str(pid))
+    status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+    return len(list((folder / "fd").iterdir())), int(status["Threads"]), int(status["VmRSS"].split()[0])
 
 
 def test_del_during_add(host: LabHost, container: Container) -> None:

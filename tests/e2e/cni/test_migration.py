@@ -183,6 +183,25 @@ def test_what_cannot_be_moved_stays(shared_host: LabHost, shared_container: Cont
     assert_settles(host, before)
 
 
+def test_by_calicoctl(shared_host: LabHost, tmp_path: Path) -> None:
+    """Where the executables are not."""
+    address = lease(shared_host, tmp_path, "a", SUBNET)[0]
+    lease(shared_host, tmp_path, "b", "172.31.7.0/24")
+    run_directory = str(Path(shared_host.environment["CALICO_RUN_DIRECTORY"]))
+    options = ("--directory", str(tmp_path / "net1"), "--run-directory", run_directory)
+    done = shared_host.calicoctl("cni", "upgrade-ipam", *options, check=False)
+    assert (done.returncode, "'--node'" in done.stderr) == (2, True)
+    done = shared_host.calicoctl("cni", "upgrade-ipam", *options, "--node", shared_host.name, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Error: 1 address moved to calico-ipam, 1 stay in {tmp_path}/net1: 172.31.7.2 of ")
+    assert "calicoctl pool add" in done.stderr
+    (tmp_path / "net1" / "172.31.7.2").unlink()
+    done = shared_host.calicoctl("cni", "upgrade-ipam", *options, "--node", shared_host.name)
+    assert done.stdout == "0 addresses of network net1 moved to calico-ipam\n"
+    assert holder(shared_host, address)["handle"] == "net1.a"
+    shared_host.calicoctl("ipam", "release", address)
+
+
 def test_the_plugin_waits_for_the_move(shared_host: LabHost, tmp_path: Path) -> None:
     """Both take the same lock."""
     lease(shared_host, tmp_path, "a", SUBNET)

@@ -43,6 +43,7 @@ class Ledger:
 
 class Call(NamedTuple):
     command: str
+    container_id: str
     status: int
     reply: Any
     seconds: float
@@ -78,12 +79,13 @@ class Crowd:
         return [call for work in self._work for call in work.result(2 * WAIT_S)]
 
     def _live(self, member: Container) -> list[Call]:
-        done = []
+        done: list[Call] = []
         while not self._is_over.is_set():
+            container_id = f"{member.id}-{len(done)}"  # no runtime gives one twice
             for command in ("ADD", "DEL"):
                 began = time.monotonic()
-                status, reply = finish(member.start(command))
-                done.append(Call(command, status, reply, time.monotonic() - began))
+                status, reply = finish(member.start(command, container_id=container_id))
+                done.append(Call(command, container_id, status, reply, time.monotonic() - began))
                 self._rounds[member.id] += 1
         return done
 
@@ -200,8 +202,30 @@ def test_a_killed_node_under_systemd_leaves_calls_of_unknown_outcome_and_nothing
         assert {(call.command, call.reply["code"]) for call in failed} <= {("ADD", 11)}
         assert len(failed) <= AT_ONCE
         assert ledger.counts.total() <= AT_ONCE
-        for member in members:
-            member.call("DEL")
+        for call in failed:  # as a runtime does
+            finish(members[0].start("DEL", container_id=call.container_id))
+        assert_settles(host, before)
+
+
+def test_a_node_that_cannot_start_again_keeps_nobody_waiting(
+    activated: tuple[LabHost, Systemd], ledger: Ledger
+) -> None:
+    """systemd gives up on it, closes its socket, and the callers are reset."""
+    host, systemd = activated
+    with containers(host, 4) as members:
+        members[0].call("ADD")
+        members[0].call("DEL")
+        wait_until_it_serves(host)
+        before = whole_state(host)
+        with systemd.variables.open("a") as file:
+            file.write("CALICO_MTU=big\n")
+        systemd.control("restart", f"{systemd.name}.service")
+        began = time.monotonic()
+        with ThreadPoolExecutor(4) as pool:
+            for command in ("ADD", "DEL"):
+                list(pool.map(lambda member, command=command: member.call(command), members))
+        assert ledger.counts == {"ADD": 4, "DEL": 4}
+        assert time.monotonic() - began < WAIT_S / 2
         assert_settles(host, before)
 
 
@@ -247,12 +271,55 @@ def test_a_node_that_waits_for_its_datastore_sends_callers_into_their_own_proces
                 assert ledger.counts == {"DEL": 1}
                 assert time.monotonic() - began < WAIT_S / 2
                 os.kill(etcd, signal.SIGCONT)
-                assert restarting.result(WAIT_S).returncode == 0
+                assert restarting.result(WAIT_S).returncode == 0, host.node_log.read_text()[offset:]
         finally:
             os.kill(etcd, signal.SIGCONT)
         only.call("ADD")
         only.call("DEL")
         assert ledger.counts == {"DEL": 1}
+
+
+SLOW = """
+import os, time
+from calico_core.interfaces.integration import Integration, IntegrationInfo
+
+class Slow(Integration):
+    info = IntegrationInfo(name="slow", api_version=1)
+
+    def prepare(self, context):
+        while not os.path.exists(os.environ["GO_AHEAD"]):
+            time.sleep(0.05)
+"""
+
+
+def test_a_start_that_takes_its_time_sends_callers_into_their_own_process(
+    make_lab: MakeLab, ledger: Ledger, tmp_path: Path
+) -> None:
+    site = tmp_path / "site"
+    about = site / "slow-1.dist-info"
+    about.mkdir(parents=True)
+    (site / "slow_integration.py").write_text(SLOW)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: slow\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[calico.integrations]\nslow = slow_integration:Slow\n")
+    go_ahead = tmp_path / "go"
+    go_ahead.touch()
+    lab = make_lab(1, nodes=False)
+    host = lab.hosts[0]
+    host.start_node(environment={"PYTHONPATH": str(site), "GO_AHEAD": str(go_ahead)})
+    install(host, ledger, "auto")
+    with containers(host, 1) as (only,):
+        go_ahead.unlink()
+        with ThreadPoolExecutor(1) as pool:
+            restarting = pool.submit(host.calicoctl, "node", "restart", check=False, timeout_s=90)
+            wait_for_text(host, "node.restart_asked", 0)
+            only.call("ADD")
+            assert ledger.counts == {"ADD": 1}
+            status = host.calicoctl("status", check=False)
+            assert "the node is starting" in status.stdout + status.stderr
+            go_ahead.touch()
+            assert restarting.result(WAIT_S).returncode == 0
+        only.call("DEL")
+        assert ledger.counts == {"ADD": 1}
 
 
 def wait_for_text(host: LabHost, text: str, offset: int) -> None:

@@ -390,3 +390,18 @@ def test_node_that_restarts_under_running_containers(engine: Engine) -> None:
     engine("rm", "-f", "alpha", "beta")
     engine("network", "rm", "net1")
     assert workload_keys(engine.host) == []
+
+
+def test_calls_of_the_engine_while_the_node_starts_anew(engine: Engine) -> None:
+    """They wait in the plugin's socket: the engine neither fails nor tries again later."""
+    engine.network("net1")
+    names = [f"c{number}" for number in range(6)]
+    with ThreadPoolExecutor(7) as pool:
+        restarting = pool.submit(engine.host.calicoctl, "node", "restart")
+        addresses = list(pool.map(lambda name: engine.run(name, "--net", "net1"), names))
+        assert "serves after" in restarting.result(60).stdout
+    assert len(set(addresses)) == 6
+    assert engine.pings("c0", addresses[-1])
+    engine("rm", "-f", *names)
+    engine("network", "rm", "net1")
+    assert workload_keys(engine.host) == []

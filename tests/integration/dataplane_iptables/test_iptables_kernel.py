@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -36,6 +35,7 @@ from calico_core.model.hoststate import (
 from calico_core.model.keys import HostEndpointKey
 from tests.doubles.host_states import host_states, step, whole
 from tests.integration.dataplane_nftables.conftest import OPEN
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -281,15 +281,8 @@ def test_flapping_sets_leave_nothing(lab: Any) -> None:
         assert gone.failures == ()
         assert lab.dataplane.resync().healed == (), "what is not gone yet is nobody else's"
     # the kernel frees the rules of a transaction a little later, and with them the sets
-    wait_until(lambda: lab.dataplane.resync().is_clean and lab.ipset("list", "-n") == "")
+    eventually(lambda: lab.dataplane.resync().is_clean and lab.ipset("list", "-n") == "")
     assert lab.dataplane.differences() == []
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.02)
 
 
 def test_ruleset_restored_by_another_program_is_healed(lab: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -51,16 +50,3 @@ def host(make_namespace: Callable[[], Namespace]) -> Namespace:
 @pytest.fixture
 def container(make_namespace: Callable[[], Namespace]) -> Namespace:
     return make_namespace()
-
-
-@pytest.fixture
-def eventually() -> Callable[[Callable[[], bool]], None]:
-    """Wait up to five seconds for a condition."""
-
-    def wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 5
-        while not condition():
-            assert time.monotonic() < deadline, "the condition did not come true"
-            time.sleep(0.005)
-
-    return wait

@@ -9,9 +9,10 @@ import pytest
 from netaddr import IPAddress
 
 from calico_core.dataplane.linux.addresses import AddressMonitor
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tests.integration.dataplane_linux.conftest import Namespace
 
@@ -47,7 +48,7 @@ def test_what_is_there_is_told_at_once(told: Told) -> None:
     assert ("lo", frozenset()) in told
 
 
-def test_changes_are_told(host: Namespace, told: Told, eventually: Callable[[Callable[[], bool]], None]) -> None:
+def test_changes_are_told(host: Namespace, told: Told) -> None:
     ip(host, "address", "add", "2001:db8::1/64", "dev", "up0")
     eventually(lambda: told[-1] == ("up0", of("192.0.2.1", "2001:db8::1")))
     ip(host, "address", "del", "192.0.2.1/24", "dev", "up0")
@@ -59,18 +60,14 @@ def test_changes_are_told(host: Namespace, told: Told, eventually: Callable[[Cal
     eventually(lambda: told[-1] == ("up1", of("192.0.2.9")))
 
 
-def test_a_renamed_interface_is_another(
-    host: Namespace, told: Told, eventually: Callable[[Callable[[], bool]], None]
-) -> None:
+def test_a_renamed_interface_is_another(host: Namespace, told: Told) -> None:
     ip(host, "link", "set", "up0", "name", "up7")
     eventually(lambda: told[-2:] == [("up0", None), ("up7", of("192.0.2.1"))])
     ip(host, "link", "set", "up7", "name", "cali7")
     eventually(lambda: told[-1] == ("up7", None))
 
 
-def test_workloads_are_not_told_of(
-    host: Namespace, told: Told, eventually: Callable[[Callable[[], bool]], None]
-) -> None:
+def test_workloads_are_not_told_of(host: Namespace, told: Told) -> None:
     before = len(told)
     ip(host, "link", "add", "cali1", "type", "bridge")
     ip(host, "address", "add", "192.0.2.7/32", "dev", "cali1")
@@ -79,18 +76,14 @@ def test_workloads_are_not_told_of(
     assert len(told) == before + 1
 
 
-def test_an_address_stays_while_one_of_its_prefixes_does(
-    host: Namespace, told: Told, eventually: Callable[[Callable[[], bool]], None]
-) -> None:
+def test_an_address_stays_while_one_of_its_prefixes_does(host: Namespace, told: Told) -> None:
     ip(host, "address", "add", "192.0.2.1/32", "dev", "up0")
     ip(host, "address", "del", "192.0.2.1/24", "dev", "up0")
     ip(host, "address", "add", "192.0.2.2/24", "dev", "up0")
     eventually(lambda: told[-1] == ("up0", of("192.0.2.1", "192.0.2.2")))
 
 
-def test_a_workloads_interface_that_is_renamed_is_told_with_its_addresses(
-    host: Namespace, told: Told, eventually: Callable[[Callable[[], bool]], None]
-) -> None:
+def test_a_workloads_interface_that_is_renamed_is_told_with_its_addresses(host: Namespace, told: Told) -> None:
     ip(host, "link", "add", "cali1", "type", "bridge")
     ip(host, "address", "add", "192.0.2.7/32", "dev", "cali1")
     ip(host, "link", "set", "cali1", "name", "up1")
@@ -113,9 +106,7 @@ def polled(host: Namespace) -> Iterator[Told]:
         monitor.stop()
 
 
-def test_a_change_that_no_event_told_of_is_found_by_the_next_look(
-    host: Namespace, polled: Told, eventually: Callable[[Callable[[], bool]], None]
-) -> None:
+def test_a_change_that_no_event_told_of_is_found_by_the_next_look(host: Namespace, polled: Told) -> None:
     ip(host, "address", "add", "192.0.2.1/24", "dev", "up0")
     eventually(lambda: polled[-1] == ("up0", of("192.0.2.1")))
     ip(host, "address", "del", "192.0.2.1/24", "dev", "up0")
@@ -124,15 +115,13 @@ def test_a_change_that_no_event_told_of_is_found_by_the_next_look(
     eventually(lambda: polled[-1] == ("up0", None))
 
 
-def test_another_link_of_the_same_name_is_found_by_the_next_look(
-    host: Namespace, polled: Told, eventually: Callable[[Callable[[], bool]], None]
-) -> None:
+def test_another_link_of_the_same_name_is_found_by_the_next_look(host: Namespace, polled: Told) -> None:
     commands = ["link del up0", "link add up0 type bridge", "address add 192.0.2.5/24 dev up0"]
     subprocess.run(["ip", "-n", host.name, "-batch", "-"], input="\n".join(commands), text=True, check=True)
     eventually(lambda: polled[-1] == ("up0", of("192.0.2.5")))
 
 
-def test_without_a_poll_only_events_tell(host: Namespace, eventually: Callable[[Callable[[], bool]], None]) -> None:
+def test_without_a_poll_only_events_tell(host: Namespace) -> None:
     """That deafening works, which the test above stands on."""
     heard: Told = []
     monitors = [

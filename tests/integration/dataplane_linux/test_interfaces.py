@@ -13,6 +13,7 @@ from calico_core.dataplane.linux.prefix import parse_prefix
 from calico_core.dataplane.linux.route_messages import add_route, delete_route, workload_route
 from calico_core.dataplane.linux.workload_sysctls import host_end, of_the_link
 from calico_core.model.workloads import InterfaceEvent
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.needs_root
 
@@ -27,7 +28,7 @@ def events(host):
     monitor.stop()
 
 
-def test_a_links_life_is_told(host, container, events, eventually):
+def test_a_links_life_is_told(host, container, events):
     host.route_socket.execute(add_veth("cali1", "eth0", peer_namespace_fd=container.fd))
     index = host.route_socket.find_link("cali1").index
     eventually(lambda: InterfaceEvent(kind="down", name="cali1", index=index) in events)
@@ -45,7 +46,7 @@ def test_a_links_life_is_told(host, container, events, eventually):
     eventually(lambda: InterfaceEvent(kind="deleted", name="cali1", index=index) in events)
 
 
-def test_a_rename_is_a_deletion_and_a_new_link(host, events, eventually):
+def test_a_rename_is_a_deletion_and_a_new_link(host, events):
     host.route_socket.execute(add_veth("old0", "peer0"))
     index = host.route_socket.find_link("old0").index
     eventually(lambda: any(event.name == "old0" for event in events))
@@ -55,7 +56,7 @@ def test_a_rename_is_a_deletion_and_a_new_link(host, events, eventually):
     assert names[-2:] == [("deleted", "old0"), ("down", "new0")]
 
 
-def test_what_changes_nothing_for_us_is_not_told(host, events, eventually):
+def test_what_changes_nothing_for_us_is_not_told(host, events):
     host.route_socket.execute(add_veth("a0", "b0"))
     eventually(lambda: any(event.name == "a0" for event in events))
     host.route_socket.execute(set_link("a0", group=5), add_veth("c0", "d0"))
@@ -63,7 +64,7 @@ def test_what_changes_nothing_for_us_is_not_told(host, events, eventually):
     assert [event.name for event in events].count("a0") == 1
 
 
-def test_leaving_a_bridge_is_no_deletion(host, events, eventually):
+def test_leaving_a_bridge_is_no_deletion(host, events):
     """The kernel tells of a lost bridge port with RTM_DELLINK, too."""
     host.route_socket.execute(add_bridge("br0"), add_veth("a0", "b0"))
     bridge = host.route_socket.find_link("br0").index
@@ -73,7 +74,7 @@ def test_leaving_a_bridge_is_no_deletion(host, events, eventually):
     assert "deleted" not in [event.kind for event in events]
 
 
-def test_addresses_and_routes_when_asked(host, eventually):
+def test_addresses_and_routes_when_asked(host):
     links, addresses, routes = [], [], []
     monitor = LinkMonitor(
         links.append,
@@ -91,7 +92,7 @@ def test_addresses_and_routes_when_asked(host, eventually):
     monitor.stop()
 
 
-def test_lost_events_ask_for_a_resync(host, eventually):
+def test_lost_events_ask_for_a_resync(host):
     seen: list[InterfaceEvent] = []
     waiting = True
 
@@ -124,7 +125,7 @@ def test_a_monitor_never_started_can_be_stopped(host):
     LinkMonitor(lambda event: None, namespace_fd=host.fd).stop()
 
 
-def test_the_callback_may_stop_the_monitor(host, eventually):
+def test_the_callback_may_stop_the_monitor(host):
     monitors: list[LinkMonitor] = []
     calls: list[InterfaceEvent] = []
 
@@ -140,7 +141,7 @@ def test_the_callback_may_stop_the_monitor(host, eventually):
     monitors[0].stop()
 
 
-def test_a_table_follows_the_links_ahead_of_the_callback(host, eventually):
+def test_a_table_follows_the_links_ahead_of_the_callback(host):
     table = LinkTable()
     seen = []
     monitor = LinkMonitor(

@@ -25,6 +25,7 @@ from calico_core.model.hoststate import (
     SetId,
 )
 from calico_core.model.workloads import InterfaceEvent
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -347,7 +348,7 @@ def test_table_owned_by_another_process_is_reported_and_nothing_is_half_done(lab
         assert owner.stdin is not None
         owner.stdin.write("add table inet calico { flags owner; }\n")
         owner.stdin.flush()
-        _wait_until(lambda: "calico" in lab.nft("list", "tables"))
+        eventually(lambda: "calico" in lab.nft("list", "tables"))
         report = lab.start(a.endpoint())
         assert [failure.subject for failure in report.failures] == ["table inet calico"]
         assert report.changes in {3, 4}, "routes, the neighbour, and the source check of new links if it was off"
@@ -356,7 +357,7 @@ def test_table_owned_by_another_process_is_reported_and_nothing_is_half_done(lab
     finally:
         owner.kill()
         owner.communicate()
-    _wait_until(lambda: "calico" not in lab.nft("list", "tables"))
+    eventually(lambda: "calico" not in lab.nft("list", "tables"))
     assert lab.apply().is_clean
     assert_as_wanted(lab)
     assert b.reaches(a.v4, 80)
@@ -461,13 +462,6 @@ def _best_ms(change: Callable[[int], Any]) -> float:
         assert change(number).is_clean
         best = min(best, time.perf_counter() - started)
     return best * 1000
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.01)
 
 
 def _wait_for(events: list[InterfaceEvent], is_it: Callable[[InterfaceEvent], bool]) -> InterfaceEvent:

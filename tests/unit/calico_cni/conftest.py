@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import io
+import logging
 import os
 from collections.abc import Iterator
 
 import pytest
 
+from calico_core import log
 from tests.doubles.cni import CniSetup
 
 
@@ -21,3 +24,14 @@ def setup(namespace_fd: int) -> Iterator[CniSetup]:
     made = CniSetup(namespace_fd)
     yield made
     made.integration.close()
+
+
+@pytest.fixture
+def log_text() -> Iterator[io.StringIO]:
+    """What is logged, as JSON lines; the logging of the test run is put back."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    stream = io.StringIO()
+    log.configure(level="debug", style="json", stream=stream)
+    yield stream
+    root.handlers[:], root.level = before

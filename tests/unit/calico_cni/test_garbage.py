@@ -52,7 +52,29 @@ def test_the_older_name_of_the_list(setup: CniSetup) -> None:
     assert standing(setup) == []
 
 
-@pytest.mark.parametrize("valid", [None, "none", {}, [1], [{"ifname": "eth0"}]])
+def test_a_runtime_without_containers(setup: CniSetup) -> None:
+    """An empty list in Go that nothing was ever put into."""
+    add(setup, "stale")
+    empty = {"cni.dev/valid-attachments": None, "cni.dev/attachments": None}
+    assert setup.call("GC", {**a_network(cniVersion="1.1.0"), **empty}).status == 0
+    assert standing(setup) == []
+
+
+def test_one_name_without_a_list(setup: CniSetup) -> None:
+    add(setup, "valid")
+    lists = {"cni.dev/valid-attachments": None, "cni.dev/attachments": [{"containerID": "valid", "ifname": "eth0"}]}
+    assert setup.call("GC", {**a_network(cniVersion="1.1.0"), **lists}).status == 0
+    assert standing(setup) == ["valid"]
+
+
+@pytest.mark.parametrize("program", ["calico", "calico-ipam"])
+def test_no_list_is_not_an_empty_one(setup: CniSetup, program: str) -> None:
+    add(setup, "stale")
+    assert error_of(setup.call("GC", a_network(cniVersion="1.1.0"), program=program))["code"] == 7
+    assert standing(setup) == ["stale"]
+
+
+@pytest.mark.parametrize("valid", ["none", {}, [1], [{"ifname": "eth0"}]])
 @pytest.mark.parametrize("program", ["calico", "calico-ipam"])
 def test_without_a_usable_list_nothing_goes(setup: CniSetup, program: str, valid: Any) -> None:
     add(setup, "stale")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import io
 import json
-import logging
 import os
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -19,7 +17,6 @@ import calico_cni.check
 import calico_cni.status
 from calico_cni.identity import identify
 from calico_cni.versions import VERSIONS
-from calico_core import log
 from calico_core.errors import CalicoError, KernelRefused, NotReady, Unavailable
 from calico_core.interfaces.integration import Call, CallReply
 from calico_core.ipam import blocks
@@ -32,17 +29,6 @@ from tests.doubles.cni import CONTAINER, FIXTURES, HOST, CniSetup, a_network, er
 
 MALFORMED = json.loads((FIXTURES / "malformed.json").read_text())
 INTERFACE = identify(host=HOST, network="net1", container_id=CONTAINER, container_interface="eth0").interface
-
-
-@pytest.fixture
-def log_text() -> Iterator[io.StringIO]:
-    """What is logged, as JSON lines; the logging of the test run is put back."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    stream = io.StringIO()
-    log.configure(level="debug", style="json", stream=stream)
-    yield stream
-    root.handlers[:], root.level = before
 
 
 # --- add -------------------------------------------------------------------------------------------------------

@@ -122,6 +122,19 @@ def test_host_local_afterwards(tmp_path: Path) -> None:
         raise AssertionError
 
 
+def test_a_file_that_nobody_can_read(setup: CniSetup, namespace_fd: int, tmp_path: Path) -> None:
+    """Nothing is assigned, and a DEL is done and repeated later."""
+    path = tmp_path / "state" / "cni" / "migrations.json"
+    path.write_text("{")
+    for program in ("calico", "calico-ipam"):
+        error = error_of(setup.call("ADD", program=program, namespace_fd=namespace_fd))
+        assert (error["code"], str(path) in error["msg"]) == (11, True)
+        assert setup.call("DEL", program=program).status == 0
+    assert setup.integration.replay() == 0
+    path.unlink()
+    assert setup.integration.replay() == 2
+
+
 def test_a_state_directory_that_cannot_be_written() -> None:
     with Migrations(Path("/dev/null/state")).admitted("net1", "calico-ipam"):
         pass

@@ -5,12 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
-import logging
 import os
 import stat
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,6 @@ from calico_cni.cli import cni
 from calico_cni.integration import CniIntegration
 from calico_cni.kubeconfig import AccessReader, Source
 from calico_cni.service_account import Refresher, credentials_in, file_mode, kubeconfig_text, refresh
-from calico_core import log
 from calico_core.errors import InvalidRequest
 from calico_core.interfaces.integration import IntegrationContext
 from calico_core.settings import Settings
@@ -39,16 +36,6 @@ def account(tmp_path: Path) -> Path:
     (directory / "token").write_text(f"{TOKEN}\n")
     (directory / "ca.crt").write_text(an_authority(tmp_path, "first"))
     return directory
-
-
-@pytest.fixture
-def log_text() -> Iterator[io.StringIO]:
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    stream = io.StringIO()
-    log.configure(level="debug", style="json", stream=stream)
-    yield stream
-    root.handlers[:], root.level = before
 
 
 def an_authority(folder: Path, name: str) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from calico_core.model.keys import PolicyKey, ProfileLabelsKey, ProfileRulesKey,
 from calico_kubernetes import controller, election
 from calico_kubernetes.controller import PolicyController
 from tests.doubles.kubernetes_api import KubernetesApi
+from tests.waiting import eventually
 
 pytest.importorskip("kubernetes")
 
@@ -71,13 +71,6 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
     made.close()
 
 
-def await_(condition: Callable[[], object], timeout_s: float = 15.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
-
-
 def an_endpoint(**changes: Any) -> WorkloadEndpoint:
     return WorkloadEndpoint(
         **{
@@ -100,7 +93,7 @@ def test_namespaces_accounts_and_policies_become_records_and_go_again(cluster: C
     cluster.api.put("service_accounts", "robot", "shop", labels={"role": "bot"})
     cluster.api.put("policies", "closed", "shop", spec=DENY_ALL)
     cluster.start()
-    await_(lambda: cluster.record(knp("shop.closed")))
+    eventually(lambda: cluster.record(knp("shop.closed")))
     assert cluster.record(ProfileLabelsKey("kns.shop")) == {"pcns.team": "shop", "pcns.projectcalico.org/name": "shop"}
     assert len(cluster.record(ProfileRulesKey("kns.tower")).inbound_rules) == 1
     assert cluster.record(ProfileLabelsKey("ksa.shop.robot"))["pcsa.role"] == "bot"
@@ -109,15 +102,17 @@ def test_namespaces_accounts_and_policies_become_records_and_go_again(cluster: C
     cluster.api.put("namespaces", "shop", labels={"team": "north"})
     cluster.api.delete("policies", "closed", "shop")
     cluster.api.delete("namespaces", "lab")
-    await_(lambda: cluster.record(ProfileLabelsKey("kns.shop"))["pcns.team"] == "north")
-    await_(lambda: cluster.record(knp("shop.closed")) is None and cluster.record(ProfileRulesKey("kns.lab")) is None)
+    eventually(lambda: cluster.record(ProfileLabelsKey("kns.shop"))["pcns.team"] == "north")
+    eventually(
+        lambda: cluster.record(knp("shop.closed")) is None and cluster.record(ProfileRulesKey("kns.lab")) is None
+    )
 
 
 def test_labels_of_an_endpoint_follow_its_pod(cluster: Cluster) -> None:
     cluster.records.put(ENDPOINT, an_endpoint(labels={"stale": "yes"}, profile_ids=("kns.shop",)))
     cluster.start()
     cluster.api.put("pods", "web-0", "shop", labels={"app": "web"}, spec={"serviceAccountName": "robot"})
-    await_(lambda: cluster.record(ENDPOINT).labels.get("app") == "web")
+    eventually(lambda: cluster.record(ENDPOINT).labels.get("app") == "web")
     endpoint = cluster.record(ENDPOINT)
     assert endpoint.labels == {
         "app": "web",
@@ -130,21 +125,21 @@ def test_labels_of_an_endpoint_follow_its_pod(cluster: Cluster) -> None:
 
     cluster.api.delete("pods", "web-0", "shop")
     cluster.api.put("namespaces", "shop")
-    await_(lambda: cluster.record(ProfileRulesKey("kns.shop")))
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.shop")))
     assert cluster.record(ENDPOINT) == endpoint  # its node removes it
 
 
 def test_a_record_that_somebody_changed_or_added_is_put_right(cluster: Cluster) -> None:
     cluster.api.put("policies", "closed", "shop", spec=DENY_ALL)
     cluster.start()
-    await_(lambda: cluster.record(knp("shop.closed")))
+    eventually(lambda: cluster.record(knp("shop.closed")))
     wanted = cluster.record(knp("shop.closed"))
     cluster.records.delete(knp("shop.closed"))
-    await_(lambda: cluster.record(knp("shop.closed")) == wanted)
+    eventually(lambda: cluster.record(knp("shop.closed")) == wanted)
     cluster.records.put(knp("shop.invented"), wanted)
-    await_(lambda: cluster.record(knp("shop.invented")) is None)
+    eventually(lambda: cluster.record(knp("shop.invented")) is None)
     cluster.store.put(knp("shop.closed").path, b"rubbish")
-    await_(lambda: cluster.store.get(knp("shop.closed").path).value != b"rubbish")  # type: ignore[union-attr]
+    eventually(lambda: cluster.store.get(knp("shop.closed").path).value != b"rubbish")  # type: ignore[union-attr]
 
 
 def test_records_that_are_not_ours_are_never_touched(cluster: Cluster) -> None:
@@ -160,7 +155,7 @@ def test_records_that_are_not_ours_are_never_touched(cluster: Cluster) -> None:
     before = cluster.store.list("/calico/v1/").entries
     cluster.api.put("namespaces", "shop")
     cluster.start()
-    await_(lambda: cluster.record(ProfileRulesKey("kns.shop")))
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.shop")))
     after = {entry.key: entry for entry in cluster.store.list("/calico/v1/").entries}
     assert all(after[entry.key] == entry for entry in before)
 
@@ -169,53 +164,53 @@ def test_while_the_api_is_away_everything_stays_and_then_follows(cluster: Cluste
     cluster.api.put("namespaces", "shop")
     cluster.api.put("policies", "closed", "shop", spec=DENY_ALL)
     cluster.start()
-    await_(lambda: cluster.record(knp("shop.closed")))
+    eventually(lambda: cluster.record(knp("shop.closed")))
     cluster.api.stop()
     cluster.records.delete(knp("shop.closed"))
-    await_(lambda: cluster.record(knp("shop.closed")))  # repaired without the API
+    eventually(lambda: cluster.record(knp("shop.closed")))  # repaired without the API
     cluster.api.put("namespaces", "lab")
     cluster.api.start()
-    await_(lambda: cluster.record(ProfileRulesKey("kns.lab")))
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.lab")))
     cluster.api.forget_history()
     cluster.api.delete("policies", "closed", "shop")
-    await_(lambda: cluster.record(knp("shop.closed")) is None)
+    eventually(lambda: cluster.record(knp("shop.closed")) is None)
 
 
 def test_a_new_token_is_picked_up(cluster: Cluster) -> None:
     cluster.api.token = "another"
     cluster.api.put("namespaces", "shop")
     cluster.start()
-    await_(lambda: any("pods" in path for path in cluster.api.requests))
+    eventually(lambda: any("pods" in path for path in cluster.api.requests))
     assert cluster.record(ProfileRulesKey("kns.shop")) is None
     cluster.api.kubeconfig(token="another")
-    await_(lambda: cluster.record(ProfileRulesKey("kns.shop")))
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.shop")))
 
 
 def test_one_node_writes_and_another_takes_over(cluster: Cluster) -> None:
     cluster.start("n1")
-    await_(lambda: cluster.leader == "n1")
+    eventually(lambda: cluster.leader == "n1")
     cluster.start("n2")
     cluster.api.put("namespaces", "shop")
-    await_(lambda: cluster.record(ProfileRulesKey("kns.shop")))
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.shop")))
     assert cluster.leader == "n1"
     cluster.stop("n1")
-    await_(lambda: cluster.leader == "n2")
+    eventually(lambda: cluster.leader == "n2")
     cluster.api.put("namespaces", "lab")
-    await_(lambda: cluster.record(ProfileRulesKey("kns.lab")))
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.lab")))
 
 
 def test_a_node_that_lost_its_lease_does_not_write(cluster: Cluster) -> None:
     """Deposed without knowing it: the key was won by another."""
     cluster.start("n1")
     cluster.api.put("namespaces", "first")
-    await_(lambda: cluster.record(ProfileRulesKey("kns.first")))
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.first")))
     cluster.store.put(election.KEY, b"n2")
     revision = cluster.store.get(election.KEY).mod_revision  # type: ignore[union-attr]
     cluster.api.put("namespaces", "shop")
     # it notices with the refusal of its first write and stops working
-    await_(lambda: all(thread.name != "kube-mirror" for thread in threading.enumerate()))
+    eventually(lambda: all(thread.name != "kube-mirror" for thread in threading.enumerate()))
     assert cluster.record(ProfileRulesKey("kns.shop")) is None
     assert cluster.store.get(election.KEY).mod_revision == revision  # type: ignore[union-attr]
 
     cluster.store.delete(election.KEY)
-    await_(lambda: cluster.record(ProfileRulesKey("kns.shop")))
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.shop")))

@@ -272,3 +272,11 @@ def test_a_rule_whose_set_is_too_large(calicoctl: Calicoctl, records: TypedRecor
     found = calicoctl("explain", "endpoint", "db", "-o", "json").json
     assert [each["lists"][0]["closed"] for each in found["applied"]] == [{"1": why}, {}]
     assert f"      1 allow from selector 'all()': denies everything: {why}" in calicoctl.ok("explain", "endpoint", "db")
+
+
+def test_where_policy_is_switched_off_it_is_said(calicoctl: Calicoctl, records: TypedRecords) -> None:
+    asked = ("explain", "--from", "web", "--to", "db", "--port", "22", "-o", "json")
+    note = "DropActionOverride switches policy off on host rack-a: what its rules deny passes there"
+    assert note not in calicoctl(*asked).json["notes"]
+    records.put(GlobalConfigKey("DropActionOverride"), "log-and-accept")
+    assert note in calicoctl(*asked).json["notes"]

@@ -79,8 +79,8 @@ def test_the_host_itself() -> None:
     assert rules(made, "filter", "calico-hfrom") == [f"-i up0 -g {name}", "-j RETURN"]
     assert rules(made, "filter", name)[:4] == [
         "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-        "-j calico-fs-in",
         "-m conntrack --ctstate INVALID -j DROP",
+        "-j calico-fs-in",
         "-j MARK --set-xmark 0x0/0x3000000",
     ]
     assert "-p 58 -m icmp6 --icmpv6-type 135 -j ACCEPT" in rules(made, "filter", name, 6)
@@ -115,11 +115,12 @@ def test_policy_before_translation_stands_in_the_mangle_table() -> None:
     assert rules(made, "mangle", "calico-PREROUTING") == ["-i cali+ -j RETURN", "-g calico-dfrom"]
     listed = rules(made, "mangle", only(made, "mangle", "calico-di-"))
     clear = "-j MARK --set-xmark 0x0/0x3000000"
-    assert listed[:2] == ["-m conntrack --ctstate RELATED,ESTABLISHED -j RETURN", clear]
+    state = ["-m conntrack --ctstate RELATED,ESTABLISHED -j RETURN", "-m conntrack --ctstate INVALID -j DROP"]
+    assert listed[:3] == [*state, clear]
     assert listed.count(clear) == 1
     both = built(interfaces=(endpoint(pre_dnat=LIST, untracked_inbound=LIST),))
-    assert rules(both, "mangle", only(both, "mangle", "calico-diu-"))[:3] == [
-        listed[0], "-m mark --mark 0x1000000/0x1000000 -m conntrack --ctstate UNTRACKED -j RETURN", clear,
+    assert rules(both, "mangle", only(both, "mangle", "calico-diu-"))[:4] == [
+        *state, "-m mark --mark 0x1000000/0x1000000 -m conntrack --ctstate UNTRACKED -j RETURN", clear,
     ]  # fmt: skip
     assert listed[-1] == "-m mark --mark 0x1000000/0x1000000 -j ACCEPT"
     assert only(made, "mangle", "calico-pi-")

@@ -159,6 +159,14 @@ def test_excluded_hosts_count_as_pools() -> None:
         assert sets["pools6"].elements == {(V6.first, V6.last), *((int(each), int(each)) for each in extra6)}
 
 
+def test_dhcp_is_asked_for_in_the_family_of_its_ports() -> None:
+    asked = [text for text in texts(built(), "workload_to_host") if "sport" in text]
+    assert asked == [
+        "meta nfproto ipv4 udp sport 68 udp dport 67 accept",
+        "meta nfproto ipv6 udp sport 546 udp dport 547 accept",
+    ]
+
+
 def test_external_peers_are_peers() -> None:
     state = HostState()
     state.update(HostChanges(is_complete=True, peers=HostPeers((IPAddress("192.0.2.1"),), is_ipip=True, is_vxlan=True)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from netaddr import IPAddress, IPNetwork
@@ -28,7 +28,7 @@ from calico_core.ipam import candidates
 from calico_core.ipam.allocator import BlockIpam
 from calico_core.model.keys import AffinityKey, BlockKey, HandleKey, IpamConfigKey, PoolKey
 from calico_core.model.pools import Pool
-from tests.doubles.ipam_store import a_request, add_pool, check_laws, configure, contents
+from tests.doubles.ipam_store import a_request, add_pool, check_laws, configure, contents, cost
 
 ENDPOINT = "/calico/v1/host/hostA/workload/test/w1/endpoint/e1"
 
@@ -51,14 +51,6 @@ def an_ipam(store: MemoryDatastore, host: str = "hostA") -> BlockIpam:
 
 def texts(addresses: tuple[IPAddress, ...]) -> list[str]:
     return [str(address) for address in addresses]
-
-
-def cost(ipam: BlockIpam, call: Callable[[], object]) -> tuple[int, int]:
-    """Transactions and reads."""
-    trips = ipam.round_trips
-    before = trips.transactions, trips.reads
-    call()
-    return trips.transactions - before[0], trips.reads - before[1]
 
 
 # --- assigning -------------------------------------------------------------------------------------

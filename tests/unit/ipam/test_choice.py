@@ -17,7 +17,7 @@ from calico_core.ipam.allocator import BlockIpam
 from calico_core.model import codec
 from calico_core.model.blocks import Reservation
 from calico_core.model.keys import AffinityKey, BlockKey, HostConfigKey, PoolKey, ReservationKey
-from tests.doubles.ipam_store import a_request, add_pool, check_laws, configure, contents
+from tests.doubles.ipam_store import a_request, add_pool, check_laws, configure, contents, cost
 from tests.unit.ipam.conftest import Clock
 
 IpamOf = Callable[[str], BlockIpam]
@@ -35,13 +35,6 @@ def label(store: MemoryDatastore, host: str, text: str) -> None:
 def one(ipam: BlockIpam, handle: str, **fields: object) -> str:
     (address,) = ipam.auto_assign(a_request(handle, 1, **fields))
     return str(address)
-
-
-def cost(ipam: BlockIpam, call: Callable[[], object]) -> tuple[int, int]:
-    trips = ipam.round_trips
-    before = trips.transactions, trips.reads
-    call()
-    return trips.transactions - before[0], trips.reads - before[1]
 
 
 # --- idle blocks of other hosts --------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -16,6 +15,7 @@ from calico_core.interfaces.datastore import MAX_TRANSACTION_OPERATIONS, Put, ab
 from calico_core.interfaces.ipam import Companion
 from calico_core.ipam.allocator import BlockIpam
 from tests.doubles.ipam_store import a_request, add_pool, check_laws, configure, contents
+from tests.waiting import eventually
 
 IpamOf = Callable[[str], BlockIpam]
 WAIT_S = 10
@@ -44,18 +44,11 @@ class Crowd:
             futures: list[Future[object]] = []
             for number, call in enumerate(calls, 1):
                 futures.append(pool.submit(call))
-                self._wait_for(lambda number=number: len(self._ipam._turns._waiting) == number + 1)
+                eventually(lambda number=number: len(self._ipam._turns._waiting) == number + 1, every_s=0.001)
             release.set()
             first.result(WAIT_S)
             results = [_outcome(future) for future in futures]
         return results, self._ipam.round_trips.transactions - before
-
-    @staticmethod
-    def _wait_for(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + WAIT_S
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
 
 
 @pytest.fixture

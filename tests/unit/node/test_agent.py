@@ -34,6 +34,7 @@ from calico_core.node.agent_state import AgentState
 from calico_core.node.counters import CountedRule
 from calico_core.node.remembered import RememberedInterfaces
 from calico_core.policy.resolver import PolicyResolver
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -128,13 +129,6 @@ def bench() -> Iterator[Bench]:
     yield made
     for agent in made.agents:
         agent.stop()
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_a_written_endpoint_is_programmed(bench: Bench) -> None:

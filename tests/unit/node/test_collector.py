@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import msgspec
@@ -19,6 +18,7 @@ from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import AffinityKey, HandleKey, WorkloadEndpointKey
 from calico_core.node.collector import Collector
 from tests.doubles.ipam_store import a_request, add_pool, check_laws, contents
+from tests.waiting import eventually
 
 HOST = "rack-a"
 GRACE_S = 900.0
@@ -187,11 +187,11 @@ def test_a_datastore_that_is_away_leaves_everything_as_it_was(bench: Bench) -> N
     bench.store.faults.down = True
     collector.start()
     try:
-        wait_until(lambda: bool(collector.status()["last_error"]))
+        eventually(lambda: bool(collector.status()["last_error"]))
         bench.store.faults.down = False
         bench.collector = collector
-        wait_until(lambda: bench.held == set())
-        wait_until(lambda: not collector.status()["last_error"])
+        eventually(lambda: bench.held == set())
+        eventually(lambda: not collector.status()["last_error"])
     finally:
         collector.stop()
 
@@ -207,10 +207,3 @@ def test_a_memory_that_is_not_ours_counts_as_none(bench: Bench) -> None:
     bench.memory.parent.mkdir(parents=True)
     bench.memory.write_text("?")
     assert bench.make().status()["state"] == "watching"
-
-
-def wait_until(condition: object, timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "not within the time allowed"
-        time.sleep(0.005)

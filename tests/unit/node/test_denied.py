@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from netaddr import IPAddress
@@ -13,6 +13,7 @@ from calico_core.dataplane.memory import MemoryDataplane
 from calico_core.interfaces.dataplane import DataplaneOptions, DenialOrigin, DeniedPacket
 from calico_core.model.hoststate import RulesId
 from calico_core.node.denied import DeniedLog, parse_question
+from tests.waiting import eventually
 
 ORIGIN = DenialOrigin(reason="rule", direction="inbound", rules=RulesId("profile/p"), rule=2)
 
@@ -29,13 +30,6 @@ def ports(answer: dict[str, object]) -> list[int]:
     packets = answer["packets"]
     assert isinstance(packets, list)
     return [each["port"] for each in packets]
-
-
-def wait_until(holds: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 5
-    while not holds() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return holds()
 
 
 @pytest.fixture
@@ -74,7 +68,7 @@ def test_a_waiting_question_is_answered_by_the_packet(dataplane: MemoryDataplane
     asking = threading.Thread(target=lambda: answers.append(denied.after(cursor, 5)))
     started = time.monotonic()
     asking.start()
-    assert wait_until(lambda: denied._waiting == 1)
+    eventually(lambda: denied._waiting == 1)
     dataplane.deny(packet(9))
     asking.join(5)
     assert ports(answers[0]) == [9]
@@ -86,7 +80,7 @@ def test_too_many_that_wait_are_answered_at_once(denied: DeniedLog) -> None:
     waiting = [threading.Thread(target=denied.after, args=(cursor, 5)) for _ in range(4)]
     for each in waiting:
         each.start()
-    assert wait_until(lambda: denied._waiting == 4)
+    eventually(lambda: denied._waiting == 4)
     started = time.monotonic()
     assert ports(denied.after(cursor, 5)) == []
     assert time.monotonic() - started < 2
@@ -115,7 +109,7 @@ def test_nobody_asks_nobody_listens(dataplane: MemoryDataplane) -> None:
     assert not denied.is_listening
     cursor = denied.after(None, 0)["cursor"]
     assert denied.is_listening
-    assert wait_until(lambda: not denied.is_listening)
+    eventually(lambda: not denied.is_listening)
     dataplane.deny(packet(1))
     assert ports(denied.after(cursor, 0)) == []
     assert denied.is_listening

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from calico_core.model.hoststate import HostWorkload
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.node.agent_state import AgentState
 from calico_core.node.endpoint_files import EndpointFiles, name_of
+from tests.waiting import eventually
 
 ONE = WorkloadEndpointKey("rack-a", "k8s", "default/pod-1", "eth0")
 TWO = WorkloadEndpointKey("rack-a", "libnetwork", "lib net", "a@b~c%")
@@ -35,17 +35,10 @@ class Bench:
         return {each.name for each in self.directory.iterdir()} if self.directory.exists() else set()
 
     def eventually(self, *keys: WorkloadEndpointKey) -> None:
-        wait_for(lambda: self.names() == {name_of(key) for key in keys})
+        eventually(lambda: self.names() == {name_of(key) for key in keys})
 
     def content(self, key: WorkloadEndpointKey) -> object:
         return json.loads((self.directory / name_of(key)).read_text())
-
-
-def wait_for(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -91,7 +84,7 @@ def test_another_content_is_written_again(bench: Bench) -> None:
     bench.eventually(ONE)
     bench.workloads[ONE] = HostWorkload(key=ONE, interface="cali2", is_active=True)
     bench.say(one=UP)
-    wait_for(lambda: bench.content(ONE) == {"ifaceName": "cali2"})
+    eventually(lambda: bench.content(ONE) == {"ifaceName": "cali2"})
 
 
 def test_what_an_earlier_life_left_goes_once_the_kernel_is_right(bench: Bench) -> None:
@@ -116,10 +109,10 @@ def test_a_directory_that_cannot_be_is_told_once_and_nothing_dies(
             return [each.getMessage() for each in caplog.records if each.getMessage() == "endpoint_files.not_written"]
 
         files.put(state)
-        wait_for(lambda: bool(told()))
+        eventually(lambda: bool(told()))
         (tmp_path / "taken").unlink()
         files.put(state)
-        wait_for((tmp_path / "taken" / "endpoint-status" / name_of(ONE)).exists)
+        eventually((tmp_path / "taken" / "endpoint-status" / name_of(ONE)).exists)
         assert len(told()) == 1
         assert files.is_alive
     finally:

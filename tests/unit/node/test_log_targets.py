@@ -8,8 +8,7 @@ import os
 import re
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from calico_core.errors import InvalidSettings
 from calico_core.node import log_targets
 from calico_core.node.log_targets import LogTargets
 from calico_core.settings import load_settings
+from tests.waiting import eventually
 
 EVENTS = log.get_logger("calico_core.test")
 
@@ -42,13 +42,6 @@ def targets(screen: io.StringIO, tmp_path: Path) -> Iterator[LogTargets]:
     made = LogTargets(stream=screen, syslog=str(tmp_path / "syslog"))
     yield made
     made.close()
-
-
-def wait_for(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def text_of(path: Path) -> str:
@@ -96,10 +89,10 @@ def test_a_file_that_was_moved_away_is_opened_again(targets: LogTargets, tmp_pat
     file, old = tmp_path / "calico.log", tmp_path / "calico.log.1"
     targets.follow(load_settings({"FELIX_LOGFILEPATH": str(file)}))
     EVENTS.info("event.one")
-    wait_for(lambda: "event.one" in text_of(file))
+    eventually(lambda: "event.one" in text_of(file))
     file.rename(old)
     EVENTS.info("event.two")
-    wait_for(lambda: "event.two" in text_of(file))
+    eventually(lambda: "event.two" in text_of(file))
     assert "event.two" not in old.read_text()
 
 
@@ -112,12 +105,12 @@ def test_reopening_follows_a_file_under_the_same_name(targets: LogTargets, tmp_p
     link.symlink_to(first)
     targets.follow(load_settings({"FELIX_LOGFILEPATH": str(link / "calico.log")}))
     EVENTS.info("event.one")
-    wait_for(lambda: "event.one" in text_of(first / "calico.log"))
+    eventually(lambda: "event.one" in text_of(first / "calico.log"))
     link.unlink()
     link.symlink_to(second)
     targets.reopen()
     EVENTS.info("event.two")
-    wait_for(lambda: "event.two" in text_of(second / "calico.log"))
+    eventually(lambda: "event.two" in text_of(second / "calico.log"))
     assert "event.two" not in text_of(first / "calico.log")
 
 
@@ -136,27 +129,27 @@ def test_events_of_a_file_that_went_bad_are_counted_and_it_comes_back(targets: L
     file = directory / "calico.log"
     targets.follow(load_settings({"FELIX_LOGFILEPATH": str(file)}))
     EVENTS.info("event.one")
-    wait_for(lambda: "event.one" in text_of(file))
+    eventually(lambda: "event.one" in text_of(file))
     directory.rename(away)
     EVENTS.info("event.lost")
-    wait_for(lambda: targets.counts.errors == 1)
+    eventually(lambda: targets.counts.errors == 1)
     away.rename(directory)
     EVENTS.info("event.two")
-    wait_for(lambda: "event.two" in text_of(file))
+    eventually(lambda: "event.two" in text_of(file))
     assert targets.counts.errors == 1
 
 
 def test_a_full_disk_is_counted_and_stops_nothing(targets: LogTargets, screen: io.StringIO) -> None:
     targets.follow(load_settings({"FELIX_LOGFILEPATH": "/dev/full"}))
     EVENTS.info("event.lost")
-    wait_for(lambda: targets.counts.errors == 1)
+    eventually(lambda: targets.counts.errors == 1)
     assert "event.lost" in screen.getvalue()
 
 
 def test_a_syslog_daemon_may_come_later(targets: LogTargets, tmp_path: Path) -> None:
     targets.follow(load_settings({"FELIX_LOGSEVERITYSYS": "info"}))
     EVENTS.info("event.lost")
-    wait_for(lambda: targets.counts.errors == 1)
+    eventually(lambda: targets.counts.errors == 1)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
         daemon.bind(str(tmp_path / "syslog"))
         daemon.settimeout(5)
@@ -181,7 +174,7 @@ def test_a_syslog_daemon_that_hangs_holds_nobody_up(
         assert sent < 100_000
     targets.follow(load_settings({"FELIX_LOGSEVERITYSYS": "info", "FELIX_LOGFILEPATH": str(file)}))
     EVENTS.info("event.beside")
-    wait_for(lambda: "event.beside" in text_of(file))
+    eventually(lambda: "event.beside" in text_of(file))
 
 
 def test_closing_writes_what_waits(targets: LogTargets, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from netaddr import IPNetwork
 
-from calico_core.datastore.syncer import SyncBatch, SyncStatus, Update
+from calico_core.datastore.known_records import Update
+from calico_core.datastore.syncer import SyncBatch, SyncStatus
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import GlobalConfigKey, Key, PolicyKey, WorkloadEndpointKey
 from calico_core.model.policies import Policy

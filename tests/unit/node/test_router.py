@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,11 +16,10 @@ from calico_core.node import router as module
 from calico_core.node import startup
 from calico_core.node.router import Router
 from calico_core.settings import Settings
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-WAIT_S = 10.0
+    from collections.abc import Iterator
 
 
 class RememberingRouting(Routing):
@@ -101,10 +99,3 @@ def test_stop_ends_both_threads(router: Router) -> None:
 
 def _host(records: TypedRecords, host: str, ip: str) -> None:
     startup.claim_host(records, host=host, ipv4=IPAddress(ip), ipv6=None, settings=Settings())
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)

@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,9 +19,10 @@ import pytest
 
 from calico_core.interfaces.integration import Call, CallReply
 from calico_core.node.socket_api import LIMITS, MAGIC, SocketServer, call_node, encode_call, encode_reply
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the socket speaks to root only")
 
@@ -112,7 +112,7 @@ def test_a_descriptor_arrives_and_is_closed_after_the_reply(path: str, tmp_path:
         with (tmp_path / "file").open("wb") as file:
             reply = _raw(path, encode_call(a_call("inode")), [file.fileno()])
             assert reply == encode_reply(CallReply(stdout=str(os.fstat(file.fileno()).st_ino).encode()))
-    _eventually(lambda: _descriptors_of(tmp_path / "file") == 0)
+    eventually(lambda: _descriptors_of(tmp_path / "file") == 0)
 
 
 def test_a_descriptor_is_not_inherited_by_children(path: str, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_descriptors_of_a_refused_call_are_closed_too(path: str, tmp_path: Path)
     with (tmp_path / "file").open("wb") as file:
         for _ in range(5):
             assert _raw(path, b"NOPE" + bytes(12), [file.fileno(), file.fileno()]) == b""
-    _eventually(lambda: _descriptors_of(tmp_path / "file") == 0)
+    eventually(lambda: _descriptors_of(tmp_path / "file") == 0)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_stop_finishes_running_calls_and_takes_no_more(tmp_path: Path, handler: 
         slow = pool.submit(call_node, str(path), a_call("slow"))
         assert handler.entered.wait(WAIT_S)
         stopped = pool.submit(server.stop)
-        _eventually(lambda: not path.exists())
+        eventually(lambda: not path.exists())
         with pytest.raises(OSError, match="No such file"):
             call_node(str(path), a_call())
         assert not stopped.done()
@@ -270,13 +270,6 @@ def _descriptors_of(path: Path) -> int:
     return found
 
 
-def _eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_a_caller_on_another_host_does_its_own_work(tmp_path: Path) -> None:
     """Wiring what a nested runtime asks for into this host would be worse than slow."""
     path = str(tmp_path / "node.sock")
@@ -322,7 +315,7 @@ def test_the_file_system_of_a_caller_that_has_its_own(tmp_path: Path) -> None:
     try:
         for prefix in ([], ["unshare", "--mount"]):
             subprocess.run([*prefix, sys.executable, "-c", script, path], check=True, timeout=60)
-        _eventually(lambda: not any(_is_open(descriptor) for descriptor in descriptors))
+        eventually(lambda: not any(_is_open(descriptor) for descriptor in descriptors))
     finally:
         server.stop()
     assert seen == [False, True]

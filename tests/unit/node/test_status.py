@@ -24,9 +24,10 @@ from calico_core.model.keys import (
 )
 from calico_core.node.agent_state import AgentState
 from calico_core.node.status import StatusReporter
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 WAIT_S = 10.0
 HOST = "rack-a"
@@ -88,13 +89,6 @@ def status_key(name: str) -> WorkloadStatusKey:
 def state(*, is_applied: bool = True, **endpoints: tuple[str, str]) -> AgentState:
     keys = {WorkloadEndpointKey(HOST, "cni", "pod", name): status for name, status in endpoints.items()}
     return AgentState(is_in_sync=True, is_applied=is_applied, endpoints=keys)
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_statuses_follow_the_agent(bench: Bench) -> None:

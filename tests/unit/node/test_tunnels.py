@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 from netaddr import IPAddress, IPNetwork
@@ -19,6 +18,7 @@ from calico_core.model.keys import BgpHostAddressKey, HostConfigKey, PoolKey
 from calico_core.model.pools import Pool
 from calico_core.model.tunnels import HostTunnels, TunnelId
 from calico_core.node.tunnels import TunnelKeeper
+from tests.waiting import eventually
 
 OWN = IPAddress("192.0.2.1")
 FIRST, SECOND = IPNetwork("10.65.0.0/24"), IPNetwork("10.66.0.0/24")
@@ -89,17 +89,10 @@ def node() -> Iterator[_Node]:
     made.close()
 
 
-def _eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.01)
-
-
 def test_an_address_is_taken_published_and_put_on_the_device(node: _Node) -> None:
     node.put_pool(FIRST)
     node.keeper.start()
-    _eventually(lambda: node.device_address is not None)
+    eventually(lambda: node.device_address is not None)
     assert node.ipam.by_handle(HANDLE) == (node.device_address,)
     assert node.published == str(node.device_address)
     mac = node.records.get(HostConfigKey("own", "VXLANTunnelMACAddr"))
@@ -115,7 +108,7 @@ def test_without_encapsulated_pools_only_pools_are_followed(node: _Node) -> None
     node.put_pool(FIRST, is_vxlan=False)
     node.keeper.start()
     assert node.keeper.wait_judged(10)
-    _eventually(lambda: bool(node.kernel.states))
+    eventually(lambda: bool(node.kernel.states))
     assert node.kernel.states[-1] == HostTunnels(locals=(OWN,))
     assert node.keeper.workload_mtu_bytes is None
     assert node.ipam.by_handle(HANDLE) == ()
@@ -125,10 +118,10 @@ def test_a_pool_that_comes_and_goes_while_running(node: _Node) -> None:
     node.keeper.start()
     assert node.keeper.wait_judged(10)
     node.put_pool(FIRST)
-    _eventually(lambda: node.device_address is not None)
+    eventually(lambda: node.device_address is not None)
     node.put_pool(FIRST, is_vxlan=False)
-    _eventually(lambda: node.kernel.states[-1].devices == ())
-    _eventually(lambda: node.ipam.by_handle(HANDLE) == ())
+    eventually(lambda: node.kernel.states[-1].devices == ())
+    eventually(lambda: node.ipam.by_handle(HANDLE) == ())
     assert node.published == ""
     assert node.keeper.workload_mtu_bytes is None
 
@@ -136,10 +129,10 @@ def test_a_pool_that_comes_and_goes_while_running(node: _Node) -> None:
 def test_the_address_moves_when_its_pool_is_no_longer_encapsulated(node: _Node) -> None:
     node.put_pool(FIRST)
     node.keeper.start()
-    _eventually(lambda: node.device_address is not None)
+    eventually(lambda: node.device_address is not None)
     node.put_pool(SECOND)
     node.put_pool(FIRST, is_vxlan=False)
-    _eventually(lambda: node.device_address is not None and node.device_address in SECOND)
+    eventually(lambda: node.device_address is not None and node.device_address in SECOND)
     assert node.published == str(node.device_address)
     assert node.ipam.by_handle(HANDLE) == (node.device_address,)
 
@@ -147,37 +140,37 @@ def test_the_address_moves_when_its_pool_is_no_longer_encapsulated(node: _Node) 
 def test_the_address_goes_with_a_pool_that_is_deleted(node: _Node) -> None:
     node.put_pool(FIRST)
     node.keeper.start()
-    _eventually(lambda: node.device_address is not None)
+    eventually(lambda: node.device_address is not None)
     node.records.delete(PoolKey(FIRST))
-    _eventually(lambda: node.ipam.by_handle(HANDLE) == ())
+    eventually(lambda: node.ipam.by_handle(HANDLE) == ())
     assert node.published == ""
 
 
 def test_a_disabled_pool_keeps_the_address_it_gave(node: _Node) -> None:
     node.put_pool(FIRST)
     node.keeper.start()
-    _eventually(lambda: node.device_address is not None)
+    eventually(lambda: node.device_address is not None)
     address = node.device_address
     node.put_pool(FIRST, is_disabled=True)
     node.put_pool(SECOND)
-    _eventually(lambda: not node.keeper.last_error)
+    eventually(lambda: not node.keeper.last_error)
     assert node.ipam.by_handle(HANDLE) == (address,)
 
 
 def test_an_address_freed_by_somebody_else_is_taken_anew(node: _Node) -> None:
     node.put_pool(FIRST)
     node.keeper.start()
-    _eventually(lambda: node.device_address is not None)
+    eventually(lambda: node.device_address is not None)
     node.ipam.release_by_handle([HANDLE])
-    _eventually(lambda: node.ipam.by_handle(HANDLE) != ())
-    _eventually(lambda: node.ipam.by_handle(HANDLE) == (node.device_address,))
-    _eventually(lambda: node.published == str(node.device_address))
+    eventually(lambda: node.ipam.by_handle(HANDLE) != ())
+    eventually(lambda: node.ipam.by_handle(HANDLE) == (node.device_address,))
+    eventually(lambda: node.published == str(node.device_address))
 
 
 def test_a_crash_between_two_starts_leaks_nothing(node: _Node) -> None:
     node.put_pool(FIRST)
     node.keeper.start()
-    _eventually(lambda: node.device_address is not None)
+    eventually(lambda: node.device_address is not None)
     before = node.published
     node.records.delete(ADDRESS_KEY)
     node.keeper.stop()
@@ -185,7 +178,7 @@ def test_a_crash_between_two_starts_leaks_nothing(node: _Node) -> None:
         records=node.records, ipam=node.ipam, host="own", addresses=[OWN], refresh_interval_s=0, kernel=node.kernel
     )
     again.start()
-    _eventually(lambda: node.published == before)
+    eventually(lambda: node.published == before)
     again.stop()
     assert [str(address) for address in node.ipam.by_handle(HANDLE)] == [before]
 
@@ -193,7 +186,7 @@ def test_a_crash_between_two_starts_leaks_nothing(node: _Node) -> None:
 def test_a_pool_without_addresses_is_told(node: _Node) -> None:
     node.put_pool(FIRST, is_disabled=True)
     node.keeper.start()
-    _eventually(lambda: "tunnel address of vxlan.calico" in node.keeper.last_error)
+    eventually(lambda: "tunnel address of vxlan.calico" in node.keeper.last_error)
     assert node.published == ""
 
 
@@ -201,10 +194,10 @@ def test_what_the_kernel_refuses_is_told_and_tried_again(node: _Node) -> None:
     node.kernel.failure = Failure("device tunl0", "lacks the module 'ipip'")
     node.put_pool(FIRST)
     node.keeper.start()
-    _eventually(lambda: "lacks the module 'ipip'" in node.keeper.last_error)
+    eventually(lambda: "lacks the module 'ipip'" in node.keeper.last_error)
     node.kernel.failure = None
     node.put_pool(SECOND, is_vxlan=False)
-    _eventually(lambda: node.keeper.last_error == "")
+    eventually(lambda: node.keeper.last_error == "")
 
 
 @pytest.mark.parametrize(
@@ -225,6 +218,6 @@ def test_a_pattern_names_the_interfaces_that_show_the_networks_mtu(
         node.put_pool(FIRST, is_vxlan=is_vxlan)
         node.keeper.start()
         assert node.keeper.wait_judged(10)
-        _eventually(lambda: node.keeper.workload_mtu_bytes == mtu_bytes)
+        eventually(lambda: node.keeper.workload_mtu_bytes == mtu_bytes)
     finally:
         node.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from netaddr import IPAddress
@@ -19,6 +19,7 @@ from calico_core.model.keys import ReadyKey, WorkloadEndpointKey
 from calico_core.node.agent import Agent
 from calico_core.node.busy import Busy
 from calico_core.node.vital_signs import LIMIT_S, VitalSigns
+from tests.waiting import eventually
 
 WAIT_S = 10.0
 
@@ -70,13 +71,6 @@ def node() -> Iterator[Node]:
     made = Node()
     yield made
     made.agent.stop()
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_nothing_is_ready_before_the_first_sync(node: Node) -> None:
