@@ -187,7 +187,7 @@ def parse_saved(text: str, max_elements: int) -> dict[str, NamedSet]:
             continue
         if verb == "create":
             kind = _KINDS.get(tuple(value.split()[:3]), "")
-            if not kind or not name.startswith(set_prefix(kind)) or f"maxelem {max_elements}" not in value:
+            if not kind or not name.startswith(set_prefix(kind)) or f" maxelem {max_elements} " not in f"{value} ":
                 kind = ""
             kinds[name], found[name] = kind, []
             parsers[name] = _PARSERS.get(kind, str)

@@ -172,3 +172,9 @@ def test_few_members_change_by_themselves_and_many_as_one() -> None:
     desired = Table(sets={"calico-4h-a": NamedSet("hosts4", FrozenBitMap([1]))})
     replaced = write_commands(reconcile(desired, Table()), desired, Table(), max_elements=9, in_the_way={"calico-4h-a"})
     assert [each.text.split()[0] for each in replaced] == ["create", "flush", "add", "swap", "destroy"]
+
+
+@pytest.mark.parametrize(("stands", "is_known"), [(9, True), (90, False), (99, False), (8, False)])
+def test_a_set_of_another_size_is_none_of_ours_though_its_number_begins_alike(stands: int, is_known: bool) -> None:
+    found = parse_sets(f"create calico-4h-a hash:ip family inet hashsize 64 maxelem {stands} bucketsize 12\n", 9)
+    assert bool(found["calico-4h-a"].kind) is is_known
