@@ -5,7 +5,6 @@ Environment and files of hosts come before the datastore, and only the hosts kno
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,8 +29,8 @@ _FIELDS = {field.name: field for field in FIELDS}
 
 
 class HostSettings:
-    """``defaults``: where the records say nothing. A value that cannot be used counts as not there, as it does for a
-    node that starts."""
+    """``defaults``: where the records say nothing. A value that cannot be used counts as not there, or as one that says
+    the default, as it does for a node that starts."""
 
     def __init__(self, records: Mapping[Key, Any], defaults: Settings) -> None:
         self._records, self._defaults = records, defaults
@@ -41,9 +40,13 @@ class HostSettings:
         keys = [HostConfigKey(host, each) for each in field.config]
         for key in (*keys, *map(GlobalConfigKey, field.config)):
             text = self._records.get(key)
-            if text:
-                with contextlib.suppress(CalicoError):
-                    return field.parse(text)
+            if not text:
+                continue
+            try:
+                return field.parse(text)
+            except CalicoError:
+                if field.has_fallback:
+                    break
         return default
 
     def failsafe_ports(self, host: str, direction: Direction) -> tuple[Failsafe, ...]:
