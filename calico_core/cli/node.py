@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from calico_core.settings import Settings
 
 _STOP_TIMEOUT_S = 20.0
-_RESTART_TIMEOUT_S = 45.0
+_RESTART_TIMEOUT_S = 90.0
 
 
 @click.group()
