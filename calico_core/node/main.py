@@ -78,16 +78,21 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
         _complain(str(error))
         return 2
     runtime = Runtime(settings, environment, targets, listeners)
-    asked = SignalActions({signal.SIGHUP: targets.reopen, signal.SIGUSR1: runtime.tell_statistics})
     is_asked = False
 
-    def ask(_signal: int, _frame: object) -> None:
+    def end() -> None:
         nonlocal is_asked
         is_asked = True
         runtime.stopping.set()
 
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, ask)
+    asked = SignalActions(
+        {
+            signal.SIGTERM: end,
+            signal.SIGINT: end,
+            signal.SIGHUP: targets.reopen,
+            signal.SIGUSR1: runtime.tell_statistics,
+        }
+    )
     deaths = ThreadDeaths(runtime.stopping.set)
     deaths.watch()
     asked.start()
