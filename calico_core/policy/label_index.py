@@ -277,7 +277,7 @@ class LabelIndex:
             self._stale.clear()
         else:
             stale = set()
-        if self._unposted:
+        if self._is_bulk and self._unposted:
             self._fill(self._postings.keys.keys() - stale, self._unposted)
             self._unposted.clear()
 

@@ -28,7 +28,7 @@ from calico_core.model.selectors import (
     Or,
     TextMatch,
 )
-from calico_core.policy.one_or_several import OneOrSeveral, count, each, with_one, without
+from calico_core.policy.one_or_several import OneOrSeveral, count, with_one, without
 
 EMPTY = BitMap()
 """Never changed."""
@@ -261,8 +261,12 @@ class Postings:
             if key.filed:
                 found |= key.filed
             posting = key.values.get(value)
-            if posting is not None and posting.filed is not None:
-                found.update(each(posting.filed))
+            if posting is None:
+                continue
+            if isinstance(posting.filed, set):
+                found |= posting.filed
+            elif posting.filed is not None:
+                found.add(posting.filed)
         return found
 
     def evaluate(self, node: Node) -> Result:
