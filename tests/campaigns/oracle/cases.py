@@ -208,21 +208,35 @@ _own_host_endpoints = st.fixed_dictionaries(
         "labels": _labels,
     }
 ).map(_kept).filter(lambda record: "name" in record or record["expected_ipv4_addrs"])  # fmt: skip
+_early = st.fixed_dictionaries(
+    {
+        "selector": st.just("all()"),
+        "inbound_rules": st.tuples(_rules(), st.just({"action": "allow"})).map(list),
+        "outbound_rules": _rule_lists,
+        "untracked": st.just(True),
+        "apply_on_forward": st.just(True),
+    }
+)
+_to_some = st.sampled_from(["198.51.100.0/24", "10.65.0.0/16"]).map(
+    lambda net: {"inbound_rules": [{"action": "allow", "dst_net": net}], "outbound_rules": [{"action": "allow"}]}
+)
+_floating = {
+    "state": "active", "name": "cali0", "profile_ids": ["p0"],
+    "ipv4_nets": [f"{each}/32" for each in PAIRS[0][0]], "ipv6_nets": [],
+    "ipv4_nat": [{"ext_ip": each, "int_ip": PAIRS[0][0][0]} for each in FLOATING[0]],
+}  # fmt: skip
 _open_early = st.fixed_dictionaries(
     {
         f"/calico/v1/host/{HOST}/endpoint/e0": st.just(
             {"name": "up0", "expected_ipv4_addrs": [], "profile_ids": ["p0"]}
         ),
-        "/calico/v1/policy/tier/default/policy/early": st.fixed_dictionaries(
-            {
-                "selector": st.just("all()"),
-                "inbound_rules": st.tuples(_rules(), st.just({"action": "allow"})).map(list),
-                "outbound_rules": _rule_lists,
-            }
-        ).map(lambda record: {**record, "untracked": True, "apply_on_forward": True}),
+        "/calico/v1/policy/tier/default/policy/early": _early,
+        "/calico/v1/policy/profile/p0/rules": _to_some,
+        f"/calico/v1/host/{HOST}/workload/k8s/w0/endpoint/eth0": st.just(_floating),
     }
 )
-"""Most of what comes over the uplink is let in untracked, and so never translated."""
+"""Most of what comes over the uplink is let in untracked, and so never translated; whether it is, policy can tell, for
+nothing else has a say."""
 _network_sets = st.fixed_dictionaries({"nets": _some(_NETS, 4), "labels": _labels})
 
 
@@ -279,8 +293,6 @@ def _step(draw: st.DrawFn, *, is_first: bool) -> dict[str, Any]:
         found |= {} if limit is None else {SET_LIMIT: limit}
         server = draw(st.sampled_from([None, None, KNOWN_HOST[0], "127.0.0.1", OUTSIDE[0][0], REMOTE[0][0]]))
         found |= {} if server is None else {METADATA_SERVER: server}
-        if draw(st.integers(0, 5)) == 0:
-            found |= draw(_open_early)
         for cidr in draw(_some(TUNNEL_POOLS, 2)):
             found[_pool_path(cidr)] = {"cidr": cidr, **draw(st.sampled_from(_ENCAPSULATIONS))}
     for cidr in (*_OWN_POOLS, *_REMOTE_POOLS):
@@ -292,6 +304,9 @@ def _step(draw: st.DrawFn, *, is_first: bool) -> dict[str, Any]:
     for paths, records in _choices:
         for path in draw(_some(paths, 3 if is_first else 1)):
             found[path] = draw(records) if is_first or draw(st.integers(0, 3)) else None
+    if is_first and draw(st.integers(0, 7)) == 0:
+        others = ("/calico/v1/policy/tier/", f"/calico/v1/host/{HOST}/endpoint/")
+        found = {path: record for path, record in found.items() if not path.startswith(others)} | draw(_open_early)
     return found
 
 
