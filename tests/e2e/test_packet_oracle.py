@@ -76,6 +76,48 @@ def test_what_a_profile_passes_on_is_allowed(dataplane: str, action: str) -> Non
     assert oracle.outcomes == {"allow": 2, "deny": 2}
 
 
+@pytest.mark.parametrize(
+    "dataplane",
+    [
+        "nftables",
+        pytest.param(
+            "iptables", marks=pytest.mark.skipif(not _has_iptables, reason="iptables and ipset are not installed")
+        ),
+    ],
+)
+def test_what_is_let_in_untracked_is_not_translated(dataplane: str) -> None:
+    """It comes to the workload by the route of the floating address, and its policy sees that."""
+    own, external = PAIRS[0][0][0], FLOATING[0][0]
+    untracked = {"selector": "all()", "untracked": True, "apply_on_forward": True,
+                 "inbound_rules": [{"action": "allow", "protocol": "tcp"}]}  # fmt: skip
+    records: dict[str, Any] = {
+        "/calico/v1/host/here/endpoint/e0": {"name": "up0", "profile_ids": ["p0"]},
+        "/calico/v1/policy/tier/default/policy/early": untracked,
+        workload_path(0): {
+            "state": "active",
+            "name": "cali0",
+            "profile_ids": ["p0"],
+            "ipv4_nets": [f"{own}/32"],
+            "ipv4_nat": [{"ext_ip": external, "int_ip": own}],
+        },
+    }
+    ends = {"via": "up0", "src": OUTSIDE[0][0], "dst": external, "sport": 1000, "dport": 80}
+    probes = [{**ends, "protocol": protocol} for protocol in (6, 17)]
+    seen: list[dict[str, int]] = []
+    with Bench(dataplane) as bench:
+        for net in (own, external):
+            rules = {"inbound_rules": [{"action": "allow", "dst_net": f"{net}/32", "protocol": "udp"}]}
+            records["/calico/v1/policy/profile/p0/rules"] = rules
+            oracle = campaign.Oracle(bench)
+            oracle.ask({"to_host": "RETURN", "steps": [records], "probes": probes})
+            seen.append(dict(oracle.outcomes))
+            rules["inbound_rules"][0]["protocol"] = "tcp"
+            oracle.ask({"to_host": "RETURN", "steps": [records], "probes": probes})
+            seen.append(dict(oracle.outcomes))
+    # UDP is translated, so only its own address counts; TCP is not, so only the floating one does
+    assert seen == [{"allow": 1, "deny": 1}, {"allow": 1, "deny": 3}, {"deny": 2}, {"allow": 1, "deny": 3}]
+
+
 class Undone(campaign.Oracle):
     """Somebody else removes what the driver has just made."""
 

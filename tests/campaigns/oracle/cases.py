@@ -12,6 +12,20 @@ from typing import Any
 from hypothesis import strategies as st
 from netaddr import IPNetwork
 
+from tests.campaigns.oracle.policies import (
+    NETS,
+    PROFILES,
+    TAGS,
+    kept,
+    labels,
+    named_ports,
+    open_or_not,
+    policies,
+    rule_lists,
+    rules,
+    some,
+    tiers,
+)
 from tests.campaigns.oracle.ways import HOST, Flow
 
 WORKLOADS, PROBES = 4, 160
@@ -33,122 +47,16 @@ METADATA_SERVER, METADATA_PORT, METADATA = "/calico/v1/config/MetadataAddr", 877
 """What a node reads once stands from the beginning, where it does: how many members a set may have, and where the
 metadata address leads."""
 OWN_MAC, OTHER_MAC = "02:00:00:00:65:0{}", "02:00:00:00:99:09"
-_NETS = (
-    "10.65.0.0/31", "10.65.0.0/16", "10.65.1.1/32", "10.65.2.0/23", "10.66.0.0/30", "198.51.100.0/24", "0.0.0.0/0",
-    "fd65::/16", "fd65:1::1/128", "fd65:2::/31", "fd66::2/127", "2001:db8::/32", "::/0",
-)  # fmt: skip
 _PREFIXES = (
     "10.66.0.0/31", "10.65.0.0/16", "10.65.2.0/25", "198.51.100.0/24", "0.0.0.0/1",
     "fd66::2/127", "fd65::/16", "fd00::/8",
 )  # fmt: skip
 """What workloads may be let send from; none holds an address of the host, which the kernel believes from nobody."""
-_PROFILES, _TAGS, _KEYS, _VALUES = ("p0", "p1", "p2"), ("t0", "t1"), ("a", "b", "c"), ("x", "y", "xy")
-_SELECTORS = (
-    "", "all()", "a == 'x'", 'a == "x"', "a != 'x'", "has(a)", "!has(a)", "b in {'y', 'x'}", "b not in {'x'}",
-    "a == 'x' && has(b)", "a == 'x' || b == 'y'", "!(a == 'x' || has(c))", "a starts with 'x' && c != 'y'",
-    "c contains 'y'", "b ends with 'y' || !has(a)", "has(a) && has(b) && has(c)", "global()", "a in {'x'} && b == 'y'",
-)  # fmt: skip
 _PORTS = [80, 80, 443, 443, 90, 5000, 53, 4789]
 _SOURCE_PORTS = [1000, 1001, 1002, 1003, 2000, 2001]
-_RULE_PORTS: list[Any] = [80, 443, "80:100", 5000, "1:1023", "0:65535", 53, "http", "http", "dns"]
-_RULE_SOURCE_PORTS: list[Any] = [1000, "1000:1001", "1002:2000", 2001, "0:65535"]
-_PORT_PROTOCOLS = ("tcp", 17, "sctp", "132", "udp", "6")
-
-_selectors = st.sampled_from(_SELECTORS)
-_orders: st.SearchStrategy[Any] = st.sampled_from([None, "default", 1, 2, 10.5])
-_labels = st.dictionaries(st.sampled_from(_KEYS), st.sampled_from(_VALUES), max_size=3)
-
-
-def _some(values: Any, most: int = 2) -> st.SearchStrategy[list[Any]]:
-    return st.lists(st.sampled_from(values), unique=True, max_size=most)
-
-
-@st.composite
-def _rules(draw: st.DrawFn) -> dict[str, Any]:
-    """Any valid rule, and now and then one with a field that does not exist."""
-    rule: dict[str, Any] = {
-        "action": draw(st.sampled_from(["allow"] * 4 + ["deny", "reject", "next-tier", "pass", "log"]))
-    }
-    protocol = draw(st.sampled_from([None, None, None, *_PORT_PROTOCOLS, "icmp", "icmpv6", 200]))
-    if protocol is not None:
-        rule["protocol"] = protocol
-    if protocol in _PORT_PROTOCOLS:
-        for name in draw(_some(["src_ports", "!src_ports", "dst_ports", "dst_ports", "!dst_ports"])):
-            rule[name] = draw(_some(_RULE_PORTS if "dst" in name else _RULE_SOURCE_PORTS, 3))
-        if draw(st.integers(0, 15)) == 0:  # more than one multiport match takes
-            rule["dst_ports"] = [*range(60, 100, 2), "440:445"]
-    if protocol in ("icmp", "icmpv6"):
-        for sign in draw(_some(["", "!"], 2)):
-            rule[f"{sign}icmp_type"] = draw(st.sampled_from([8, 13] if protocol == "icmp" else [128]))
-            code = draw(st.sampled_from([None, 0, 1]))
-            if code is not None:
-                rule[f"{sign}icmp_code"] = code
-    version = draw(st.sampled_from([None] * 6 + [4, 6])) if protocol not in ("icmp", "icmpv6") else None
-    nets = [each for each in _NETS if version is None or (":" in each) == (version == 6)]
-    if version is not None:
-        rule["ip_version"] = version
-    for side in ("src", "dst"):
-        for choice in draw(_some(["net", "!net", "nets", "!nets", "tag", "!tag", "selector", "!selector"], 1)):
-            sign, kind = ("!", choice[1:]) if choice.startswith("!") else ("", choice)
-            values: Any = {"net": st.sampled_from(nets), "nets": _some(nets, 3), "tag": st.sampled_from(_TAGS)}
-            rule[f"{sign}{side}_{kind}"] = draw(values.get(kind, _selectors))
-    if draw(st.integers(0, 5)) == 0:
-        rule["!protocol"] = draw(st.sampled_from(["tcp", "udp", 58, "1"]))
-    if draw(st.integers(0, 9)) == 0:
-        rule["log_prefix"] = draw(st.sampled_from(["hit", "a b/c"]))
-    if draw(st.integers(0, 60)) == 0:
-        rule["dst_colour"] = "blue"
-    return rule
-
-
-_rule_lists = st.lists(_rules(), max_size=3)
-
-
-def _kept(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if value is not None}
-
-
-def _with_hook(record: dict[str, Any]) -> dict[str, Any]:
-    hook = record.pop("hook")
-    return _kept(record if hook is None else {**record, hook: True, "apply_on_forward": True})
-
-
-_ports = st.lists(
-    st.fixed_dictionaries(
-        {"name": st.sampled_from(["http", "dns"]), "protocol": st.sampled_from(["tcp", 17, "sctp"]),
-         "port": st.sampled_from([80, 443, 53, 5000])}
-    ),
-    max_size=2,
-)  # fmt: skip
-_policies = st.fixed_dictionaries(
-    {
-        "selector": _selectors,
-        "order": _orders,
-        "inbound_rules": _rule_lists,
-        "outbound_rules": _rule_lists,
-        "types": st.sampled_from([None, None, None, ["ingress"], ["egress"], ["ingress", "egress"]]),
-        "staged": st.sampled_from([None] * 9 + [True]),
-        "apply_on_forward": st.sampled_from([None] * 3 + [True]),
-        "hook": st.sampled_from([None] * 8 + ["untracked", "pre_dnat"]),
-    }
-).map(_with_hook)
-_tiers = st.fixed_dictionaries(
-    {"order": _orders, "defaultAction": st.sampled_from([None, "deny", "pass"])}
-).map(_kept)  # fmt: skip
-_profile_rules = st.fixed_dictionaries({"inbound_rules": _rule_lists, "outbound_rules": _rule_lists})
-_passed_on = st.fixed_dictionaries(
-    {
-        direction: st.tuples(_rules(), st.sampled_from([{"action": "pass"}, {"action": "next-tier"}])).map(list)
-        for direction in ("inbound_rules", "outbound_rules")
-    }
-)
-"""In a profile, what is passed on is allowed."""
-_OPEN = {"inbound_rules": [{"action": "allow"}], "outbound_rules": [{"action": "allow"}]}
-_open_or_not = st.one_of(st.just(_OPEN), st.just(_OPEN), _passed_on, _profile_rules)
-
 
 _profile_ids = st.one_of(
-    st.just(["p0"]), _some(_PROFILES, 3).map(lambda some: ["p0", *some[:2]]), _some((*_PROFILES, "missing"), 3)
+    st.just(["p0"]), some(PROFILES, 3).map(lambda some: ["p0", *some[:2]]), some((*PROFILES, "missing"), 3)
 ).map(lambda names: list(dict.fromkeys(names)))
 
 
@@ -161,11 +69,11 @@ def _workload(draw: st.DrawFn, number: int) -> dict[str, Any]:
         "profile_ids": draw(_profile_ids),
         "ipv4_nets": [f"{each}/32" for each in draw(st.sampled_from([v4, v4, v4[:1], v4[1:], []]))],
         "ipv6_nets": [f"{each}/128" for each in draw(st.sampled_from([v6, v6, v6[:1], []]))],
-        "labels": draw(_labels),
-        "ports": draw(_ports),
+        "labels": draw(labels),
+        "ports": draw(named_ports),
     }
     if draw(st.booleans()):
-        record["allow_spoofed_source_ips"] = draw(_some(_PREFIXES))
+        record["allow_spoofed_source_ips"] = draw(some(_PREFIXES))
     if draw(st.booleans()):
         record["mac"] = OWN_MAC.format(number)
     for family, version, width in ((0, 4, 32), (1, 6, 128)):
@@ -175,7 +83,7 @@ def _workload(draw: st.DrawFn, number: int) -> dict[str, Any]:
         if nets and draw(st.integers(0, 3)) == 3:
             record[f"ipv{version}_nat"] = [
                 {"ext_ip": external, "int_ip": draw(st.sampled_from(nets)).partition("/")[0]}
-                for external in draw(_some(FLOATING[family], 2))
+                for external in draw(some(FLOATING[family], 2))
             ]
     return record
 
@@ -190,40 +98,54 @@ def _remote(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "state": "active",
         "name": "cali77",
-        "profile_ids": draw(_some(_PROFILES)),
-        "ipv4_nets": [f"{each}/32" for each in draw(_some(REMOTE[0]))],
-        "ipv6_nets": [f"{each}/128" for each in draw(_some(REMOTE[1], 1))],
-        "labels": draw(_labels),
+        "profile_ids": draw(some(PROFILES)),
+        "ipv4_nets": [f"{each}/32" for each in draw(some(REMOTE[0]))],
+        "ipv6_nets": [f"{each}/128" for each in draw(some(REMOTE[1], 1))],
+        "labels": draw(labels),
     }
 
 
 _host_endpoints = st.fixed_dictionaries(
-    {"expected_ipv4_addrs": _some(REMOTE[0]), "profile_ids": _some(_PROFILES), "labels": _labels}
+    {"expected_ipv4_addrs": some(REMOTE[0]), "profile_ids": some(PROFILES), "labels": labels}
 ).map(lambda record: {**record, "name": "eth9"})
 _own_host_endpoints = st.fixed_dictionaries(
     {
         "name": st.sampled_from(["up0", "up0", "up9", "*", "*", None]),
         "expected_ipv4_addrs": st.sampled_from([[], [KNOWN_HOST[0]], ["192.0.2.77"]]),
-        "profile_ids": _some(_PROFILES),
-        "labels": _labels,
+        "profile_ids": some(PROFILES),
+        "labels": labels,
     }
-).map(_kept).filter(lambda record: "name" in record or record["expected_ipv4_addrs"])  # fmt: skip
+).map(kept).filter(lambda record: "name" in record or record["expected_ipv4_addrs"])  # fmt: skip
+_early = st.fixed_dictionaries(
+    {
+        "selector": st.just("all()"),
+        "inbound_rules": st.tuples(rules(), st.just({"action": "allow"})).map(list),
+        "outbound_rules": rule_lists,
+        "untracked": st.just(True),
+        "apply_on_forward": st.just(True),
+    }
+)
+_to_some = st.sampled_from(["198.51.100.0/24", "10.65.0.0/16"]).map(
+    lambda net: {"inbound_rules": [{"action": "allow", "dst_net": net}], "outbound_rules": [{"action": "allow"}]}
+)
+_floating = {
+    "state": "active", "name": "cali0", "profile_ids": ["p0"],
+    "ipv4_nets": [f"{each}/32" for each in PAIRS[0][0]], "ipv6_nets": [],
+    "ipv4_nat": [{"ext_ip": each, "int_ip": PAIRS[0][0][0]} for each in FLOATING[0]],
+}  # fmt: skip
 _open_early = st.fixed_dictionaries(
     {
         f"/calico/v1/host/{HOST}/endpoint/e0": st.just(
             {"name": "up0", "expected_ipv4_addrs": [], "profile_ids": ["p0"]}
         ),
-        "/calico/v1/policy/tier/default/policy/early": st.fixed_dictionaries(
-            {
-                "selector": st.just("all()"),
-                "inbound_rules": st.tuples(_rules(), st.just({"action": "allow"})).map(list),
-                "outbound_rules": _rule_lists,
-            }
-        ).map(lambda record: {**record, "untracked": True, "apply_on_forward": True}),
+        "/calico/v1/policy/tier/default/policy/early": _early,
+        "/calico/v1/policy/profile/p0/rules": _to_some,
+        f"/calico/v1/host/{HOST}/workload/k8s/w0/endpoint/eth0": st.just(_floating),
     }
 )
-"""Most of what comes over the uplink is let in untracked, and so never translated."""
-_network_sets = st.fixed_dictionaries({"nets": _some(_NETS, 4), "labels": _labels})
+"""Most of what comes over the uplink is let in untracked, and so never translated; whether it is, policy can tell, for
+nothing else has a say."""
+_network_sets = st.fixed_dictionaries({"nets": some(NETS, 4), "labels": labels})
 
 
 def workload_path(number: int, host: str = HOST) -> str:
@@ -255,12 +177,12 @@ _choices: list[tuple[list[str], st.SearchStrategy[Any]]] = [
     (["/calico/v1/host/there/endpoint/e"], _host_endpoints),
     ([f"/calico/v1/host/{HOST}/endpoint/{each}" for each in ("e0", "e1")], _own_host_endpoints),
     (["/calico/v1/netset/s0", "/calico/v1/netset/s1"], _network_sets),
-    ([f"/calico/v1/policy/profile/{each}/rules" for each in _PROFILES], _open_or_not),
-    ([f"/calico/v1/policy/profile/{each}/labels" for each in _PROFILES], _labels),
-    ([f"/calico/v1/policy/profile/{each}/tags" for each in _PROFILES], _some(_TAGS)),
+    ([f"/calico/v1/policy/profile/{each}/rules" for each in PROFILES], open_or_not),
+    ([f"/calico/v1/policy/profile/{each}/labels" for each in PROFILES], labels),
+    ([f"/calico/v1/policy/profile/{each}/tags" for each in PROFILES], some(TAGS)),
     ([f"/calico/v1/policy/tier/{tier}/policy/{name}" for tier in ("default", "t1", "t2") for name in ("n1", "n2")],
-     _policies),
-    ([f"/calico/v1/policy/tier/{tier}/metadata" for tier in ("default", "t1", "t2")], _tiers),
+     policies),
+    ([f"/calico/v1/policy/tier/{tier}/metadata" for tier in ("default", "t1", "t2")], tiers),
 ]  # fmt: skip
 
 
@@ -274,14 +196,12 @@ def _step(draw: st.DrawFn, *, is_first: bool) -> dict[str, Any]:
         elif not is_first and draw(st.integers(0, 7)) == 0:
             found[workload_path(number)] = None
     if is_first:
-        found["/calico/v1/policy/profile/p0/rules"] = draw(_open_or_not)
+        found["/calico/v1/policy/profile/p0/rules"] = draw(open_or_not)
         limit = draw(st.sampled_from([None, None, None, "1", "3", "5", "9"]))
         found |= {} if limit is None else {SET_LIMIT: limit}
         server = draw(st.sampled_from([None, None, KNOWN_HOST[0], "127.0.0.1", OUTSIDE[0][0], REMOTE[0][0]]))
         found |= {} if server is None else {METADATA_SERVER: server}
-        if draw(st.integers(0, 5)) == 0:
-            found |= draw(_open_early)
-        for cidr in draw(_some(TUNNEL_POOLS, 2)):
+        for cidr in draw(some(TUNNEL_POOLS, 2)):
             found[_pool_path(cidr)] = {"cidr": cidr, **draw(st.sampled_from(_ENCAPSULATIONS))}
     for cidr in (*_OWN_POOLS, *_REMOTE_POOLS):
         likely = 9 if cidr in _OWN_POOLS else 4
@@ -290,8 +210,11 @@ def _step(draw: st.DrawFn, *, is_first: bool) -> dict[str, Any]:
         elif not is_first and draw(st.integers(0, 9)) == 0:
             found[_pool_path(cidr)] = None
     for paths, records in _choices:
-        for path in draw(_some(paths, 3 if is_first else 1)):
+        for path in draw(some(paths, 3 if is_first else 1)):
             found[path] = draw(records) if is_first or draw(st.integers(0, 3)) else None
+    if is_first and draw(st.integers(0, 7)) == 0:
+        others = ("/calico/v1/policy/tier/", f"/calico/v1/host/{HOST}/endpoint/")
+        found = {path: record for path, record in found.items() if not path.startswith(others)} | draw(_open_early)
     return found
 
 

@@ -71,6 +71,7 @@ def test_each_host_has_its_own_limit_and_one_that_cannot_be_used_counts_as_none(
     found = naming(Rule(src_tag="p"))
     found[HostConfigKey("h2", LIMIT)] = "3"
     assert decision(found).outcome == "allow"
+    del found[GlobalConfigKey(LIMIT)]
     found[HostConfigKey("h2", LIMIT)] = "many"
     assert decision(found).outcome == "allow", "what nobody names is far above"
     found[HostConfigKey("h2", LIMIT)] = "1"
