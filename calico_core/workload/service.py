@@ -6,6 +6,7 @@ agent sees the record and programs its policy while the interface is being made;
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -34,6 +35,7 @@ log = get_logger(__name__)
 
 _LOCK_TIMEOUT_S = 30.0
 _LEAVING_S = 5.0
+_PAUSE_S = 0.01
 
 
 class WorkloadService(Workloads):
@@ -156,13 +158,17 @@ class WorkloadService(Workloads):
             routes=request.routes,
             allow_ip_forwarding=request.allow_ip_forwarding,
         )
-        try:
-            return self._wiring.attach(wanted)
-        except InterfaceTaken as taken:
-            if not self._links.await_gone(taken.owner, timeout_s=_LEAVING_S):
-                raise
-            log.info("endpoint.waited_for_leaving", endpoint=request.key.path, interface=taken.owner)
-            return self._wiring.attach(wanted)
+        deadline = time.monotonic() + _LEAVING_S
+        while True:
+            try:
+                return self._wiring.attach(wanted)
+            except InterfaceTaken as taken:
+                # where another of that name came at once, the agent may lead the address to it for a moment yet
+                left_s = deadline - time.monotonic()
+                if left_s <= 0 or not self._links.await_gone(taken.owner, timeout_s=left_s):
+                    raise
+                log.info("endpoint.waited_for_leaving", endpoint=request.key.path, interface=taken.owner)
+                time.sleep(_PAUSE_S)
 
     # --- detach ----------------------------------------------------------------------------------
 

@@ -688,6 +688,28 @@ def test_an_address_whose_last_interface_is_still_leaving_is_waited_for(
     service.close()
 
 
+def test_an_address_that_still_leads_to_the_next_interface_of_that_name_is_waited_for(
+    bench: Bench, second_key: WorkloadEndpointKey
+) -> None:
+    """The agent has not heard yet that the container which is back under its name has another address now."""
+    kernel = SlowKernel(bench.wiring, "calic1")
+    service = WorkloadService(
+        records=bench.records, ipam=bench.ipam, wiring=cast("WorkloadWiring", kernel), gate=bench.gate, host="rack-a"
+    )
+    service.attach(bench.attach_request())
+    kernel.may_go.set()
+    assert service.detach(bench.detach_request())
+    kernel.has_gone = False  # its route is there again
+    service.attach(bench.attach_request())
+    with ThreadPoolExecutor(1) as pool:
+        attaching = pool.submit(service.attach, bench.attach_request("c2", key=second_key))
+        assert kernel.met.wait(10)
+        assert not attaching.done()
+        kernel.has_gone = True
+        assert attaching.result(10).interface == "calic2"
+    service.close()
+
+
 def test_an_address_that_belongs_to_an_interface_that_stays_is_refused(
     bench: Bench, second_key: WorkloadEndpointKey
 ) -> None:
