@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from shutil import which
 from typing import Any, NamedTuple, Self
 
 import pytest
 
+from calico_cni.compiler import COMPILER
 from calico_core.lab.host import LabHost
 from tests.doubles.systemd import Systemd, is_installed
 from tests.e2e.cni.containers import Container, assert_settles, containers, finish, whole_state
@@ -114,7 +116,13 @@ def wait_until_it_serves(host: LabHost) -> None:
         assert time.monotonic() < deadline, host.node_log.read_text()[-4000:]
 
 
-@pytest.mark.parametrize("shim", ["compiled", "python"])
+@pytest.mark.parametrize(
+    "shim",
+    [
+        pytest.param("compiled", marks=pytest.mark.skipif(not which(COMPILER), reason="no C compiler is installed")),
+        "python",
+    ],
+)
 def test_in_place_no_call_fails_and_none_runs_in_process(
     make_lab: MakeLab, ledger: Ledger, shim: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
