@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from calico_core.dataplane.iptables.driver import IptablesDataplane
@@ -52,7 +52,8 @@ class Host:
                 self._run(f"{program} -t {table} -F; {program} -t {table} -X")
 
     def damage(self, blow: tuple[int, int, int]) -> None:
-        """One blow; what the kernel does not let happen is none."""
+        """One blow; what the kernel does not let happen is none. A rule of somebody else's that names a set of ours is
+        not among them: it holds the set for as long as it stands."""
         kind, *picks = blow
         made = self._nft_blows(*picks) if self.driver == "nftables" else self._iptables_blows(*picks)
         self._run(made[kind % len(made)])
@@ -104,7 +105,6 @@ class Host:
             f"{program} {chain.format('-A')} -j {other.split()[-1]}",
             f"{program} -N mine; {program} -A mine -j {other.split()[-1]}",
             f"ipset flush {one_set}",
-            f"{program} -I OUTPUT -m set --match-set {one_set} dst -j ACCEPT",
             f"{program} -F; {program} -X; ipset destroy {one_set}; ipset create {one_set} hash:mac",
         ]
 
@@ -123,7 +123,14 @@ _NUMBERS = st.integers(0, 999)
 _BLOWS = st.tuples(st.tuples(_NUMBERS, _NUMBERS, _NUMBERS), st.booleans())
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+# a smaller example takes the kernel minutes to find; print_blob brings the same one again
+@settings(
+    max_examples=8,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=(Phase.explicit, Phase.generate),
+    print_blob=True,
+)
 @given(steps=st.lists(st.tuples(host_states(), _BLOWS), min_size=2, max_size=4))
 def test_a_batch_and_a_resync_make_good_whatever_was_done(host: Host, steps: list[Any]) -> None:
     host.clear()

@@ -276,7 +276,7 @@ def test_a_plugin_that_only_the_caller_sees(
     error = call("ADD", ipam={"type": "passwd"})  # a file, and not to be executed
     assert (error["code"], "is not in CNI_PATH" in error["msg"]) == (104, True), error
     result = call("ADD")
-    assert result["ips"] == [{"address": "10.77.0.2/32", "interface": 1}], result
+    assert result.get("ips") == [{"address": "10.77.0.2/32", "interface": 1}], result
     assert taken(leases) == ["10.77.0.2"]
     assert list(hidden.iterdir()) == [], "the node does not see it"
     assert call("CHECK", prevResult=result) is None

@@ -10,6 +10,7 @@ import pytest
 
 from calico_core.dataplane.linux import netns
 from calico_core.errors import InvalidRequest, KernelRefused, NamespaceGone
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.needs_root
 
@@ -42,7 +43,7 @@ def test_an_exception_comes_back_and_the_worker_goes_home(container):
         os.close(own)
 
 
-def test_no_thread_stays_behind_to_keep_a_namespace_alive(container, eventually):
+def test_no_thread_stays_behind_to_keep_a_namespace_alive(container):
     """A thread that was joined may be there for a moment yet: the kernel ends it after Python did. So it is with the
     one that made the namespace."""
 
