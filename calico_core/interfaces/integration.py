@@ -60,13 +60,15 @@ class IntegrationContext(Value, frozen=True):
 class Call(Value, frozen=True):
     """One execution of a shim: program name, its environment and standard input; ``namespace_fd`` is the network
     namespace it opened for us, if any. ``mounts_fd`` is the mount namespace it stands in, where that is another than
-    the node's: files that the call names lie there. Both are valid until the reply."""
+    the node's, and ``root_fd`` the directory that is its root there: files that the call names lie below it. All are
+    valid until the reply."""
 
     program: str
     environment: dict[str, str]
     stdin: bytes
     namespace_fd: int | None = None
     mounts_fd: int | None = None
+    root_fd: int | None = None
 
 
 class CallReply(Value, frozen=True):

@@ -105,10 +105,8 @@ class SocketServer:
                     # after its own detach would stay for ever
                     log.warning("call.abandoned", program=call.program)
                     return
-                mounts_fd = _other_mounts(pid)
-                if mounts_fd is not None:
-                    descriptors.append(mounts_fd)
-                    call = msgspec.structs.replace(call, mounts_fd=mounts_fd)
+                mounts_fd, root_fd = _other_mounts(pid, descriptors)
+                call = msgspec.structs.replace(call, mounts_fd=mounts_fd, root_fd=root_fd)
                 with bound(program=call.program):
                     reply = self._answer(call, pid)
                 connection.settimeout(_READ_TIMEOUT_S)
@@ -225,12 +223,19 @@ def _is_elsewhere(pid: int) -> bool:
         return False
 
 
-def _other_mounts(pid: int) -> int | None:
-    """The peer's mount namespace, where it is another than this process's and can be looked at."""
+def _other_mounts(pid: int, descriptors: list[int]) -> tuple[int, int] | tuple[None, None]:
+    """The peer's mount namespace and its root there, where that is another namespace than this process's and can be
+    looked at; added to ``descriptors``. To enter the namespace alone would be to stand at *its* root."""
     try:
-        return os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC) if _differs(pid, "mnt") else None
+        if not _differs(pid, "mnt"):
+            return None, None
+        mounts_fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        descriptors.append(mounts_fd)
+        root_fd = os.open(f"/proc/{pid}/root", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptors.append(root_fd)
     except OSError:
-        return None
+        return None, None
+    return mounts_fd, root_fd
 
 
 def _differs(pid: int, kind: str) -> bool:

@@ -57,7 +57,7 @@ class Delegate:
         self._plugin = plugin
         self._stdin = call.stdin
         self._search = call.environment.get("CNI_PATH", "")
-        self._mounts_fd = call.mounts_fd
+        self._enter_fds = () if call.mounts_fd is None or call.root_fd is None else (call.mounts_fd, call.root_fd)
         self._environment = _environment(call.environment)
 
     def add(self, version: str) -> tuple[IPAddress, ...]:
@@ -106,10 +106,11 @@ class Delegate:
         return tuple(sorted(found, key=lambda address: (address.version, address.value)))
 
     def _run(self, command: str, stdin: bytes) -> bytes:
-        if self._mounts_fd is None:
+        if not self._enter_fds:
             return self._run_here(command, stdin)
+        mounts, root = (f"/proc/self/fd/{each}" for each in self._enter_fds)
         for path in self._paths():
-            argv = (_enter_program(), f"--mount=/proc/self/fd/{self._mounts_fd}", "--", path)
+            argv = (_enter_program(), f"--mount={mounts}", f"--root={root}", "--", path)
             done = self._start(argv, command, stdin)
             if done.returncode and done.stderr.startswith(_NOT_ENTERED):
                 log.warning("delegate.not_entered", reason=done.stderr.decode(errors="replace").strip())
@@ -131,7 +132,7 @@ class Delegate:
                 cwd="/",
                 timeout=TIMEOUTS_S.get(command, _OTHER_TIMEOUT_S),
                 check=False,
-                pass_fds=() if self._mounts_fd is None else (self._mounts_fd,),
+                pass_fds=self._enter_fds,
             )
         except subprocess.TimeoutExpired as error:
             raise DelegateFailed(self._plugin, f"{command} did not end within {error.timeout:g} s") from error

@@ -243,18 +243,25 @@ def pings(container: Container, address: str) -> bool:
     return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("has_own_root", [False, True])
 def test_a_plugin_that_only_the_caller_sees(
-    shared_host: LabHost, shared_container: Container, leases: Path, tmp_path: Path
+    shared_host: LabHost, shared_container: Container, leases: Path, tmp_path: Path, *, has_own_root: bool
 ) -> None:
-    """As when the node runs in a container: it and its caller see different file systems."""
+    """As when the node runs in a container: it and its caller see different file systems. ``has_own_root``: the caller
+    is not at the root of its namespace either."""
     before = whole_state(shared_host)
-    hidden = tmp_path / "hidden"
+    hidden, root = tmp_path / "hidden", tmp_path / "root"
     hidden.mkdir()
+    root.mkdir()
     configuration = with_host_local(leases)
     program = shared_host.cni_bin_directory / "calico"
 
     def call(command: str, **keys: Any) -> Any:
-        script = f"mount -t tmpfs tmpfs {hidden} && cp {REFERENCE}/host-local {hidden} && exec {program}"
+        seen = f"{root}{hidden}" if has_own_root else hidden
+        steps = [f"mount --rbind / {root}"] if has_own_root else []
+        steps += [f"mount -t tmpfs tmpfs {seen}", f"cp {REFERENCE}/host-local {seen}"]
+        steps += [f"exec chroot {root} {program}" if has_own_root else f"exec {program}"]
+        script = " && ".join(steps)
         done = subprocess.run(
             ["nsenter", f"--net={shared_host.namespace}", "unshare", "-m", "sh", "-c", script],
             env={
