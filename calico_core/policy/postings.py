@@ -91,7 +91,7 @@ class KeyPostings:
         self.present: Posting | None = None
         self.values: dict[str, Posting] = {}
         self.texts: dict[TextMatch, Posting] = {}
-        self.filed: set[Query] = set()
+        self.filed: OneOrSeveral[Query] = None
 
     def __bool__(self) -> bool:
         return bool(self.present or self.values or self.texts)
@@ -225,31 +225,24 @@ class Postings:
         if not options:
             return
         query.filed = 0 if len(options) == 1 else min(range(len(options)), key=lambda at: self._crowd(options[at]))
-        for label, value in options[query.filed]:
-            key = self.keys[label]
-            if value is None:
-                key.filed.add(query)
-            else:
-                posting = key.values[value]
-                posting.filed = with_one(posting.filed, query)
+        for place in map(self._place, options[query.filed]):
+            place.filed = with_one(place.filed, query)
 
     def _crowd(self, option: tuple[Term, ...]) -> tuple[int, bool]:
-        filed = 0
-        for label, value in option:
-            key = self.keys[label]
-            filed += len(key.filed) if value is None else count(key.values[value].filed)
+        filed = sum(count(place.filed) for place in map(self._place, option))
         return filed + len(option), option[0][1] is None
+
+    def _place(self, term: Term) -> KeyPostings | Posting:
+        """Where queries are filed under it."""
+        label, value = term
+        key = self.keys[label]
+        return key if value is None else key.values[value]
 
     def unfile(self, query: Query) -> None:
         if query.filed is None:
             return
-        for label, value in requirements(query.node)[query.filed]:
-            key = self.keys[label]
-            if value is None:
-                key.filed.discard(query)
-            else:
-                posting = key.values[value]
-                posting.filed = without(posting.filed, query)
+        for place in map(self._place, requirements(query.node)[query.filed]):
+            place.filed = without(place.filed, query)
 
     def filed(self, labels: Labels) -> set[Query]:
         """The queries filed under one of these labels."""
@@ -258,15 +251,18 @@ class Postings:
             key = self.keys.get(label)
             if key is None:
                 continue
-            if key.filed:
-                found |= key.filed
+            # without a loop over the two: each update of an endpoint comes through here
+            held = key.filed
+            if isinstance(held, set):
+                found |= held
+            elif held is not None:
+                found.add(held)
             posting = key.values.get(value)
-            if posting is None:
-                continue
-            if isinstance(posting.filed, set):
-                found |= posting.filed
-            elif posting.filed is not None:
-                found.add(posting.filed)
+            held = None if posting is None else posting.filed
+            if isinstance(held, set):
+                found |= held
+            elif held is not None:
+                found.add(held)
         return found
 
     def evaluate(self, node: Node) -> Result:
