@@ -8,9 +8,6 @@ holds while it works. Source: containernetworking/plugins, ``host-local/backend/
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +15,9 @@ from typing import NamedTuple
 from netaddr import INET_PTON, AddrFormatError, IPAddress
 
 from calico_cni.environment import NAME
+from calico_cni.file_lock import locked
 from calico_cni.identity import FIRST_INTERFACE
-from calico_core.errors import InvalidRequest, NotReady
+from calico_core.errors import InvalidRequest
 
 DIRECTORY = "/var/lib/cni/networks/k8s-pod-network"
 """Where the reference system's manifests let it keep its addresses."""
@@ -61,16 +59,9 @@ class HostLocalLeases:
 
         :raises NotReady: one of them does not end.
         """
-        descriptor = os.open(self.directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            deadline = time.monotonic() + timeout_s
-            while not _try_lock(descriptor):
-                if time.monotonic() >= deadline:
-                    raise NotReady(f"another process holds {self.directory / _LOCK} for {timeout_s:g} s")
-                time.sleep(_PAUSE_S)
+        path = self.directory / _LOCK
+        with locked(path, timeout_s=timeout_s, reason=f"another process holds {path} for {timeout_s:g} s"):
             yield
-        finally:
-            os.close(descriptor)
 
     def read(self) -> tuple[tuple[Lease, ...], tuple[str, ...]]:
         """The leases by address, and the names of files that are none of the plugin's."""
@@ -105,11 +96,3 @@ def _lease_in(path: Path) -> Lease | None:
         return None
     lease = Lease(address, container_id.strip(), interface.strip() or FIRST_INTERFACE, path.name)
     return lease if NAME.fullmatch(lease.container_id) else None
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -13,19 +13,17 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+from calico_cni.file_lock import MODE, locked
 from calico_core.errors import InvalidRequest, NotReady
 from calico_core.files import replace_file
 from calico_core.log import get_logger
 
 HOST_LOCAL = "host-local"
-_LOCK_MODE = 0o600
-_PAUSE_S = 0.05
 _FILE = "migrations.json"
 
 log = get_logger(__name__)
@@ -47,7 +45,7 @@ class Migrations:
         self._file = directory / _FILE
         with contextlib.suppress(OSError):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _LOCK_MODE))
+            os.close(os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE))
 
     @contextlib.contextmanager
     def admitted(self, network: str, ipam: str) -> Iterator[None]:
@@ -88,15 +86,9 @@ class Migrations:
         :raises NotReady: an attach does not end; :raises OSError: nothing can be written down.
         """
         self._write({**self._moves(), network: _Move(str(directory))})
-        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _LOCK_MODE)
-        try:
-            deadline = time.monotonic() + timeout_s
-            while not _is_free(descriptor):
-                if time.monotonic() >= deadline:
-                    raise NotReady(f"an ADD that began before has not ended within {timeout_s:g} s")
-                time.sleep(_PAUSE_S)
-        finally:
-            os.close(descriptor)
+        reason = f"an ADD that began before has not ended within {timeout_s:g} s"
+        with locked(self._lock, timeout_s=timeout_s, reason=reason):
+            pass
         yield
 
     def end(self, network: str, *, is_whole: bool) -> None:
@@ -131,12 +123,4 @@ class Migrations:
             raise NotReady(f"{self._file}: {error}") from error
 
     def _write(self, moves: dict[str, _Move]) -> None:
-        replace_file(self._file, msgspec.json.encode(moves), 0o600)
-
-
-def _is_free(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        replace_file(self._file, msgspec.json.encode(moves), MODE)
