@@ -8,6 +8,7 @@ from calico_core.errors import InvalidRequest
 from calico_core.model import codec
 from calico_core.model.endpoints import EndpointPort
 from calico_core.model.ids import check_label
+from calico_core.model.numbers import decimal
 
 
 def parse_labels(words: Iterable[str], *, field: str = "--label") -> dict[str, str]:
@@ -26,12 +27,11 @@ def parse_ports(words: Iterable[str], *, field: str = "--port") -> tuple[Endpoin
 
 def _parse_port(word: str, field: str) -> EndpointPort:
     parts = word.split(":")
-    if len(parts) != 3 or not parts[2].isdigit():
+    number = decimal(parts[2]) if len(parts) == 3 else None
+    if number is None:
         raise InvalidRequest(field, f"{word!r} is not NAME:PROTOCOL:PORT, such as http:tcp:80")
     try:
-        port: EndpointPort = codec.from_builtins(
-            EndpointPort, {"name": parts[0], "protocol": parts[1], "port": int(parts[2])}
-        )
+        port: EndpointPort = codec.from_builtins(EndpointPort, {"name": parts[0], "protocol": parts[1], "port": number})
     except InvalidRequest as error:
         raise InvalidRequest(field, f"{word!r}: {error.reason}") from error
     return port

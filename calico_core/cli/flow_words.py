@@ -15,6 +15,7 @@ from calico_core.errors import InvalidRequest
 from calico_core.model.addresses import first_address, parse_address
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import WorkloadEndpointKey
+from calico_core.model.numbers import decimal
 from calico_core.model.rules import PORT_PROTOCOLS, PROTOCOLS, protocol_number
 
 _MIN_PREFIX = 4
@@ -50,18 +51,19 @@ def parse_flow(text: str) -> FlowWords:
 
 
 def parse_port(text: str, *, field: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+    port = decimal(text)
+    if port is None or port > 65535:
         raise InvalidRequest(field, f"{text!r} is not a port from 0 to 65535")
-    return int(text)
+    return port
 
 
 def parse_icmp(text: str) -> tuple[int, int]:
     """``8`` or ``8/0``."""
-    kind, slash, code = text.partition("/")
-    numbers = [kind, *([code] if slash else ["0"])]
-    if not all(each.isascii() and each.isdigit() and int(each) <= 255 for each in numbers):
+    first, slash, second = text.partition("/")
+    kind, code = decimal(first), decimal(second) if slash else 0
+    if kind is None or kind > 255 or code is None or code > 255:
         raise InvalidRequest("--icmp", f"{text!r} is not TYPE or TYPE/CODE, each from 0 to 255")
-    return int(numbers[0]), int(numbers[1])
+    return kind, code
 
 
 def protocol_of(word: str | None, *, has_port: bool, icmp: tuple[int, int] | None, version: int) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 
 from calico_core.errors import InvalidRequest
 from calico_core.model import codec
+from calico_core.model.numbers import decimal
 from calico_core.model.rules import PROTOCOLS, Rule
 
 _ACTIONS = ("allow", "deny", "reject", "log", "next-tier", "pass")
@@ -110,8 +111,10 @@ class _Words:
             if self._at < len(self._words) and self._words[self._at] == "code":
                 self._at += 1
                 self._set(f"{negation}icmp_code", self._number("an ICMP code"))
-        elif word.lower() in PROTOCOLS or word.isdigit():
-            self._set(f"{negation}protocol", int(word) if word.isdigit() else word.lower())
+        elif word.lower() in PROTOCOLS:
+            self._set(f"{negation}protocol", word.lower())
+        elif (number := decimal(word)) is not None:
+            self._set(f"{negation}protocol", number)
         elif word == "ip" and not negation:
             self._set("ip_version", self._number("4 or 6"))
         elif word == "log-prefix" and not negation:
@@ -140,7 +143,8 @@ class _Words:
 
     def _ports(self) -> list[int | str]:
         items = self._next("a list of ports such as 80,8000:8080,http").split(",")
-        return [int(item) if item.isdigit() else _NUMBERS.sub(r"\1:\2", item) for item in items]
+        numbers = [(item, decimal(item)) for item in items]
+        return [_NUMBERS.sub(r"\1:\2", item) if number is None else number for item, number in numbers]
 
     def _negation(self) -> str:
         if self._words[self._at] in {"not", "!"}:
@@ -150,9 +154,10 @@ class _Words:
 
     def _number(self, what: str) -> int:
         word = self._next(what)
-        if not word.isdigit():
+        number = decimal(word)
+        if number is None:
             raise self._fault(self._at - 1, f"expected {what}")
-        return int(word)
+        return number
 
     def _next(self, wanted: str) -> str:
         if self._at >= len(self._words):

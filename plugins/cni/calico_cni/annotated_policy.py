@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from calico_core.errors import InvalidRequest
 from calico_core.model.addresses import parse_network
 from calico_core.model.kubernetes import FIRST_INTERFACE, Pod
+from calico_core.model.numbers import decimal
 from calico_core.model.rules import Rule, RuleLists, parse_port_range
 from calico_core.model.workloads import NewProfile
 
@@ -101,9 +102,10 @@ class _Line:
                 return
             self._words.pop(0)
             text = self._next(f"a number after {word}")
-            if not (text.isascii() and text.isdigit() and int(text) <= _ICMP_MAX[word]):
+            number = decimal(text)
+            if number is None or number > _ICMP_MAX[word]:
                 raise self._error(f"{text!r} is not an ICMP {word} from 0 to {_ICMP_MAX[word]}")
-            matches[f"icmp_{word}"] = int(text)
+            matches[f"icmp_{word}"] = number
 
     def _read_side(self, side: str, protocol: str, matches: dict[str, object]) -> None:
         known = ("ports", "label", "cidr") if protocol in {"tcp", "udp"} else ("label", "cidr")
