@@ -16,6 +16,9 @@ import msgspec
 from calico_core.errors import CalicoError, InvalidRequest, InvalidSettings
 from calico_core.setting_fields import FIELDS, Field
 
+IN_CLUSTER = "in-cluster"
+"""``kubeconfig``, in place of a path: the service account of the pod that this process runs in."""
+
 
 class Shadowed(NamedTuple):
     """A value that another source's came before."""

@@ -31,6 +31,7 @@ from calico_core.dataplane.nftables.verdicts import INVALID_CHAIN, KNOWN_ACCEPT
 from calico_core.dataplane.reconcile import Chain
 from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.always_open import DHCP_PORTS, DNS_PORT, METADATA, METADATA_PORT, NEIGHBOUR_TYPES
+from calico_core.model.tunnels import VXLAN_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 Direction = Literal["in", "out"]
 
-VXLAN_PORT = 4789
 IPIP_PROTOCOL = 4
 RAW_PREROUTING = "filter prerouting -300"
 FORWARD = "filter forward 0"

@@ -8,10 +8,7 @@ from pathlib import Path
 
 from calico_cni.kubeconfig import Source
 from calico_cni.service_account import ACCOUNT_DIRECTORY, has_account, server_address
-from calico_core.settings import Settings
-
-IN_CLUSTER = "in-cluster"
-"""Setting ``kubeconfig``: the service account."""
+from calico_core.settings import IN_CLUSTER, Settings
 
 
 def source_for_programs(

@@ -13,12 +13,11 @@ import msgspec
 
 from calico_core.errors import CalicoError, InvalidSettings
 from calico_core.model.kubernetes import Metadata, Namespace, Pod, ServiceAccount
+from calico_core.settings import IN_CLUSTER
 from calico_kubernetes.objects import NetworkPolicy
 
 ObjectT = TypeVar("ObjectT", Namespace, Pod, ServiceAccount, NetworkPolicy)
 
-IN_CLUSTER = "in-cluster"
-"""Instead of the path of a kubeconfig: the service account of the pod that we run in."""
 PAGE = 500
 CONNECT_TIMEOUT_S = 2.0
 READ_TIMEOUT_S = 15.0
