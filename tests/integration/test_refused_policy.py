@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from calico_core.interfaces.dataplane import DataplaneOptions
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import ReadyKey, WorkloadEndpointKey
 from calico_core.node.agent import Agent
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.needs_root
 
@@ -57,13 +57,6 @@ def rules(namespace: str) -> str:
     return "\n".join(line for line in saved.splitlines() if not line.startswith("#"))
 
 
-def comes_to(holds: Callable[[], object]) -> bool:
-    ends = time.monotonic() + WAIT_S
-    while not holds() and time.monotonic() < ends:
-        time.sleep(0.01)
-    return bool(holds())
-
-
 def test_rules_stay_while_their_program_fails_and_the_agent_ends(is_broken: Path, namespace: tuple[str, int]) -> None:
     name, descriptor = namespace
     deaths: list[bool] = []
@@ -94,14 +87,14 @@ def test_rules_stay_while_their_program_fails_and_the_agent_ends(is_broken: Path
         assert "no memory" in agent.last_error
         assert rules(name) == before
         is_broken.unlink()
-        assert comes_to(lambda: not agent.is_refused)
+        eventually(lambda: not agent.is_refused, within_s=WAIT_S)
         assert not deaths
         before = rules(name)
         assert "cali2" in before
 
         is_broken.touch()
         write("cali3", "10.65.0.3")
-        assert comes_to(lambda: deaths)
+        eventually(lambda: deaths, within_s=WAIT_S)
         assert rules(name) == before
     finally:
         agent.stop()

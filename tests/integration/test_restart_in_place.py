@@ -7,9 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from calico_core.interfaces.integration import Call
 from calico_core.lab.host import READY_LINE, LabHost, executable
 from calico_core.lab.topology import Laboratory
 from calico_core.node.socket_api import call_node
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.needs_root
 
@@ -27,13 +27,6 @@ pytestmark = pytest.mark.needs_root
 def host() -> Iterator[LabHost]:
     with Laboratory.create(f"r{uuid.uuid4().hex[:8]}", 1, datastore="sqlite", routing="none") as made:
         yield made.hosts[0]
-
-
-def wait_until(holds: Callable[[], bool], within_s: float = 30.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def sockets(host: LabHost) -> dict[str, int]:
@@ -76,7 +69,7 @@ def test_a_stop_in_the_middle_ends_it(host: LabHost) -> None:
         assert reply is not None
         assert reply.status == 0
         os.kill(host.node_pid, signal.SIGTERM)
-        wait_until(lambda: host.node_pid is None)
+        eventually(lambda: host.node_pid is None, within_s=30)
         assert not host.socket.exists()
         assert not list(host.plugin_directory.iterdir())
 
@@ -92,7 +85,7 @@ def test_the_first_process_of_a_container_keeps_its_routing_daemon() -> None:
                 ["nsenter", f"--net={host.namespace}", "--", *container], env=host.environment, stdout=log, stderr=log
             )
         try:
-            wait_until(lambda: READY_LINE in host.node_log.read_text())
+            eventually(lambda: READY_LINE in host.node_log.read_text(), within_s=30)
             (first,) = children(outside.pid)
             daemons = children(first)
             assert len(daemons) == 1

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,6 +26,7 @@ from calico_core.policy.tunnel_routes import TunnelTable
 from calico_core.routing.bird_config import render
 from calico_core.routing.peerings import PeeringTable
 from tests.doubles.broken_records import HOST, records
+from tests.waiting import eventually
 
 WAIT_S = 5.0
 INTERFACES = {"eth0": frozenset({IPAddress("10.0.0.1")}), "eth1": frozenset({IPAddress("192.0.2.1")})}
@@ -75,12 +75,6 @@ class Bench:
         assert not self.deaths
         assert self.agent.is_alive
 
-    def comes_to(self, holds: Callable[[], bool]) -> bool:
-        ends = time.monotonic() + WAIT_S
-        while not holds() and time.monotonic() < ends:
-            time.sleep(0.001)
-        return holds()
-
 
 @contextlib.contextmanager
 def running(dataplane: Dataplane) -> Iterator[Bench]:
@@ -127,8 +121,8 @@ def test_the_agent_goes_on_with_all_that_can_be_read(bench: Bench, stored: dict[
     bench.reach(stored)
     state, bad = readable(bench.held)
     # another prefix of the datastore has a watch of its own
-    assert bench.comes_to(lambda: vars(bench.dataplane.wanted()) == vars(state))
-    assert bench.comes_to(lambda: set(bench.bad_records) == bad)
+    eventually(lambda: vars(bench.dataplane.wanted()) == vars(state), within_s=WAIT_S)
+    eventually(lambda: set(bench.bad_records) == bad, within_s=WAIT_S)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from calico_core.errors import InvalidSettings
 from calico_core.interfaces.integration import Call, CallReply
 from calico_core.listening import Inherited, Listener, Listeners, take_inherited
 from calico_core.node.socket_api import SocketServer, call_node, encode_call, encode_reply
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -91,20 +91,13 @@ def run(tmp_path: Path, path: Path) -> Iterator[Callable[..., subprocess.Popen[b
     def start(*before: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen([*before, sys.executable, str(script), str(path)])
         started.append(process)
-        wait_until(lambda: listens(path))
+        eventually(lambda: listens(path), within_s=WAIT_S)
         return process
 
     yield start
     for process in started:
         process.kill()
         process.wait()
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def listens(path: Path) -> bool:
@@ -133,7 +126,7 @@ def test_callers_of_a_restart_wait_and_all_are_answered(
             answers = list(pool.map(ask, [path] * 40))
             assert {pid for _, pid, _ in answers} == {str(process.pid)}
             assert {number for number, _, _ in answers} <= {str(generation - 1), str(generation)}
-            wait_until(lambda expected=str(generation): ask(path)[0] == expected)
+            eventually(lambda expected=str(generation): ask(path)[0] == expected, within_s=WAIT_S)
     assert path.stat().st_ino == inode
     ask(path, "end")
     assert process.wait(WAIT_S) == 0
@@ -145,7 +138,7 @@ def test_nothing_but_the_sockets_is_inherited(run: Callable[..., subprocess.Pope
     assert ask(path, "fds") == ["1", "1"]
     for generation in ("2", "3", "4"):
         ask(path, "again")
-        wait_until(lambda expected=generation: ask(path)[0] == expected)
+        eventually(lambda expected=generation: ask(path)[0] == expected, within_s=WAIT_S)
     assert ask(path, "fds") == ["1", "1"]
     assert process.poll() is None
 
@@ -172,7 +165,7 @@ def test_a_signal_that_comes_between_two_programs_waits(
         caller.sendall(encode_call(Call(program="node", environment={}, stdin=b"again")))
         process.send_signal(signal.SIGCONT)
         assert caller.recv(1) == b"R"
-    wait_until(lambda: ask(path)[0] == "2")
+    eventually(lambda: ask(path)[0] == "2", within_s=WAIT_S)
     status = Path(f"/proc/{process.pid}/status").read_text()
     (mask,) = (int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigBlk:"))
     assert mask == 0
@@ -192,7 +185,7 @@ def test_a_socket_of_systemd_is_used_and_its_file_left(
     inode = path.stat().st_ino
     assert ask(path) == ["1", str(process.pid), "False"]
     ask(path, "again")
-    wait_until(lambda: ask(path)[0] == "2")
+    eventually(lambda: ask(path)[0] == "2", within_s=WAIT_S)
     ask(path, "end")
     assert process.wait(WAIT_S) == 0
     assert path.stat().st_ino == inode

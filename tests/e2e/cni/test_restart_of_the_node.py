@@ -21,6 +21,7 @@ from calico_core.lab.host import LabHost
 from tests.doubles.systemd import Systemd, is_installed
 from tests.e2e.cni.containers import Container, assert_settles, containers, finish, whole_state
 from tests.e2e.observing import MakeLab
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.needs_root
 
@@ -71,10 +72,7 @@ class Crowd:
     def await_calls(self, count: int) -> None:
         """Until that many more have been answered."""
         goal = self._rounds.total() + count
-        deadline = time.monotonic() + WAIT_S
-        while self._rounds.total() < goal:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        eventually(lambda: self._rounds.total() >= goal, within_s=WAIT_S)
 
     def end(self) -> list[Call]:
         self._is_over.set()
@@ -328,7 +326,4 @@ def test_a_start_that_takes_its_time_sends_callers_into_their_own_process(
 
 
 def wait_for_text(host: LabHost, text: str, offset: int) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while text not in host.node_log.read_text()[offset:]:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    eventually(lambda: text in host.node_log.read_text()[offset:], within_s=WAIT_S)

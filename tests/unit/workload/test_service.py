@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, cast
 
@@ -37,10 +36,9 @@ from calico_core.model.workloads import AddressRequest, NewProfile, PairRequest
 from calico_core.workload.gate import NoAgent
 from calico_core.workload.service import WorkloadService
 from tests.doubles.ipam_store import check_laws
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from calico_core.interfaces.dataplane import WorkloadWiring
     from calico_core.model.endpoints import WorkloadEndpoint
     from calico_core.model.workloads import WiredInterface, WiringRequest
@@ -678,7 +676,7 @@ def test_an_address_whose_last_interface_is_still_leaving_is_waited_for(
     service.attach(bench.attach_request())
     with ThreadPoolExecutor(2) as pool:
         detaching = pool.submit(service.detach, bench.detach_request())
-        eventually(lambda: bench.records.get(bench.attach_request().key) is None)
+        eventually(lambda: bench.records.get(bench.attach_request().key) is None, within_s=10)
         attaching = pool.submit(service.attach, bench.attach_request("c2", key=second_key))
         assert kernel.met.wait(10)
         assert not attaching.done()
@@ -720,13 +718,6 @@ def test_an_address_that_belongs_to_an_interface_that_stays_is_refused(
     with pytest.raises(InterfaceTaken, match="calic1"):
         service.attach(bench.attach_request("c2", key=second_key))
     service.close()
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_a_pair_gets_the_addresses_of_the_record(bench: Bench) -> None:
