@@ -241,6 +241,8 @@ class Runtime:
     def _watch_over_waiting(self) -> None:
         """Who waits on a socket that was handed over does so for a restart, not for a start that takes its time."""
         self._has_waiting = self._listeners.is_inherited(SOCKET_NAME, Path(self._settings.socket))
+        if not self._has_waiting:
+            return
         timer = threading.Timer(_PATIENCE_S, self._send_waiting_away)
         timer.daemon = True
         timer.start()
