@@ -19,6 +19,7 @@ TunnelKind = Literal["vxlan", "ipip"]
 
 VXLAN_VNI = 4096
 VXLAN_PORT = 4789
+IPIP_PROTOCOL = 4
 OVERHEAD_BYTES: dict[tuple[TunnelKind, int], int] = {("vxlan", 4): 50, ("vxlan", 6): 70, ("ipip", 4): 20}
 """What a tunnel takes of the uplink's MTU, by kind and version of the outer packet."""
 DEVICE_NAMES: dict[tuple[TunnelKind, int], str] = {

@@ -16,11 +16,11 @@ from calico_core.model.always_open import (
     NEIGHBOUR_TYPES,
 )
 from calico_core.model.rules import PROTOCOLS
-from calico_core.model.tunnels import VXLAN_PORT
+from calico_core.model.tunnels import IPIP_PROTOCOL, VXLAN_PORT
 from calico_core.policy.explain import Packet
 
 _METADATA = IPAddress(METADATA)
-_TCP, _UDP, _IPIP = 6, 17, 4
+_TCP, _UDP = 6, 17
 
 
 def always_passes(packet: Packet) -> str | None:
@@ -48,6 +48,6 @@ def is_to_metadata(packet: Packet) -> bool:
 
 def tunnel_kind(packet: Packet) -> Literal["IPIP", "VXLAN"] | None:
     """Of an encapsulated packet."""
-    if packet.protocol == _IPIP:
+    if packet.protocol == IPIP_PROTOCOL:
         return "IPIP"
     return "VXLAN" if packet.protocol == _UDP and packet.dst_port == VXLAN_PORT else None

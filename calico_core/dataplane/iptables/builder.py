@@ -28,7 +28,7 @@ from calico_core.errors import InvalidRequest
 from calico_core.model.addresses import WIDTH
 from calico_core.model.hoststate import AddressSet, HostPeers
 from calico_core.model.ids import check_interface
-from calico_core.model.tunnels import VXLAN_PORT
+from calico_core.model.tunnels import IPIP_PROTOCOL, VXLAN_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -318,7 +318,7 @@ class TablesBuilder:
         """What an encapsulated packet looks like, of the encapsulations in use, and their names."""
         if family not in self._families:
             return []
-        guards = [(f"-p {layout.IPIP_PROTOCOL}", "IPIP")] if self._peers.is_ipip and family == 4 else []
+        guards = [(f"-p {IPIP_PROTOCOL}", "IPIP")] if self._peers.is_ipip and family == 4 else []
         return guards + ([(f"-p 17 -m udp --dport {VXLAN_PORT}", "VXLAN")] if self._peers.is_vxlan else [])
 
     def _from_peers(self, family: int) -> list[str]:

@@ -49,7 +49,7 @@ from calico_core.dataplane.reconcile import Chain
 from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.addresses import WIDTH
 from calico_core.model.always_open import DHCP_PORTS, DISCOVERY_TYPES, DNS_PORT, NEIGHBOUR_TYPES
-from calico_core.model.tunnels import VXLAN_PORT
+from calico_core.model.tunnels import IPIP_PROTOCOL, VXLAN_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -79,7 +79,6 @@ FAILSAFE = {"inbound": "calico-fs-in", "outbound": "calico-fs-out"}
 NO_TRACK = "calico-notrack"
 
 COMMENT = "calico:"
-IPIP_PROTOCOL = 4
 _ESTABLISHED = "-m conntrack --ctstate RELATED,ESTABLISHED"
 _INVALID = "-m conntrack --ctstate INVALID"
 _LINK_LOCAL_SOURCES = ("::/128", "fe80::/10")

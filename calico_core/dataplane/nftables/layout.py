@@ -31,7 +31,7 @@ from calico_core.dataplane.nftables.verdicts import INVALID_CHAIN, KNOWN_ACCEPT
 from calico_core.dataplane.reconcile import Chain
 from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.always_open import DHCP_PORTS, DNS_PORT, METADATA, METADATA_PORT, NEIGHBOUR_TYPES
-from calico_core.model.tunnels import VXLAN_PORT
+from calico_core.model.tunnels import IPIP_PROTOCOL, VXLAN_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 Direction = Literal["in", "out"]
 
-IPIP_PROTOCOL = 4
 RAW_PREROUTING = "filter prerouting -300"
 FORWARD = "filter forward 0"
 INPUT = "filter input 0"
