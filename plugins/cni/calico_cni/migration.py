@@ -8,7 +8,6 @@ Source: cni specification 1; cni-plugin ``pkg/upgrade``.
 
 from __future__ import annotations
 
-import datetime as dt
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from calico_cni.errors import InvalidEnvironment, NotAvailable
 from calico_cni.host_local import DIRECTORY, HostLocalLeases, Lease
 from calico_cni.identity import ORCHESTRATOR, handle_of
 from calico_cni.migrations import Migrations
+from calico_cni.requested import address_notes
 from calico_cni.status import check_datastore_soon
 from calico_cni.tunnel_addresses import keep_tunnel_addresses
 from calico_core.errors import CalicoError, InvalidRequest, IpamError
@@ -173,19 +173,22 @@ class Migration:
     def _attributes(self, lease: Lease, found: Versioned[WorkloadEndpoint] | None) -> dict[str, Any]:
         """As an ADD notes them. An address without an endpoint record gets no orchestrator: another plugin made the
         interface, and nobody but its runtime can say that it is gone."""
-        attributes = {
-            "node": self._context.host,
-            "network": self._leases.network,
-            "container": lease.container_id,
-            "ifname": lease.interface,
-            "timestamp": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        }
+        orchestrator = interface = namespace = pod = ""
         if found is not None:
             key: Any = found.key
-            attributes |= {"orchestrator": key.orchestrator, "interface": found.record.name}
-            if key.orchestrator == kubernetes.ORCHESTRATOR:
-                attributes["namespace"], _, attributes["pod"] = key.workload.partition(".")
-        return attributes
+            orchestrator, interface = key.orchestrator, found.record.name
+            if orchestrator == kubernetes.ORCHESTRATOR:
+                namespace, pod = kubernetes.split_workload_id(key.workload)
+        return address_notes(
+            host=self._context.host,
+            network=self._leases.network,
+            container_id=lease.container_id,
+            ifname=lease.interface,
+            orchestrator=orchestrator,
+            interface=interface,
+            namespace=namespace,
+            pod=pod,
+        )
 
     def _carrying(self) -> dict[IPAddress, Versioned[WorkloadEndpoint]]:
         """Endpoints of this host by address."""

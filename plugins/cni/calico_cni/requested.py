@@ -109,16 +109,40 @@ def _pools(texts: tuple[str, ...] | None, version: int) -> tuple[IPNetwork, ...]
 def _attributes(
     configuration: CommonConfiguration, invocation: Invocation, host: str, orchestrator: str, interface: str
 ) -> dict[str, Any]:
-    """What ``calicoctl ipam`` shows of an address. Source: cni specification 4."""
+    return address_notes(
+        host=host,
+        network=configuration.name,
+        container_id=invocation.container_id,
+        ifname=invocation.interface,
+        orchestrator=orchestrator,
+        interface=interface,
+        namespace=invocation.arguments.get("K8S_POD_NAMESPACE", ""),
+        pod=invocation.arguments.get("K8S_POD_NAME", ""),
+    )
+
+
+def address_notes(
+    *,
+    host: str,
+    network: str,
+    container_id: str,
+    ifname: str,
+    orchestrator: str = "",
+    interface: str = "",
+    namespace: str = "",
+    pod: str = "",
+) -> dict[str, Any]:
+    """What ``calicoctl ipam`` shows of an address, and GC goes by; what is empty is left out. Source: cni specification
+    4."""
     attributes = {
         "node": host,
         "orchestrator": orchestrator,
         "interface": interface,
-        "network": configuration.name,
-        "container": invocation.container_id,
-        "ifname": invocation.interface,
-        "namespace": invocation.arguments.get("K8S_POD_NAMESPACE", ""),
-        "pod": invocation.arguments.get("K8S_POD_NAME", ""),
+        "network": network,
+        "container": container_id,
+        "ifname": ifname,
+        "namespace": namespace,
+        "pod": pod,
         "timestamp": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     }
     return {name: value for name, value in attributes.items() if value}
