@@ -15,6 +15,7 @@ from calico_core.dataplane.nftables.driver import NftablesDataplane
 from calico_core.interfaces.dataplane import Dataplane, DataplaneOptions
 from tests.doubles.broken_records import HOST, records
 from tests.property.test_broken_records import Bench, running
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.needs_root
 LINKS = "link add cali0 type veth peer name cali1"
@@ -41,4 +42,4 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
 @given(stored=records())
 def test_the_kernel_takes_all_that_can_be_read(bench: Bench, stored: dict[str, bytes]) -> None:
     bench.reach(stored)
-    assert bench.comes_to(lambda: bench.agent.last_error == "")
+    eventually(lambda: bench.agent.last_error == "")
