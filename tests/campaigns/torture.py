@@ -22,6 +22,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
@@ -176,7 +177,8 @@ class Campaign:
             return
         if self._down or self._paused or self._cut_off:
             return
-        member = self._dice.choice(self._cluster.members)
+        members: Sequence[Member | Island] = self._cluster.members
+        member = self._dice.choice(members)
         self._down_until = time.monotonic() + self._dice.uniform(0.2, 3.0 if self._plan.members > 1 else 1.0)
         if kind == "kill":
             member.kill()

@@ -9,7 +9,7 @@ from typing import Self
 
 import pytest
 
-from calico_core.lab.station import Station
+from calico_core.lab.workload import LabWorkload
 from tests.e2e.observing import MakeLab
 
 pytestmark = pytest.mark.needs_root
@@ -19,7 +19,7 @@ PORT = 9000
 class Flood:
     """Datagrams as fast as a thread can send them, from before the target has its address; the target counts."""
 
-    def __init__(self, source: Station, target: Station, address: str) -> None:
+    def __init__(self, source: LabWorkload, target: LabWorkload, address: str) -> None:
         self._sender = source.open_socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._sender.setblocking(False)
         self._receiver = target.open_socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -22,7 +22,7 @@ from calico_core.errors import InvalidRequest, Unavailable
 from calico_core.interfaces.datastore import Datastore, DatastoreOptions, Put
 
 if TYPE_CHECKING:
-    from conftest import EtcdServer
+    from tests.conftest import EtcdServer
 
 READY = "/calico/v1/Ready"
 POOL = "/calico/v1/ipam/v4/pool/10.65.0.0-16"

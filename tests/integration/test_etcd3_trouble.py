@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from conftest import EtcdServer
+    from tests.conftest import EtcdServer
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,7 @@ def an_ipam(open_store: OpenStore, host: str) -> BlockIpam:
     return BlockIpam.open(TypedRecords(open_store()), host)
 
 
-def in_parallel(calls: list[Callable[[], object]]) -> list[object]:
+def in_parallel(calls: list[Callable[[], Any]]) -> list[Any]:
     """The result of each, or the exception it ended with."""
     gate = threading.Barrier(len(calls))
 

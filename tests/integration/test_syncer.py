@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from conftest import EtcdServer
+    from tests.conftest import EtcdServer
 
 PATIENCE_S = 20.0
 CONFIG = "/calico/v1/config/"

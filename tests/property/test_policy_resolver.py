@@ -196,7 +196,7 @@ def outcome_at(records: Records, endpoint: Any, hook: str, direction: str, packe
     labels = labels_of(records, endpoint)
     tiers: dict[str, list[tuple[float, str, Policy]]] = {}
     for key, policy in records.items():
-        if not isinstance(policy, Policy) or not is_at(policy, hook):
+        if not isinstance(key, PolicyKey) or not isinstance(policy, Policy) or not is_at(policy, hook):
             continue
         if not parse_selector(policy.selector).matches(labels):
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -14,7 +14,7 @@ from calico_core.interfaces.datastore import DatastoreOptions
 from calico_core.model.keys import PoolKey
 from calico_core.model.pools import Pool
 from calico_core.node.composition import save_settings
-from calico_core.settings import Settings
+from calico_core.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,15 +104,12 @@ def test_saved_settings_keep_everything_and_are_for_root_alone(tmp_path: Path) -
 
 def _default_to(environment: pytest.MonkeyPatch, url: str) -> None:
     """The embedded default lies in a place of the machine's; tests have theirs."""
-    import calico_core.settings_file as module
 
-    original = module.load_settings
+    def load(*arguments: Any, **options: Any) -> Settings:
+        loaded = load_settings(*arguments, **options)
+        return loaded if "datastore" in loaded.origins else msgspec.structs.replace(loaded, datastore=url)
 
-    def load(*arguments: object, **options: object) -> Settings:
-        settings = original(*arguments, **options)
-        return settings if "datastore" in settings.origins else msgspec.structs.replace(settings, datastore=url)
-
-    environment.setattr(module, "load_settings", load)
+    environment.setattr("calico_core.settings_file.load_settings", load)
 
 
 def test_adding_makes_a_named_file(bare: Calicoctl, tmp_path: Path) -> None:

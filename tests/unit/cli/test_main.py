@@ -15,12 +15,14 @@ from calico_core.cli.failure import Missing, Refused, exit_code, explain
 from calico_core.cli.main import COMMANDS, globals_first
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.unit.cli.conftest import Calicoctl
 
 HEAVY = {"grpc", "pyetcd", "docker", "pyroute2", "netaddr", "stevedore", "yaml", "msgspec", "asyncio", "sqlite3"}
 
 
-def test_help_imports_nothing_heavy_and_is_quick(record_property: pytest.RecordProperty) -> None:
+def test_help_imports_nothing_heavy_and_is_quick(record_property: Callable[[str, object], None]) -> None:
     script = (
         "import sys, json; sys.argv = ['calicoctl', '--help']\n"
         "from calico_core.cli.main import main\n"
