@@ -464,6 +464,9 @@ def _entry_points() -> str:
         "by a [setting](settings.md). All integrations that are installed are loaded unless `CALICO_INTEGRATIONS` "
         "says otherwise: one that is broken, or written for another `API_VERSION`, is reported by `calicoctl status` "
         "and stops nothing.",
+        "The options `--output`, `--datastore` and `--debug` are the whole tool's, also behind a command's name: a "
+        "command reads them from its root context's `obj`, a `calico_core.cli.context.CliContext`, and prints with its "
+        "`answer_one`.",
         "How to write one: [write-an-integration](../how-to/write-an-integration.md).",
     )
 

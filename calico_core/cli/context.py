@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import click
@@ -13,6 +13,8 @@ import click
 from calico_core.errors import InvalidSettings, NotReady
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from calico_core.datastore.records import TypedRecords
     from calico_core.settings import Settings
 
@@ -21,7 +23,7 @@ OUTPUTS = ("table", "json", "yaml")
 
 
 class CliContext:
-    """Made by the top command, closed when it ends."""
+    """Made by the top command, closed when it ends; commands of integrations have it as the root context's ``obj``."""
 
     def __init__(self, *, datastore: str | None, host: str | None, output: str | None, is_debug: bool) -> None:
         self.datastore_flag = datastore
@@ -87,6 +89,21 @@ class CliContext:
         from calico_core.node.composition import node_name
 
         return self._host or node_name(self.settings)
+
+    def answer_one(self, value: Mapping[str, Any], text: str) -> None:
+        """One object, or the sentence that says it, in the form that was asked for."""
+        from calico_core.cli.output import answer_one
+
+        answer_one(self, value, text)
+
+    def ask_node(self, question: str) -> Any:
+        """The answer of the node on this host; None when none answers."""
+        from calico_core.cli.running import ask_node
+
+        try:
+            return ask_node(question, required=False)
+        except NotReady:
+            return None
 
     def close(self) -> None:
         if self._records is not None:

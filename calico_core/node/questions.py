@@ -19,6 +19,7 @@ from calico_core.node.agent import Agent
 from calico_core.node.agent_state import AgentState
 from calico_core.node.collector import Collector
 from calico_core.node.denied import DeniedLog, parse_question
+from calico_core.node.interface_mtus import interface_mtus
 from calico_core.node.router import Router
 from calico_core.node.tunnels import TunnelKeeper
 from calico_core.settings import Settings
@@ -55,6 +56,7 @@ def answer(call: Call, parts: Parts) -> CallReply:
         "addresses": lambda: _addresses(parts),
         "confirm-removals": lambda: {"frozen_because": parts.agent.confirm_removals() if parts.agent else ""},
         "slow": lambda: _slow(parts),
+        "mtus": lambda: _mtus(parts),
         "unfreeze": lambda: {"frozen_because": parts.collector.unfreeze() if parts.collector else ""},
         "counters": lambda: _rule_counts(parts),
         "restart": lambda: _restart(parts),
@@ -136,6 +138,16 @@ def _slow(parts: Parts) -> dict[str, object]:
         return {"attaches": 0, "slowest": []}
     slowest = parts.workloads.slowest
     return {"attaches": slowest.count, "slowest": slowest.list()}
+
+
+def _mtus(parts: Parts) -> dict[str, object]:
+    if parts.agent is None or parts.state is None or parts.tunnels is None:
+        raise NotReady("the agent has not started yet")
+    workloads = {key: parts.agent.workload(key) for key in parts.state.endpoints}
+    return interface_mtus(
+        {key: found.interface for key, found in workloads.items() if found is not None},
+        given_bytes=parts.settings.mtu_bytes or parts.tunnels.workload_mtu_bytes,
+    )
 
 
 def _removals(state: AgentState | None) -> dict[str, object]:

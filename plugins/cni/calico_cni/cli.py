@@ -13,6 +13,7 @@ import click
 
 from calico_cni import install as installer
 from calico_cni.host_local import DIRECTORY as HOST_LOCAL_DIRECTORY
+from calico_cni.other_mtus import other_mtus
 from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.service_account import (
     ACCOUNT_DIRECTORY,
@@ -225,7 +226,6 @@ def uninstall(root: Path, bin_dirs: tuple[Path, ...], conf_dir: Path, conf_name:
 @_socket
 @_interpreter
 @_python
-@click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.pass_context
 def status(
     context: click.Context,
@@ -236,10 +236,10 @@ def status(
     socket: str,
     interpreter: str | None,
     python: str | None,
-    output: str,
 ) -> None:
-    """Say what is installed, how old its credentials are, and whether the node's socket is there. Status 1 when
-    something is amiss."""
+    """Say what is installed, how old its credentials are, whether the node's socket is there, and which interfaces have
+    another MTU than a container attached now would get. Status 1 when something is amiss; such interfaces are not: each
+    keeps its MTU until its container is made anew."""
     try:
         found = installer.states(
             [below(root, each) for each in bin_dirs],
@@ -260,13 +260,18 @@ def status(
         rows.append((str(secret), "expired" if credentials.is_expired else "current"))
         left_s = None if credentials.left_s is None else round(credentials.left_s)
         ages[str(secret)] = {"age_s": round(credentials.age_s), "left_s": left_s}
-    if output == "json":
-        click.echo(json.dumps({**dict(rows), **({"credentials": ages} if ages else {})}, indent=2))
-    else:
-        width = max(len(path) for path, _ in rows)
-        for path, state in rows:
-            note = _age_text(ages[path]) if path in ages else ""
-            click.echo(f"{path:<{width}}  {state}{note}")
+    tool = context.find_root().obj
+    differing = other_mtus(tool, below(root, conf_dir) / conf_name)
+    width = max(len(path) for path, _ in rows)
+    lines = [f"{path:<{width}}  {state}{_age_text(ages[path]) if path in ages else ''}" for path, state in rows]
+    lines += [
+        f"{each['interface']:<{width}}  MTU {each['mtu_bytes']}, {each['would_be_bytes']} if attached now "
+        f"({each['endpoint']})"
+        for each in differing
+    ]
+    tool.answer_one(
+        {**dict(rows), **({"credentials": ages} if ages else {}), "other_mtus": differing}, "\n".join(lines)
+    )
     if any(state not in {"current", "present"} for _, state in rows):
         context.exit(1)
 

@@ -14,6 +14,8 @@ from calico_core.model.rules import Rule, RuleLists
 from calico_core.model.workloads import NewProfile
 
 ORCHESTRATOR = "cni"
+ORCHESTRATORS = (ORCHESTRATOR, kubernetes.ORCHESTRATOR)
+"""Those that the keys of our endpoints begin with."""
 FIRST_INTERFACE = "eth0"
 _INTERFACE_LENGTH = 15
 

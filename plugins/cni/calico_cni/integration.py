@@ -17,7 +17,7 @@ from calico_cni.commands import NetworkCommands
 from calico_cni.deferred import DeferredDetach, DeferredDetaches
 from calico_cni.environment import Invocation, parse_environment
 from calico_cni.errors import InvalidEnvironment, code_of
-from calico_cni.identity import FIRST_INTERFACE, ORCHESTRATOR, handle_of
+from calico_cni.identity import FIRST_INTERFACE, ORCHESTRATORS, handle_of
 from calico_cni.ipam import IpamCommands
 from calico_cni.migrations import Migrations
 from calico_cni.outcome import Outcome
@@ -39,7 +39,6 @@ from calico_core.interfaces.integration import (
     IntegrationInfo,
 )
 from calico_core.log import bound, get_logger
-from calico_core.model import kubernetes
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.settings import Settings
@@ -78,7 +77,7 @@ class CniIntegration(Integration):
         name="cni",
         api_version=API_VERSION,
         programs=(NETWORK_PROGRAM, IPAM_PROGRAM),
-        orchestrators=(ORCHESTRATOR, kubernetes.ORCHESTRATOR),
+        orchestrators=ORCHESTRATORS,
     )
 
     def __init__(self) -> None:

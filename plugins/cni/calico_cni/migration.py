@@ -18,7 +18,7 @@ from netaddr import IPAddress
 from calico_cni.environment import NAME
 from calico_cni.errors import InvalidEnvironment, NotAvailable
 from calico_cni.host_local import DIRECTORY, HostLocalLeases, Lease
-from calico_cni.identity import ORCHESTRATOR, handle_of
+from calico_cni.identity import ORCHESTRATORS, handle_of
 from calico_cni.migrations import Migrations
 from calico_cni.requested import address_notes
 from calico_cni.status import check_datastore_soon
@@ -193,11 +193,10 @@ class Migration:
     def _carrying(self) -> dict[IPAddress, Versioned[WorkloadEndpoint]]:
         """Endpoints of this host by address."""
         found = self._context.records.list(f"{HOSTS}{self._context.host}/workload/")
-        known = {ORCHESTRATOR, kubernetes.ORCHESTRATOR}
         return {
             IPAddress(net.first, net.version): each
             for each in found
-            if isinstance(each.record, WorkloadEndpoint) and getattr(each.key, "orchestrator", "") in known
+            if isinstance(each.record, WorkloadEndpoint) and getattr(each.key, "orchestrator", "") in ORCHESTRATORS
             for net in each.record.nets
         }
 

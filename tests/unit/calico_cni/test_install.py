@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from calico_cni.cli import below, cni
 from calico_cni.install import install, list_text, self_test, shim_text, states, uninstall
 from calico_cni.trial import reason_against
+from calico_core.cli.main import calicoctl, globals_first
 from calico_core.errors import InvalidRequest, ToolFailed
 from calico_core.interfaces.integration import Call, CallReply
 from calico_core.model.keys import ReadyKey
@@ -187,7 +188,9 @@ def test_the_plugins_behind_ours() -> None:
 
 
 def run(tmp_path: Path, *arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(cni, [arguments[0], "--root", str(tmp_path), *arguments[1:]])
+    result = CliRunner().invoke(
+        calicoctl, globals_first(["cni", arguments[0], "--root", str(tmp_path), *arguments[1:]])
+    )
     return result.exit_code, result.output
 
 

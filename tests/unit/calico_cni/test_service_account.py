@@ -19,6 +19,7 @@ from calico_cni.cli import cni
 from calico_cni.integration import CniIntegration
 from calico_cni.kubeconfig import AccessReader, Source
 from calico_cni.service_account import Refresher, credentials_in, file_mode, kubeconfig_text, refresh
+from calico_core.cli.main import calicoctl
 from calico_core.errors import InvalidRequest
 from calico_core.interfaces.integration import IntegrationContext
 from calico_core.settings import Settings
@@ -276,13 +277,13 @@ def test_status_says_how_old_it_is(tmp_path: Path, account: Path, left_s: float 
     install(tmp_path, account)
     path = kubeconfig_in(tmp_path)
     os.utime(path, (now - 605, now - 605))
-    command = ["status", "--root", str(tmp_path / "host"), "--socket", str(tmp_path / "none")]
-    text = CliRunner().invoke(cni, command).output
+    command = ["cni", "status", "--root", str(tmp_path / "host"), "--socket", str(tmp_path / "none")]
+    text = CliRunner().invoke(calicoctl, command).output
     (line,) = [each for each in text.splitlines() if each.startswith(str(path))]
     assert state in line
     assert said in line
     assert "written 10 min ago" in line
-    shape = json.loads(CliRunner().invoke(cni, [*command, "-o", "json"]).output)
+    shape = json.loads(CliRunner().invoke(calicoctl, ["-o", "json", *command]).output)
     assert shape[str(path)] == state
     assert shape["credentials"][str(path)]["age_s"] in range(604, 620)
     assert (account / "token").read_text().strip() not in text
