@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -19,13 +20,23 @@ from calico_core.model.interface_names import parse_interface_names
 from calico_core.node.dataplane_options import dataplane_options
 from calico_core.plugin_host.loader import LoadedPlugin, driver_of_url, load_all, load_driver
 from calico_core.plugin_host.namespaces import DATAPLANES, DATASTORES, INTEGRATIONS, IPAM
-from calico_core.policy.resolver import PolicyResolver
+from calico_core.plugin_host.shortcuts import Shortcuts, decode_shortcuts, take_shortcuts
 from calico_core.settings import Settings
+
+if TYPE_CHECKING:
+    from calico_core.policy.resolver import PolicyResolver
 
 log = get_logger(__name__)
 
 KERNEL_DATAPLANES = ("nftables", "iptables")
 """Those that "auto" chooses from, the first that the host can have."""
+IPAM_DRIVER = "block"
+SETTINGS_FILE = "settings.json"
+SHORTCUTS_FILE = "shortcuts.json"
+"""Both in the run directory."""
+
+LoadDriver = Callable[[str, str], Any]
+"""Namespace and name to class: :func:`load_driver`, or the way by notes of a node."""
 
 
 def node_name(settings: Settings) -> str:
@@ -40,9 +51,9 @@ def node_name(settings: Settings) -> str:
     return name or socket.gethostname().strip().lower()
 
 
-def open_store(settings: Settings) -> Datastore:
+def open_store(settings: Settings, load: LoadDriver = load_driver) -> Datastore:
     """The driver the URL names. Raises ``PluginMissing``, ``InvalidSettings``."""
-    driver: type[Datastore] = load_driver(DATASTORES, driver_of_url(settings.datastore))
+    driver: type[Datastore] = load(DATASTORES, driver_of_url(settings.datastore))
     return driver.open(
         settings.datastore,
         DatastoreOptions(
@@ -55,22 +66,24 @@ def open_store(settings: Settings) -> Datastore:
     )
 
 
-def open_records(settings: Settings) -> TypedRecords:
-    return TypedRecords(open_store(settings))
+def open_records(settings: Settings, load: LoadDriver = load_driver) -> TypedRecords:
+    return TypedRecords(open_store(settings, load))
 
 
-def open_ipam(records: TypedRecords, host: str) -> Ipam:
-    driver: type[Ipam] = load_driver(IPAM, "block")
+def open_ipam(records: TypedRecords, host: str, load: LoadDriver = load_driver) -> Ipam:
+    driver: type[Ipam] = load(IPAM, IPAM_DRIVER)
     return driver.open(records, host)
 
 
-def open_dataplane(settings: Settings, host: str) -> Dataplane:
+def open_dataplane(settings: Settings, host: str, load: LoadDriver = load_driver) -> Dataplane:
     """Raises ``InvalidSettings`` with what is missing for it."""
-    driver: type[Dataplane] = load_driver(DATAPLANES, dataplane_name(settings))
+    driver: type[Dataplane] = load(DATAPLANES, dataplane_name(settings, load))
     return driver.open(dataplane_options(settings, host))
 
 
 def make_resolver(settings: Settings, host: str) -> PolicyResolver:
+    from calico_core.policy.resolver import PolicyResolver  # a process for one call makes none
+
     return PolicyResolver(
         host,
         interface_prefix=settings.interface_prefix,
@@ -80,10 +93,10 @@ def make_resolver(settings: Settings, host: str) -> PolicyResolver:
     )
 
 
-def dataplane_name(settings: Settings) -> str:
+def dataplane_name(settings: Settings, load: LoadDriver = load_driver) -> str:
     """The driver that the settings name, or the first that this host can have. Raises ``InvalidSettings``."""
     origin = settings.origins.get("dataplane_driver", "default")
-    return choose_dataplane(settings.dataplane_driver, origin, lambda name: load_driver(DATAPLANES, name).missing())
+    return choose_dataplane(settings.dataplane_driver, origin, lambda name: load(DATAPLANES, name).missing())
 
 
 def dataplane_lack(name: str) -> str:
@@ -142,19 +155,40 @@ def prepare(plugin: LoadedPlugin, context: IntegrationContext) -> Integration:
 
 def save_settings(settings: Settings, host: str) -> None:
     """Leave what a one-shot process needs beside the socket, readable by root alone."""
-    directory = Path(settings.run_directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    target = directory / "settings.json"
-    temporary = directory / ".settings.json.new"
-    temporary.touch(mode=0o600)
-    temporary.write_bytes(msgspec.json.encode(msgspec.structs.replace(settings, node_name=host)))
-    temporary.rename(target)
+    settings = msgspec.structs.replace(settings, node_name=host)
+    _save(settings.run_directory, SETTINGS_FILE, msgspec.json.encode(settings))
 
 
 def load_saved_settings(run_directory: str) -> Settings:
     """Raises ``OSError`` when no node ever ran here, ``InvalidSettings`` for a file that is not ours."""
-    path = Path(run_directory, "settings.json")
+    path = Path(run_directory, SETTINGS_FILE)
     try:
         return msgspec.json.decode(path.read_bytes(), type=Settings)
     except msgspec.DecodeError as error:
         raise InvalidSettings("settings", f"file {path}", str(error)) from error
+
+
+def save_shortcuts(settings: Settings, dataplane: str, integrations: Iterable[LoadedPlugin]) -> None:
+    """The classes that these settings led to, for a one-shot process. ``dataplane``: the driver that was chosen."""
+    store = driver_of_url(settings.datastore)
+    asked = {dataplane, KERNEL_DATAPLANES[0]} if settings.dataplane_driver == "auto" else {dataplane}
+    named = {DATASTORES: {store}, IPAM: {IPAM_DRIVER}, DATAPLANES: asked}
+    drivers = {namespace: {name: load_driver(namespace, name) for name in names} for namespace, names in named.items()}
+    _save(settings.run_directory, SHORTCUTS_FILE, msgspec.json.encode(take_shortcuts(drivers, integrations)))
+
+
+def load_shortcuts(run_directory: str) -> Shortcuts:
+    """Empty ones when no node left any that hold."""
+    try:
+        return decode_shortcuts(Path(run_directory, SHORTCUTS_FILE).read_bytes())
+    except OSError:
+        return Shortcuts()
+
+
+def _save(run_directory: str, name: str, content: bytes) -> None:
+    directory = Path(run_directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / f".{name}.new"
+    temporary.touch(mode=0o600)
+    temporary.write_bytes(content)
+    temporary.rename(directory / name)
