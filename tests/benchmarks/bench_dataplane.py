@@ -113,10 +113,15 @@ def a_bench() -> Any:
 
 
 def peer_table(sets: int, members: int, chains: int) -> HostChanges:
+    """With one endpoint whose list jumps to each chain, as the peer's base chain does: the kernel walks what can be
+    reached."""
+    everything = tuple(RulesId(f"policy/p-{number}") for number in range(chains))
+    inbound = PolicyList(tiers=(TierPolicies(tier="default", policies=everything),))
     return HostChanges(
         is_complete=True,
         sets=new_sets(sets, members),
         rules=tuple(chain_of(number, sets, range(10)) for number in range(chains)),
+        workloads=(a_workload(0, inbound=inbound, outbound=PolicyList()),),
     )
 
 
