@@ -12,7 +12,7 @@
                          ├ workload? ─▶ calico-wl-host ─ DHCP, DNS, neighbours; then as endpoint_to_host says
                          └ calico-hfrom… (tree) ─▶ calico-hi…-… (a host endpoint's list of policies)
     filter FORWARD     calico-FORWARD ─ calico-vfrom… (tree) ─▶ calico-vi-… (forward policy of a host endpoint)
-                         └ from or to a workload ─▶ calico-wl ─ established: accept
+                         └ from or to a workload ─▶ calico-wl ─ established: accept; tunnels, as translated: drop
                              ├─▶ calico-from… (tree) ─▶ calico-fl-… (a list of policies) ─▶ calico-po-… (rules)
                              ├─▶ calico-to… (tree) ───▶ calico-tl-…                      └▶ calico-pi-…
                              └ leaves? ─▶ calico-vto… (tree) ─▶ calico-vo-…; and so what is of no workload
@@ -158,6 +158,7 @@ class Layout:
         return [
             *self._unconnected(family),
             f"{_ESTABLISHED} {verdicts.allow}",
+            *self._encapsulated_vxlan(verdicts, f"-i {workload} "),
             f"-i {workload} -j {FROM_ROOT}",
             f"-o {workload} -j {TO_ROOT}",
             *leaving,
@@ -166,12 +167,16 @@ class Layout:
 
     def _encapsulated(self, verdicts: Verdicts) -> list[str]:
         """A workload that could send into the hosts' tunnels would come out beyond all policy."""
-        rules: list[str] = []
-        if not self.options.allows_vxlan:
-            rules += verdicts.drop(f"-p 17 -m udp --dport {VXLAN_PORT}", "VXLAN from a workload")
+        rules = self._encapsulated_vxlan(verdicts)
         if not self.options.allows_ipip:
             rules += verdicts.drop(f"-p {IPIP_PROTOCOL}", "IPIP from a workload")
         return rules
+
+    def _encapsulated_vxlan(self, verdicts: Verdicts, sender: str = "") -> list[str]:
+        """Known by a port alone, which translation may give to what had another: asked before it and after."""
+        if self.options.allows_vxlan:
+            return []
+        return verdicts.drop(f"{sender}-p 17 -m udp --dport {VXLAN_PORT}", "VXLAN from a workload")
 
     def _unconnected(self, family: int) -> list[str]:
         """What the kernel's tracking makes nothing of."""
@@ -191,7 +196,7 @@ class Layout:
         if action == "DROP":
             origin = DenialOrigin(reason="from an endpoint to its host", direction="outbound")
             return [*rules, *verdicts.deny("", origin, note="endpoint to host")]
-        rules.append(f"-j {FROM_ROOT}")
+        rules += [*self._encapsulated_vxlan(verdicts), f"-j {FROM_ROOT}"]
         return [*rules, ACCEPT] if action == "ACCEPT" else rules
 
     def _no_source(self, family: int) -> list[str]:
