@@ -74,6 +74,17 @@ def first_address(network: IPNetwork) -> IPAddress:
     return IPAddress(network.first, network.version)
 
 
+def not_reachable(address: IPAddress) -> str:
+    """Why other hosts do not reach one by this address, as ``a loopback address``; '' where they may."""
+    if not int(address):
+        return "the unspecified address"
+    if address.is_loopback():
+        return "a loopback address"
+    if address.is_multicast():
+        return "a multicast address"
+    return "a link-local address" if address.is_link_local() else ""
+
+
 def contains(network: IPNetwork, address: IPAddress) -> bool:
     """Cheaper than netaddr's ``in`` and never true across families."""
     return bool(network.version == address.version and network.first <= int(address) <= network.last)
