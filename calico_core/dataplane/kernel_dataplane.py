@@ -42,6 +42,7 @@ from calico_core.interfaces.dataplane import (
     timing_figures,
 )
 from calico_core.log import get_logger
+from calico_core.model.addresses import LOOPBACK, contains
 from calico_core.model.hoststate import HostChanges, HostState
 from calico_core.stopwatch import Timing
 
@@ -126,18 +127,18 @@ class KernelDataplane(Dataplane, Generic[P]):
         self._cutting = Timing()
         self._denied = DeniedPackets(options.denied_group, Origins() if origins is None else origins, namespace_fd)
         self._prefix, self._address_poll_s = options.interface_prefix, options.address_poll_s
-        has_metadata = options.metadata is not None
+        opens_loopback = options.metadata is not None and contains(LOOPBACK, options.metadata[0])
         self._links = WorkloadLinks(
             self._route_socket,
             namespace_fd,
-            has_metadata=has_metadata,
+            opens_loopback=opens_loopback,
             has_ipv6=options.is_ipv6_enabled,
             makes_router=options.makes_router,
         )
         self._wiring = VethWiring(
             namespace_fd,
             interface_prefix=self._prefix,
-            has_metadata=has_metadata,
+            opens_loopback=opens_loopback,
             on_settings=self._links.was_set,
         )
 

@@ -18,6 +18,7 @@ from calico_core.model.numbers import decimal
 
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?:[:-][0-9A-Fa-f]{2}){5}|[0-9A-Fa-f]{12}")
 WIDTH = {4: 32, 6: 128}
+LOOPBACK = IPNetwork("127.0.0.0/8")
 
 
 class _MacDialect(netaddr.mac_unix_expanded):

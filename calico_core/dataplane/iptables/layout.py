@@ -2,7 +2,7 @@
 
 ::
 
-    raw PREROUTING     calico-PREROUTING ─ workload? ─▶ calico-wl-src ─ tunnels: drop ─▶ calico-src… (tree)
+    raw PREROUTING     calico-PREROUTING ─ workload? ─▶ calico-wl-src ─ tunnels, loopback: drop ─▶ calico-src… (tree)
                          │                                ├─▶ calico-sp-<interface>: its addresses, and prefixes
                          │                                └─▶ calico-nosource: DHCP, ND, else drop
                          └ calico-ufrom… (tree) ─▶ calico-ui-… (untracked policy of a host endpoint)
@@ -47,7 +47,7 @@ from calico_core.dataplane.iptables.names import (
 from calico_core.dataplane.iptables.verdicts import ACCEPT, RETURN, Verdicts
 from calico_core.dataplane.reconcile import Chain
 from calico_core.interfaces.dataplane import DenialOrigin
-from calico_core.model.addresses import WIDTH
+from calico_core.model.addresses import LOOPBACK, WIDTH
 from calico_core.model.always_open import DHCP_PORTS, DISCOVERY_TYPES, DNS_PORT, NEIGHBOUR_TYPES
 from calico_core.model.tunnels import IPIP_PROTOCOL, VXLAN_PORT
 
@@ -145,7 +145,9 @@ class Layout:
                 "calico-wl-host": chain(self._workload_to_host(family)),
             },
             RAW: {
-                WORKLOAD_SOURCE: chain([*self._encapsulated(early), f"-g {SOURCE_ROOT}"]),
+                WORKLOAD_SOURCE: chain(
+                    [*self._encapsulated(early), *self._to_loopback(early, family), f"-g {SOURCE_ROOT}"]
+                ),
                 NO_SOURCE: chain(self._no_source(family)),
             },
             MANGLE: {},
@@ -177,6 +179,10 @@ class Layout:
         if self.options.allows_vxlan:
             return []
         return verdicts.drop(f"{sender}-p 17 -m udp --dport {VXLAN_PORT}", "VXLAN from a workload")
+
+    def _to_loopback(self, verdicts: Verdicts, family: int) -> list[str]:
+        """Before translation, which leads there what may go there. Of IPv6 the kernel takes no such packet."""
+        return verdicts.drop(f"-d {net_text(LOOPBACK)}", "to a loopback address") if family == 4 else []
 
     def _unconnected(self, family: int) -> list[str]:
         """What the kernel's tracking makes nothing of."""

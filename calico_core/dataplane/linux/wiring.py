@@ -62,7 +62,7 @@ class VethWiring(WorkloadWiring):
 
     ``namespace_fd`` None: the process's own namespace is the host's. ``pins_gateway`` gives the container a permanent
     neighbour entry for its next hop: no ARP before the first packet, and no need for a default route on the host,
-    without which proxy ARP is silent. ``has_metadata``: workloads may be led to the host's loopback.
+    without which proxy ARP is silent. ``opens_loopback``: workloads are led to the host's loopback.
     ``on_settings`` hears which sysctls a host end was given, with its name and index.
     """
 
@@ -72,7 +72,7 @@ class VethWiring(WorkloadWiring):
         *,
         interface_prefix: str = "cali",
         pins_gateway: bool = True,
-        has_metadata: bool = False,
+        opens_loopback: bool = False,
         on_settings: SettingsCallback | None = None,
     ) -> None:
         self._namespace_fd = namespace_fd
@@ -81,7 +81,7 @@ class VethWiring(WorkloadWiring):
         self._reaper = LinkReaper(self._sockets)
         self._interface_prefix = interface_prefix
         self._pins_gateway = pins_gateway
-        self._has_metadata = has_metadata
+        self._opens_loopback = opens_loopback
         self._has_netkit = True  # until the kernel says otherwise
 
     def close(self) -> None:
@@ -284,7 +284,7 @@ class VethWiring(WorkloadWiring):
 
     def _host_settings(self, interface: str, wanted: WantedAddresses) -> tuple[Setting, ...]:
         return workload_sysctls.host_end(
-            interface, has_v4=bool(wanted.v4), has_v6=bool(wanted.v6), has_metadata=self._has_metadata
+            interface, has_v4=bool(wanted.v4), has_v6=bool(wanted.v6), opens_loopback=self._opens_loopback
         )
 
     def _raise_host_end(self, host: RouteSocket, link: Link, wanted: WantedAddresses) -> None:

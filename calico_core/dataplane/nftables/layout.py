@@ -30,6 +30,7 @@ from calico_core.dataplane.nftables.rules import from_any_of
 from calico_core.dataplane.nftables.verdicts import INVALID_CHAIN, KNOWN_ACCEPT
 from calico_core.dataplane.reconcile import Chain
 from calico_core.interfaces.dataplane import DenialOrigin
+from calico_core.model.addresses import LOOPBACK
 from calico_core.model.always_open import DHCP_PORTS, DNS_PORT, METADATA, METADATA_PORT, NEIGHBOUR_TYPES
 from calico_core.model.tunnels import IPIP_PROTOCOL, VXLAN_PORT
 
@@ -80,7 +81,14 @@ def fixed_chains(options: DataplaneOptions, families: Sequence[int], verdicts: V
     chains = {INVALID_CHAIN: chain(verdicts.drop("", "belongs to no connection"))} if options.drops_invalid else {}
     return {
         **chains,
-        "workload_source": chain([*_encapsulated(options, verdicts), *_workload_source(families, verdicts)]),
+        "workload_source": chain(
+            [
+                *_encapsulated(options, verdicts),
+                # before translation, which leads to the loopback what may go there
+                *verdicts.drop(f"ip daddr {LOOPBACK}", "to a loopback address"),
+                *_workload_source(families, verdicts),
+            ]
+        ),
         # tunnels once more, as the packet is translated: a Service may lead to a host's
         "from_workload": chain(
             [

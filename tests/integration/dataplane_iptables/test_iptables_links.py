@@ -11,7 +11,7 @@ from tests.integration.dataplane_nftables.test_nftables_links import (
     test_events_that_were_lost_while_links_could_not_be_listed_are_made_good,
     test_forwarding_of_the_host_is_put_back,
     test_interface_is_set_up_and_kept_so,
-    test_loopback_is_open_with_metadata_only,
+    test_loopback_is_open_with_metadata_there_only,
     test_neighbours_follow_the_record,
     test_what_the_kernel_refuses_a_link_is_tried_again,
 )
@@ -25,7 +25,7 @@ __all__ = [
     "test_events_that_were_lost_while_links_could_not_be_listed_are_made_good",
     "test_forwarding_of_the_host_is_put_back",
     "test_interface_is_set_up_and_kept_so",
-    "test_loopback_is_open_with_metadata_only",
+    "test_loopback_is_open_with_metadata_there_only",
     "test_neighbours_follow_the_record",
     "test_what_the_kernel_refuses_a_link_is_tried_again",
 ]

@@ -111,11 +111,12 @@ def test_events_that_were_lost_while_links_could_not_be_listed_are_made_good(
     assert neighbours(lab, a.interface) == {a.v4: mac_text(a)}
 
 
-def test_loopback_is_open_with_metadata_only(make_lab: Callable[..., Any]) -> None:
-    lab = make_lab(metadata=(IPAddress("127.0.0.1"), 8775))
+@pytest.mark.parametrize(("server", "value"), [("127.0.0.1", "1"), ("192.0.2.1", "0")])
+def test_loopback_is_open_with_metadata_there_only(make_lab: Callable[..., Any], server: str, value: str) -> None:
+    lab = make_lab(metadata=(IPAddress(server), 8775))
     a = lab.workload()
     lab.start(a.endpoint())
-    assert sysctl(lab, "ipv4.conf.cali1.route_localnet") == "1"
+    assert sysctl(lab, "ipv4.conf.cali1.route_localnet") == value
     assert lab.dataplane.resync().healed == ()
 
 

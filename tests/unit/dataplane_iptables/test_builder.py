@@ -271,6 +271,14 @@ def test_vxlan_of_workloads_is_dropped_as_it_is_translated_too() -> None:
         assert "4789" not in str(texts(chain, allows_vxlan=True))
 
 
+def test_nothing_of_a_workload_goes_to_the_loopback() -> None:
+    tables = built(HostChanges(is_complete=True)).desired.tables
+    *_, loopback, source = tables[4, "raw"].chains["calico-wl-src"].rules
+    assert loopback.startswith("-d 127.0.0.0/8 -j DROP -m comment")
+    assert source.startswith("-g calico-src -m comment")
+    assert "127.0.0.0/8" not in str(tables[6, "raw"].chains["calico-wl-src"].rules)
+
+
 def test_what_belongs_to_no_connection_is_left_to_policy_if_that_is_wanted() -> None:
     for drops in (True, False):
         options: Any = msgspec.structs.replace(OPTIONS, drops_invalid=drops)
