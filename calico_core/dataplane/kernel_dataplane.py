@@ -197,7 +197,7 @@ class KernelDataplane(Dataplane, Generic[P]):
             return ApplyReport()
         if event.kind == "resync":
             return self._follow_all_links()
-        if self._claims.owner(event.name) is None:
+        if not event.name.startswith(self._prefix) or self._claims.owner(event.name) is None:
             return ApplyReport()
         left = RouteReport()
         if event.kind == "deleted" and self._link_table.name_of(event.index) not in ("", event.name):
@@ -286,9 +286,9 @@ class KernelDataplane(Dataplane, Generic[P]):
         return moved, kept - moved
 
     def _want(self, interfaces: Iterable[str]) -> list[str]:
-        """What they shall have of links and routes; gives those that shall have none."""
+        """What they shall have of links and routes; gives those that shall have none. No others than workloads'."""
         leaving: list[str] = []
-        for interface in sorted(interfaces):
+        for interface in sorted(each for each in interfaces if each.startswith(self._prefix)):
             networks = self._claims.networks(interface)
             if not networks:
                 leaving.append(interface)

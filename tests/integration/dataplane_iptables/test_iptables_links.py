@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.integration.dataplane_nftables.test_nftables_links import (
+    test_a_link_that_is_no_workloads_is_left_alone,
     test_a_new_interface_checks_sources_from_its_first_packet_on,
     test_address_of_two_goes_to_the_first_whatever_the_order,
     test_an_address_of_two_is_sent_from_by_the_one_that_has_it,
@@ -19,6 +20,7 @@ from tests.integration.dataplane_nftables.test_nftables_links import (
 pytestmark = pytest.mark.needs_root
 
 __all__ = [
+    "test_a_link_that_is_no_workloads_is_left_alone",
     "test_a_new_interface_checks_sources_from_its_first_packet_on",
     "test_address_of_two_goes_to_the_first_whatever_the_order",
     "test_an_address_of_two_is_sent_from_by_the_one_that_has_it",

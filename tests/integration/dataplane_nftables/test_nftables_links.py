@@ -120,6 +120,24 @@ def test_loopback_is_open_with_metadata_there_only(make_lab: Callable[..., Any],
     assert lab.dataplane.resync().healed == ()
 
 
+def test_a_link_that_is_no_workloads_is_left_alone(lab: Any) -> None:
+    def state() -> list[Any]:
+        settings = [sysctl(lab, f"ipv4.conf.up0.{each}") for each in ("proxy_arp", "rp_filter")]
+        return [*settings, neighbours(lab, "up0"), lab.host.run("ip", "route", "show", "dev", "up0")]
+
+    lab.outside()
+    before = state()
+    a = lab.unwired()
+    nets = (IPNetwork("198.51.100.7/32"),)
+    report = lab.start(msgspec.structs.replace(a.endpoint(), interface="up0", nets=nets))
+    assert [failure.subject for failure in report.failures] == [a.key.path]
+    lab.dataplane.resync()
+    lab.dataplane.interface_changed(InterfaceEvent(kind="up", name="up0"))
+    assert state() == before
+    lab.apply(removed_workloads=(a.key,))
+    assert state() == before
+
+
 def test_what_a_port_mapper_needs_is_left_to_it(lab: Any) -> None:
     a = lab.workload()
     lab.start(a.endpoint())
