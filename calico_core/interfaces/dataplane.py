@@ -215,7 +215,8 @@ class Dataplane(abc.ABC):
 
     @abc.abstractmethod
     def apply(self, changes: HostChanges) -> ApplyReport:
-        """Make the kernel follow one batch, atomically for policy. Traffic sees the old state or the new one."""
+        """Make the kernel follow one batch, atomically for policy. Traffic sees the old state or the new one. What
+        fails stays wanted, also when this raises: the next apply tries it again."""
 
     @abc.abstractmethod
     def resync(self) -> ApplyReport:

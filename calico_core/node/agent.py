@@ -221,7 +221,7 @@ class Agent:
     def _wait_s(self) -> float | None:
         now = time.monotonic()
         times = [*self._enforcement.times(), *self._removals.times(now)]
-        cutting = self._cutter.next_look(now) if self._cutter is not None else None
+        cutting = self._cutter.next_look(now) if self._cutter is not None and not self.is_refused else None
         times += [cutting] if cutting is not None else []
         return max(0.0, min(times) - time.monotonic()) if times else None
 
@@ -309,13 +309,14 @@ class Agent:
         for key in self._resolver.allowed_sources.take_ignored():
             reason = "WorkloadSourceSpoofing is Disabled: it may send from its own addresses only"
             log.warning("endpoint.source_prefixes_ignored", endpoint=key.path, reason=reason)
-        if self._enforcement.apply(changes):
-            self._host_endpoints.note(changes)
-            if self._cutter is not None:
-                self._cutter.note(changes, time.monotonic())
+        self._enforcement.apply(changes)
+        self._host_endpoints.note(changes)
+        if self._cutter is not None:
+            self._cutter.note(changes, time.monotonic())
 
     def _cut_flows(self) -> None:
-        if self._cutter is not None and self._cutter.wants(time.monotonic()):
+        """Not while the kernel goes by older policy: what that permits would begin again with its next packet."""
+        if self._cutter is not None and not self.is_refused and self._cutter.wants(time.monotonic()):
             self._cutter.look(self._dataplane.wanted(), frozenset().union(*self._own_addresses.values()))
 
     def _state(self) -> AgentState:
@@ -323,7 +324,7 @@ class Agent:
             is_in_sync=self._is_in_sync,
             is_applied=self.is_in_sync,
             endpoints=dict(self._progress.status),
-            host_endpoints=self._host_endpoints.status(self._enforcement.failures),
+            host_endpoints=self._host_endpoints.status(self._enforcement.failures, self._enforcement.refusal),
             bad_records=tuple(self._syncer.bad_records),
             last_error=self.last_error,
             freeze=self._removals.freeze,
