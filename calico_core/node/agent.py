@@ -37,7 +37,7 @@ from calico_core.model.workloads import InterfaceEvent
 from calico_core.node.agent_state import AgentState, CountsWanted, HostAddresses, Item, RemovalsConfirmed, Reporter
 from calico_core.node.counters import AgentCounters
 from calico_core.node.enforcement import Enforcement
-from calico_core.node.flow_cutter import FlowCutter
+from calico_core.node.flow_cutter import FlowCutter, LookFailed
 from calico_core.node.gathering import Gathering
 from calico_core.node.host_endpoint_status import HostEndpointStatuses
 from calico_core.node.mailbox import Mailbox
@@ -90,7 +90,7 @@ class Agent:
         self._stop_monitor: Callable[[], None] = lambda: None
         self._stop_addresses: Callable[[], None] = lambda: None
         self.rule_counts = RuleCounts(dataplane, self._mailbox.post)
-        self._cutter = FlowCutter(dataplane) if cuts_denied_flows else None
+        self._cutter = FlowCutter(dataplane, self._mailbox.post) if cuts_denied_flows else None
         # Owned by the engine thread.
         self._gathering = Gathering(self._mailbox, host)
         self._is_store_in_sync = False
@@ -260,6 +260,9 @@ class Agent:
                     self.rule_counts.answer(reply)
                 case RemovalsConfirmed():
                     self._follow(self._removals.confirm())
+                case LookFailed():
+                    if self._cutter is not None:
+                        self._cutter.take_back(item, time.monotonic())
                 case _:
                     self._take_batch(item)
         self.counters.note_events(links=len(events), addresses=addressed)

@@ -48,13 +48,14 @@ HOST = "rack-a"
 
 class FaultyDataplane(MemoryDataplane):
     """``errors``: raised by the next applies, in order. ``whole``: why nothing can be programmed, or ''. ``tries``: how
-    many applies there were."""
+    many applies there were. ``unread``: so often the connection table cannot be read."""
 
     def __init__(self, options: DataplaneOptions) -> None:
         super().__init__(options)
         self.errors: list[Exception] = []
         self.whole = ""
         self.tries = 0
+        self.unread = 0
 
     def apply(self, changes: HostChanges) -> ApplyReport:
         self.tries += 1
@@ -65,6 +66,12 @@ class FaultyDataplane(MemoryDataplane):
             raise self.errors.pop(0)
         report = super().apply(changes)
         return ApplyReport(failures=(Failure("table inet calico", self.whole),)) if self.whole else report
+
+    def connections(self) -> tuple[Connection, ...]:
+        if self.unread:
+            self.unread -= 1
+            raise KernelRefused("list connections", 105)
+        return super().connections()
 
     def cut(self, connections: Iterable[Connection]) -> int:
         """What older policy permits is back with its next packet."""
@@ -299,9 +306,7 @@ def test_a_connection_denied_while_the_kernel_refuses_policy_ends_once_it_does_n
     agent = bench.start()
     key, revision = bench.write()
     assert agent.wait_programmed(key, revision, WAIT_S)
-    peer, own = IPAddress("10.65.9.9"), IPAddress("10.65.0.2")
-    flow = Connection(6, peer, own, 40000, 80, own, peer, 80, 40000)
-    bench.dataplane.connect(flow)
+    bench.dataplane.connect(flow := flow_to_a())
     tries = bench.dataplane.tries
     if raises:
         bench.dataplane.errors = [KernelRefused("commit", 12)] * 3
@@ -312,6 +317,26 @@ def test_a_connection_denied_while_the_kernel_refuses_policy_ends_once_it_does_n
     assert flow in bench.dataplane.connections()
     bench.dataplane.whole = ""
     eventually(lambda: bench.dataplane.connections() == ())
+
+
+def test_a_connection_table_that_cannot_be_read_once_is_read_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calico_core.node.flow_cutter._RETRY_FIRST_S", 0.05)
+    bench.write_profile()
+    agent = bench.start()
+    key, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    bench.dataplane.connect(flow_to_a())
+    bench.dataplane.unread = 2
+    bench.write_profile("web", Rule(action="deny"))
+    eventually(lambda: not bench.dataplane.unread)
+    eventually(lambda: bench.dataplane.connections() == ())
+
+
+def flow_to_a() -> Connection:
+    peer, own = IPAddress("10.65.9.9"), IPAddress("10.65.0.2")
+    return Connection(6, peer, own, 40000, 80, own, peer, 80, 40000)
 
 
 def test_the_state_of_a_host_endpoint_follows_an_apply_that_raised(bench: Bench) -> None:
