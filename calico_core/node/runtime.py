@@ -256,7 +256,8 @@ class Runtime:
 
     def _close_to_unknown(self, settings: Settings) -> None:
         """Before anything that may wait: a host that has just booted must not pass what nobody has judged."""
-        dataplane = composition.open_dataplane(settings, self.host)
+        # whether it is to be made a router, the datastore may say
+        dataplane = composition.open_dataplane(settings, self.host, makes_router=False)
         try:
             dataplane.ensure_closed()
         finally:
