@@ -216,6 +216,30 @@ def test_what_could_not_be_written_is_written_later(bench: Bench, monkeypatch: p
     eventually(lambda: bench.records.get(NodeStatusKey(HOST)))
 
 
+def test_what_a_datastore_lost_while_it_was_away_is_written_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("calico_core.node.status._RETRY_S", 0.05)
+    reporter = bench.start(interval_s=0.05)
+    reporter.put(state(a=("up", ""), b=("up", "")))
+    eventually(lambda: bench.endpoint("a") and bench.endpoint("b"))
+    bench.store.delete_prefix("/calico/")
+    bench.records.put(status_key("gone"), EndpointStatus(status="up"))
+    bench.store.faults.down = True
+    eventually(lambda: "status.not_written" in caplog.messages)
+    bench.store.faults.down = False
+    eventually(lambda: bench.endpoint("a") and bench.endpoint("b") and bench.endpoint("gone") is None)
+
+
+def test_a_datastore_that_was_replaced_unnoticed_gets_all_statuses(bench: Bench) -> None:
+    reporter = bench.start(interval_s=0.05)
+    reporter.put(state(a=("up", "")))
+    eventually(lambda: bench.endpoint("a"))
+    bench.store.delete_prefix("/calico/")
+    bench.clock.now += 91.0  # nor does it know the leases
+    eventually(lambda: bench.endpoint("a"))
+
+
 def test_a_flapping_endpoint_is_not_written_at_each_turn(bench: Bench) -> None:
     reporter = bench.start(delay_s=0.6)
     reporter.put(state(a=("up", "")))
