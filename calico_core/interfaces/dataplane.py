@@ -173,7 +173,7 @@ def is_whole_policy(subject: str) -> bool:
 
 class ApplyReport(Value, frozen=True):
     """What one apply did. ``changes`` counts kernel objects touched (0: it was right already).
-    ``endpoints_without_link``: programmed, but the interface is not there (yet)."""
+    ``endpoints_without_link``: programmed, but the interface is not there (yet), or is down."""
 
     changes: int = 0
     failures: tuple[Failure, ...] = ()

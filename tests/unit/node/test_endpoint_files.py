@@ -17,7 +17,7 @@ from tests.waiting import eventually
 
 ONE = WorkloadEndpointKey("rack-a", "k8s", "default/pod-1", "eth0")
 TWO = WorkloadEndpointKey("rack-a", "libnetwork", "lib net", "a@b~c%")
-UP, DOWN = ("up", ""), ("down", "its interface does not exist")
+UP, DOWN = ("up", ""), ("down", "its interface does not exist or is down")
 
 
 class Bench:
