@@ -132,8 +132,9 @@ class Agent:
 
     @property
     def is_alive(self) -> bool:
-        """Whether both of its threads run; the supervisor restarts a node whose agent has died."""
-        return self._thread.is_alive() and self._syncer.is_alive
+        """Whether its threads run; the supervisor restarts a node whose agent has died."""
+        cuts = self._cutter is None or self._cutter.is_alive
+        return self._thread.is_alive() and self._syncer.is_alive and cuts
 
     @property
     def is_in_sync(self) -> bool:

@@ -158,6 +158,10 @@ class FlowCutter:
         if self._thread.is_alive():
             self._thread.join(_STOP_WAIT_S)
 
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
     def note(self, changes: HostChanges, now: float) -> None:
         if self._touched.note(changes, self._known) and self._due is None:
             self._due = now + _GATHER_S

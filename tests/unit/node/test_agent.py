@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -368,6 +369,24 @@ def test_an_unexpected_error_ends_the_agent_and_lets_go_whoever_waits(bench: Ben
     assert not agent.wait_programmed(key, revision, 60.0)
     assert time.monotonic() - started < WAIT_S
     eventually(lambda: bench.deaths)
+    eventually(lambda: not agent.is_alive)
+
+
+def test_an_agent_whose_connections_nobody_judges_any_more_is_not_alive(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.write_profile()
+    agent = bench.start()
+    key, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    assert agent.is_alive
+
+    def end() -> tuple[Connection, ...]:
+        raise SystemExit  # what ends a thread and nothing else
+
+    monkeypatch.setattr(threading, "excepthook", lambda _death: None)
+    monkeypatch.setattr(bench.dataplane, "connections", end)
+    bench.write_profile("web", Rule(action="deny"))
     eventually(lambda: not agent.is_alive)
 
 
