@@ -65,7 +65,7 @@ class StatusReporter:
         self._host = host
         self._version = version
         self._interval_s = interval_s
-        self._ttl_s = ttl_s if ttl_s > interval_s else interval_s * 2.5
+        self._ttl_s = ttl_s
         self._reports_endpoints = reports_endpoints
         self._endpoints_delay_s = endpoints_delay_s
         self._endpoints_at = 0.0  # the earliest time of their next write
