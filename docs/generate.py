@@ -134,7 +134,7 @@ MEANINGS = {
     "case that the kernel did not tell of a change; 0: at the start alone, and as the kernel tells. A value that "
     "cannot be used counts as the default",
     "reporting_interval_s": "seconds between two reports of liveness; 0 or less: none",
-    "reporting_ttl_s": "seconds such a report lasts",
+    "reporting_ttl_s": "seconds such a report lasts; no more than `reporting_interval_s`: 2.5 times that",
     "endpoint_reporting": "write the status of each endpoint to the datastore",
     "endpoint_reporting_delay_s": "seconds between two writes of such statuses at least, give or take a tenth; a value "
     "that cannot be used counts as the default",

@@ -108,6 +108,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         if options.makes_router:
             run_in(namespace_fd, lambda: sysctl.apply(forwarding(has_ipv6=options.is_ipv6_enabled)))
         self._state = HostState()
+        self._renamed: set[str] = set()  # interfaces whose links were given other names
         self._unsettled: set[str] = set()  # interfaces whose links or routes could not all be made right
         self._uncut: set[tuple[int, int]] = set()  # addresses: family, value
         self._is_complete = False
@@ -198,15 +199,22 @@ class KernelDataplane(Dataplane, Generic[P]):
         if event.kind == "resync":
             return self._follow_all_links()
         if not event.name.startswith(self._prefix) or self._claims.owner(event.name) is None:
+            self._renamed.discard(event.name)
             return ApplyReport()
-        left = RouteReport()
-        if event.kind == "deleted" and self._link_table.name_of(event.index) not in ("", event.name):
+        left, healed = RouteReport(), ""
+        if event.kind == "deleted" and (other := self._link_table.name_of(event.index)) not in ("", event.name):
             left = self._routes.leave(event.index)
+            self._renamed.add(event.name)
+            healed = f"interface {event.name}: it was renamed {other}"
+        elif event.kind == "up" and event.name in self._renamed:
+            self._renamed.remove(event.name)
+            healed = f"interface {event.name}: there is a link of its name again"
         # the kernel removes the routes of a link that goes down; a new link of the name starts without
         self._routes.forget(event.name)
         self._links.forget(event.name)
         links, routes = self._follow_links([event.name])
-        return self._report(None, links, [left, routes], ())
+        report = self._report(None, links, [left, routes], ())
+        return msgspec.structs.replace(report, healed=(healed,)) if healed else report
 
     def watch_interfaces(self, callback: Callable[[InterfaceEvent], None]) -> Callable[[], None]:
         monitor = LinkMonitor(callback, namespace_fd=self._namespace_fd, table=self._link_table)
@@ -255,6 +263,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         failures = self._routes.resync().failures
         self._state, self._is_complete = HostState(), False
         self._claims.clear()
+        self._renamed.clear()
         if failures:
             reasons = "; ".join(f"{each.subject}: {each.reason}" for each in failures)
             raise KernelRefused("remove routes", errno.EBUSY, reasons)

@@ -65,10 +65,11 @@ def open_ipam(records: TypedRecords, host: str) -> Ipam:
     return driver.open(records, host)
 
 
-def open_dataplane(settings: Settings, host: str) -> Dataplane:
-    """Raises ``InvalidSettings`` with what is missing for it."""
+def open_dataplane(settings: Settings, host: str, *, makes_router: bool = True) -> Dataplane:
+    """``makes_router`` False: whatever the settings say. Raises ``InvalidSettings`` with what is missing for it."""
     driver: type[Dataplane] = load_driver(DATAPLANES, dataplane_name(settings))
-    return driver.open(dataplane_options(settings, host))
+    options = dataplane_options(settings, host)
+    return driver.open(msgspec.structs.replace(options, makes_router=options.makes_router and makes_router))
 
 
 def make_resolver(settings: Settings, host: str) -> PolicyResolver:

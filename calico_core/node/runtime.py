@@ -56,7 +56,7 @@ from calico_core.node.tunnels import TunnelKeeper
 from calico_core.node.vital_signs import VitalSigns
 from calico_core.plugin_host.loader import load_driver
 from calico_core.plugin_host.namespaces import ROUTING
-from calico_core.settings import Settings
+from calico_core.settings import Settings, report_ttl_s
 from calico_core.workload.service import WorkloadService
 
 log = get_logger(__name__)
@@ -256,7 +256,8 @@ class Runtime:
 
     def _close_to_unknown(self, settings: Settings) -> None:
         """Before anything that may wait: a host that has just booted must not pass what nobody has judged."""
-        dataplane = composition.open_dataplane(settings, self.host)
+        # whether it is to be made a router, the datastore may say
+        dataplane = composition.open_dataplane(settings, self.host, makes_router=False)
         try:
             dataplane.ensure_closed()
         finally:
@@ -269,7 +270,7 @@ class Runtime:
             host=self.host,
             version=__version__,
             interval_s=settings.reporting_interval_s,
-            ttl_s=settings.reporting_ttl_s,
+            ttl_s=report_ttl_s(settings),
             reports_endpoints=settings.endpoint_reporting,
             endpoints_delay_s=settings.endpoint_reporting_delay_s,
             routing_status=lambda: self._require_routing().status(),

@@ -7,7 +7,7 @@ import pytest
 from calico_core.errors import InvalidSettings
 from calico_core.model.failsafe import DEFAULT_INBOUND, DEFAULT_OUTBOUND
 from calico_core.setting_fields import FIELDS, unknown_names
-from calico_core.settings import Settings, load_settings
+from calico_core.settings import Settings, load_settings, report_ttl_s
 
 REPORTING = {
     "environment": ({"FELIX_REPORTINGINTERVALSECS": "11"}, "environment FELIX_REPORTINGINTERVALSECS", 11.0),
@@ -315,6 +315,19 @@ def test_some_bad_values_count_as_the_default_and_are_noted(variable: str, text:
     (note,) = settings.notes
     assert variable in note
     assert text in note
+
+
+@pytest.mark.parametrize(
+    ("interval", "ttl", "counts"),
+    [("30", "30", 75.0), ("30", "20", 75.0), ("120", "", 300.0), ("30", "31", 31.0), ("0", "5", 5.0), ("-1", "0", 0.0)],
+)
+def test_a_report_that_would_end_before_the_next_lasts_longer_and_is_noted(
+    interval: str, ttl: str, counts: float
+) -> None:
+    settings = load_settings({"FELIX_REPORTINGINTERVALSECS": interval, "FELIX_REPORTINGTTLSECS": ttl})
+    assert report_ttl_s(settings) == counts
+    notes = [note for note in settings.notes if "reporting_ttl_s" in note and f"{counts:g} counts" in note]
+    assert len(notes) == (0 if counts == settings.reporting_ttl_s else 1)
 
 
 def test_default_ports_are_those_of_the_model() -> None:

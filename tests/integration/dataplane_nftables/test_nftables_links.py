@@ -17,6 +17,7 @@ from calico_core.dataplane.linux.rtnetlink import RouteSocket
 from calico_core.errors import KernelRefused
 from calico_core.model.workloads import InterfaceEvent
 from tests.integration.dataplane_nftables.test_nftables_traffic import _heard, _listener
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -98,6 +99,7 @@ def test_events_that_were_lost_while_links_could_not_be_listed_are_made_good(
     a = lab.unwired()
     assert lab.start(a.endpoint()).endpoints_without_link == (a.key,)
     lab.wire(a)
+    eventually(lambda: " UP " in lab.host.run("ip", "-brief", "link", "show", a.interface))
     lab.host.run("ip", "neighbour", "flush", "all", "nud", "permanent")
 
     def refuse(self: RouteSocket) -> list[Link]:
