@@ -93,9 +93,10 @@ class Pods:
         pod = api.pod(*name)
         _check_uid(pod, invocation.arguments.get("K8S_POD_UID", ""))
         annotations = _ours(pod.metadata.annotations)
-        if not any(each in annotations for each in _POOLS.values()):
+        left_open = [each for each in _POOLS.values() if each not in annotations]
+        if left_open:
             of_namespace = _ours(api.namespace(name.namespace).metadata.annotations)
-            annotations |= {key: of_namespace[key] for key in _POOLS.values() if key in of_namespace}
+            annotations |= {key: of_namespace[key] for key in left_open if key in of_namespace}
         floating = floating_addresses(configuration, annotations)
         addresses = addresses_without_ipam(configuration, annotations)
         sources = source_prefixes(annotations)

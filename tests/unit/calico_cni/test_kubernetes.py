@@ -277,6 +277,20 @@ def test_the_pod_goes_before_its_namespace_and_that_before_the_configuration(
     assert setup.ipam.requests[-1].pools_v4 == (IPNetwork("10.65.0.0/24"),)
 
 
+def test_pools_of_a_family_that_the_pod_says_nothing_of_are_its_namespaces(setup: CniSetup, api: KubernetesApi) -> None:
+    pools = {4: ("ipv4pools", "10.65.0.0/24", "10.66.0.0/24"), 6: ("ipv6pools", "fd00:65::/64", "fd00:66::/64")}
+    namespace = {f"cni.projectcalico.org/{key}": json.dumps([theirs]) for key, _, theirs in pools.values()}
+    api.put("namespaces", "shop", annotations=namespace)
+    network = a_pod_network(api, ipam={"type": "calico-ipam", "assign_ipv6": True})
+    for own, other in ((4, 6), (6, 4)):
+        key, ours, _ = pools[own]
+        annotate(api, **{key: json.dumps([ours])})
+        setup.call("ADD", network, CNI_ARGS=ARGUMENTS)
+        asked = setup.ipam.requests[-1]
+        found = {4: asked.pools_v4, 6: asked.pools_v6}
+        assert (found[own], found[other]) == ((IPNetwork(ours),), (IPNetwork(pools[other][2]),))
+
+
 def test_floating_addresses_where_the_network_allows_them(setup: CniSetup, api: KubernetesApi) -> None:
     annotate(api, floatingIPs='["192.0.2.7", "192.0.2.8"]')
     network = a_pod_network(api, feature_control={"floating_ips": True})
