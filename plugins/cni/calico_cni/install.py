@@ -21,7 +21,7 @@ from typing import NamedTuple
 from calico_cni import compiler
 from calico_cni.binaries import PROGRAMS, paths_in, place, standing_in, writable
 from calico_cni.environment import NAME
-from calico_cni.placed_files import is_same, prepare_directory, write_file
+from calico_cni.placed_files import is_same, write_file
 from calico_cni.precompiled import executable_text
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
 from calico_cni.service_account import FILE_NAME, credentials_in
@@ -30,6 +30,7 @@ from calico_cni.trial import reason_against
 from calico_cni.versions import NEWEST, VERSIONS, is_at_least, parse_version
 from calico_core import __version__
 from calico_core.errors import InvalidRequest, NotReady, ToolFailed
+from calico_core.trusted_directory import prepare_directory
 
 BIN_DIRECTORY = Path("/opt/cni/bin")
 CONFIG_DIRECTORY = Path("/etc/cni/net.d")
@@ -70,6 +71,7 @@ def install(
     bin_directory: Path | Sequence[Path] = BIN_DIRECTORY,
     config_directory: Path = CONFIG_DIRECTORY,
     *,
+    root: Path = Path("/"),
     socket: str = SOCKET,
     network: str = NETWORK,
     cni_version: str = LIST_VERSION,
@@ -90,6 +92,8 @@ def install(
     tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[Path, ...]:
     """The files that were written; none when everything stood already.
+
+    ``root``: where the host's file system begins, when it is not this process's own; both directories are below it.
 
     ``configuration``: the list's text in place of the one that ``network``, ``cni_version``, ``has_port_mappings`` and
     ``has_bandwidth`` describe. ``old_config_name``: a list of an earlier installation, removed once ours stands.
@@ -119,10 +123,10 @@ def install(
     directories = _directories(bin_directory)
     is_placed = may_update and not set(PROGRAMS) <= set(skipped)
     if is_placed:
-        directories = writable(directories, tell)
+        directories = writable(directories, tell, root=root)
     else:
         placed = standing_in(directories, skipped)
-    prepare_directory(config_directory)
+    prepare_directory(config_directory, root=root)
     if shim == "auto" and interpreter is not None:
         shim = "python"  # that is what an interpreter is for
     if is_placed:
@@ -132,7 +136,7 @@ def install(
         self_test(path, is_ours=is_placed)
     written = list(placed.written)
     if tls_assets is not None:
-        written += copy_assets(tls_assets, config_directory)
+        written += copy_assets(tls_assets, config_directory, root=root)
     secret = config_directory / KUBECONFIG_NAME
     if kubeconfig is not None and write_file(secret, kubeconfig.text, kubeconfig.mode):
         written.append(secret)

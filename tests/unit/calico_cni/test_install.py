@@ -101,9 +101,10 @@ def test_directories_that_others_may_change_are_refused(tmp_path: Path) -> None:
     everybody = tmp_path / "everybody"
     everybody.mkdir()
     everybody.chmod(0o777)
-    for bad in (link, everybody):
+    below = everybody / "below"
+    for bad in (link, everybody, below):
         for pair in ((bad, tmp_path / "other"), (tmp_path / "other", bad)):
-            with pytest.raises(InvalidRequest, match=bad.name):
+            with pytest.raises(InvalidRequest, match="everybody" if bad == below else bad.name):
                 install_python(*pair)
     assert list(real.iterdir()) == []
     assert list(everybody.iterdir()) == []
@@ -192,6 +193,17 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int, str]:
         calicoctl, globals_first(["cni", arguments[0], "--root", str(tmp_path), *arguments[1:]])
     )
     return result.exit_code, result.output
+
+
+def test_a_root_is_as_safe_as_who_named_it_says(tmp_path: Path) -> None:
+    """An image that is being made may lie anywhere; what is in it is a host's."""
+    image = tmp_path / "everybody" / "image"
+    image.mkdir(parents=True)
+    (tmp_path / "everybody").chmod(0o777)
+    assert run(image, "install", "--shim", "python")[0] == 0
+    (image / "etc" / "cni").chmod(0o777)
+    code, output = run(image, "install", "--shim", "python")
+    assert (code, f"{image / 'etc' / 'cni'} is writable by everybody" in output) == (1, True)
 
 
 def test_the_commands_below_a_root(tmp_path: Path) -> None:
