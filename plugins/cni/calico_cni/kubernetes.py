@@ -242,7 +242,9 @@ def _list(annotations: Mapping[str, str], key: str) -> tuple[str, ...]:
 
 
 def _ours(annotations: Mapping[str, str] | None) -> dict[str, str]:
-    return {key.removeprefix(PREFIX): text for key, text in (annotations or {}).items() if key.startswith(PREFIX)}
+    """An empty one says nothing, as in the reference plugin."""
+    found = (annotations or {}).items()
+    return {key.removeprefix(PREFIX): text for key, text in found if text and key.startswith(PREFIX)}
 
 
 def _check_uid(pod: Pod, uid: str) -> None:

@@ -291,6 +291,21 @@ def test_pools_of_a_family_that_the_pod_says_nothing_of_are_its_namespaces(setup
         assert (found[own], found[other]) == ((IPNetwork(ours),), (IPNetwork(pools[other][2]),))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ipAddrs", "ipAddrsNoIpam", "ipv4pools", "ipv6pools", "ipFamilies", "hwAddr", "floatingIPs",
+        "allowedSourcePrefixes",
+    ],
+)  # fmt: skip
+def test_an_empty_annotation_says_nothing(setup: CniSetup, api: KubernetesApi, name: str) -> None:
+    pools = {"cni.projectcalico.org/ipv4pools": '["10.65.0.0/24"]'}
+    api.put("namespaces", "shop", annotations=pools)
+    annotate(api, **{name: ""})
+    stdout_of(setup.call("ADD", a_pod_network(api), CNI_ARGS=ARGUMENTS))
+    assert setup.ipam.requests[-1].pools_v4 == (IPNetwork("10.65.0.0/24"),)
+
+
 def test_floating_addresses_where_the_network_allows_them(setup: CniSetup, api: KubernetesApi) -> None:
     annotate(api, floatingIPs='["192.0.2.7", "192.0.2.8"]')
     network = a_pod_network(api, feature_control={"floating_ips": True})
