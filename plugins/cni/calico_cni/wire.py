@@ -20,8 +20,10 @@ from calico_core.errors import InvalidRequest
 
 NO_RESULT = msgspec.Raw(b"")
 
+_VERBATIM = frozenset({"prevResult", "cni.dev/valid-attachments", "cni.dev/attachments"})
 _AT = re.compile(r" - at `(?P<path>[^`]*)`$")
 C = TypeVar("C", bound="MinimalConfiguration")
+StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 
 class _Wire(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,7 +209,7 @@ def read_version(stdin: bytes) -> object:
     """``cniVersion`` of an input that may be unusable otherwise; None: it names none. What cannot be read at all gives
     ``False``, which is no version."""
     try:
-        return msgspec.json.decode(stdin, type=_VersionOnly).version
+        return decode(stdin, _VersionOnly).version
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
 
@@ -215,7 +217,7 @@ def read_version(stdin: bytes) -> object:
 def ipam_type(stdin: bytes) -> str:
     """Whose addresses they are, for detaching; empty when the configuration does not say it in a usable way."""
     try:
-        return msgspec.json.decode(stdin, type=_IpamOnly).ipam.type
+        return decode(stdin, _IpamOnly).ipam.type
     except (msgspec.DecodeError, UnicodeDecodeError):
         return ""
 
@@ -224,11 +226,25 @@ def is_of_kubernetes(stdin: bytes) -> bool:
     """Whether endpoints of the network are named after their pods, where the call names one. Runtimes other than a
     kubelet name pods too, so this must be asked for."""
     try:
-        found = msgspec.json.decode(stdin, type=_OrchestratorOnly)
+        found = decode(stdin, _OrchestratorOnly)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
     is_asked = found.policy.type in {"k8s", "k8s-annotations"}
     return found.orchestrator == "k8s" or (found.orchestrator == "auto" and is_asked)
+
+
+def decode(stdin: bytes, kind: type[StructT], *, strict: bool = True) -> StructT:
+    """A key that is ``null`` is as if it were not there: so it is for runtimes and plugins in Go.
+
+    :raises msgspec.DecodeError: or ``UnicodeDecodeError``.
+    """
+    try:
+        return msgspec.json.decode(stdin, type=kind, strict=strict)
+    except msgspec.ValidationError:
+        if b"null" not in stdin:
+            raise
+    plain = msgspec.json.encode(_without_nulls(msgspec.json.decode(stdin)))
+    return msgspec.json.decode(plain, type=kind, strict=strict)
 
 
 def parse_configuration(stdin: bytes, kind: type[C]) -> C:
@@ -282,12 +298,20 @@ class _OrchestratorOnly(_Wire, frozen=True):
 
 def _decode(stdin: bytes, kind: type[C]) -> C:
     try:
-        return msgspec.json.decode(stdin, type=kind, strict=False)
+        return decode(stdin, kind, strict=False)
     except msgspec.ValidationError as error:
         message = str(error)
         match = _AT.search(message)
         path, reason = (match["path"], message[: match.start()]) if match else ("$", message)
         raise InvalidRequest(path.removeprefix("$.") or "configuration", reason) from error
+
+
+def _without_nulls(value: object) -> object:
+    """What goes on as it came, or has a null that means something, is not looked into."""
+    if not isinstance(value, dict):
+        return value
+    whole = {key: each if key in _VERBATIM else _without_nulls(each) for key, each in value.items()}
+    return {key: each for key, each in whole.items() if each is not None or key in _VERBATIM}
 
 
 @functools.cache  # looking the fields up evaluates every annotation: more than all the rest of a call
