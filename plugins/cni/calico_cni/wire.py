@@ -15,6 +15,7 @@ import msgspec
 
 from calico_cni.environment import NAME
 from calico_cni.errors import Undecodable
+from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.versions import parse_version
 from calico_core.errors import InvalidRequest
 
@@ -205,6 +206,15 @@ class NetworkConfiguration(CommonConfiguration, frozen=True):
     disable_gc: bool = msgspec.field(default=False, name="disableGC")
 
 
+_NESTED: dict[str, type[msgspec.Struct]] = {
+    "policy": PolicyConfiguration,
+    "kubernetes": KubernetesConfiguration,
+    "container_settings": ContainerSettings,
+    "feature_control": FeatureControl,
+    "ipam": IpamConfiguration,
+}
+
+
 def read_version(stdin: bytes) -> object:
     """``cniVersion`` of an input that may be unusable otherwise; None: it names none. What cannot be read at all gives
     ``False``, which is no version."""
@@ -267,11 +277,14 @@ def parse_configuration(stdin: bytes, kind: type[C]) -> C:
 
 
 def unknown_keys(stdin: bytes) -> tuple[str, ...]:
-    """Names in a parsed network configuration that nobody declared. They are legal."""
+    """Names in a parsed network configuration that nobody declared. They are legal, and may be what somebody meant to
+    write otherwise. Those in the ``ipam`` of another plugin are its own."""
     keys = msgspec.json.decode(stdin, type=dict[str, msgspec.Raw])
     found = sorted(set(keys) - _names(NetworkConfiguration))
-    if "ipam" in keys:
-        found += sorted(f"ipam.{key}" for key in set(msgspec.json.decode(keys["ipam"])) - _names(IpamConfiguration))
+    for key, kind in _NESTED.items():
+        inside = msgspec.json.decode(keys[key]) if key in keys else None
+        if inside and (key != "ipam" or inside.get("type") == IPAM_PROGRAM):
+            found += sorted(f"{key}.{each}" for each in set(inside) - _names(kind))
     return tuple(found)
 
 

@@ -96,6 +96,25 @@ def test_unknown_keys_are_legal_and_known_by_name() -> None:
     assert unknown_keys(stdin) == ("shade", "ipam.depth")
 
 
+@pytest.mark.parametrize(
+    ("key", "meant", "written"),
+    [
+        ("policy", "type", "typ"),
+        ("kubernetes", "kubeconfig", "kubecfg"),
+        ("container_settings", "allow_ip_forwarding", "allow_ip_forward"),
+        ("feature_control", "floating_ips", "floating_ip"),
+    ],
+)
+def test_a_slip_inside_of_a_key_is_named(key: str, meant: str, written: str) -> None:
+    assert unknown_keys(json.dumps(a_network(**{key: {meant: "true"}})).encode()) == ()
+    assert unknown_keys(json.dumps(a_network(**{key: {written: "true"}})).encode()) == (f"{key}.{written}",)
+
+
+def test_what_another_ipam_plugin_is_told_is_its_own() -> None:
+    ipam = {"type": "host-local", "dataDir": "/run/x", "rangeStart": "10.0.0.5"}
+    assert unknown_keys(json.dumps(a_network(ipam=ipam)).encode()) == ()
+
+
 def test_of_another_plugin_only_what_concerns_us_is_judged() -> None:
     stdin = b'{"name": "net1", "type": "bridge", "mtu": {"odd": 1}, "ipam": {"type": "calico-ipam"}}'
     assert parse_configuration(stdin, CommonConfiguration).ipam.type == "calico-ipam"
