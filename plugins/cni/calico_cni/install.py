@@ -255,8 +255,9 @@ def list_text(network: str, cni_version: str, *, has_port_mappings: bool = False
         raise InvalidRequest("network", f"{network!r} may hold only letters, digits, '_', '.' and '-'")
     if not is_at_least(parse_version(cni_version, field="cni_version"), "0.3.0"):
         raise InvalidRequest("cni_version", f"lists came with 0.3.0; give one of {', '.join(VERSIONS[2:])}")
+    capabilities = {"ips": True, "mac": True, "dns": True}
     plugins: list[dict[str, object]] = [
-        {"type": NETWORK_PROGRAM, "ipam": {"type": IPAM_PROGRAM}, "capabilities": {"ips": True, "mac": True}}
+        {"type": NETWORK_PROGRAM, "ipam": {"type": IPAM_PROGRAM}, "capabilities": capabilities}
     ]
     if has_port_mappings:
         plugins.append({"type": "portmap", "snat": True, "capabilities": {"portMappings": True}})

@@ -179,6 +179,7 @@ def test_the_list_of_any_version_that_has_lists(version: str) -> None:
 
 def test_the_plugins_behind_ours() -> None:
     shape = json.loads(list_text("net1", "1.0.0", has_port_mappings=True, has_bandwidth=True))
+    assert shape["plugins"][0]["capabilities"] == {"ips": True, "mac": True, "dns": True}, "what we honour"
     assert [(each["type"], each["capabilities"]) for each in shape["plugins"][1:]] == [
         ("portmap", {"portMappings": True}),
         ("bandwidth", {"bandwidth": True}),
