@@ -51,7 +51,7 @@ _MARK_WITHIN = 4 << 20  # an executable that is larger is not ours
 
 
 class FileState(NamedTuple):
-    """``state``: ``current``, ``outdated``, ``missing``, or ``foreign`` (not written by us)."""
+    """``state``: ``current``, ``outdated``, ``missing``, or ``foreign`` (not written by us, or broken)."""
 
     path: Path
     state: str
@@ -167,7 +167,8 @@ def uninstall(
     ours = [path for path in paths_in(_directories(bin_directory)) if _is_ours(path)]
     if credentials_in(secret) is not None:
         ours.append(secret)
-    for path in (config_directory / config_name, *ours):
+    network_list = config_directory / config_name
+    for path in (*((network_list,) if _has_our_plugin(network_list) else ()), *ours):
         try:
             path.unlink()
         except FileNotFoundError:
@@ -190,7 +191,7 @@ def states(
     build = compiler.build_mark(socket=socket, python=python or sys.executable)
     found = [FileState(path, _state(path, text, build)) for path in paths_in(_directories(bin_directory))]
     target = config_directory / config_name
-    found.append(FileState(target, "current" if target.is_file() else "missing"))
+    found.append(FileState(target, _list_state(target)))
     return tuple(found)
 
 
@@ -312,6 +313,22 @@ def _state(path: Path, text: bytes, build: bytes) -> str:
     if is_same(path, text, 0o755) or _is_build(path, build):
         return "current"
     return "outdated" if _is_ours(path) else "foreign"
+
+
+def _list_state(path: Path) -> str:
+    """What else it says is for who wrote it: a template has other keys than ours."""
+    if not path.exists():
+        return "missing"
+    return "current" if _has_our_plugin(path) else "foreign"
+
+
+def _has_our_plugin(path: Path) -> bool:
+    """Whether it is a network list with a plugin of ours in it."""
+    try:
+        plugins = json.loads(path.read_bytes())["plugins"]
+        return any(each["type"] == NETWORK_PROGRAM for each in plugins)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _is_build(path: Path, build: bytes) -> bool:

@@ -158,6 +158,19 @@ def test_states(directories: tuple[Path, Path]) -> None:
     assert by_name() == ["foreign", "outdated", "current"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['{"broken', "[]", '{"plugins": null}', '{"plugins": [{"type": "bridge"}]}', '{"plugins": ["calico"]}', "\udcff"],
+)
+def test_a_list_that_is_not_ours(directories: tuple[Path, Path], text: str) -> None:
+    install_python(*directories)
+    network_list = directories[1] / "10-calico.conflist"
+    network_list.write_bytes(text.encode(errors="surrogateescape"))
+    assert states(*directories)[-1] == (network_list, "foreign")
+    assert network_list not in uninstall(*directories)
+    assert network_list.exists()
+
+
 def test_nothing_is_left_beside_the_files(directories: tuple[Path, Path]) -> None:
     install_python(*directories)
     assert sorted(path.name for path in directories[0].iterdir()) == ["calico", "calico-ipam"]
