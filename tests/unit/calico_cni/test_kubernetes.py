@@ -317,6 +317,10 @@ def test_floating_addresses_where_the_network_allows_them(setup: CniSetup, api: 
     annotate(api, floatingIPs='["192.0.2.7"]')
     error = error_of(setup.call("ADD", a_pod_network(api), container="other", CNI_ARGS=ARGUMENTS))
     assert "feature_control.floating_ips" in error["msg"]
+    annotate(api, floatingIPs='["2001:db8::7"]')
+    error = error_of(setup.call("ADD", network, container="other", CNI_ARGS=ARGUMENTS))
+    assert error["code"] == 7
+    assert error["msg"].startswith("cni.projectcalico.org/floatingIPs: 2001:db8::7 leads nowhere")
 
 
 def test_source_prefixes_are_the_pods_alone(setup: CniSetup, api: KubernetesApi) -> None:
@@ -350,6 +354,8 @@ def test_the_runtime_goes_before_annotations(setup: CniSetup, api: KubernetesApi
         ({"ipv4pools": '["pool-1"]'}, 7),
         ({"ipFamilies": '["IPv5"]'}, 7),
         ({"hwAddr": "nothing"}, 7),
+        ({"hwAddr": "01:00:5e:10:00:01"}, 7),
+        ({"hwAddr": "00:00:00:00:00:00"}, 7),
         ({"floatingIPs": '["1.2.3.4"]'}, 7),
         ({"ipAddrsNoIpam": '["1.2.3.4"]'}, 7),
         ({"allowedSourcePrefixes": "1.2.3.0/24"}, 7),
