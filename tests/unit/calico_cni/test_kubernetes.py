@@ -416,6 +416,15 @@ def test_requested_addresses_need_our_ipam(setup: CniSetup, api: KubernetesApi) 
     assert shape["code"] == 7
 
 
+def test_names_that_are_not_text(setup: CniSetup, api: KubernetesApi) -> None:
+    """ADD and CHECK refuse them; DEL cannot have anything under such a name, and says so by succeeding."""
+    network = a_pod_network(api, prevResult={"cniVersion": "1.0.0", "ips": []})
+    arguments = b"K8S_POD_NAMESPACE=shop;K8S_POD_NAME=\xff".decode(errors="surrogateescape")
+    for command in ("ADD", "CHECK"):
+        assert error_of(setup.call(command, network, CNI_ARGS=arguments))["code"] == 4
+    assert setup.call("DEL", network, CNI_ARGS=arguments) == CallReply()
+
+
 # --- delete ---------------------------------------------------------------------------------------------------------
 
 
