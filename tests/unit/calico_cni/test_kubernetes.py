@@ -69,6 +69,14 @@ def test_a_pod_is_attached_under_its_own_name_with_its_labels(setup: CniSetup, a
     assert request.replaces
 
 
+def test_a_pod_has_its_own_labels_and_no_others(setup: CniSetup, api: KubernetesApi) -> None:
+    """The policy controller keeps them so as well."""
+    args = {"cni": {"labels": [{"key": "app", "value": "other"}, {"key": "tier", "value": "front"}]}}
+    stdout_of(setup.call("ADD", a_pod_network(api, args=args), CNI_ARGS=f"{ARGUMENTS};NOMAD_JOB_ID=x"))
+    labels = setup.workloads.attach_requests[0].labels
+    assert (labels["app"], set(labels) & {"tier", "NOMAD_JOB_ID"}) == ("web", set())
+
+
 def test_a_second_interface_is_an_endpoint_of_its_own(setup: CniSetup, api: KubernetesApi) -> None:
     for interface in ("eth0", "net1"):
         stdout_of(setup.call("ADD", a_pod_network(api), interface=interface, CNI_ARGS=ARGUMENTS))
