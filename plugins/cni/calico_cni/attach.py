@@ -186,6 +186,8 @@ def _result(attached: Attached, invocation: Invocation, configuration: NetworkCo
         wanted = ContainerRoutes(has_default=False)  # they are those of the network that made the interface
     routes = [(DEFAULT_ROUTES[version], NEXT_HOPS[version]) for version in versions] if wanted.has_default else []
     routes += [(str(each), NEXT_HOPS[each.version]) for each in wanted.others if each.version in versions]
+    kept = {str(each) for each in attached.missing_routes}  # by another interface of the container
+    routes = [each for each in routes if each[0] not in kept]
     container = Interface(
         name=endpoint.ifname or invocation.interface,
         mac=str(attached.mac or ""),
