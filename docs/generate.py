@@ -173,7 +173,8 @@ MEANINGS = {
     "cni_service_account": "a service account (`NAME` in the pod's namespace, or `NAMESPACE/NAME`) whose tokens the "
     "node asks of the Kubernetes API for `cni_kubeconfig`, with a day to live and anew after two thirds of it; empty: "
     "the pod's own token goes there",
-    "mtu_bytes": "MTU of interfaces for Docker and Mesos, where the network names none; 0: as the kernel makes them",
+    "mtu_bytes": "MTU of workloads' interfaces (CNI, Docker, Mesos), where the network names none; 0: what "
+    "`MTUIfacePattern` and the tunnels of pools leave room for, and without either as the kernel makes them",
     "log_level": "what goes to standard error: `debug`, `info`, `warning`, `error`, `critical` (the node ends) or "
     "`none`",
     "log_file": "the absolute path of a file for the log, or `none`; opened again when it was moved away and at "

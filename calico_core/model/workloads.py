@@ -83,7 +83,8 @@ class Attach(Value, frozen=True):
 
 class Attached(Value, frozen=True):
     """``addresses`` as /32 and /128. ``steps``: name and milliseconds of each step, in order of completion.
-    ``is_policy_programmed``: the kernel enforces the endpoint's policy now; False only when nobody could say."""
+    ``is_policy_programmed``: the kernel enforces the endpoint's policy now; False only when nobody could say.
+    ``missing_routes``: as of :class:`WiredInterface`."""
 
     addresses: tuple[IPNetwork, ...]
     interface: str
@@ -93,6 +94,7 @@ class Attached(Value, frozen=True):
     is_policy_programmed: bool
     endpoint: WorkloadEndpoint
     steps: tuple[tuple[str, float], ...] = ()
+    missing_routes: tuple[IPNetwork, ...] = ()
 
 
 class Detach(Value, frozen=True):
@@ -137,13 +139,15 @@ class WiringRequest(Value, frozen=True):
 
 
 class WiredInterface(Value, frozen=True):
-    """What stands. ``is_new`` False: it was there already, equal to what was asked."""
+    """What stands. ``is_new`` False: it was there already, equal to what was asked. ``missing_routes``: destinations
+    that another interface of the container leads to, and that it kept."""
 
     interface: str
     host_mac: EUI
     mac: EUI
     mtu_bytes: int
     is_new: bool = True
+    missing_routes: tuple[IPNetwork, ...] = ()
 
 
 class PairRequest(Value, frozen=True):

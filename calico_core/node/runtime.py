@@ -234,6 +234,7 @@ class Runtime:
             agent.figures() if agent else None,
             routing.status() if routing else None,
             self._log_targets.counts,
+            self._hosted.gauges(),
         )
 
     # --- phases --------------------------------------------------------------------------------------

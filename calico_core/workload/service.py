@@ -117,6 +117,7 @@ class WorkloadService(Workloads):
             is_policy_programmed=is_programmed,
             endpoint=endpoint,
             steps=steps,
+            missing_routes=wired.missing_routes if wired else (),
         )
 
     def _require_ready(self) -> None:

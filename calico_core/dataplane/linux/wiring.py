@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from netaddr import IPNetwork
 
     from calico_core.dataplane.linux.link_messages import Link
+    from calico_core.dataplane.linux.prefix import Prefix
     from calico_core.dataplane.linux.sysctl import Setting
 
     SettingsCallback = Callable[[str, int, tuple[Setting, ...]], None]
@@ -194,8 +195,8 @@ class VethWiring(WorkloadWiring):
         if link is None:
             raise InterfaceTaken(request.interface, "the host", "made by somebody else just now")
         undo.callback(self._undo_link, request.interface)
-        self._configure(host, container, request, wanted, link)
-        return wired_interface(link, mac)
+        standing_routes = self._configure(host, container, request, wanted, link)
+        return wired_interface(link, mac, missing_routes=standing_routes)
 
     def _create(self, host: RouteSocket, request: WiringRequest) -> tuple[Link | None, bytes]:
         """The host end, None when a name is taken, and the container's MAC address. A kernel without netkit makes a
@@ -241,8 +242,15 @@ class VethWiring(WorkloadWiring):
         """Our pair stands already: nothing if it is as wanted, else change it in place. It was here before this call
         and stays whatever happens."""
         found = self._differences(host, container, request, wanted, link, inner)
+        others = container_end.held_by_others(
+            container,
+            inner.index,
+            wanted,
+            has_default_route=request.is_default_route,
+            destinations=[prefix_of(each) for each in request.routes],
+        )
         if not found:
-            return wired_interface(link, inner.mac, is_new=False)
+            return wired_interface(link, inner.mac, is_new=False, missing_routes=others)
         log.info("interface.repaired", interface=request.interface, differences=found)
         mac, mtu = packed(request.mac) or inner.mac, request.mtu_bytes or 0
         host.execute(set_link(index=link.index, mac=HOST_MAC, mtu_bytes=mtu))
@@ -255,7 +263,7 @@ class VethWiring(WorkloadWiring):
         (outcome,) = host.execute(get_link(index=link.index))
         link = link_of(outcome)
         self._configure(host, container, request, wanted, link)
-        return wired_interface(link, mac, is_new=True)
+        return wired_interface(link, mac, is_new=True, missing_routes=others)
 
     def _configure(
         self,
@@ -264,13 +272,13 @@ class VethWiring(WorkloadWiring):
         request: WiringRequest,
         wanted: WantedAddresses,
         link: Link,
-    ) -> None:
+    ) -> tuple[Prefix, ...]:
         """Everything but the pair itself; may be repeated. Host routes, which may take over another's, come last:
-        nothing can fail after them."""
+        nothing can fail after them. Gives the routes that stood in the container already."""
         settings = workload_sysctls.container_end(request.container_interface, has_v6=bool(wanted.v6))
         if settings:
             netns.run_in(request.namespace_fd, lambda: sysctl.apply(settings))
-        container_end.configure(
+        standing = container_end.configure(
             container,
             link.peer_index,
             wanted,
@@ -281,6 +289,7 @@ class VethWiring(WorkloadWiring):
         )
         self._raise_host_end(host, link, wanted)
         container_end.await_carrier(container, link.peer_index)
+        return standing
 
     def _host_settings(self, interface: str, wanted: WantedAddresses) -> tuple[Setting, ...]:
         return workload_sysctls.host_end(

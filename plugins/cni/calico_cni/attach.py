@@ -16,7 +16,7 @@ from netaddr import IPAddress
 from calico_cni.delegate import Delegate
 from calico_cni.environment import Invocation
 from calico_cni.identity import Identity, network_profile, open_profile
-from calico_cni.kubernetes import PodPolicy
+from calico_cni.kubernetes import FLOATING_ANNOTATION, PodPolicy
 from calico_cni.labels import endpoint_labels
 from calico_cni.namespace import check_container_namespace
 from calico_cni.outcome import Outcome
@@ -36,6 +36,9 @@ CONTAINER_SIDE = 1  # index in our own result; 0 is the host side
 DEFAULT_ROUTES = {4: "0.0.0.0/0", 6: "::/0"}
 NEXT_HOPS = {4: "169.254.1.1", 6: "fe80::ecee:eeff:feee:eeee"}
 """The one next hop that every container has: the host end of its pair. Source: cni specification 5.2."""
+
+_WRITTEN_AS = {"floating": FLOATING_ANNOTATION}
+"""What a field of the request is called where it was asked for."""
 
 
 class AttachCall:
@@ -81,9 +84,17 @@ class AttachCall:
 
     def _attach(self, namespace_fd: int, addresses: AddressRequest | tuple[IPAddress, ...]) -> Outcome:
         request = self._request(namespace_fd, addresses)
-        attached = self._context.workloads.attach(request)
+        attached = self._attached(request)
         result = _result(attached, self._invocation, self._configuration)
         return Outcome(encode_result(result, self._configuration.version))
+
+    def _attached(self, request: Attach) -> Attached:
+        try:
+            return self._context.workloads.attach(request)
+        except InvalidRequest as error:
+            if error.field not in _WRITTEN_AS:
+                raise
+            raise InvalidRequest(_WRITTEN_AS[error.field], error.reason) from error
 
     @contextlib.contextmanager
     def _delegated(self) -> Iterator[tuple[IPAddress, ...]]:
@@ -121,7 +132,7 @@ class AttachCall:
             namespace_fd=None,
             mac=parse_mac(previous.mac, field="prevResult.interfaces.mac") if previous.mac else None,
         )
-        self._context.workloads.attach(request)
+        self._attached(request)
         return Outcome(previous.encode(self._configuration.version))
 
     def _request(self, namespace_fd: int, addresses: AddressRequest | tuple[IPAddress, ...]) -> Attach:
@@ -175,6 +186,8 @@ def _result(attached: Attached, invocation: Invocation, configuration: NetworkCo
         wanted = ContainerRoutes(has_default=False)  # they are those of the network that made the interface
     routes = [(DEFAULT_ROUTES[version], NEXT_HOPS[version]) for version in versions] if wanted.has_default else []
     routes += [(str(each), NEXT_HOPS[each.version]) for each in wanted.others if each.version in versions]
+    kept = {str(each) for each in attached.missing_routes}  # by another interface of the container
+    routes = [each for each in routes if each[0] not in kept]
     container = Interface(
         name=endpoint.ifname or invocation.interface,
         mac=str(attached.mac or ""),

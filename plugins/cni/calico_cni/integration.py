@@ -34,6 +34,7 @@ from calico_core.interfaces.integration import (
     API_VERSION,
     Call,
     CallReply,
+    Gauge,
     Integration,
     IntegrationContext,
     IntegrationInfo,
@@ -109,6 +110,21 @@ class CniIntegration(Integration):
                 self.replay()
             except Exception:  # the next turn may do better, and calls must go on
                 log.exception("detach.replay_failed")
+
+    def gauges(self) -> tuple[Gauge, ...]:
+        """Of the credentials that the node keeps current for its plugins."""
+        credentials = self._refresher.credentials() if self._refresher is not None else None
+        if credentials is None:
+            return ()
+        age = Gauge(
+            name="credentials_age_seconds",
+            text="Since the kubeconfig of the network lists was written.",
+            value=credentials.age_s,
+        )
+        if credentials.left_s is None:
+            return (age,)
+        text = "Until its token is refused; negative: since then."
+        return age, Gauge(name="credentials_left_seconds", text=text, value=credentials.left_s)
 
     def replay(self) -> int:
         """How many detaches that had been put off are done now."""

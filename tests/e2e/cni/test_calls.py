@@ -120,6 +120,27 @@ def test_the_same_namespace_with_a_new_container_id(host: LabHost, container: Co
     assert_settles(host, before)
 
 
+def test_routes_in_a_result_are_those_of_its_interface(shared_host: LabHost) -> None:
+    """The default route stays with the interface that came first, and the result of the second does not claim it."""
+    before = whole_state(shared_host)
+    other = a_network(
+        name="other", ipam={"type": "calico-ipam", "routes": [{"dst": "0.0.0.0/0"}, {"dst": "192.0.2.0/24"}]}
+    )
+    with containers(shared_host, 1, prefix="r") as (container,):
+        for _ in range(2):  # the second time all stands already
+            first = container.call("ADD", a_network())
+            second = container.call("ADD", other, interface="eth1")
+            assert first["routes"] == [{"dst": "0.0.0.0/0", "gw": "169.254.1.1"}]
+            assert second["routes"] == [{"dst": "192.0.2.0/24", "gw": "169.254.1.1"}]
+            default = container.ip("route", "show", "default")
+            assert (default.count("default"), "dev eth0" in default) == (1, True)
+        container.call("CHECK", a_network(prevResult=first))
+        container.call("CHECK", {**other, "prevResult": second}, interface="eth1")
+        container.call("DEL", other, interface="eth1")
+        container.call("DEL", a_network())
+    assert_settles(shared_host, before)
+
+
 def test_a_new_sandbox_of_the_same_pod(host: LabHost) -> None:
     """The kubelet makes it before the old one is gone, and deletes the old one late and twice."""
     before = whole_state(host)

@@ -318,9 +318,11 @@ def test_a_second_interface_that_wants_routes_too(wiring, host, container):
         routes=(parse_network("192.0.2.0/24"), parse_network("2001:db8::/64")),
     )
     for _ in range(2):
-        wiring.attach(second)
+        kept = wiring.attach(second).missing_routes
+        assert {str(each) for each in kept} == {"0.0.0.0/0", "::/0"}
         assert wiring.check(second) == ()
         assert wiring.check(a_request(container, addresses=(V4, V6))) == ()
+        assert wiring.attach(a_request(container, addresses=(V4, V6))).missing_routes == ()
     names = {link.index: link.name for link in container.route_socket.links()}
     through = {
         str(route.destination): names[route.index]
