@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from calico_cni.attach import AttachCall
+from calico_cni.attachment_locks import AttachmentLocks
 from calico_cni.check import CheckCall
 from calico_cni.deferred import DeferredDetach, DeferredDetaches
 from calico_cni.delegate import Delegate
@@ -48,8 +49,15 @@ log = get_logger(__name__)
 class NetworkCommands:
     """Any thread."""
 
-    def __init__(self, context: IntegrationContext, deferred: DeferredDetaches, migrations: Migrations) -> None:
+    def __init__(
+        self,
+        context: IntegrationContext,
+        locks: AttachmentLocks,
+        deferred: DeferredDetaches,
+        migrations: Migrations,
+    ) -> None:
         self._context = context
+        self._locks = locks
         self._deferred = deferred
         self._migrations = migrations
         self._pods = Pods()
@@ -93,6 +101,10 @@ class NetworkCommands:
         if strangers:
             log.info("configuration.unknown_keys", network=configuration.name, keys=", ".join(strangers))
         check_supported(configuration, host=self._context.host)
+        with self._locks.hold(NETWORK_PROGRAM, configuration.name, invocation):
+            return self._attach(call, invocation, configuration)
+
+    def _attach(self, call: Call, invocation: Invocation, configuration: NetworkConfiguration) -> Outcome:
         if configuration.readiness_gates:
             wait_for_gates(configuration.readiness_gates)
             lap("readiness_gates")
@@ -116,10 +128,15 @@ class NetworkCommands:
     def _delete(self, call: Call, invocation: Invocation) -> Outcome:
         """Interface, record and addresses. Whatever fails, the parts that do not need it are done."""
         configuration = parse_configuration(call.stdin, MinimalConfiguration)
+        with self._locks.hold(NETWORK_PROGRAM, configuration.name, invocation):
+            self._detach_all(call, invocation, configuration.name)
+        return Outcome()
+
+    def _detach_all(self, call: Call, invocation: Invocation, network: str) -> None:
         ipam = ipam_type(call.stdin)
         detach = DeferredDetach.of(
             NETWORK_PROGRAM,
-            configuration.name,
+            network,
             invocation,
             is_of_kubernetes=is_of_kubernetes(call.stdin),
             may_share_interface=may_share_interface(call.stdin),
@@ -135,7 +152,6 @@ class NetworkCommands:
             if ipam != IPAM_PROGRAM and NAME.fullmatch(ipam):  # with another name no ADD can have succeeded
                 Delegate(ipam, call).delete()
                 lap("delegate")
-        return Outcome()
 
     def detach_deferred(self, detach: DeferredDetach, namespace_fd: int | None = None) -> None:
         """What :meth:`run` could not tell the datastore at its time; the namespace is gone by then."""

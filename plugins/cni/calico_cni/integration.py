@@ -13,6 +13,7 @@ from typing import ClassVar, Protocol
 
 import msgspec
 
+from calico_cni.attachment_locks import AttachmentLocks
 from calico_cni.commands import NetworkCommands
 from calico_cni.deferred import DeferredDetach, DeferredDetaches
 from calico_cni.environment import Invocation, parse_environment
@@ -91,9 +92,10 @@ class CniIntegration(Integration):
         self._deferred = DeferredDetaches(state / "deferred")
         self._migrations = migrations = Migrations(state)
         self._refresher = _refresher(context.settings) if context.is_resident else None
+        locks = AttachmentLocks(state)
         self._programs = {
-            NETWORK_PROGRAM: NetworkCommands(context, self._deferred, migrations),
-            IPAM_PROGRAM: IpamCommands(context, self._deferred, migrations),
+            NETWORK_PROGRAM: NetworkCommands(context, locks, self._deferred, migrations),
+            IPAM_PROGRAM: IpamCommands(context, locks, self._deferred, migrations),
         }
 
     def close(self) -> None:
