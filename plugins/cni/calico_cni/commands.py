@@ -34,6 +34,7 @@ from calico_cni.wire import (
     NetworkConfiguration,
     ipam_type,
     is_of_kubernetes,
+    is_policy_only,
     parse_configuration,
     unknown_keys,
 )
@@ -140,6 +141,7 @@ class NetworkCommands:
             invocation,
             is_of_kubernetes=is_of_kubernetes(call.stdin),
             may_share_interface=may_share_interface(call.stdin),
+            is_policy_only=is_policy_only(call.stdin),
         )
         try:
             self.detach_deferred(detach, call.namespace_fd)
@@ -149,7 +151,8 @@ class NetworkCommands:
             log.warning("datastore.away", reason=str(error))
             self._deferred.put(detach)
         finally:
-            if ipam != IPAM_PROGRAM and NAME.fullmatch(ipam):  # with another name no ADD can have succeeded
+            # with another name no ADD can have succeeded
+            if ipam != IPAM_PROGRAM and NAME.fullmatch(ipam) and not detach.is_policy_only:
                 Delegate(ipam, call).delete()
                 lap("delegate")
 
@@ -164,7 +167,7 @@ class NetworkCommands:
         if not wanted or shared.key != own.key:
             wanted.append(own)
         # each of them is done, whatever the others find
-        found = [self._detach(network, invocation, identity) for identity in wanted]
+        found = [self._detach(detach, identity) for identity in wanted]
         if not any(found) and invocation.interface == FIRST_INTERFACE:
             self._legacy.detach(own, invocation.container_id, namespace_fd)
 
@@ -175,15 +178,17 @@ class NetworkCommands:
         attachments = found.record.attachments if found is not None else ()
         return any((each.network, each.ifname) == (network, invocation.interface) for each in attachments)
 
-    def _detach(self, network: str, invocation: Invocation, identity: Identity) -> bool:
+    def _detach(self, detach: DeferredDetach, identity: Identity) -> bool:
+        invocation = detach.invocation
         return self._context.workloads.detach(
             Detach(
                 key=identity.key,
                 interface=identity.interface,
-                handles=(identity.handle, *identity.legacy_handles),
+                # a plugin before us may have had them of calico-ipam under the same name
+                handles=() if detach.is_policy_only else (identity.handle, *identity.legacy_handles),
                 container_id=invocation.container_id,
                 # a runtime deletes after a refused ADD too: that must not take the interface which was in the way
-                network=network,
+                network=detach.network,
                 container_interface=invocation.interface,
                 is_shared=identity.is_shared,
                 needs_ready=True,

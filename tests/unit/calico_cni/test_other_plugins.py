@@ -267,3 +267,23 @@ def test_an_unlisted_interface_when_it_is_asked_for(setup: CniSetup) -> None:
     setup.workloads.host_ends["eth0"] = "cali78"
     stdout_of(setup.call("ADD", a_network(prevResult=previous(), mode="policy-only")))
     assert setup.workloads.attach_requests[0].interface == "cali78"
+
+
+@pytest.mark.parametrize("mode", ["", "policy-only"])
+def test_addresses_of_the_plugin_before_us_are_its_own(setup: CniSetup, program: Program, mode: str) -> None:
+    """A list of ``bridge`` with ``calico-ipam`` and ourselves: DEL runs from the end, and the one of ``bridge`` may fail
+    or never come."""
+    under_bridge = a_network(type="bridge")
+    result = stdout_of(setup.call("ADD", under_bridge, program="calico-ipam"))
+    setup.workloads.host_ends["eth0"] = "cali77"
+    behind = {"prevResult": previous(ips=result["ips"]), "mode": mode}
+    stdout_of(call(setup, program, "ADD", **behind))
+    assert call(setup, program, "DEL", **behind) == CallReply()
+    assert setup.workloads.attached == {}
+    assert list(setup.ipam.held) == [IPAddress("10.65.0.1")]
+    if mode:  # no record tells any more, and the plugin that an ADD did not run is not run by DEL
+        assert call(setup, program, "DEL", **behind) == CallReply()
+        assert list(setup.ipam.held) == [IPAddress("10.65.0.1")]
+        assert program.heard == []
+    assert setup.call("DEL", under_bridge, program="calico-ipam") == CallReply()
+    assert setup.ipam.held == {}
