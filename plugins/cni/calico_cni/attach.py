@@ -25,7 +25,7 @@ from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.requested import address_request, requested_mac
 from calico_cni.results import Interface, Ip, Result, Route, encode_result
 from calico_cni.routes import ContainerRoutes, container_routes
-from calico_cni.wire import Dns, NetworkConfiguration
+from calico_cni.wire import POLICY_ONLY, Dns, NetworkConfiguration
 from calico_core.errors import InvalidRequest, NotReady
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.model.addresses import parse_mac
@@ -108,7 +108,7 @@ class AttachCall:
         host_end = self._context.workloads.host_end(namespace_fd, self._invocation.interface)
         if host_end is None:
             raise InvalidRequest("prevResult", f"{self._invocation.interface} is no pair with an end in the host")
-        is_forced = self._configuration.mode == "policy-only"
+        is_forced = self._configuration.mode == POLICY_ONLY
         if not is_forced and host_end not in previous.host_interfaces:
             raise InvalidRequest("prevResult", f"does not name {host_end}, the host's end of the container's interface")
         prefixes = tuple(each.strip() for each in self._context.settings.interface_prefix.split(","))

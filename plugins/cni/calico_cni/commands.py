@@ -26,7 +26,7 @@ from calico_cni.pod_cidr import wants_pod_cidr
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
 from calico_cni.readiness import wait_for_gates
 from calico_cni.status import check_addresses, check_agent, check_datastore, check_datastore_soon, require_ready
-from calico_cni.supported import check_supported
+from calico_cni.supported import check_add, check_supported, is_behind, is_foreign
 from calico_cni.versions import check_command
 from calico_cni.wire import (
     CommonConfiguration,
@@ -101,6 +101,7 @@ class NetworkCommands:
         strangers = unknown_keys(call.stdin)
         if strangers:
             log.info("configuration.unknown_keys", network=configuration.name, keys=", ".join(strangers))
+        check_add(configuration)
         check_supported(configuration, host=self._context.host)
         with self._locks.hold(NETWORK_PROGRAM, configuration.name, invocation):
             return self._attach(call, invocation, configuration)
@@ -112,7 +113,7 @@ class NetworkCommands:
         self._deferred.cancel(NETWORK_PROGRAM, configuration.name, invocation)
         pod = PodName.of(invocation.arguments) if is_of_kubernetes(call.stdin) else None
         identity = self._identify(configuration, invocation, pod)
-        if is_foreign(configuration) and not configuration.has_prev_result and wants_pod_cidr(call.stdin):
+        if is_foreign(configuration) and wants_pod_cidr(call.stdin):
             stdin = self._pods.with_pod_cidrs(configuration, call.stdin, self._context.host)
             call = msgspec.structs.replace(call, stdin=stdin)
             lap("kubernetes")
@@ -206,7 +207,7 @@ class NetworkCommands:
     def _collect(self, call: Call) -> Outcome:
         configuration = parse_configuration(call.stdin, NetworkConfiguration)
         check_command(configuration.version, "GC")
-        return collect(self._context, self._deferred, call, configuration, has_endpoints=True)
+        return collect(self._context, self._deferred, call, configuration)
 
     def _status(self, call: Call) -> Outcome:
         configuration = parse_configuration(call.stdin, NetworkConfiguration)
@@ -216,7 +217,7 @@ class NetworkCommands:
         check_datastore(self._context)
         if is_foreign(configuration):
             Delegate(configuration.ipam.type, call).forward("STATUS")
-        else:
+        elif not is_behind(configuration):
             check_addresses(self._context.records, configuration.ipam)
         check_agent(self._context)
         return Outcome()
@@ -238,30 +239,20 @@ class NetworkCommands:
         )
 
 
-def is_foreign(configuration: CommonConfiguration) -> bool:
-    """Whether another plugin assigns the addresses."""
-    return configuration.ipam.type not in {"", IPAM_PROGRAM}
-
-
 def collect(
-    context: IntegrationContext,
-    deferred: DeferredDetaches,
-    call: Call,
-    configuration: CommonConfiguration,
-    *,
-    has_endpoints: bool,
+    context: IntegrationContext, deferred: DeferredDetaches, call: Call, configuration: CommonConfiguration
 ) -> Outcome:
-    """GC of either program. ``has_endpoints``: the network's interfaces and records are ours too."""
+    """GC of either program, whose the configuration is: with that of ``calico`` interfaces and records are ours too."""
     valid = valid_attachments(configuration)
     require_ready(context.records)
     garbage = Garbage(context, configuration.name, valid)
     deferred.drop(configuration.name, valid)
-    if has_endpoints:
+    if isinstance(configuration, NetworkConfiguration):
         garbage.collect_endpoints()
     garbage.collect_handles()
-    if has_endpoints:
+    if isinstance(configuration, NetworkConfiguration):
         garbage.collect_interfaces()
-    if has_endpoints and is_foreign(configuration):
-        garbage.forward(lambda: Delegate(configuration.ipam.type, call).forward("GC"))
+        if is_foreign(configuration):
+            garbage.forward(lambda: Delegate(configuration.ipam.type, call).forward("GC"))
     garbage.raise_failures()
     return Outcome()

@@ -60,7 +60,7 @@ class IpamCommands:
             case "CHECK":
                 return self._check(configuration, invocation)
             case "GC":
-                return collect(self._context, self._deferred, call, configuration, has_endpoints=False)
+                return collect(self._context, self._deferred, call, configuration)
             case "STATUS":
                 check_datastore(self._context)
                 check_addresses(self._context.records, configuration.ipam)

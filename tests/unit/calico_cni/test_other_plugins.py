@@ -271,8 +271,7 @@ def test_an_unlisted_interface_when_it_is_asked_for(setup: CniSetup) -> None:
 
 @pytest.mark.parametrize("mode", ["", "policy-only"])
 def test_addresses_of_the_plugin_before_us_are_its_own(setup: CniSetup, program: Program, mode: str) -> None:
-    """A list of ``bridge`` with ``calico-ipam`` and ourselves: DEL runs from the end, and the one of ``bridge`` may fail
-    or never come."""
+    """After ``bridge`` with ``calico-ipam``: DEL runs from the end, and that of ``bridge`` may fail."""
     under_bridge = a_network(type="bridge")
     result = stdout_of(setup.call("ADD", under_bridge, program="calico-ipam"))
     setup.workloads.host_ends["eth0"] = "cali77"
@@ -287,3 +286,41 @@ def test_addresses_of_the_plugin_before_us_are_its_own(setup: CniSetup, program:
         assert program.heard == []
     assert setup.call("DEL", under_bridge, program="calico-ipam") == CallReply()
     assert setup.ipam.held == {}
+
+
+BEHIND: list[dict[str, Any]] = [
+    {"ipam": None},
+    {"ipam": None, "mode": "policy-only"},
+    {"ipam": {"type": "odd-ipam"}, "mode": "policy-only"},
+]
+
+
+@pytest.mark.parametrize("changes", BEHIND)
+def test_status_and_try_out_show_no_result(setup: CniSetup, program: Program, changes: dict[str, Any]) -> None:
+    """Only an ADD has a ``prevResult``. No address is asked for, so there need be no pool."""
+    for command in ("STATUS", "TEST"):
+        assert call(setup, program, command, cniVersion="1.1.0", **changes) == CallReply()
+    gc = {"cniVersion": "1.1.0", "cni.dev/valid-attachments": []}
+    assert call(setup, program, "GC", **gc, **changes) == CallReply()
+    assert program.heard == []
+    setup.records.delete(ReadyKey())
+    for command in ("STATUS", "TEST"):
+        assert error_of(call(setup, program, command, cniVersion="1.1.0", **changes))["code"] == 50
+
+
+@pytest.mark.parametrize("changes", BEHIND)
+def test_an_add_without_the_result_of_the_plugin_before(
+    setup: CniSetup, program: Program, changes: dict[str, Any]
+) -> None:
+    error = error_of(call(setup, program, "ADD", **changes))
+    assert (error["code"], error["msg"].partition(":")[0]) == (7, "mode" if "mode" in changes else "ipam.type")
+    assert setup.workloads.attach_requests == []
+    assert program.heard == []
+
+
+@pytest.mark.parametrize("command", ["ADD", "STATUS", "TEST"])
+def test_a_shared_interface_is_none_of_another_plugin(setup: CniSetup, command: str) -> None:
+    result = {"prevResult": previous()} if command == "ADD" else {}
+    behind = a_network(cniVersion="1.1.0", ipam=None, interface_mode="single", **result)
+    error = error_of(setup.call(command, behind))
+    assert (error["code"], error["msg"].partition(":")[0]) == (7, "interface_mode")
