@@ -20,6 +20,7 @@ from netaddr import IPAddress
 
 from calico_cni.environment import NAME
 from calico_cni.errors import DelegateFailed
+from calico_cni.forwarding import forward
 from calico_cni.pod_cidr import with_any_subnet
 from calico_cni.results import decode_result
 from calico_core.errors import CalicoError, InvalidRequest
@@ -135,11 +136,13 @@ class Delegate:
                 pass_fds=self._enter_fds,
             )
         except subprocess.TimeoutExpired as error:
+            forward(error.stderr)
             raise DelegateFailed(self._plugin, f"{command} did not end within {error.timeout:g} s") from error
         except OSError as error:
             raise DelegateFailed(self._plugin, f"cannot be started: {error.strerror}") from error
 
     def _outcome(self, command: str, done: subprocess.CompletedProcess[bytes]) -> bytes:
+        forward(done.stderr)
         if done.returncode:
             raise self._failure(command, done)
         return done.stdout

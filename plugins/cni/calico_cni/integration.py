@@ -18,6 +18,7 @@ from calico_cni.commands import NetworkCommands
 from calico_cni.deferred import DeferredDetach, DeferredDetaches
 from calico_cni.environment import Invocation, parse_environment
 from calico_cni.errors import InvalidEnvironment, code_of
+from calico_cni.forwarding import listening
 from calico_cni.identity import FIRST_INTERFACE, ORCHESTRATORS, handle_of
 from calico_cni.ipam import IpamCommands
 from calico_cni.migrations import Migrations
@@ -129,7 +130,7 @@ class CniIntegration(Integration):
     def handle(self, call: Call) -> CallReply:
         """Never raises."""
         fields = {name: _printable(call.environment.get(variable, "")) for name, variable in _LOGGED}
-        with bound(program=call.program, **fields), measured() as watch:
+        with bound(program=call.program, **fields), measured() as watch, listening() as heard:
             try:
                 outcome = self._run(call)
                 reply = CallReply(stdout=outcome.stdout, stderr=outcome.stderr)
@@ -141,6 +142,8 @@ class CniIntegration(Integration):
             except BaseException as error:  # the runtime waits for an answer even to an interrupt or lack of memory
                 reply = self.refuse(call, error)
                 log.exception("cni.failed", code=code_of(error, NEWEST), ms=watch.total_ms, **dict(watch.steps))
+        if heard:
+            reply = msgspec.structs.replace(reply, stderr=reply.stderr + heard)
         if not is_traced(call):
             return reply
         trace = {"calico.trace": {**fields, "ms": watch.total_ms, "steps": dict(watch.steps)}}

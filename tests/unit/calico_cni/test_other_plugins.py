@@ -101,6 +101,32 @@ def test_one_that_hangs_is_ended(setup: CniSetup, program: Program, monkeypatch:
     assert program.heard == ["ADD", "DEL"]
 
 
+@pytest.mark.parametrize("end", ["", "; exit 3"])
+def test_what_it_says_on_standard_error_is_passed_on(setup: CniSetup, program: Program, end: str) -> None:
+    program.write(f"{ANSWER}; echo a warning >&2{end}", rest="printf %s gone >&2")
+    reply = call(setup, program, "ADD")
+    if end:
+        assert error_of(reply)["code"] == 104
+        assert reply.stderr == b"a warning\ngone\n"
+    else:
+        stdout_of(reply)
+        assert reply.stderr == b"a warning\n"
+    assert call(setup, program, "DEL") == CallReply(stderr=b"gone\n")
+    assert setup.call("DEL") == CallReply()  # of one call only
+
+
+def test_too_much_on_standard_error_loses_its_beginning(setup: CniSetup, program: Program) -> None:
+    program.write(f"{ANSWER}; yes | head -c 100000 >&2; echo the end >&2")
+    stderr = call(setup, program, "ADD").stderr
+    assert (len(stderr), stderr.endswith(b"y\nthe end\n")) == (8192, True)
+
+
+def test_one_that_hangs_has_said_something(setup: CniSetup, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(delegate.TIMEOUTS_S, "ADD", 2.0)
+    program.write("echo waiting >&2; exec sleep 60")
+    assert call(setup, program, "ADD").stderr == b"waiting\n"
+
+
 @pytest.mark.parametrize("path", ["", "/nowhere", "relative"])
 def test_one_that_is_not_there(setup: CniSetup, path: str) -> None:
     error = error_of(setup.call("ADD", a_network(ipam={"type": "odd-ipam"}), CNI_PATH=path))
