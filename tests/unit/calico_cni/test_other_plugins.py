@@ -101,6 +101,25 @@ def test_one_that_hangs_is_ended(setup: CniSetup, program: Program, monkeypatch:
     assert program.heard == ["ADD", "DEL"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "dns"),
+    [
+        ({}, {"nameservers": ["10.77.0.53"], "search": ["near"]}),
+        ({"dns": {"domain": "far"}}, {"domain": "far"}),
+        ({"runtimeConfig": {"dns": {"servers": ["10.0.0.53"]}}}, {"nameservers": ["10.0.0.53"], "search": ["near"]}),
+    ],
+)
+@pytest.mark.parametrize("version", ["0.2.0", "1.0.0"])
+def test_its_word_on_dns_counts_where_nobody_else_has_one(
+    setup: CniSetup, program: Program, changes: dict[str, Any], dns: dict[str, Any], version: str
+) -> None:
+    """As ``host-local`` with ``resolvConf``."""
+    said = {"nameservers": ["10.77.0.53"], "search": ["near"]}
+    shape = {"ip4": {"ip": "10.77.0.9/24"}} if version < "0.3" else {"ips": [{"address": "10.77.0.9/24"}]}
+    program.write(f"echo '{json.dumps({'cniVersion': version, 'dns': said, **shape})}'")
+    assert stdout_of(call(setup, program, "ADD", **changes))["dns"] == dns
+
+
 @pytest.mark.parametrize("end", ["", "; exit 3"])
 def test_what_it_says_on_standard_error_is_passed_on(setup: CniSetup, program: Program, end: str) -> None:
     program.write(f"{ANSWER}; echo a warning >&2{end}", rest="printf %s gone >&2")
