@@ -50,7 +50,8 @@ ABOUT = f"Calico CNI plugin {__version__}; CNI protocol versions supported: {', 
 FAILED = 1
 TEST = "TEST"
 UPGRADE = "UPGRADE"
-"""What the executables make of ``-t`` and ``-upgrade``. They are no commands of the protocol."""
+"""What the executables make of ``-t`` and ``-upgrade``. They are no commands of the protocol: a runtime that sends them
+is refused there."""
 REPLAY_INTERVAL_S = 1.0
 
 _LOGGED = (
