@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from netaddr import IPAddress
 
+import calico_cni.check
 from calico_cni import delegate
 from calico_core.errors import KernelRefused, NotReady
 from calico_core.interfaces.integration import CallReply
-from calico_core.model.keys import ReadyKey
+from calico_core.model.endpoints import EndpointStatus
+from calico_core.model.keys import ReadyKey, WorkloadStatusKey
 from tests.doubles.cni import HOST, CniSetup, a_network, error_of, stdout_of
 from tests.doubles.kubernetes_api import KubernetesApi
 
@@ -70,6 +72,24 @@ def test_its_address_is_ours_without_length_and_gateway(setup: CniSetup, program
     assert call(setup, program, "CHECK", prevResult=result) == CallReply()
     assert call(setup, program, "DEL") == CallReply()
     assert program.heard == ["CHECK", "DEL"]
+
+
+def test_a_check_that_looks_again_does_not_run_it_again(
+    setup: CniSetup, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is run when nothing else is wrong, and what it says is final."""
+    monkeypatch.setattr(calico_cni.check, "PATIENCE_S", 0.3)
+    result = stdout_of(call(setup, program, "ADD"))
+    (key,) = setup.workloads.attached
+    status = WorkloadStatusKey(key.host, key.orchestrator, key.workload, key.endpoint)
+    setup.records.put(status, EndpointStatus(status="error", reason="no room"))
+    assert "no room" in error_of(call(setup, program, "CHECK", prevResult=result))["msg"]
+    assert len(setup.workloads.check_requests) > 1
+    assert program.heard == ["ADD"]
+    setup.records.delete(status)
+    program.write(rest="exit 1")
+    assert error_of(call(setup, program, "CHECK", prevResult=result))["code"] == 104
+    assert program.heard == ["CHECK"]
 
 
 def test_arguments_that_are_not_for_it_must_not_hurt(setup: CniSetup, program: Program) -> None:
