@@ -93,6 +93,7 @@ class Touched:
         rules = self.rules | {
             rules.id
             for rules in (state.rules.values() if self.gained or self.lost else ())
+            if not rules.is_staged
             if any(self._may_deny(rule) for rule in (*rules.inbound, *rules.outbound))
         }
         for workload in state.workloads.values():
