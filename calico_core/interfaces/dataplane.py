@@ -283,7 +283,7 @@ class WorkloadWiring(abc.ABC):
     def attach(self, request: WiringRequest) -> WiredInterface:
         """Make the pair, its addresses, routes and sysctls on both sides. Equal to what stands: no change.
         On failure everything made in this call is undone. Raises ``NamespaceGone``, ``InterfaceTaken``,
-        ``KernelRefused``."""
+        ``RouteTaken``, ``KernelRefused``."""
 
     @abc.abstractmethod
     def detach(self, interface: str) -> None:

@@ -100,7 +100,8 @@ class Attached(Value, frozen=True):
 class Detach(Value, frozen=True):
     """Undo an attach. Everything already gone is success.
 
-    ``handles``: released in the same transaction as the record goes (the first that exists in the caller's naming).
+    ``handles``: released in the same transaction as the record goes (the first that exists in the caller's naming);
+    not where the record is of another interface than ``interface``, which somebody else made with addresses of its own.
     ``container_id``: the record is deleted only if it names the same container or none, so that a late call cannot
     hit the next owner; ``network`` is compared in the same way. An endpoint that several networks share loses what
     ``network`` brought under ``container_interface``, and goes with the last of them. ``is_shared``: it may be such a

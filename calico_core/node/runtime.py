@@ -46,6 +46,7 @@ from calico_core.node.metric import Metric
 from calico_core.node.pages import NodePages
 from calico_core.node.questions import Parts
 from calico_core.node.remembered import RememberedInterfaces
+from calico_core.node.remembered_mtu import RememberedMtu
 from calico_core.node.restart import Restart
 from calico_core.node.router import Router
 from calico_core.node.run_lock import take_run_directory
@@ -318,6 +319,7 @@ class Runtime:
             addresses=addresses,
             refresh_interval_s=refresh_interval_s(self._settings),
             mtu_interfaces=self._settings.mtu_interfaces,
+            on_mtu=RememberedMtu(self._settings).note,
         )
         self._stack.callback(self._tunnels.stop)
         self._tunnels.start()

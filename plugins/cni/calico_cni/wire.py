@@ -20,6 +20,8 @@ from calico_cni.versions import parse_version
 from calico_core.errors import InvalidRequest
 
 NO_RESULT = msgspec.Raw(b"")
+POLICY_ONLY = "policy-only"
+"""The ``mode`` in which the interface is the one of a plugin before us."""
 
 _VERBATIM = frozenset({"prevResult", "cni.dev/valid-attachments", "cni.dev/attachments"})
 _AT = re.compile(r" - at `(?P<path>[^`]*)`$")
@@ -232,6 +234,15 @@ def ipam_type(stdin: bytes) -> str:
         return ""
 
 
+def is_policy_only(stdin: bytes) -> bool:
+    """Whether the interface and its addresses are another plugin's, for detaching; not so when the configuration does
+    not say it in a usable way."""
+    try:
+        return msgspec.json.decode(stdin, type=_ModeOnly).mode == POLICY_ONLY
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+
+
 def is_of_kubernetes(stdin: bytes) -> bool:
     """Whether endpoints of the network are named after their pods, where the call names one. Runtimes other than a
     kubelet name pods too, so this must be asked for."""
@@ -298,6 +309,10 @@ class _IpamType(_Wire, frozen=True):
 
 class _IpamOnly(_Wire, frozen=True):
     ipam: _IpamType = _IpamType()
+
+
+class _ModeOnly(_Wire, frozen=True):
+    mode: str = ""
 
 
 class _PolicyType(_Wire, frozen=True):

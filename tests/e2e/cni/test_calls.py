@@ -27,6 +27,7 @@ from tests.e2e.cni.containers import (
 )
 from tests.e2e.cni.test_garbage import on_store
 from tests.e2e.observing import MakeLab
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.needs_root
 
@@ -298,6 +299,18 @@ def test_killed_in_process_at_any_point(host: LabHost, container: Container) -> 
         assert container.ip("-o", "link").count("\n") == 1
     host.start_node()
     assert_settles(host, before)
+
+
+def test_the_mtu_of_a_node_that_is_down(host: LabHost) -> None:
+    host.calicoctl("pool", "add", "192.168.0.0/16", "--vxlan")
+    eventually(lambda: "vxlan.calico" in host.run(["ip", "link"]).stdout)
+    configuration = a_network(cniVersion="1.1.0", require_mtu_file=True)
+    with containers(host, 2) as (before, after):
+        mtu_bytes = before.call("ADD", configuration)["interfaces"][1]["mtu"]
+        assert mtu_bytes < 1500
+        host.kill_node()
+        assert after.call("ADD", configuration)["interfaces"][1]["mtu"] == mtu_bytes
+        assert f"mtu {mtu_bytes} " in after.ip("link", "show", "eth0")
 
 
 def test_del_of_everything_that_may_be_gone(host: LabHost, container: Container) -> None:
