@@ -11,6 +11,7 @@ import msgspec
 
 from calico_core.datastore.records import TypedRecords
 from calico_core.errors import CalicoError, InvalidSettings, PluginBroken
+from calico_core.files import replace_file
 from calico_core.interfaces.dataplane import Dataplane
 from calico_core.interfaces.datastore import Datastore, DatastoreOptions
 from calico_core.interfaces.integration import Integration, IntegrationContext
@@ -75,10 +76,13 @@ def open_ipam(records: TypedRecords, host: str, load: LoadDriver = load_driver) 
     return driver.open(records, host)
 
 
-def open_dataplane(settings: Settings, host: str, load: LoadDriver = load_driver) -> Dataplane:
-    """Raises ``InvalidSettings`` with what is missing for it."""
+def open_dataplane(
+    settings: Settings, host: str, load: LoadDriver = load_driver, *, makes_router: bool = True
+) -> Dataplane:
+    """``makes_router`` False: whatever the settings say. Raises ``InvalidSettings`` with what is missing for it."""
     driver: type[Dataplane] = load(DATAPLANES, dataplane_name(settings, load))
-    return driver.open(dataplane_options(settings, host))
+    options = dataplane_options(settings, host)
+    return driver.open(msgspec.structs.replace(options, makes_router=options.makes_router and makes_router))
 
 
 def make_resolver(settings: Settings, host: str) -> PolicyResolver:
@@ -154,9 +158,9 @@ def prepare(plugin: LoadedPlugin, context: IntegrationContext) -> Integration:
 
 
 def save_settings(settings: Settings, host: str) -> None:
-    """Leave what a one-shot process needs beside the socket, readable by root alone."""
-    settings = msgspec.structs.replace(settings, node_name=host)
-    _save(settings.run_directory, SETTINGS_FILE, msgspec.json.encode(settings))
+    """Leave what a one-shot process needs beside the socket, readable by root alone. Raises ``InvalidSettings`` where
+    that cannot be."""
+    _save(settings, SETTINGS_FILE, msgspec.json.encode(msgspec.structs.replace(settings, node_name=host)))
 
 
 def load_saved_settings(run_directory: str) -> Settings:
@@ -169,12 +173,13 @@ def load_saved_settings(run_directory: str) -> Settings:
 
 
 def save_shortcuts(settings: Settings, dataplane: str, integrations: Iterable[LoadedPlugin]) -> None:
-    """The classes that these settings led to, for a one-shot process. ``dataplane``: the driver that was chosen."""
+    """The classes that these settings led to, for a one-shot process. ``dataplane``: the driver that was chosen.
+    Raises as :func:`save_settings`."""
     store = driver_of_url(settings.datastore)
     asked = {dataplane, KERNEL_DATAPLANES[0]} if settings.dataplane_driver == "auto" else {dataplane}
     named = {DATASTORES: {store}, IPAM: {IPAM_DRIVER}, DATAPLANES: asked}
     drivers = {namespace: {name: load_driver(namespace, name) for name in names} for namespace, names in named.items()}
-    _save(settings.run_directory, SHORTCUTS_FILE, msgspec.json.encode(take_shortcuts(drivers, integrations)))
+    _save(settings, SHORTCUTS_FILE, msgspec.json.encode(take_shortcuts(drivers, integrations)))
 
 
 def load_shortcuts(run_directory: str) -> Shortcuts:
@@ -185,10 +190,11 @@ def load_shortcuts(run_directory: str) -> Shortcuts:
         return Shortcuts()
 
 
-def _save(run_directory: str, name: str, content: bytes) -> None:
-    directory = Path(run_directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f".{name}.new"
-    temporary.touch(mode=0o600)
-    temporary.write_bytes(content)
-    temporary.rename(directory / name)
+def _save(settings: Settings, name: str, content: bytes) -> None:
+    target = Path(settings.run_directory, name)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(target, content, 0o600)
+    except OSError as error:
+        origin = settings.origins.get("run_directory", "default")
+        raise InvalidSettings("run_directory", origin, f"{target} cannot be written: {error.strerror}") from error
