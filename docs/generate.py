@@ -142,7 +142,7 @@ MEANINGS = {
     "policy is in the kernel, as CNI plugins of the reference system wait for them; empty: in `run_directory`; `none`: "
     "no files",
     "established_flows": "`cut`: connections that a change of policy denies end with it; `keep`: they go on until they "
-    "end by themselves, as in the reference system",
+    "end by themselves, as in the reference system. None is cut where `drop_override` switches policy off",
     "confirm_removals_after_s": "how long the datastore must say the same before a "
     "[sudden loss of records](../how-to/sudden-loss.md) is believed, seconds; 0: never without `confirm-removals`",
     "collector_interval_s": "seconds between two looks for [leaked addresses](../how-to/leaked-addresses.md); 0: never",

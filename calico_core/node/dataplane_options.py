@@ -71,6 +71,11 @@ def refresh_interval_s(settings: Settings) -> float:
     return min((each for each in given if each > 0), default=0.0)
 
 
+def cuts_denied_flows(settings: Settings) -> bool:
+    """Whether connections end that policy denies by now. Where an override accepts, no packet is denied."""
+    return settings.established_flows == "cut" and not _is_policy_off(settings)
+
+
 def ipv6_lack(settings: Settings, sysctls: Path = _IPV6) -> str:
     """Why there is no IPv6 for workloads, or ''. Raises ``InvalidSettings``: it is demanded and the kernel has none."""
     if settings.ipv6_support == "false":
@@ -128,9 +133,13 @@ def warn_of_strict_rpf(settings: Settings, path: Path = _RP_FILTER) -> None:
 
 def warn_of_open_policy(settings: Settings) -> None:
     """Loudly: an override that accepts switches all policy off."""
-    if settings.drop_override.endswith("ACCEPT"):
+    if _is_policy_off(settings):
         origin = settings.origins.get("drop_override", "default")
         log.error("policy.switched_off", drop_override=settings.drop_override, origin=origin)
+
+
+def _is_policy_off(settings: Settings) -> bool:
+    return settings.drop_override.endswith("ACCEPT")
 
 
 def _failsafe_ports(text: str, field: str) -> tuple[FailsafePort, ...]:

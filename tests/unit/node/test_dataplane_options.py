@@ -10,6 +10,7 @@ from netaddr import IPAddress, IPNetwork
 from calico_core.errors import InvalidSettings
 from calico_core.interfaces.dataplane import FailsafePort
 from calico_core.node.dataplane_options import (
+    cuts_denied_flows,
     dataplane_options,
     ipv6_lack,
     refresh_interval_s,
@@ -158,3 +159,17 @@ def test_policy_that_is_off_is_an_error_in_the_log(
 ) -> None:
     warn_of_open_policy(load_settings({"FELIX_DROPACTIONOVERRIDE": override}))
     assert ("policy.switched_off" in [each.getMessage() for each in caplog.records]) is is_told
+
+
+@pytest.mark.parametrize(
+    ("environment", "are_cut"),
+    [
+        ({}, True),
+        ({"CALICO_ESTABLISHED_FLOWS": "keep"}, False),
+        ({"FELIX_DROPACTIONOVERRIDE": "LOG-and-DROP"}, True),
+        ({"FELIX_DROPACTIONOVERRIDE": "ACCEPT"}, False),
+        ({"FELIX_DROPACTIONOVERRIDE": "LOG-and-ACCEPT"}, False),
+    ],
+)
+def test_connections_are_cut_where_policy_denies_packets(environment: dict[str, str], *, are_cut: bool) -> None:
+    assert cuts_denied_flows(load_settings(environment)) is are_cut
