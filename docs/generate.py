@@ -254,7 +254,8 @@ def _settings() -> str:
         "workloads would be without policy. A name that nothing reads is warned of once.",
         f"A running node follows {live} in the datastore. When another of its settings changes there, and "
         "is not what the node runs with, the node starts itself anew in place two seconds later, as `calicoctl node "
-        "restart` does; policy stays in force and calls wait meanwhile.",
+        "restart` does; policy stays in force and calls wait meanwhile. A value that cannot be used changes nothing on "
+        "a running node; but where the table says that the default counts instead, the node starts anew with it.",
         _table(("Setting", "Environment", "Datastore and file", "Default", "Meaning"), rows),
         "## Names that change nothing",
         "The reference system knows these as well. They are read over with a warning that says why.",
