@@ -215,7 +215,8 @@ class Dataplane(abc.ABC):
 
     @abc.abstractmethod
     def apply(self, changes: HostChanges) -> ApplyReport:
-        """Make the kernel follow one batch, atomically for policy. Traffic sees the old state or the new one."""
+        """Make the kernel follow one batch, atomically for policy. Traffic sees the old state or the new one. Of active
+        workloads with one interface the first by its key's path is in force, and the others are failures."""
 
     @abc.abstractmethod
     def resync(self) -> ApplyReport:

@@ -220,11 +220,14 @@ class PolicyResolver:
                 dirty |= self._floating.put(key, endpoint)
         return dirty
 
+    def refusal(self, record: WorkloadEndpoint) -> str:
+        """Why a record of this host is not obeyed: it claims an interface which is no workload's. Or ''."""
+        return "" if record.name.startswith(self._prefix) else f"its name does not begin with {self._prefix!r}"
+
     def _checked(self, key: WorkloadEndpointKey, record: WorkloadEndpoint | None) -> WorkloadEndpoint | None:
-        """One that claims an interface which is no workload's is not obeyed."""
-        if record is None or record.name.startswith(self._prefix):
+        reason = self.refusal(record) if record is not None else ""
+        if record is None or not reason:
             return record
-        reason = f"its name does not begin with {self._prefix!r}"
         log.warning("endpoint.ignored", endpoint=key.endpoint, interface=record.name, reason=reason)
         return None
 
