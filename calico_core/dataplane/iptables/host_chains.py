@@ -19,7 +19,7 @@ from calico_core.dataplane.iptables.verdicts import RETURN
 from calico_core.errors import InvalidRequest
 from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.hoststate import ANY_INTERFACE, HostInterface, PolicyList
-from calico_core.model.ids import check_interface
+from calico_core.model.ids import check_host_interface
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -175,7 +175,7 @@ class HostChains:
     def _check_name(self, name: str) -> None:
         if name == ANY_INTERFACE:
             return
-        check_interface(name, field="interface")
+        check_host_interface(name, field="interface")
         if name.startswith(self._layout.options.interface_prefix):
             raise InvalidRequest("interface", f"{name!r} is a workload's: it starts with the workloads' prefix")
 

@@ -27,7 +27,7 @@ from calico_core.dataplane.reconcile import Chain, NamedSet
 from calico_core.errors import InvalidRequest
 from calico_core.model.always_open import DISCOVERY_TYPES
 from calico_core.model.hoststate import ANY_INTERFACE, PolicyList, TierPolicies
-from calico_core.model.ids import check_interface
+from calico_core.model.ids import check_host_interface
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -105,7 +105,7 @@ def render_hosts(
     for interface in sorted(interfaces, key=lambda each: each.interface):
         try:
             if interface.interface != ANY_INTERFACE:
-                check_interface(interface.interface, field="interface")
+                check_host_interface(interface.interface, field="interface")
         except InvalidRequest as error:
             problems[interface.key.path] = f"{error}; it is left out"
             continue

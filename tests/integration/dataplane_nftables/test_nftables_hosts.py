@@ -137,6 +137,28 @@ def test_every_interface_but_those_with_one_of_their_own(host: Any) -> None:
     assert host.neighbour.reaches(HOST, 80)
 
 
+def test_whatever_a_name_holds_that_the_model_takes(host: Any) -> None:
+    """More of one beginning than are asked for one by one."""
+    other = host.namespace()
+    names = [f"e.,@=~#^&-{number}" for number in range(10)]
+    host.host.run("ip", "link", "add", names[0], "type", "veth", "peer", "name", "up1", "netns", other.name)
+    for each, device, last in ((host.host, names[0], 1), (other, "up1", 2)):
+        each.run("ip", "address", "add", f"203.0.113.{last}/24", "dev", device)
+        each.run("ip", "link", "set", device, "up")
+    assert other.reaches("203.0.113.1", 80)
+    every = [endpoint(name, inbound=the_list(), outbound=the_list()) for name in (*names, "eth0.100", "-", "a.b")]
+    state = {"interfaces": every, "rules": policy(tcp(81))}
+    assert host.start(**state).is_clean
+    assert other.is_blocked_from("203.0.113.1", 80)
+    assert other.reaches("203.0.113.1", 81)
+    assert host.host.is_blocked_from("203.0.113.2", 81)
+    assert host.dataplane.resync().healed == ()
+    host.restart()
+    assert host.start(**state).changes == 0
+    assert host.apply(removed_interfaces=[each.interface for each in every]).is_clean
+    assert other.reaches("203.0.113.1", 80)
+
+
 def test_an_excluded_interface_is_the_business_of_an_endpoint_of_its_own_alone(host: Any) -> None:
     other = host.namespace()
     host.host.run("ip", "link", "add", "ex-0.7", "type", "veth", "peer", "name", "up1", "netns", other.name)
