@@ -61,7 +61,9 @@ MEANINGS = {
     "interface_prefix": "how names of workload interfaces begin",
     "endpoint_to_host": "traffic of workloads to their host: `DROP`; `RETURN` (as the workload's outbound policy "
     "says, then the host's own rules); `ACCEPT`",
-    "ipv6_support": "`true`, `false` or `auto`: as the kernel has it, and the log says why not (`ipv6.off`)",
+    "ipv6_support": "`true`, `false` or `auto`: as the kernel has it, and the log says why not (`ipv6.off`). "
+    "Without it workloads have none, and an interface with a host endpoint lets neighbour discovery and fail-safe "
+    "ports pass of the host's own, whatever policy says",
     "deny_action": "what a denial does: `DROP`, or `REJECT`, which tells the sender",
     "drop_override": "instead of every denial: `DROP` (none), `LOG-and-DROP`, and `ACCEPT` and `LOG-and-ACCEPT`, which "
     "switch policy off. A value that cannot be used counts as the default",

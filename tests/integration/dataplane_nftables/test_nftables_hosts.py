@@ -86,6 +86,30 @@ def test_endpoint_without_policy_lets_fail_safes_pass_alone(host: Any) -> None:
     assert here.reaches(NEIGHBOUR, 80)
 
 
+def test_where_ipv6_is_off_the_hosts_own_passes_fail_safes_alone(make_lab: Callable[..., Any]) -> None:
+    lab = make_lab(is_ipv6_enabled=False, **FAILSAFE)
+    there, here = lab.outside(), lab.host
+    lists = {
+        field: the_list() for field in HostInterface.__struct_fields__ if field not in ("key", "interface", "spares")
+    }
+    rules = policy(allow(), outbound=(allow(),))
+    for held in ({"inbound": the_list(), "outbound": the_list()}, lists):
+        state = {"interfaces": (endpoint(**held),), "rules": rules}
+        assert lab.start(**state).is_clean
+        assert there.reaches(HOST, 80)
+        assert there.is_blocked_from(HOST6, 80)
+        assert there.reaches(HOST6, 22), "neighbours are found too"
+        assert here.reaches(NEIGHBOUR, 80)
+        assert here.is_blocked_from(NEIGHBOUR6, 80)
+        assert here.reaches(NEIGHBOUR6, 179)
+        assert lab.dataplane.resync().healed == ()
+        lab.restart()
+        assert lab.start(**state).changes == 0
+    assert lab.apply(removed_interfaces=("up0",)).is_clean
+    assert there.reaches(HOST6, 80)
+    assert here.reaches(NEIGHBOUR6, 80)
+
+
 def test_an_emptied_list_of_fail_safes_cuts_what_they_let_pass(host: Any) -> None:
     host.start(interfaces=(endpoint(),))
     there, here = host.neighbour, host.host
