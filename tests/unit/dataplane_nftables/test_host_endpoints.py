@@ -153,4 +153,4 @@ def test_tunnels_are_for_hosts() -> None:
         'iifname "cali*" goto workload_to_host',
     ], "a workload that may encapsulate is a stranger there, too"
     assert list(table.sets["peers4"].elements) == [int(IPAddress("192.0.2.7"))]
-    assert [text.split()[1] for text in texts(table, "nat_postrouting")] == ['"tunl0"', '"vxlan.calico"']
+    assert [text.split()[1] for text in texts(table, "nat_postrouting")] == ['"vxlan.calico"', '"tunl0"']
