@@ -274,6 +274,7 @@ class PolicyResolver:
             mac=endpoint.mac,
             nets=endpoint.ipv4_nets + endpoint.ipv6_nets,
             allowed_source_prefixes=self.allowed_sources.of(key, endpoint) if is_active else (),
+            ipv6_gateway=endpoint.ipv6_gateway,
             nats=self._floating.of(key) if is_active else NO_NATS,
             inbound=inbound,
             outbound=outbound,
