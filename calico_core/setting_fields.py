@@ -138,8 +138,8 @@ FIELDS: tuple[Field, ...] = (
     _field("established_flows", values.choice("cut", "keep"), ("CALICO_ESTABLISHED_FLOWS",), "EstablishedFlows"),
     _field("confirm_removals_after_s", values.number(0, 86400), ("CALICO_CONFIRM_REMOVALS_AFTER",)),
     # what the agent reports
-    _field("reporting_interval_s", values.number(-1, 86400), (), "ReportingIntervalSecs"),
-    _field("reporting_ttl_s", values.number(0, 86400), (), "ReportingTTLSecs"),
+    _field("reporting_interval_s", values.number(-86400, 86400), (), "ReportingIntervalSecs"),
+    _field("reporting_ttl_s", values.number(-86400, 86400), (), "ReportingTTLSecs"),
     _field("endpoint_reporting", values.boolean, (), "EndpointReportingEnabled"),
     _field("endpoint_reporting_delay_s", values.number(0, 3600), (), "EndpointReportingDelaySecs", has_fallback=True),
     _field("endpoint_files", values.path_or_none_word, (), "EndpointStatusPathPrefix"),

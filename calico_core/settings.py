@@ -80,7 +80,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     nat_interfaces: str = ""
     max_set_size: int = 1048576
     log_prefix: str = "calico-packet"
-    log_rate: int = 0
+    log_rate: str = ""
     log_burst: int = 5
     denied_group: int = 80
     mark_mask: int = 0xFF000000

@@ -103,7 +103,8 @@ MEANINGS = {
     "[deny until it has shrunk](../adr/0011-sets-beyond-their-limit-are-closed.md). A value that cannot be used counts "
     "as the default",
     "log_prefix": "how the kernel's log lines of rules with the action `log` begin, where the rule names nothing",
-    "log_rate": "such lines a second and rule (`10` or `10/second`); 0: no limit",
+    "log_rate": "how many such lines a rule writes at most, `10/second` or `10` a second, or a `minute`, `hour` or "
+    "`day`; empty or 0: no limit",
     "log_burst": "and how many at once",
     "denied_group": "the NFLOG group that denied packets are told to; 0: none, and nobody can watch them",
     "mark_mask": "bits of a packet's mark that are ours, two at least. A value that cannot be used counts as the "
@@ -136,7 +137,7 @@ MEANINGS = {
     "case that the kernel did not tell of a change; 0: at the start alone, and as the kernel tells. A value that "
     "cannot be used counts as the default",
     "reporting_interval_s": "seconds between two reports of liveness; 0 or less: none",
-    "reporting_ttl_s": "seconds such a report lasts",
+    "reporting_ttl_s": "seconds such a report lasts; not more than the interval: two and a half intervals",
     "endpoint_reporting": "write the status of each endpoint to the datastore",
     "endpoint_reporting_delay_s": "seconds between two writes of such statuses at least, give or take a tenth; a value "
     "that cannot be used counts as the default",

@@ -23,6 +23,7 @@ _LOOSE = "2"
 
 def dataplane_options(settings: Settings, host: str) -> DataplaneOptions:
     """Raises ``InvalidSettings`` for a metadata address that no resolver knows, and for IPv6 the kernel has not."""
+    log_rate, _, log_unit = (settings.log_rate or "0/second").partition("/")
     return DataplaneOptions(
         host=host,
         interface_prefix=settings.interface_prefix,
@@ -30,7 +31,8 @@ def dataplane_options(settings: Settings, host: str) -> DataplaneOptions:
         is_ipv6_enabled=not ipv6_lack(settings),
         route_protocol=settings.route_protocol,
         log_prefix=settings.log_prefix,
-        log_rate=settings.log_rate,
+        log_rate=int(log_rate),
+        log_unit=log_unit,  # type: ignore[arg-type]
         log_burst=settings.log_burst,
         deny_action=settings.deny_action,
         drop_override=settings.drop_override,

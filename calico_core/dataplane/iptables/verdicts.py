@@ -22,6 +22,9 @@ _REJECT = {4: "-j REJECT --reject-with icmp-admin-prohibited", 6: "-j REJECT --r
 _NOTICE = 5
 #: xt_limit knows no finer step.
 _MOST_A_SECOND = 10_000
+#: xt_limit refuses a burst that takes much longer than a day to come back.
+_LONGEST_BURST_S = 86400
+_UNITS = {"second": ("sec", 1), "minute": ("minute", 60), "hour": ("hour", 3600), "day": ("day", 86400)}
 _DISABLED = "POLICY IS SWITCHED OFF"
 
 
@@ -62,9 +65,12 @@ class Verdicts:
         """To the kernel's log. None: with the host's prefix."""
         words = clean_log_prefix(self._options.log_prefix if prefix is None else prefix)
         limit = ""
-        if self._options.log_rate > 0:
-            rate, burst = min(self._options.log_rate, _MOST_A_SECOND), max(1, self._options.log_burst)
-            limit = f"-m limit --limit {rate}/sec --limit-burst {burst} "
+        options = self._options
+        if options.log_rate > 0:
+            word, seconds = _UNITS[options.log_unit]
+            rate = min(options.log_rate, _MOST_A_SECOND * seconds)
+            burst = max(1, min(options.log_burst, _LONGEST_BURST_S * rate // seconds))
+            limit = f"-m limit --limit {rate}/{word} --limit-burst {burst} "
         return _join(match, f'{limit}-j LOG --log-prefix "{words}: " --log-level {_NOTICE}')
 
     def _told(self, match: str, origin: DenialOrigin) -> list[str]:

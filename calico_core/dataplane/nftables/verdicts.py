@@ -53,7 +53,8 @@ class Verdicts:
     def log(self, prefix: str | None = None) -> str:
         """To the kernel's log. None: with the host's prefix."""
         options = self._options
-        limit = f"limit rate {options.log_rate}/second burst {options.log_burst} packets " if options.log_rate else ""
+        rate = f"{options.log_rate}/{options.log_unit}"
+        limit = f"limit rate {rate} burst {options.log_burst} packets " if options.log_rate else ""
         words = clean_log_prefix(options.log_prefix if prefix is None else prefix)
         return f'{limit}log prefix "{words}: " level notice'
 

@@ -91,6 +91,8 @@ options = st.builds(
     drop_override=st.sampled_from(("DROP", "LOG-and-DROP")),
     deny_action=st.sampled_from(("DROP", "REJECT")),
     denied_group=st.sampled_from((0, 5)),
+    log_rate=st.sampled_from((0, 7)),
+    log_unit=st.sampled_from(("second", "minute", "hour", "day")),
 )
 
 

@@ -159,6 +159,11 @@ DENIALS: list[tuple[str, dict[str, Any], list[str]]] = [
         {"log_rate": 3, "log_burst": 7},
         ['meta l4proto 6 counter limit rate 3/second burst 7 packets log prefix "calico-packet: " level notice'],
     ),
+    (
+        "log",
+        {"log_rate": 3, "log_unit": "day"},
+        ['meta l4proto 6 counter limit rate 3/day burst 5 packets log prefix "calico-packet: " level notice'],
+    ),
     ("allow", {"mark_mask": 0x30}, ["meta l4proto 6 counter meta mark set meta mark | 0x00000010 return"]),
     ("pass", {"mark_mask": 0x0500}, ["meta l4proto 6 counter meta mark set meta mark | 0x00000400 return"]),
     (

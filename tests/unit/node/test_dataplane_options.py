@@ -36,7 +36,7 @@ def test_every_option_follows_its_setting() -> None:
                 "FELIX_METADATAADDR": "127.0.0.1",
                 "FELIX_METADATAPORT": "80",
                 "FELIX_LOGPREFIX": "deny",
-                "FELIX_LOGACTIONRATELIMIT": "3",
+                "FELIX_LOGACTIONRATELIMIT": "3/minute",
                 "FELIX_LOGACTIONRATELIMITBURST": "4",
                 "FELIX_IPTABLESMARKMASK": "0xff",
                 "FELIX_DEVICEROUTEPROTOCOL": "99",
@@ -66,7 +66,8 @@ def test_every_option_follows_its_setting() -> None:
     assert options.failsafe_inbound == (FailsafePort(6, 22), FailsafePort(17, 53, IPNetwork("192.0.2.0/24")))
     assert options.failsafe_outbound == ()
     assert options.metadata == (IPAddress("127.0.0.1"), 80)
-    assert (options.log_prefix, options.log_rate, options.log_burst) == ("deny", 3, 4)
+    assert (options.log_prefix, options.log_burst) == ("deny", 4)
+    assert (options.log_rate, options.log_unit) == (3, "minute")
     assert (options.mark_mask, options.denied_group) == (0xFF, 7)
     assert (options.address_poll_s, options.netlink_timeout_s) == (20, 3)
     assert (options.makes_routes, options.makes_router) == (False, False)
@@ -82,6 +83,7 @@ def test_every_option_follows_its_setting() -> None:
 def test_without_settings_no_metadata_and_the_usual_ports() -> None:
     options = dataplane_options(load_settings({}), "rack-a")
     assert options.metadata is None
+    assert (options.log_rate, options.log_unit) == (0, "second")
     assert (options.drops_invalid, options.filter_allow, options.route_sources) == (True, "ACCEPT", ())
     assert (options.nat_ports, options.nat_address, options.nat_interfaces) == (None, None, "")
     assert (options.nat_spares_hosts, options.allows_ipip, options.allows_vxlan) == (False, False, False)
