@@ -69,7 +69,7 @@ FIELDS: tuple[Field, ...] = (
     _field("pool_v4", values.pool(4), ("CALICO_IPV4POOL_CIDR",)),
     _field("pool_v6", values.pool(6), ("CALICO_IPV6POOL_CIDR",)),
     _field("pool_v4_nat_outgoing", values.boolean, ("CALICO_IPV4POOL_NAT_OUTGOING",)),
-    _field("etcd_ca_file", values.or_none(values.text), ("ETCD_CA_CERT_FILE",), local=("EtcdCaFile",)),
+    _field("etcd_ca_file", values.text_or_none_word, ("ETCD_CA_CERT_FILE",), local=("EtcdCaFile",)),
     _field("etcd_cert_file", values.or_none(values.text), ("ETCD_CERT_FILE",), local=("EtcdCertFile",)),
     _field("etcd_key_file", values.or_none(values.text), ("ETCD_KEY_FILE",), local=("EtcdKeyFile",)),
     _field("etcd_username", values.text, ("ETCD_USERNAME",)),

@@ -204,6 +204,10 @@ def interface_names(value: str) -> str:
     return value.strip()
 
 
+def text_or_none_word(value: str) -> str:
+    return "none" if value.strip().lower() == "none" else text(value)
+
+
 def path_or_none_word(value: str) -> str:
     """An absolute path, or ``none`` as it is, where nothing means something else."""
     return "none" if value.strip().lower() == "none" else path(value)

@@ -53,8 +53,10 @@ MEANINGS = {
     "pool_v4": "the IPv4 pool made at the first start, or `none`",
     "pool_v6": "the IPv6 pool made at the first start, or `none`",
     "pool_v4_nat_outgoing": "the IPv4 pool made at the first start masquerades what leaves all pools",
-    "etcd_ca_file": "certificates that etcd's is checked against; naming one switches TLS on",
-    "etcd_cert_file": "client certificate",
+    "etcd_ca_file": "certificates that etcd's is checked against; naming some switches TLS on. With TLS and without "
+    "them those count that the host trusts (`SSL_CERT_FILE`, or `/etc/ssl/certs/ca-certificates.crt`). `none`, which "
+    "in the reference system checks nothing, is refused with TLS",
+    "etcd_cert_file": "client certificate; naming one switches TLS on, too",
     "etcd_key_file": "its key",
     "etcd_username": "user of etcd",
     "etcd_password": "its password",

@@ -282,6 +282,22 @@ def test_bad_older_names_are_refused(environment: dict[str, str], origin: str) -
     assert (caught.value.name, caught.value.origin) == ("datastore", f"environment {origin}")
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"ETCD_AUTHORITY": "a:1", "ETCD_SCHEME": "https"},
+        {"CALICO_DATASTORE": "etcd3s://a:1"},
+        {"ETCD_CERT_FILE": "/a.pem", "ETCD_KEY_FILE": "/a.key"},
+    ],
+)
+def test_tls_without_a_check_of_the_server_is_refused(environment: dict[str, str]) -> None:
+    with pytest.raises(InvalidSettings, match="always checked") as caught:
+        load_settings({**environment, "FELIX_ETCDCAFILE": "None"})
+    assert (caught.value.name, caught.value.origin) == ("etcd_ca_file", "environment FELIX_ETCDCAFILE")
+    assert load_settings(environment).etcd_ca_file == ""
+    assert load_settings({"FELIX_ETCDCAFILE": "None", "ETCD_AUTHORITY": "a:1"}).etcd_ca_file == ""
+
+
 def test_secrets_are_not_shown() -> None:
     settings = load_settings({"ETCD_PASSWORD": "hunter2", "ETCD_USERNAME": "root"})
     assert settings.etcd_password == "hunter2"
