@@ -174,6 +174,8 @@ FIELDS: tuple[Field, ...] = (
     _field("log_format", values.choice("console", "json"), ("CALICO_LOG_FORMAT",)),
 )
 LIVE = frozenset(field.name for field in FIELDS if field.is_live)
+NO_GUESS = frozenset({"interface_prefix"})
+"""What no default may stand in for: workloads whose interfaces are called otherwise would be without policy."""
 BY_CONFIG: Mapping[str, Field] = {name: field for field in FIELDS for name in field.config}
 """By the datastore's name."""
 

@@ -11,14 +11,19 @@ from calico_core.errors import InvalidSettings
 from calico_core.interfaces.datastore import Records
 from calico_core.log import get_logger
 from calico_core.model.keys import HOSTS, V1, GlobalConfigKey, HostConfigKey
-from calico_core.setting_fields import ENVIRONMENT_PREFIX, FIELDS, IGNORED, WRITTEN_BY_NODES, unknown_names
+from calico_core.setting_fields import (
+    ENVIRONMENT_PREFIX,
+    FIELDS,
+    IGNORED,
+    NO_GUESS,
+    WRITTEN_BY_NODES,
+    unknown_names,
+)
 from calico_core.settings import Settings, load_settings
 from calico_core.settings_file import file_of, read_settings_file
 
 log = get_logger(__name__)
 
-_NO_GUESS = frozenset({"interface_prefix"})
-"""What no default may stand in for: workloads whose interfaces are called otherwise would be without policy."""
 _OFF = frozenset({"false", "no", "0", "none"})
 
 
@@ -42,7 +47,7 @@ def with_stored_config(settings: Settings, environment: Mapping[str, str], store
     """Settings with the datastore's configuration beneath environment and file. An unusable stored value is logged
     and counts as not there: one bad key must not stop every host, nor take the other keys from it.
 
-    :raises InvalidSettings: of :data:`_NO_GUESS`.
+    :raises InvalidSettings: of :data:`~calico_core.setting_fields.NO_GUESS`.
     """
     file = read_settings_file(file_of(environment))
     while True:
@@ -50,7 +55,7 @@ def with_stored_config(settings: Settings, environment: Mapping[str, str], store
             merged = load_settings(environment, file=file, host_config=stored.of_host, global_config=stored.of_all)
             break
         except InvalidSettings as error:
-            if error.name in _NO_GUESS:
+            if error.name in NO_GUESS:
                 raise
             stored = _without(stored, error)
             log.error("settings.stored_value_ignored", reason=str(error))
