@@ -182,6 +182,7 @@ BY_CONFIG: Mapping[str, Field] = {name: field for field in FIELDS for name in fi
 ETCD_NAMES = frozenset({"EtcdEndpoints", "EtcdAddr", "EtcdScheme"})
 """Names in the file that make up :attr:`Settings.datastore` together."""
 WRITTEN_BY_NODES = "the node writes it"
+LOCAL_ALONE = "it comes from environment and file alone"
 IGNORED: Mapping[str, str] = {
     "marker": WRITTEN_BY_NODES,
     "ClusterGUID": "nothing is reported to anyone",
@@ -204,14 +205,20 @@ IGNORED: Mapping[str, str] = {
     "RemoveExternalRoutes": "only routes of our own protocol are touched: DeviceRouteProtocol",
 }
 """Names of the reference system that are known and change nothing, and why."""
+WITHOUT_EFFECT_IN_STORE: Mapping[str, str] = {
+    **IGNORED,
+    **dict.fromkeys(sorted(ETCD_NAMES), LOCAL_ALONE),
+    **dict.fromkeys((name for field in FIELDS for name in field.local_names), LOCAL_ALONE),
+}
+"""The same in the datastore, where a node looks for nothing that it needs before it."""
 
 
 def unknown_names(names: Iterable[str], *, is_file: bool = False) -> dict[str, str]:
     """Names that mean nothing here, each with a known one that is near ('' when none is). In a file case does not
     count; in the datastore it does."""
-    known = {*BY_CONFIG, *IGNORED}
+    known = {*BY_CONFIG, *WITHOUT_EFFECT_IN_STORE}
     if is_file:
-        known |= ETCD_NAMES | {name for field in FIELDS for name in (field.name, *field.local_names)}
+        known |= {field.name for field in FIELDS}
     by_case = {name.lower(): name for name in known}
     found = {}
     for name in names:

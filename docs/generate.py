@@ -234,7 +234,7 @@ def _settings() -> str:
         (
             field.name,
             ", ".join(f"`{name}`" for name in field.environment),
-            ", ".join(f"`{name}`" for name in (*field.config, *field.local_names)),
+            ", ".join([*(f"`{name}`" for name in field.config), *(f"`{name}` (file)" for name in field.local_names)]),
             _shown(defaults[field.name]),
             MEANINGS[field.name],
         )
@@ -250,7 +250,8 @@ def _settings() -> str:
         "The file is INI: `NAME = VALUE` lines with the names of the first or the third column in any case, sections "
         "for the eye alone. `calico-node run -c FILE` or `CALICO_CONFIG_FILE` name another. Names of the datastore are "
         "written exactly so. What is needed before the datastore (its place, the host's name, and all without a name "
-        "in the third column) comes from environment and file alone; `EtcdEndpoints`, or `EtcdAddr` with `EtcdScheme`, "
+        "in the third column, or with one marked `(file)`) comes from environment and file alone; `EtcdEndpoints`, or "
+        "`EtcdAddr` with `EtcdScheme`, "
         "in the file mean what `ETCD_ENDPOINTS` and `ETCD_AUTHORITY` with `ETCD_SCHEME` mean in the environment.",
         "`calico-node check-config` prints what environment and file say, `calicoctl config show` adds the datastore; "
         "both with the origin of each value and what it comes before. A value that cannot be used ends the start with "

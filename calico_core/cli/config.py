@@ -14,7 +14,7 @@ from calico_core.errors import CalicoError, Conflict, InvalidRequest, InvalidSet
 from calico_core.interfaces.datastore import Compare, Delete, Operation, Put
 from calico_core.model.ids import check_name
 from calico_core.model.keys import HOSTS, V1, GlobalConfigKey, HostConfigKey
-from calico_core.setting_fields import BY_CONFIG, FIELDS, IGNORED, LIVE, NO_GUESS, Field
+from calico_core.setting_fields import BY_CONFIG, FIELDS, LIVE, NO_GUESS, WITHOUT_EFFECT_IN_STORE, Field
 from calico_core.settings import Settings, Shadowed, parse_setting, shown_value
 from calico_core.settings_file import load_local_settings
 
@@ -91,8 +91,8 @@ def remove(context: CliContext, name: str, host: str | None) -> None:
 
 def _field(name: str) -> Field:
     found = BY_CONFIG.get(name)
-    if found is None and name in IGNORED:
-        raise InvalidRequest("NAME", f"{name} changes nothing here: {IGNORED[name]}")
+    if found is None and name in WITHOUT_EFFECT_IN_STORE:
+        raise InvalidRequest("NAME", f"{name} changes nothing here: {WITHOUT_EFFECT_IN_STORE[name]}")
     if found is None:
         near = difflib.get_close_matches(name, BY_CONFIG, n=1, cutoff=0.5)
         by_case = next((known for known in BY_CONFIG if known.lower() == name.lower()), None)

@@ -16,6 +16,7 @@ from calico_core.setting_fields import (
     FIELDS,
     IGNORED,
     NO_GUESS,
+    WITHOUT_EFFECT_IN_STORE,
     WRITTEN_BY_NODES,
     unknown_names,
 )
@@ -91,9 +92,10 @@ def tell_settings(settings: Settings, environment: Mapping[str, str], stored: St
     _warn("datastore", unknown_names({*stored.of_host, *stored.of_all}))
     _warn("environment", _unknown_variables(environment))
     for where, given in (("environment", _of_reference(environment)), (f"file {path}", file)):
-        _warn_ignored(where, given)
+        _warn_ignored(where, given, IGNORED)
     for where, stored_there in (("datastore host", stored.of_host), ("datastore global", stored.of_all)):
-        _warn_ignored(where, {name.lower(): text for name, text in stored_there.items() if name in IGNORED})
+        known = {name.lower(): text for name, text in stored_there.items() if name in WITHOUT_EFFECT_IN_STORE}
+        _warn_ignored(where, known, WITHOUT_EFFECT_IN_STORE)
 
 
 def _of_reference(environment: Mapping[str, str]) -> dict[str, str]:
@@ -105,9 +107,9 @@ def _of_reference(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _warn_ignored(where: str, given: Mapping[str, str]) -> None:
+def _warn_ignored(where: str, given: Mapping[str, str], reasons: Mapping[str, str]) -> None:
     """Of names that are known and change nothing; not of what nodes write themselves, and not of what is off."""
-    for name, reason in IGNORED.items():
+    for name, reason in reasons.items():
         text = given.get(name.lower(), "")
         if text and reason != WRITTEN_BY_NODES and text.strip().lower() not in _OFF:
             log.warning("settings.no_effect", name=name, where=where, reason=reason)

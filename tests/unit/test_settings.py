@@ -350,4 +350,4 @@ def test_every_name_of_the_reference_agent_is_known() -> None:
         "FailsafeOutboundHostPorts Ipv6Support IptablesGeneratorPlugin"
     )
     assert unknown_names(names.split(), is_file=True) == {}
-    assert unknown_names(["HealthPorts", "FelixHostname"]) == {"HealthPorts": "HealthPort", "FelixHostname": ""}
+    assert unknown_names(["HealthPorts", "FelixHostname"]) == {"HealthPorts": "HealthPort"}

@@ -147,5 +147,10 @@ def test_values_that_others_come_before_are_shown(
 
 
 def test_a_name_without_effect_says_why(calicoctl: Calicoctl) -> None:
-    done = calicoctl("config", "set", "IpInIpEnabled", "true")
-    assert (done.code, "a pool says itself" in done.err) == (2, True)
+    for name, reason in (
+        ("IpInIpEnabled", "a pool says itself"),
+        ("NFTablesMode", "from environment and file alone"),
+        ("EtcdAddr", "from environment and file alone"),
+    ):
+        done = calicoctl("config", "set", name, "true")
+        assert (done.code, reason in done.err) == (2, True)

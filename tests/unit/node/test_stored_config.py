@@ -120,7 +120,8 @@ def test_known_names_that_change_nothing_are_warned_of_with_the_reason(
 ) -> None:
     Path(nowhere["CALICO_CONFIG_FILE"]).write_text("IptablesGeneratorPlugin = other\nRequireMTUFile = false\n")
     stored = StoredConfig(
-        {"marker": "created", "PeriodicResyncInterval": "60"}, {"IpInIpEnabled": "false", "ClusterGUID": "x"}
+        {"marker": "created", "PeriodicResyncInterval": "60"},
+        {"IpInIpEnabled": "false", "ClusterGUID": "x", "NFTablesMode": "Disabled"},
     )
     environment = {**nowhere, "FELIX_STARTUPCLEANUPDELAY": "5"}
     tell_settings(load_local_settings(environment), environment, stored)
@@ -134,4 +135,5 @@ def test_known_names_that_change_nothing_are_warned_of_with_the_reason(
         "IptablesGeneratorPlugin": f"file {nowhere['CALICO_CONFIG_FILE']}",
         "PeriodicResyncInterval": "datastore host",
         "ClusterGUID": "datastore global",
+        "NFTablesMode": "datastore global",
     }
