@@ -25,7 +25,6 @@ _MOST_A_SECOND = 10_000
 #: xt_limit refuses a burst that takes much longer than a day to come back.
 _LONGEST_BURST_S = 86400
 _UNITS = {"second": ("sec", 1), "minute": ("minute", 60), "hour": ("hour", 3600), "day": ("day", 86400)}
-_DISABLED = "POLICY IS SWITCHED OFF"
 
 
 class Verdicts:
@@ -53,7 +52,7 @@ class Verdicts:
         rules = [self.log(match)] if how.is_logged else []
         rules += self._told(match, origin) if how.is_told else []
         if how.verdict == "accept":
-            return [*rules, _join(match, ACCEPT, f"{_DISABLED}: {note}" if note else _DISABLED)]
+            return [*rules, _join(match, ACCEPT, how.comment(note))]
         rejects = self._can_reject and how.verdict == "reject"
         return [*rules, _join(match, _REJECT[self._family] if rejects else DROP, note)]
 

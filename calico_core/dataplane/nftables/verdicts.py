@@ -73,7 +73,8 @@ class Verdicts:
     def _end(self, match: str, how: Denial, origin: DenialOrigin, note: str) -> list[str]:
         lines = [f"{match} {self.log()}".lstrip()] if how.is_logged else []
         lines += self._tell(match, origin) if how.is_told else []
-        return [*lines, f"{match} {_ENDS[how.verdict]}{f' # {note}' if note else ''}".lstrip()]
+        comment = how.comment(note)
+        return [*lines, f"{match} {_ENDS[how.verdict]}{f' # {comment}' if comment else ''}".lstrip()]
 
     def _tell(self, match: str, origin: DenialOrigin) -> list[str]:
         group = self._options.denied_group

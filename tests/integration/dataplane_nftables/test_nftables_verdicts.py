@@ -85,6 +85,10 @@ def test_drop_override(make_lab: Callable[..., Any], override: str, is_open: boo
     assert report.is_clean
     for port in (80, 81):
         assert b.is_blocked_from(a.v4, port) is not is_open, port
+    assert lab.dataplane.resync().healed == ()
+    lab.restart()
+    again = lab.start(a.endpoint(only(P)), b.endpoint(PolicyList(), PolicyList()), **inbound(deny))
+    assert again.changes == 0, "comments are read back"
 
 
 @pytest.mark.parametrize("unit", ["second", "minute", "hour", "day"])

@@ -140,10 +140,11 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
 ]  # fmt: skip
 
 
+OFF = "counter accept # POLICY IS SWITCHED OFF"
 DENIALS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("deny", {"deny_action": "REJECT"}, [f"meta l4proto 6 {REJECT}"]),
-    ("deny", {"drop_override": "ACCEPT"}, ["meta l4proto 6 counter accept"]),
-    ("reject", {"drop_override": "ACCEPT", "denied_group": 9}, ["meta l4proto 6 counter accept"]),
+    ("deny", {"drop_override": "ACCEPT"}, [f"meta l4proto 6 {OFF}"]),
+    ("reject", {"drop_override": "ACCEPT", "denied_group": 9}, [f"meta l4proto 6 {OFF}"]),
     (
         "deny",
         {"drop_override": "LOG-and-DROP"},
@@ -152,7 +153,7 @@ DENIALS: list[tuple[str, dict[str, Any], list[str]]] = [
     (
         "deny",
         {"drop_override": "LOG-and-ACCEPT"},
-        ['meta l4proto 6 log prefix "calico-packet: " level notice', "meta l4proto 6 counter accept"],
+        ['meta l4proto 6 log prefix "calico-packet: " level notice', f"meta l4proto 6 {OFF}"],
     ),
     (
         "log",
