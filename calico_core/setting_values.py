@@ -168,8 +168,11 @@ def name(value: str) -> str:
 
 
 def interface_prefix(value: str) -> str:
+    """One alone: rules of the kernel ask for it, and for no list."""
     from calico_core.model.ids import check_interface
 
+    if "," in value:
+        raise InvalidRequest("value", f"{value!r}: give one prefix, lists of them are not taken")
     return check_interface(value.strip(), field="value")
 
 

@@ -60,7 +60,7 @@ MEANINGS = {
     "etcd_key_file": "its key",
     "etcd_username": "user of etcd",
     "etcd_password": "its password",
-    "interface_prefix": "how names of workload interfaces begin",
+    "interface_prefix": "how names of workload interfaces begin; one alone, the reference system's lists are refused",
     "endpoint_to_host": "traffic of workloads to their host: `DROP`; `RETURN` (as the workload's outbound policy "
     "says, then the host's own rules); `ACCEPT`",
     "ipv6_support": "`true`, `false` or `auto`: as the kernel has it, and the log says why not (`ipv6.off`). "

@@ -177,6 +177,7 @@ def test_values_are_parsed(variable: str, text: str, field: str, value: object) 
         ("CALICO_IPV4POOL_CIDR", "fd80::/64", "pool_v4", "IPv4"),
         ("CALICO_IPV6POOL_CIDR", "fd80::/130", "pool_v6", "128"),
         ("FELIX_INTERFACEPREFIX", "ca/li", "interface_prefix", "interface name"),
+        ("FELIX_INTERFACEPREFIX", "cali,tap", "interface_prefix", "one prefix"),
         ("FELIX_DEFAULTENDPOINTTOHOSTACTION", "REJECT", "endpoint_to_host", "DROP, RETURN, ACCEPT"),
         ("FELIX_IPV6SUPPORT", "1", "ipv6_support", "auto"),
         ("FELIX_IPTABLESREFRESHINTERVAL", "soon", "refresh_interval_s", "number"),
