@@ -20,7 +20,7 @@ from calico_core.setting_fields import (
     WRITTEN_BY_NODES,
     unknown_names,
 )
-from calico_core.settings import Settings, load_settings
+from calico_core.settings import Settings, load_settings, shown_value
 from calico_core.settings_file import file_of, read_settings_file
 
 log = get_logger(__name__)
@@ -78,12 +78,12 @@ def _without(stored: StoredConfig, error: InvalidSettings) -> StoredConfig:
 
 
 def tell_settings(settings: Settings, environment: Mapping[str, str], stored: StoredConfig) -> None:
-    """Every value that is not the default, with its origin, what was passed over, and names that mean nothing: once
-    a start."""
+    """Every value with its origin (defaults to those who look closely), what was passed over, and names that mean
+    nothing: once a start."""
     for field in FIELDS:
-        if field.name in settings.origins:
-            value = "(set)" if field.name.endswith("password") else getattr(settings, field.name)
-            log.info("settings.value", setting=field.name, value=value, origin=settings.origins[field.name])
+        value = shown_value(field.name, getattr(settings, field.name))
+        tell = log.info if field.name in settings.origins else log.debug
+        tell("settings.value", setting=field.name, value=value, origin=settings.origins.get(field.name, "default"))
     for note in settings.notes:
         log.warning("settings.value_ignored", reason=note)
     path = file_of(environment)
