@@ -41,7 +41,8 @@ class EndpointProgress:
 
     @property
     def status(self) -> Mapping[WorkloadEndpointKey, tuple[str, str]]:
-        """``up``, ``down`` or ``error``, and why. An endpoint that no apply has decided about yet is not in it."""
+        """``up``, ``down`` or ``error``, and why. An endpoint that no apply has decided about yet is not in it. One
+        that failed is ``error`` whether it has a link or not: a link comes by itself, what was refused may not."""
         return MappingProxyType(self._status)
 
     def write(
