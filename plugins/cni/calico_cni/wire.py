@@ -238,7 +238,7 @@ def is_policy_only(stdin: bytes) -> bool:
     """Whether the interface and its addresses are another plugin's, for detaching; not so when the configuration does
     not say it in a usable way."""
     try:
-        return msgspec.json.decode(stdin, type=_ModeOnly).mode == POLICY_ONLY
+        return decode(stdin, _ModeOnly).mode == POLICY_ONLY
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
 
