@@ -69,7 +69,7 @@ FIELDS: tuple[Field, ...] = (
     _field("pool_v4", values.pool(4), ("CALICO_IPV4POOL_CIDR",)),
     _field("pool_v6", values.pool(6), ("CALICO_IPV6POOL_CIDR",)),
     _field("pool_v4_nat_outgoing", values.boolean, ("CALICO_IPV4POOL_NAT_OUTGOING",)),
-    _field("etcd_ca_file", values.or_none(values.text), ("ETCD_CA_CERT_FILE",), local=("EtcdCaFile",)),
+    _field("etcd_ca_file", values.text_or_none_word, ("ETCD_CA_CERT_FILE",), local=("EtcdCaFile",)),
     _field("etcd_cert_file", values.or_none(values.text), ("ETCD_CERT_FILE",), local=("EtcdCertFile",)),
     _field("etcd_key_file", values.or_none(values.text), ("ETCD_KEY_FILE",), local=("EtcdKeyFile",)),
     _field("etcd_username", values.text, ("ETCD_USERNAME",)),
@@ -138,8 +138,8 @@ FIELDS: tuple[Field, ...] = (
     _field("established_flows", values.choice("cut", "keep"), ("CALICO_ESTABLISHED_FLOWS",), "EstablishedFlows"),
     _field("confirm_removals_after_s", values.number(0, 86400), ("CALICO_CONFIRM_REMOVALS_AFTER",)),
     # what the agent reports
-    _field("reporting_interval_s", values.number(-1, 86400), (), "ReportingIntervalSecs"),
-    _field("reporting_ttl_s", values.number(0, 86400), (), "ReportingTTLSecs"),
+    _field("reporting_interval_s", values.number(-86400, 86400), (), "ReportingIntervalSecs"),
+    _field("reporting_ttl_s", values.number(-86400, 86400), (), "ReportingTTLSecs"),
     _field("endpoint_reporting", values.boolean, (), "EndpointReportingEnabled"),
     _field("endpoint_reporting_delay_s", values.number(0, 3600), (), "EndpointReportingDelaySecs", has_fallback=True),
     _field("endpoint_files", values.path_or_none_word, (), "EndpointStatusPathPrefix"),
@@ -174,12 +174,15 @@ FIELDS: tuple[Field, ...] = (
     _field("log_format", values.choice("console", "json"), ("CALICO_LOG_FORMAT",)),
 )
 LIVE = frozenset(field.name for field in FIELDS if field.is_live)
+NO_GUESS = frozenset({"interface_prefix"})
+"""What no default may stand in for: workloads whose interfaces are called otherwise would be without policy."""
 BY_CONFIG: Mapping[str, Field] = {name: field for field in FIELDS for name in field.config}
 """By the datastore's name."""
 
 ETCD_NAMES = frozenset({"EtcdEndpoints", "EtcdAddr", "EtcdScheme"})
 """Names in the file that make up :attr:`Settings.datastore` together."""
 WRITTEN_BY_NODES = "the node writes it"
+LOCAL_ALONE = "it comes from environment and file alone"
 IGNORED: Mapping[str, str] = {
     "marker": WRITTEN_BY_NODES,
     "ClusterGUID": "nothing is reported to anyone",
@@ -202,14 +205,20 @@ IGNORED: Mapping[str, str] = {
     "RemoveExternalRoutes": "only routes of our own protocol are touched: DeviceRouteProtocol",
 }
 """Names of the reference system that are known and change nothing, and why."""
+WITHOUT_EFFECT_IN_STORE: Mapping[str, str] = {
+    **IGNORED,
+    **dict.fromkeys(sorted(ETCD_NAMES), LOCAL_ALONE),
+    **dict.fromkeys((name for field in FIELDS for name in field.local_names), LOCAL_ALONE),
+}
+"""The same in the datastore, where a node looks for nothing that it needs before it."""
 
 
 def unknown_names(names: Iterable[str], *, is_file: bool = False) -> dict[str, str]:
     """Names that mean nothing here, each with a known one that is near ('' when none is). In a file case does not
     count; in the datastore it does."""
-    known = {*BY_CONFIG, *IGNORED}
+    known = {*BY_CONFIG, *WITHOUT_EFFECT_IN_STORE}
     if is_file:
-        known |= ETCD_NAMES | {name for field in FIELDS for name in (field.name, *field.local_names)}
+        known |= {field.name for field in FIELDS}
     by_case = {name.lower(): name for name in known}
     found = {}
     for name in names:

@@ -27,6 +27,9 @@ _LEVEL_WORDS = {
 }
 
 
+_RATE_UNITS = ("second", "minute", "hour", "day")
+
+
 def text(value: str) -> str:
     return value.strip()
 
@@ -73,9 +76,14 @@ def mark_mask(value: str) -> int:
     return found
 
 
-def rate(value: str) -> int:
-    """``10`` or ``10/second``."""
-    return integer(0, 1_000_000)(value.strip().lower().removesuffix("/second").removesuffix("/sec"))
+def rate(value: str) -> str:
+    """``10`` or ``10/second``, or so many a minute, hour or day, as ``10/second``. 0 is no limit: ''."""
+    amount, separator, word = value.strip().lower().partition("/")
+    unit = next((each for each in _RATE_UNITS if word and each.startswith(word)), "")
+    if separator and not unit:
+        raise InvalidRequest("value", f"{value!r} is not a rate such as 10/second: {', '.join(_RATE_UNITS)}")
+    found = integer(0, 1_000_000)(amount)
+    return f"{found}/{unit or _RATE_UNITS[0]}" if found else ""
 
 
 def choice(*choices: str) -> Callable[[str], str]:
@@ -160,8 +168,11 @@ def name(value: str) -> str:
 
 
 def interface_prefix(value: str) -> str:
+    """One alone: rules of the kernel ask for it, and for no list."""
     from calico_core.model.ids import check_interface
 
+    if "," in value:
+        raise InvalidRequest("value", f"{value!r}: give one prefix, lists of them are not taken")
     return check_interface(value.strip(), field="value")
 
 
@@ -194,6 +205,10 @@ def interface_names(value: str) -> str:
 
     parse_interface_names(value)
     return value.strip()
+
+
+def text_or_none_word(value: str) -> str:
+    return "none" if value.strip().lower() == "none" else text(value)
 
 
 def path_or_none_word(value: str) -> str:

@@ -81,7 +81,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     nat_interfaces: str = ""
     max_set_size: int = 1048576
     log_prefix: str = "calico-packet"
-    log_rate: int = 0
+    log_rate: str = ""
     log_burst: int = 5
     denied_group: int = 80
     mark_mask: int = 0xFF000000
@@ -201,6 +201,11 @@ def load_settings(
         found = _datastore_of_etcd_names(sources)
         if found is not None:
             origins["datastore"], values["datastore"] = found
+    if values.get("etcd_ca_file") == "none":
+        if values.get("etcd_cert_file") or str(values.get("datastore", "")).startswith("etcd3s:"):
+            right = "etcd's certificate is always checked: name a file, or leave it out for those the host trusts"
+            raise InvalidSettings("etcd_ca_file", origins["etcd_ca_file"], right)
+        values["etcd_ca_file"] = ""
     if bool(values.get("etcd_cert_file")) != bool(values.get("etcd_key_file")):
         given, missing = ("cert", "key") if values.get("etcd_cert_file") else ("key", "cert")
         origin = origins[f"etcd_{given}_file"]

@@ -53,15 +53,19 @@ MEANINGS = {
     "pool_v4": "the IPv4 pool made at the first start, or `none`",
     "pool_v6": "the IPv6 pool made at the first start, or `none`",
     "pool_v4_nat_outgoing": "the IPv4 pool made at the first start masquerades what leaves all pools",
-    "etcd_ca_file": "certificates that etcd's is checked against; naming one switches TLS on",
-    "etcd_cert_file": "client certificate",
+    "etcd_ca_file": "certificates that etcd's is checked against; naming some switches TLS on. With TLS and without "
+    "them those count that the host trusts (`SSL_CERT_FILE`, or `/etc/ssl/certs/ca-certificates.crt`). `none`, which "
+    "in the reference system checks nothing, is refused with TLS",
+    "etcd_cert_file": "client certificate; naming one switches TLS on, too",
     "etcd_key_file": "its key",
     "etcd_username": "user of etcd",
     "etcd_password": "its password",
-    "interface_prefix": "how names of workload interfaces begin",
+    "interface_prefix": "how names of workload interfaces begin; one alone, the reference system's lists are refused",
     "endpoint_to_host": "traffic of workloads to their host: `DROP`; `RETURN` (as the workload's outbound policy "
     "says, then the host's own rules); `ACCEPT`",
-    "ipv6_support": "`true`, `false` or `auto`: as the kernel has it, and the log says why not (`ipv6.off`)",
+    "ipv6_support": "`true`, `false` or `auto`: as the kernel has it, and the log says why not (`ipv6.off`). "
+    "Without it workloads have none, and an interface with a host endpoint lets neighbour discovery and fail-safe "
+    "ports pass of the host's own, whatever policy says",
     "deny_action": "what a denial does: `DROP`, or `REJECT`, which tells the sender",
     "drop_override": "instead of every denial: `DROP` (none), `LOG-and-DROP`, and `ACCEPT` and `LOG-and-ACCEPT`, which "
     "switch policy off. A value that cannot be used counts as the default",
@@ -101,7 +105,8 @@ MEANINGS = {
     "[deny until it has shrunk](../adr/0011-sets-beyond-their-limit-are-closed.md). A value that cannot be used counts "
     "as the default",
     "log_prefix": "how the kernel's log lines of rules with the action `log` begin, where the rule names nothing",
-    "log_rate": "such lines a second and rule (`10` or `10/second`); 0: no limit",
+    "log_rate": "how many such lines a rule writes at most, `10/second` or `10` a second, or a `minute`, `hour` or "
+    "`day`; empty or 0: no limit",
     "log_burst": "and how many at once",
     "denied_group": "the NFLOG group that denied packets are told to; 0: none, and nobody can watch them",
     "mark_mask": "bits of a packet's mark that are ours, two at least. A value that cannot be used counts as the "
@@ -142,7 +147,7 @@ MEANINGS = {
     "policy is in the kernel, as CNI plugins of the reference system wait for them; empty: in `run_directory`; `none`: "
     "no files",
     "established_flows": "`cut`: connections that a change of policy denies end with it; `keep`: they go on until they "
-    "end by themselves, as in the reference system",
+    "end by themselves, as in the reference system. None is cut where `drop_override` switches policy off",
     "confirm_removals_after_s": "how long the datastore must say the same before a "
     "[sudden loss of records](../how-to/sudden-loss.md) is believed, seconds; 0: never without `confirm-removals`",
     "collector_interval_s": "seconds between two looks for [leaked addresses](../how-to/leaked-addresses.md); 0: never",
@@ -230,7 +235,7 @@ def _settings() -> str:
         (
             field.name,
             ", ".join(f"`{name}`" for name in field.environment),
-            ", ".join(f"`{name}`" for name in (*field.config, *field.local_names)),
+            ", ".join([*(f"`{name}`" for name in field.config), *(f"`{name}` (file)" for name in field.local_names)]),
             _shown(defaults[field.name]),
             MEANINGS[field.name],
         )
@@ -246,7 +251,8 @@ def _settings() -> str:
         "The file is INI: `NAME = VALUE` lines with the names of the first or the third column in any case, sections "
         "for the eye alone. `calico-node run -c FILE` or `CALICO_CONFIG_FILE` name another. Names of the datastore are "
         "written exactly so. What is needed before the datastore (its place, the host's name, and all without a name "
-        "in the third column) comes from environment and file alone; `EtcdEndpoints`, or `EtcdAddr` with `EtcdScheme`, "
+        "in the third column, or with one marked `(file)`) comes from environment and file alone; `EtcdEndpoints`, or "
+        "`EtcdAddr` with `EtcdScheme`, "
         "in the file mean what `ETCD_ENDPOINTS` and `ETCD_AUTHORITY` with `ETCD_SCHEME` mean in the environment.",
         "`calico-node check-config` prints what environment and file say, `calicoctl config show` adds the datastore; "
         "both with the origin of each value and what it comes before. A value that cannot be used ends the start with "
@@ -255,7 +261,8 @@ def _settings() -> str:
         "workloads would be without policy. A name that nothing reads is warned of once.",
         f"A running node follows {live} in the datastore. When another of its settings changes there, and "
         "is not what the node runs with, the node starts itself anew in place two seconds later, as `calicoctl node "
-        "restart` does; policy stays in force and calls wait meanwhile.",
+        "restart` does; policy stays in force and calls wait meanwhile. A value that cannot be used changes nothing on "
+        "a running node; but where the table says that the default counts instead, the node starts anew with it.",
         _table(("Setting", "Environment", "Datastore and file", "Default", "Meaning"), rows),
         "## Names that change nothing",
         "The reference system knows these as well. They are read over with a warning that says why.",

@@ -14,11 +14,12 @@ from calico_core.errors import CalicoError, Conflict, InvalidRequest, InvalidSet
 from calico_core.interfaces.datastore import Compare, Delete, Operation, Put
 from calico_core.model.ids import check_name
 from calico_core.model.keys import HOSTS, V1, GlobalConfigKey, HostConfigKey
-from calico_core.setting_fields import BY_CONFIG, FIELDS, IGNORED, LIVE, Field
+from calico_core.setting_fields import BY_CONFIG, FIELDS, LIVE, NO_GUESS, WITHOUT_EFFECT_IN_STORE, Field
 from calico_core.settings import Settings, Shadowed, parse_setting, shown_value
 from calico_core.settings_file import load_local_settings
 
 _ATTEMPTS = 3
+_BY_NAME = {field.name: field for field in FIELDS}
 
 
 class _Source(NamedTuple):
@@ -48,7 +49,7 @@ def show(context: CliContext, host: str | None) -> None:
         for each in row["shadowed"]:
             note(f"{row['setting']}: comes before {each['value']} ({each['origin']})")
         if row["invalid"]:
-            note(f"{row['setting']}: {row['invalid']}; nodes leave out all that the datastore holds")
+            note(f"{row['setting']}: {row['invalid']}; {_instead(row['setting'])}")
         if row["running"] is not None:
             note(f"{row['setting']}: the node runs with {row['running']} until it is started again")
 
@@ -90,8 +91,8 @@ def remove(context: CliContext, name: str, host: str | None) -> None:
 
 def _field(name: str) -> Field:
     found = BY_CONFIG.get(name)
-    if found is None and name in IGNORED:
-        raise InvalidRequest("NAME", f"{name} changes nothing here: {IGNORED[name]}")
+    if found is None and name in WITHOUT_EFFECT_IN_STORE:
+        raise InvalidRequest("NAME", f"{name} changes nothing here: {WITHOUT_EFFECT_IN_STORE[name]}")
     if found is None:
         near = difflib.get_close_matches(name, BY_CONFIG, n=1, cutoff=0.5)
         by_case = next((known for known in BY_CONFIG if known.lower() == name.lower()), None)
@@ -157,7 +158,7 @@ def _row(field: Field, source: _Source, stored: dict[tuple[str, str], str]) -> d
     if field.config and not _is_nearer(origin):
         started_with = value
         value, origin, invalid = _from_store(field, candidates)
-        candidates = [each for each in candidates if each.origin != origin and not invalid]
+        candidates = candidates[_place(candidates, origin) + 1 :]
         if source.is_node and field.name not in LIVE and value != started_with:
             running = _shown(field.name, started_with)
     return {
@@ -200,15 +201,28 @@ def _candidates(field: Field, stored: dict[tuple[str, str], str]) -> list[Shadow
 
 
 def _from_store(field: Field, candidates: list[Shadowed]) -> tuple[Any, str, str]:
-    """Value, origin, and what is wrong with a stored value that cannot be used."""
-    default = getattr(Settings(), field.name)
-    if not candidates:
-        return default, "default", ""
-    origin, text = candidates[0]
-    try:
-        return parse_setting(field, origin, text), origin, ""
-    except InvalidSettings as error:
-        return default, "default", f"{origin}: {error.reason}"
+    """Value, origin, and what is wrong with stored values that cannot be used, as a start of the node takes them."""
+    invalid: list[str] = []
+    for origin, text in candidates:
+        try:
+            return parse_setting(field, origin, text), origin, "; ".join(invalid)
+        except InvalidSettings as error:
+            invalid.append(f"{origin}: {error.reason}")
+        if field.has_fallback:
+            break
+    return getattr(Settings(), field.name), "default", "; ".join(invalid)
+
+
+def _place(candidates: list[Shadowed], origin: str) -> int:
+    """Of the value that counts; at the end when it is none of them."""
+    return next((place for place, each in enumerate(candidates) if each.origin == origin), len(candidates))
+
+
+def _instead(setting: str) -> str:
+    """What counts in the place of a stored value that cannot be used."""
+    if setting in NO_GUESS:
+        return "no node starts with it"
+    return "the default counts" if _BY_NAME[setting].has_fallback else "it counts as not there"
 
 
 def _shown(name: str, value: Any) -> Any:

@@ -14,7 +14,7 @@ from calico_core.cli.writing import put_record, remove_record
 from calico_core.errors import InvalidRequest
 from calico_core.model.addresses import parse_address
 from calico_core.model.endpoints import ALL_INTERFACES, HostEndpoint
-from calico_core.model.ids import check_interface, check_name
+from calico_core.model.ids import check_host_interface, check_name
 from calico_core.model.keys import HOSTS, HostEndpointKey
 
 
@@ -73,7 +73,7 @@ def add(
     if interface is None and not addresses:
         raise InvalidRequest("--interface", "name the interface, or give an --address it has")
     if interface is not None and interface != ALL_INTERFACES:
-        check_interface(interface, field="--interface")
+        check_host_interface(interface, field="--interface")
     parsed = [parse_address(each, field="--address") for each in addresses]
     record = HostEndpoint(
         name=interface,

@@ -1,4 +1,5 @@
-"""Who has an interface, and who has an address, when several workloads claim it: the first by its key's path.
+"""Who has an interface, and who has an address, when several workloads claim it: the first by its key's path, of those
+that are active.
 
 Such conflicts are passing states (a migration, a record written before the old one went) or mistakes; either way the
 answer must not depend on the order of events. Pure.
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 from netaddr import IPNetwork
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from netaddr import IPAddress
 
     from calico_core.model.hoststate import HostNat, HostWorkload
@@ -27,6 +30,7 @@ class Claims:
         self._workloads: dict[WorkloadEndpointKey, HostWorkload] = {}
         self._by_interface: defaultdict[str, set[WorkloadEndpointKey]] = defaultdict(set)
         self._by_network: defaultdict[IPNetwork, set[WorkloadEndpointKey]] = defaultdict(set)
+        self._contested: set[str] = set()  # interfaces that several claim
 
     def put(self, workload: HostWorkload) -> set[str]:
         """Gives the interfaces for which something may be different now."""
@@ -36,6 +40,7 @@ class Claims:
         touched = self.remove(workload.key)
         self._workloads[workload.key] = workload
         self._by_interface[workload.interface].add(workload.key)
+        self._note_claims(workload.interface)
         touched.add(workload.interface)
         if workload.is_active:
             for network in _networks(workload):
@@ -53,6 +58,7 @@ class Claims:
         if workload is None:
             return set()
         _discard(self._by_interface, workload.interface, key)
+        self._note_claims(workload.interface)
         touched = {workload.interface}
         for network in _networks(workload):
             _discard(self._by_network, network, key)
@@ -60,12 +66,26 @@ class Claims:
         return touched
 
     def clear(self) -> None:
-        for index in (self._workloads, self._by_interface, self._by_network):
+        for index in (self._workloads, self._by_interface, self._by_network, self._contested):
             index.clear()
 
     def owner(self, interface: str) -> HostWorkload | None:
+        """An inactive one only when no active one claims it."""
         claims = self._by_interface.get(interface)
-        return self._workloads[_first(claims)] if claims else None
+        if not claims:
+            return None
+        if len(claims) > 1:
+            claims = {key for key in claims if self._workloads[key].is_active} or claims
+        return self._workloads[_first(claims)]
+
+    def losers(self) -> Iterator[tuple[HostWorkload, str]]:
+        """Active workloads whose interface another one has, and why they are not in force."""
+        for interface in sorted(self._contested):
+            owner = self.owner(interface)
+            for key in sorted(self._by_interface[interface], key=lambda key: key.path):
+                workload = self._workloads[key]
+                if owner is not None and workload.is_active and key != owner.key:
+                    yield workload, f"another endpoint has the interface {interface}: {owner.key.path}"
 
     def networks(self, interface: str) -> tuple[IPNetwork, ...]:
         """What shall be routed to the interface: the workload's addresses, and those it is also known by."""
@@ -97,6 +117,10 @@ class Claims:
     def keys(self, interface: str) -> set[WorkloadEndpointKey]:
         """Every claimant."""
         return self._by_interface.get(interface, set())
+
+    def _note_claims(self, interface: str) -> None:
+        is_contested = len(self._by_interface.get(interface, ())) > 1
+        (self._contested.add if is_contested else self._contested.discard)(interface)
 
     def _interfaces(self, network: IPNetwork) -> set[str]:
         return {self._workloads[key].interface for key in self._by_network.get(network, ())}

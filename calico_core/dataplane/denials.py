@@ -21,6 +21,7 @@ DENIED_PACKETS_A_SECOND, DENIED_BURST = 100, 100
 #: So much of a packet is told: the longest IPv4 header, or an IPv6 header with extensions, and the ports.
 SNAPSHOT_BYTES = 128
 _DIGEST_BYTES = 8
+_SWITCHED_OFF = "POLICY IS SWITCHED OFF"
 
 
 class Denial(NamedTuple):
@@ -29,6 +30,12 @@ class Denial(NamedTuple):
     is_logged: bool
     is_told: bool
     verdict: Literal["accept", "drop", "reject"]
+
+    def comment(self, note: str) -> str:
+        """What the rule that ends it says to people."""
+        if self.verdict != "accept":
+            return note
+        return f"{_SWITCHED_OFF}: {note}" if note else _SWITCHED_OFF
 
 
 def denial(options: DataplaneOptions, *, is_reject: bool) -> Denial:

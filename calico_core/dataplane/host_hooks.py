@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     ]  # fmt: skip
 
 
+IPV6_IS_OFF = "IPv6 is off"
+"""Why an interface's policy lets no IPv6 pass but neighbour discovery and fail-safe ports: there is none of it."""
+
+
 class Earlier(NamedTuple):
     """The lists that may have let a packet through before."""
 

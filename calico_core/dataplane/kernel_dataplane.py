@@ -397,7 +397,10 @@ class KernelDataplane(Dataplane, Generic[P]):
         failures: tuple[Failure, ...],
     ) -> ApplyReport:
         changes = len(links.changed) + (table.changes if table is not None else 0)
-        found = [*(table.failures if table is not None else ()), *links.failures]
+        found = [*links.failures]
+        if table is not None:
+            found += table.failures
+            found += (Failure(workload.key.path, reason) for workload, reason in self._claims.losers())
         missing: set[WorkloadEndpointKey] = set()
         for report in routes:
             changes += len(report.changed)

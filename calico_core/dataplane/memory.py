@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 from netaddr import EUI, IPNetwork
 
+from calico_core.dataplane.claims import Claims
 from calico_core.errors import CalicoError, InvalidRequest
 from calico_core.interfaces.dataplane import (
     ApplyReport,
@@ -167,6 +168,7 @@ class MemoryDataplane(Dataplane):
         self._is_complete = False
         self._wiring = MemoryWiring()
         self._programmed: dict[object, object] = {}
+        self._claims = Claims()
         self._denied: list[Callable[[DeniedPacket], None]] = []
         self._addresses: dict[str, frozenset[IPAddress]] = {}
         self._address_callbacks: list[Callable[[str, frozenset[IPAddress] | None], None]] = []
@@ -190,6 +192,12 @@ class MemoryDataplane(Dataplane):
                 # written anew: what it has matched begins again
                 self._counts = {name: count for name, count in self._counts.items() if name[0] != rules.id}
         self.state.update(changes)
+        if changes.is_complete:
+            self._claims.clear()
+        for workload in changes.workloads:
+            self._claims.put(workload)
+        for key in changes.removed_workloads:
+            self._claims.remove(key)
         return self._program()
 
     def resync(self) -> ApplyReport:
@@ -275,6 +283,7 @@ class MemoryDataplane(Dataplane):
     def purge(self) -> None:
         self.state = HostState()
         self._programmed.clear()
+        self._claims.clear()
         self._is_complete = self.is_closed = False
 
     def close(self) -> None:
@@ -294,10 +303,9 @@ class MemoryDataplane(Dataplane):
         for part in parts:
             wanted.update(part.items())
         wanted.update((interface.key, interface) for interface in self.state.interfaces.values())
-        failures = [
-            Failure(subject, reason) for subject, reason in self.refused.items() if subject in map(_subject, wanted)
-        ]
-        possible = {name: value for name, value in wanted.items() if _subject(name) not in self.refused}
+        refused = self.refused | {workload.key.path: reason for workload, reason in self._claims.losers()}
+        failures = [Failure(subject, reason) for subject, reason in refused.items() if subject in map(_subject, wanted)]
+        possible = {name: value for name, value in wanted.items() if _subject(name) not in refused}
         changed = [name for name, value in possible.items() if self._programmed.get(name, self) != value]
         changes = len(changed) + len(self._programmed.keys() - possible.keys())
         self._programmed = possible

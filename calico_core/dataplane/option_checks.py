@@ -18,6 +18,7 @@ _WORDS = {
     "deny_action": ("DROP", "REJECT"),
     "drop_override": ("DROP", "ACCEPT", "LOG-and-DROP", "LOG-and-ACCEPT"),
     "chain_insert": ("Insert", "Append"),
+    "log_unit": ("second", "minute", "hour", "day"),
     "filter_allow": _ALLOWED,
     "mangle_allow": _ALLOWED,
 }

@@ -1,4 +1,5 @@
-"""What the host's ends of workloads' interfaces need besides routes: sysctls, and a neighbour entry for each address.
+"""What the host's ends of workloads' interfaces need besides routes: sysctls, a neighbour entry for each IPv4 address,
+and a proxy entry for the gateway of IPv6 that a record names.
 
 An end we know to be right costs nothing; all are looked at again at a resync. Source: felix specification 6.9.
 """
@@ -12,9 +13,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from calico_core.dataplane.linux import sysctl
-from calico_core.dataplane.linux.address_messages import NUD_PERMANENT, delete_neighbour, set_neighbour
+from calico_core.dataplane.linux.address_messages import (
+    NTF_PROXY,
+    NUD_PERMANENT,
+    delete_neighbour,
+    delete_proxy,
+    set_neighbour,
+    set_proxy,
+)
 from calico_core.dataplane.linux.netns import run_in
-from calico_core.dataplane.linux.prefix import AF_INET, host_prefix
+from calico_core.dataplane.linux.prefix import AF_INET, AF_INET6, host_prefix
 from calico_core.dataplane.linux.workload_sysctls import host_end, source_check
 from calico_core.errors import KernelRefused
 from calico_core.interfaces.dataplane import Failure
@@ -42,6 +50,8 @@ class LinkReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Wanted(msgspec.Struct, frozen=True):
+    """``neighbours``: with their MACs; those of IPv6 are proxy entries and have none."""
+
     settings: tuple[Setting, ...]
     neighbours: frozenset[tuple[Prefix, bytes]]
 
@@ -76,6 +86,9 @@ class WorkloadLinks:
         has_v6 = self._has_ipv6 and any(net.version == 6 for net in workload.nets)
         has_prefixes = any(net.version == 4 for net in workload.allowed_source_prefixes)
         mac = b"" if workload.mac is None else int(workload.mac).to_bytes(6, "big")
+        neighbours = [(host_prefix(net.ip), mac) for net in v4 if mac and net.prefixlen == 32]
+        if has_v6 and workload.ipv6_gateway is not None:
+            neighbours.append((host_prefix(workload.ipv6_gateway), b""))
         self._wanted[interface] = _Wanted(
             host_end(
                 interface,
@@ -84,7 +97,7 @@ class WorkloadLinks:
                 opens_loopback=self._opens_loopback,
                 has_prefixes=has_prefixes,
             ),
-            frozenset((host_prefix(net.ip), mac) for net in v4 if mac and net.prefixlen == 32),
+            frozenset(neighbours),
         )
 
     def want_nothing(self, prefix: str) -> None:
@@ -168,15 +181,17 @@ class WorkloadLinks:
             wrong = sorted(macs)
             surplus = {address for address, _ in before} - macs.keys() if index == link.index else set()
         else:
-            wrong = [
-                address
-                for address, mac in sorted(macs.items())
-                if (entry := known.get(address)) is None or (entry.mac, entry.state) != (mac, NUD_PERMANENT)
-            ]
-            # on a workload's interface nobody else makes permanent ones
-            surplus = {each for each, entry in known.items() if entry.state == NUD_PERMANENT and each not in macs}
-        requests = [set_neighbour(link.index, address, macs[address]) for address in wrong]
-        requests += [delete_neighbour(link.index, address) for address in sorted(surplus)]
+            standing = {each: entry.mac for each, entry in known.items() if _is_lasting(entry)}
+            wrong = [address for address, mac in sorted(macs.items()) if standing.get(address) != mac]
+            # on a workload's interface nobody else makes lasting ones
+            surplus = standing.keys() - macs.keys()
+        requests = [
+            set_neighbour(link.index, each, macs[each]) if macs[each] else set_proxy(link.index, each) for each in wrong
+        ]
+        requests += [
+            (delete_proxy if each.family == AF_INET6 else delete_neighbour)(link.index, each)
+            for each in sorted(surplus)
+        ]
         for request, outcome in zip(requests, self._socket.attempt(requests), strict=True):
             if outcome.error is None:
                 changed.append(request.operation.removeprefix("set "))
@@ -207,11 +222,11 @@ class WorkloadLinks:
         return is_right
 
     def _list_neighbours(self) -> dict[int, dict[Prefix, Neighbour]]:
-        """IPv4 neighbours by the index of their interface."""
+        """IPv4 neighbours and proxy entries of IPv6, by the index of their interface."""
         found: dict[int, dict[Prefix, Neighbour]] = {}
-        for each in self._socket.neighbours():
-            if each.address.family == AF_INET:
-                found.setdefault(each.index, {})[each.address] = each
+        neighbours = (each for each in self._socket.neighbours() if each.address.family == AF_INET)
+        for each in (*neighbours, *self._socket.proxies(AF_INET6)):
+            found.setdefault(each.index, {})[each.address] = each
         return found
 
 
@@ -221,6 +236,10 @@ def forwarding(*, has_ipv6: bool) -> tuple[Setting, ...]:
     if has_ipv6 and sysctl.has_ipv6():
         settings.append(sysctl.Setting("ipv6/conf/all/forwarding", "1"))
     return tuple(settings)
+
+
+def _is_lasting(entry: Neighbour) -> bool:
+    return entry.state == NUD_PERMANENT or bool(entry.flags & NTF_PROXY)
 
 
 def _set(settings: tuple[Setting, ...]) -> list[tuple[Setting, KernelRefused | None]]:

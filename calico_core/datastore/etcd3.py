@@ -1,7 +1,7 @@
 """The store of a cluster: etcd 3 over gRPC. Every operation is one round trip; a long list is one per page.
 
-``etcd3://h1:2379,h2:2379`` speaks plaintext, ``etcd3s://…`` TLS, as does ``etcd3://`` with a ``ca_file``. Mapping:
-datastore specification, section 8.
+``etcd3://h1:2379,h2:2379`` speaks plaintext, ``etcd3s://…`` TLS, as does ``etcd3://`` with a ``ca_file`` or a
+``cert_file``. Mapping: datastore specification, section 8.
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ class Etcd3Datastore(Datastore):
     @classmethod
     def open(cls, url: str, options: DatastoreOptions) -> Etcd3Datastore:
         addresses, secure = _parse(url)
-        if options.cert_file and not options.ca_file:
-            raise InvalidSettings("ca_file", "options", "is needed beside a client certificate")
-        return cls(Cluster(addresses, options, secure=secure or bool(options.ca_file)))
+        return cls(Cluster(addresses, options, secure=secure or bool(options.ca_file or options.cert_file)))
 
     def get(self, key: str) -> Entry | None:
         request = etcdrpc.RangeRequest(key=key.encode())

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import random
 import re
+import ssl
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from calico_core.datastore import tls_verdict
@@ -86,6 +88,8 @@ class Cluster:
 
     def __init__(self, addresses: tuple[Address, ...], options: DatastoreOptions, *, secure: bool) -> None:
         self._addresses = random.sample(addresses, len(addresses))
+        if secure and not options.ca_file:
+            options = options._replace(ca_file=_trusted_by_host())
         self._options, self._secure = options, secure
         self._files = self._read_files()
         self._members = self._make_members()
@@ -184,7 +188,7 @@ class Cluster:
             return describe(error)
         if not options.cert_file:
             return "TLS: the server wants a client certificate, and no cert_file is set"
-        verdict = tls_verdict.judge(options.ca_file, options.cert_file, options.key_file)
+        verdict = options.ca_file and tls_verdict.judge(options.ca_file, options.cert_file, options.key_file)
         return f"TLS: the server refused our certificate {options.cert_file}" + (f": {verdict}" if verdict else "")
 
     def _make_members(self) -> list[Member]:
@@ -253,6 +257,12 @@ def describe(error: grpc.RpcError) -> str:
 
 def _was_not_sent(error: grpc.RpcError) -> bool:
     return any(text in (error.details() or "") for text in _NOT_SENT)
+
+
+def _trusted_by_host() -> str:
+    """The file of the authorities that the host trusts; '': gRPC has a list of its own."""
+    candidates = (ssl.get_default_verify_paths().cafile, "/etc/ssl/certs/ca-certificates.crt")
+    return next((each for each in candidates if each and Path(each).exists()), "")
 
 
 def _read_file(name: str, path: str) -> bytes:

@@ -32,7 +32,7 @@ class DataplaneOptions(Value, frozen=True):
     ``deny_action``: what every denial does, of a rule that says "deny" and of none that says anything.
     ``drop_override`` comes before it; the ``ACCEPT`` forms switch policy off. ``failsafe_…``: see
     :class:`FailsafePort`; they hold on interfaces of host endpoints. ``metadata``: address and port that stand behind
-    169.254.169.254:80. ``log_rate``: log lines a second and rule, 0: no limit, with bursts of ``log_burst``.
+    169.254.169.254:80. ``log_rate``: log lines a ``log_unit`` and rule, 0: no limit, with bursts of ``log_burst``.
     ``denied_group``: the NFLOG group that denied packets are told to, 0: none. ``mark_mask``: the bits of a packet's
     mark that are ours, two at least. ``max_set_size``: members of one set; rules that name a larger one deny.
     ``address_poll_s``: between two looks at the host's own addresses beside the kernel's events, 0: none.
@@ -62,6 +62,7 @@ class DataplaneOptions(Value, frozen=True):
     route_protocol: int = 80
     log_prefix: str = "calico-packet"
     log_rate: int = 0
+    log_unit: Literal["second", "minute", "hour", "day"] = "second"
     log_burst: int = 5
     deny_action: Literal["DROP", "REJECT"] = "DROP"
     drop_override: Literal["DROP", "ACCEPT", "LOG-and-DROP", "LOG-and-ACCEPT"] = "DROP"
@@ -216,7 +217,8 @@ class Dataplane(abc.ABC):
     @abc.abstractmethod
     def apply(self, changes: HostChanges) -> ApplyReport:
         """Make the kernel follow one batch, atomically for policy. Traffic sees the old state or the new one. What
-        fails stays wanted, also when this raises: the next apply tries it again."""
+        fails stays wanted, also when this raises: the next apply tries it again. Of active workloads with one interface
+        the first by its key's path is in force, and the others are failures."""
 
     @abc.abstractmethod
     def resync(self) -> ApplyReport:

@@ -59,5 +59,4 @@ class LocalView(Value, frozen=True):
         return f"{stray} on {self.host} may be its interface: no endpoint names it" if stray else ""
 
     def is_workload(self, interface: str) -> bool:
-        prefixes = (part.strip() for part in self.interface_prefix.split(","))
-        return interface.startswith(tuple(prefix for prefix in prefixes if prefix))
+        return interface.startswith(self.interface_prefix)

@@ -9,7 +9,7 @@ from netaddr import EUI, IPAddress, IPNetwork
 
 from calico_core.errors import CalicoError, InvalidRequest
 from calico_core.model.addresses import WIDTH
-from calico_core.model.ids import check_interface, check_label, check_name
+from calico_core.model.ids import check_host_interface, check_interface, check_label, check_name
 from calico_core.model.record import Record
 from calico_core.model.rules import PORT_PROTOCOLS, check_port_name, protocol_number
 
@@ -153,7 +153,7 @@ class HostEndpoint(Record, frozen=True):
             raise ValueError("name: give an interface name or at least one expected address")
         try:
             if self.name is not None and self.name != ALL_INTERFACES:
-                check_interface(self.name)
+                check_host_interface(self.name)
             for profile in self.profile_ids:
                 check_name(profile, field="profile_ids")
             for label in self.labels:

@@ -181,7 +181,8 @@ class HostNat(Value, frozen=True):
 
 class HostWorkload(Value, frozen=True):
     """A local workload endpoint. ``inbound`` is towards the workload. Inactive: known, and closed.
-    ``allowed_source_prefixes``: what it may send from beside ``nets``; nothing is routed to it for their sake."""
+    ``allowed_source_prefixes``: what it may send from beside ``nets``; nothing is routed to it for their sake.
+    ``ipv6_gateway``: an address that its host answers for on its interface."""
 
     key: WorkloadEndpointKey
     interface: str
@@ -189,6 +190,7 @@ class HostWorkload(Value, frozen=True):
     mac: EUI | None = None
     nets: tuple[IPNetwork, ...] = ()
     allowed_source_prefixes: tuple[IPNetwork, ...] = ()
+    ipv6_gateway: IPAddress | None = None
     nats: tuple[HostNat, ...] = ()
     inbound: PolicyList = PolicyList()
     outbound: PolicyList = PolicyList()

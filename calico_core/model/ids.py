@@ -24,6 +24,9 @@ Tag = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_.-]+\Z")]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _INTERFACE = re.compile(r"[A-Za-z0-9_-]{1,15}")
+#: All that Linux allows in a name and that is a plain character to nft, in quotes, and to iptables: no ``+``, ``*``,
+#: ``!``, quote or ``\\``, and neither ``/`` nor ``:``, which no interface has.
+_HOST_INTERFACE = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.,@=~#^&-]{1,15}")
 _LABEL = re.compile(r"[A-Za-z0-9_./-]{1,512}")
 
 
@@ -35,9 +38,23 @@ def check_name(text: str, *, field: str) -> str:
 
 
 def check_interface(text: str, *, field: str = "name") -> str:
+    """A workload's. Source: datastore specification 4.1."""
     if not isinstance(text, str) or not _INTERFACE.fullmatch(text):
         raise InvalidRequest(field, f"{text!r} is not an interface name: 1 to 15 letters, digits, '_' or '-'")
     return text
+
+
+def check_host_interface(text: str, *, field: str = "name") -> str:
+    """One of the host's own, as ``eth0.100``; a dataplane may write it as it is."""
+    if not isinstance(text, str) or not is_host_interface(text):
+        raise InvalidRequest(
+            field, f"{text!r} is not an interface name: 1 to 15 letters, digits or _ . , @ = ~ # ^ & -"
+        )
+    return text
+
+
+def is_host_interface(text: str) -> bool:
+    return _HOST_INTERFACE.fullmatch(text) is not None
 
 
 def check_label(text: str, *, field: str = "labels") -> str:

@@ -304,7 +304,8 @@ class Agent:
         if record is None:
             self._progress.remove(key)
         else:
-            self._progress.write(key, revision, record.name, is_active=record.state == "active")
+            refusal = self._resolver.refusal(record)
+            self._progress.write(key, revision, record.name, is_active=record.state == "active", refusal=refusal)
 
     def _calculate_and_apply(self) -> None:
         started = time.perf_counter()

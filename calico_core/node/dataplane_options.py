@@ -23,6 +23,7 @@ _LOOSE = "2"
 
 def dataplane_options(settings: Settings, host: str) -> DataplaneOptions:
     """Raises ``InvalidSettings`` for a metadata address that no resolver knows, and for IPv6 the kernel has not."""
+    log_rate, _, log_unit = (settings.log_rate or "0/second").partition("/")
     return DataplaneOptions(
         host=host,
         interface_prefix=settings.interface_prefix,
@@ -30,7 +31,8 @@ def dataplane_options(settings: Settings, host: str) -> DataplaneOptions:
         is_ipv6_enabled=not ipv6_lack(settings),
         route_protocol=settings.route_protocol,
         log_prefix=settings.log_prefix,
-        log_rate=settings.log_rate,
+        log_rate=int(log_rate),
+        log_unit=log_unit,  # type: ignore[arg-type]
         log_burst=settings.log_burst,
         deny_action=settings.deny_action,
         drop_override=settings.drop_override,
@@ -69,6 +71,11 @@ def refresh_interval_s(settings: Settings) -> float:
         settings.set_refresh_interval_s,
     )
     return min((each for each in given if each > 0), default=0.0)
+
+
+def cuts_denied_flows(settings: Settings) -> bool:
+    """Whether connections end that policy denies by now. Where an override accepts, no packet is denied."""
+    return settings.established_flows == "cut" and not _is_policy_off(settings)
 
 
 def ipv6_lack(settings: Settings, sysctls: Path = _IPV6) -> str:
@@ -128,9 +135,13 @@ def warn_of_strict_rpf(settings: Settings, path: Path = _RP_FILTER) -> None:
 
 def warn_of_open_policy(settings: Settings) -> None:
     """Loudly: an override that accepts switches all policy off."""
-    if settings.drop_override.endswith("ACCEPT"):
+    if _is_policy_off(settings):
         origin = settings.origins.get("drop_override", "default")
         log.error("policy.switched_off", drop_override=settings.drop_override, origin=origin)
+
+
+def _is_policy_off(settings: Settings) -> bool:
+    return settings.drop_override.endswith("ACCEPT")
 
 
 def _failsafe_ports(text: str, field: str) -> tuple[FailsafePort, ...]:

@@ -4,7 +4,6 @@ which the node gives itself. Source: felix specification 2.1.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 import msgspec
@@ -66,9 +65,11 @@ class LiveSettings:
             try:
                 field.parse(value)
             except CalicoError as error:
-                # a slip of the pen must not start every node of the cluster again, without any stored setting
                 log.warning("settings.stored_value_ignored", key=key.path, reason=str(error))
-                return
+                if not field.has_fallback:
+                    # a slip of the pen must not start every node of the cluster again; but where the default counts
+                    # instead, one must not keep what it was meant to end either, as policy that is switched off
+                    return
             self._stored[key] = value
         else:
             self._stored.pop(key, None)
@@ -114,7 +115,11 @@ class LiveSettings:
         keys = [HostConfigKey(self._host, name) for name in field.config]
         for key in (*keys, *(GlobalConfigKey(name) for name in field.config)):
             text = self._stored.get(key)
-            if text is not None:
-                with contextlib.suppress(CalicoError):  # of the start, which has told it
-                    return field.parse(text)
+            if text is None:
+                continue
+            try:
+                return field.parse(text)
+            except CalicoError:  # told when it came
+                if field.has_fallback:
+                    break
         return getattr(Settings(), field.name)

@@ -27,6 +27,7 @@ class EndpointProgress:
         self._written: dict[WorkloadEndpointKey, int] = {}
         self._without_link: set[WorkloadEndpointKey] = set()
         self._inactive: set[WorkloadEndpointKey] = set()
+        self._refusals: dict[WorkloadEndpointKey, str] = {}
         self._errors: dict[WorkloadEndpointKey, str] = {}
         self._status: dict[WorkloadEndpointKey, tuple[str, str]] = {}
         # Shared with waiting threads, under the condition.
@@ -40,11 +41,18 @@ class EndpointProgress:
 
     @property
     def status(self) -> Mapping[WorkloadEndpointKey, tuple[str, str]]:
-        """``up``, ``down`` or ``error``, and why. An endpoint that no apply has decided about yet is not in it."""
+        """``up``, ``down`` or ``error``, and why. An endpoint that no apply has decided about yet is not in it. One
+        that failed is ``error`` whether it has a link or not: a link comes by itself, what was refused may not."""
         return MappingProxyType(self._status)
 
-    def write(self, key: WorkloadEndpointKey, revision: int, interface: str, *, is_active: bool = True) -> None:
+    def write(
+        self, key: WorkloadEndpointKey, revision: int, interface: str, *, is_active: bool = True, refusal: str = ""
+    ) -> None:
+        """``refusal``: why the dataplane is not told of this record, or ''."""
         self._leave_interface(key)
+        self._refusals.pop(key, None)
+        if refusal:
+            self._refusals[key] = refusal
         change = self._inactive.discard if is_active else self._inactive.add
         change(key)
         self._interfaces[key] = interface
@@ -59,6 +67,7 @@ class EndpointProgress:
         self._written.pop(key, None)
         self._without_link.discard(key)
         self._inactive.discard(key)
+        self._refusals.pop(key, None)
         self._errors.pop(key, None)
         self._status.pop(key, None)
         with self._changed:
@@ -73,7 +82,7 @@ class EndpointProgress:
         with self._changed:
             for key in decided:
                 revision = self._written.get(key, 0)
-                reason = whole or failures.get(key.path, "")
+                reason = whole or self._refusals.get(key) or failures.get(key.path, "")
                 if reason:
                     self._failed_at[key] = max(revision, self._failed_at.get(key, 0))
                     self._errors[key] = reason

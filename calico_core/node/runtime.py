@@ -29,6 +29,7 @@ from calico_core.node.agent import Agent
 from calico_core.node.agent_state import AgentState
 from calico_core.node.collector import Collector
 from calico_core.node.dataplane_options import (
+    cuts_denied_flows,
     refresh_interval_s,
     refuse_loose_rpf,
     tell_ipv6,
@@ -156,7 +157,7 @@ class Runtime:
             on_config=live.take,
             confirm_removals_after_s=settings.confirm_removals_after_s,
             resolver=composition.make_resolver(settings, self.host),
-            cuts_denied_flows=settings.established_flows == "cut",
+            cuts_denied_flows=cuts_denied_flows(settings),
             give_up_after_s=settings.loop_limit_s,
             remembered=RememberedInterfaces(
                 Path(settings.state_directory, "interfaces.json"), confirm_after_s=settings.confirm_removals_after_s

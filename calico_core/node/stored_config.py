@@ -11,14 +11,20 @@ from calico_core.errors import InvalidSettings
 from calico_core.interfaces.datastore import Records
 from calico_core.log import get_logger
 from calico_core.model.keys import HOSTS, V1, GlobalConfigKey, HostConfigKey
-from calico_core.setting_fields import ENVIRONMENT_PREFIX, FIELDS, IGNORED, WRITTEN_BY_NODES, unknown_names
-from calico_core.settings import Settings, load_settings
+from calico_core.setting_fields import (
+    ENVIRONMENT_PREFIX,
+    FIELDS,
+    IGNORED,
+    NO_GUESS,
+    WITHOUT_EFFECT_IN_STORE,
+    WRITTEN_BY_NODES,
+    unknown_names,
+)
+from calico_core.settings import Settings, load_settings, shown_value
 from calico_core.settings_file import file_of, read_settings_file
 
 log = get_logger(__name__)
 
-_NO_GUESS = frozenset({"interface_prefix"})
-"""What no default may stand in for: workloads whose interfaces are called otherwise would be without policy."""
 _OFF = frozenset({"false", "no", "0", "none"})
 
 
@@ -42,7 +48,7 @@ def with_stored_config(settings: Settings, environment: Mapping[str, str], store
     """Settings with the datastore's configuration beneath environment and file. An unusable stored value is logged
     and counts as not there: one bad key must not stop every host, nor take the other keys from it.
 
-    :raises InvalidSettings: of :data:`_NO_GUESS`.
+    :raises InvalidSettings: of :data:`~calico_core.setting_fields.NO_GUESS`.
     """
     file = read_settings_file(file_of(environment))
     while True:
@@ -50,7 +56,7 @@ def with_stored_config(settings: Settings, environment: Mapping[str, str], store
             merged = load_settings(environment, file=file, host_config=stored.of_host, global_config=stored.of_all)
             break
         except InvalidSettings as error:
-            if error.name in _NO_GUESS:
+            if error.name in NO_GUESS:
                 raise
             stored = _without(stored, error)
             log.error("settings.stored_value_ignored", reason=str(error))
@@ -72,12 +78,12 @@ def _without(stored: StoredConfig, error: InvalidSettings) -> StoredConfig:
 
 
 def tell_settings(settings: Settings, environment: Mapping[str, str], stored: StoredConfig) -> None:
-    """Every value that is not the default, with its origin, what was passed over, and names that mean nothing: once
-    a start."""
+    """Every value with its origin (defaults to those who look closely), what was passed over, and names that mean
+    nothing: once a start."""
     for field in FIELDS:
-        if field.name in settings.origins:
-            value = "(set)" if field.name.endswith("password") else getattr(settings, field.name)
-            log.info("settings.value", setting=field.name, value=value, origin=settings.origins[field.name])
+        value = shown_value(field.name, getattr(settings, field.name))
+        tell = log.info if field.name in settings.origins else log.debug
+        tell("settings.value", setting=field.name, value=value, origin=settings.origins.get(field.name, "default"))
     for note in settings.notes:
         log.warning("settings.value_ignored", reason=note)
     path = file_of(environment)
@@ -86,9 +92,10 @@ def tell_settings(settings: Settings, environment: Mapping[str, str], stored: St
     _warn("datastore", unknown_names({*stored.of_host, *stored.of_all}))
     _warn("environment", _unknown_variables(environment))
     for where, given in (("environment", _of_reference(environment)), (f"file {path}", file)):
-        _warn_ignored(where, given)
+        _warn_ignored(where, given, IGNORED)
     for where, stored_there in (("datastore host", stored.of_host), ("datastore global", stored.of_all)):
-        _warn_ignored(where, {name.lower(): text for name, text in stored_there.items() if name in IGNORED})
+        known = {name.lower(): text for name, text in stored_there.items() if name in WITHOUT_EFFECT_IN_STORE}
+        _warn_ignored(where, known, WITHOUT_EFFECT_IN_STORE)
 
 
 def _of_reference(environment: Mapping[str, str]) -> dict[str, str]:
@@ -100,9 +107,9 @@ def _of_reference(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _warn_ignored(where: str, given: Mapping[str, str]) -> None:
+def _warn_ignored(where: str, given: Mapping[str, str], reasons: Mapping[str, str]) -> None:
     """Of names that are known and change nothing; not of what nodes write themselves, and not of what is off."""
-    for name, reason in IGNORED.items():
+    for name, reason in reasons.items():
         text = given.get(name.lower(), "")
         if text and reason != WRITTEN_BY_NODES and text.strip().lower() not in _OFF:
             log.warning("settings.no_effect", name=name, where=where, reason=reason)

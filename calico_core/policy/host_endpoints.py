@@ -7,7 +7,6 @@ the first by name is in force. An excluded interface is the business of a record
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -15,13 +14,12 @@ from netaddr import IPAddress
 
 from calico_core.log import get_logger
 from calico_core.model.endpoints import HostEndpoint
+from calico_core.model.ids import is_host_interface
 from calico_core.model.keys import HostEndpointKey
 
 log = get_logger(__name__)
 
 Addresses = frozenset[IPAddress]
-#: Names that every dataplane can write as they are.
-_PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 
 
 class HostEndpoints:
@@ -57,7 +55,7 @@ class HostEndpoints:
     @property
     def excluded(self) -> tuple[str, ...]:
         """Interfaces that are there and excluded, sorted."""
-        return tuple(name for name in sorted(self._interfaces) if self._is_excluded(name) and _PLAIN.fullmatch(name))
+        return tuple(name for name in sorted(self._interfaces) if self._is_excluded(name) and is_host_interface(name))
 
     def by_interface(self) -> dict[str, HostEndpointKey]:
         """By interface's name, sorted."""

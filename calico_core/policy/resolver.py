@@ -215,11 +215,14 @@ class PolicyResolver:
                 dirty |= self._floating.put(key, endpoint)
         return dirty
 
+    def refusal(self, record: WorkloadEndpoint) -> str:
+        """Why a record of this host is not obeyed: it claims an interface which is no workload's. Or ''."""
+        return "" if record.name.startswith(self._prefix) else f"its name does not begin with {self._prefix!r}"
+
     def _checked(self, key: WorkloadEndpointKey, record: WorkloadEndpoint | None) -> WorkloadEndpoint | None:
-        """One that claims an interface which is no workload's is not obeyed."""
-        if record is None or record.name.startswith(self._prefix):
+        reason = self.refusal(record) if record is not None else ""
+        if record is None or not reason:
             return record
-        reason = f"its name does not begin with {self._prefix!r}"
         log.warning("endpoint.ignored", endpoint=key.endpoint, interface=record.name, reason=reason)
         return None
 
@@ -266,6 +269,7 @@ class PolicyResolver:
             mac=endpoint.mac,
             nets=endpoint.ipv4_nets + endpoint.ipv6_nets,
             allowed_source_prefixes=self.allowed_sources.of(key, endpoint) if is_active else (),
+            ipv6_gateway=endpoint.ipv6_gateway,
             nats=self._floating.of(key) if is_active else NO_NATS,
             inbound=inbound,
             outbound=outbound,

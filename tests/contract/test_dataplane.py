@@ -200,6 +200,16 @@ def test_endpoints_without_link_are_named(bench: Bench) -> None:
     assert [key.workload for key in report.endpoints_without_link] == ["w1"]
 
 
+def test_of_two_workloads_with_one_interface_the_loser_is_named(bench: Bench) -> None:
+    idle = a_workload(1, is_active=False)
+    winner, loser = (msgspec.structs.replace(a_workload(number), interface="cali1") for number in (2, 3))
+    report = bench.dataplane.apply(a_state(idle, winner, loser))
+    assert [failure.subject for failure in report.failures] == [loser.key.path]
+    assert winner.key.path in report.failures[0].reason
+    assert bench.dataplane.resync().failures == report.failures
+    assert bench.dataplane.apply(HostChanges(removed_workloads=(winner.key,))).is_clean
+
+
 def test_interfaces_are_watched(bench: Bench) -> None:
     events: list[InterfaceEvent] = []
     stop = bench.dataplane.watch_interfaces(events.append)

@@ -72,6 +72,20 @@ def test_a_server_of_another_authority_is_not_trusted(site: Site) -> None:
     assert cause == "TLS: the server's certificate is not accepted: unable to get local issuer certificate"
 
 
+def test_without_a_file_the_authorities_count_that_the_host_trusts(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client certificate means TLS, whatever the URL says."""
+    pair = site.ca.issue("node")
+
+    def opened(trusted: Authority) -> Etcd3Datastore:
+        monkeypatch.setenv("SSL_CERT_FILE", str(trusted.certificate))
+        given = DatastoreOptions(cert_file=str(pair.certificate), key_file=str(pair.key), timeout_s=3.0)
+        site.opened.append(Etcd3Datastore.open(f"etcd3://{site.cluster.endpoints}", given))
+        return site.opened[-1]
+
+    assert opened(site.ca).put("/calico/a", b"1")
+    assert "the server's certificate is not accepted" in refusal(site, opened(site.stranger))
+
+
 def test_an_expired_certificate_is_named(site: Site) -> None:
     pair = site.ca.issue("old", is_expired=True)
     cause = refusal(site, site.open(pair))

@@ -214,7 +214,7 @@ def test_users_and_permissions(etcd: EtcdServer, open_store: Callable[..., Etcd3
         ({"ca_file": "/nonexistent/ca.pem"}, "ca_file"),
         ({"ca_file": __file__, "cert_file": __file__}, "key_file"),
         ({"ca_file": __file__, "key_file": __file__}, "cert_file"),
-        ({"cert_file": __file__, "key_file": __file__}, "ca_file"),
+        ({"cert_file": __file__}, "key_file"),
     ],
 )
 def test_bad_tls_options_are_named(options: dict[str, str], name: str) -> None:

@@ -109,7 +109,13 @@ def test_a_file_may_use_the_name_of_the_datastore() -> None:
         ("FELIX_METADATAADDR", "NONE", "metadata_address", "none"),
         ("FELIX_METADATAADDR", "metadata.example", "metadata_address", "metadata.example"),
         ("FELIX_METADATAPORT", "80", "metadata_port", 80),
-        ("FELIX_LOGACTIONRATELIMIT", "10/second", "log_rate", 10),
+        ("FELIX_LOGACTIONRATELIMIT", "10", "log_rate", "10/second"),
+        ("FELIX_LOGACTIONRATELIMIT", " 10/Second ", "log_rate", "10/second"),
+        ("FELIX_LOGACTIONRATELIMIT", "10/minute", "log_rate", "10/minute"),
+        ("FELIX_LOGACTIONRATELIMIT", "3/h", "log_rate", "3/hour"),
+        ("FELIX_LOGACTIONRATELIMIT", "0/day", "log_rate", ""),
+        ("FELIX_REPORTINGINTERVALSECS", "-5", "reporting_interval_s", -5.0),
+        ("FELIX_REPORTINGTTLSECS", "-1", "reporting_ttl_s", -1.0),
         ("FELIX_LOGACTIONRATELIMITBURST", "7", "log_burst", 7),
         ("FELIX_IPTABLESMARKMASK", "0xffff0000", "mark_mask", 0xFFFF0000),
         ("FELIX_NFTABLESREFRESHINTERVAL", "90", "refresh_interval_s", 90.0),
@@ -179,6 +185,7 @@ def test_values_are_parsed(variable: str, text: str, field: str, value: object) 
         ("CALICO_IPV4POOL_CIDR", "fd80::/64", "pool_v4", "IPv4"),
         ("CALICO_IPV6POOL_CIDR", "fd80::/130", "pool_v6", "128"),
         ("FELIX_INTERFACEPREFIX", "ca/li", "interface_prefix", "interface name"),
+        ("FELIX_INTERFACEPREFIX", "cali,tap", "interface_prefix", "one prefix"),
         ("FELIX_DEFAULTENDPOINTTOHOSTACTION", "REJECT", "endpoint_to_host", "DROP, RETURN, ACCEPT"),
         ("FELIX_IPV6SUPPORT", "1", "ipv6_support", "auto"),
         ("FELIX_IPTABLESREFRESHINTERVAL", "soon", "refresh_interval_s", "number"),
@@ -201,7 +208,9 @@ def test_values_are_parsed(variable: str, text: str, field: str, value: object) 
         ("FELIX_FAILSAFEOUTBOUNDHOSTPORTS", "tcp:0", "failsafe_outbound", "port from 1"),
         ("FELIX_METADATAADDR", "a b", "metadata_address", "host name or none"),
         ("FELIX_METADATAPORT", "0", "metadata_port", "between 1"),
-        ("FELIX_LOGACTIONRATELIMIT", "10/minute", "log_rate", "number"),
+        ("FELIX_LOGACTIONRATELIMIT", "10/week", "log_rate", "minute, hour, day"),
+        ("FELIX_LOGACTIONRATELIMIT", "10/", "log_rate", "10/second"),
+        ("FELIX_LOGACTIONRATELIMIT", "ten/day", "log_rate", "number"),
         ("FELIX_DEVICEROUTEPROTOCOL", "4", "route_protocol", "between 5"),
         ("FELIX_CHAININSERTMODE", "last", "chain_insert", "Insert, Append"),
         ("FELIX_ALLOWIPIPPACKETSFROMWORKLOADS", "some", "allow_ipip", "true or false"),
@@ -282,6 +291,22 @@ def test_bad_older_names_are_refused(environment: dict[str, str], origin: str) -
     assert (caught.value.name, caught.value.origin) == ("datastore", f"environment {origin}")
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"ETCD_AUTHORITY": "a:1", "ETCD_SCHEME": "https"},
+        {"CALICO_DATASTORE": "etcd3s://a:1"},
+        {"ETCD_CERT_FILE": "/a.pem", "ETCD_KEY_FILE": "/a.key"},
+    ],
+)
+def test_tls_without_a_check_of_the_server_is_refused(environment: dict[str, str]) -> None:
+    with pytest.raises(InvalidSettings, match="always checked") as caught:
+        load_settings({**environment, "FELIX_ETCDCAFILE": "None"})
+    assert (caught.value.name, caught.value.origin) == ("etcd_ca_file", "environment FELIX_ETCDCAFILE")
+    assert load_settings(environment).etcd_ca_file == ""
+    assert load_settings({"FELIX_ETCDCAFILE": "None", "ETCD_AUTHORITY": "a:1"}).etcd_ca_file == ""
+
+
 def test_secrets_are_not_shown() -> None:
     settings = load_settings({"ETCD_PASSWORD": "hunter2", "ETCD_USERNAME": "root"})
     assert settings.etcd_password == "hunter2"
@@ -347,4 +372,4 @@ def test_every_name_of_the_reference_agent_is_known() -> None:
         "FailsafeOutboundHostPorts Ipv6Support IptablesGeneratorPlugin"
     )
     assert unknown_names(names.split(), is_file=True) == {}
-    assert unknown_names(["HealthPorts", "FelixHostname"]) == {"HealthPorts": "HealthPort", "FelixHostname": ""}
+    assert unknown_names(["HealthPorts", "FelixHostname"]) == {"HealthPorts": "HealthPort"}

@@ -19,13 +19,13 @@ def test_sections_comments_and_case(path: Path) -> None:
     path.write_text(
         "MetadataPort = 1\n[DEFAULT]\n; old\n# older\n\nmetadataport: 8775\n[x]\n"
         "FAILSAFEINBOUNDHOSTPORTS = tcp:22,udp:[fd00::/8]:53\nEtcdAddr=10.0.0.1:2379\netcdscheme = https\n"
-        "FelixHostname = rack-a\nEtcdCaFile=none\nLogPrefix=a=b\n"
+        "FelixHostname = rack-a\nEtcdCertFile=none\nLogPrefix=a=b\n"
     )
     settings = load_local_settings({"CALICO_CONFIG_FILE": str(path)})
     assert settings.metadata_port == 8775
     assert settings.failsafe_inbound == "tcp:22,udp:[fd00::/8]:53"
     assert (settings.datastore, settings.origins["datastore"]) == ("etcd3s://10.0.0.1:2379", "file etcdaddr")
-    assert (settings.node_name, settings.etcd_ca_file, settings.log_prefix) == ("rack-a", "", "a=b")
+    assert (settings.node_name, settings.etcd_cert_file, settings.log_prefix) == ("rack-a", "", "a=b")
 
 
 def test_the_environment_comes_before_it(path: Path) -> None:

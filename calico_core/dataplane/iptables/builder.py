@@ -55,8 +55,8 @@ class TablesBuilder:
 
     *Subjects* name what can fail by itself, as reports do: an endpoint by its key's path, rules and sets by their id,
     ``pools``, ``peers``, ``floating addresses``. A closed subject stays wanted: its endpoint has no way in or out, its
-    rules drop. ``kernel_families``: those the kernel speaks; one that is not enabled gets the fixed chains alone,
-    which drop.
+    rules drop. ``kernel_families``: those the kernel speaks; one that is not enabled gets the fixed chains,
+    which drop, and lets fail-safe ports alone pass where an interface has a host endpoint.
     """
 
     def __init__(
@@ -89,7 +89,14 @@ class TablesBuilder:
                 self.desired.tables[family, table] = Table(chains)
         self._sets = KnownSets(self.desired, self._families, self.problems, self._closed, options.max_set_size)
         self.policies = PolicyChains(self.desired, self._sets, self._layout, self.problems, self._closed)
-        self._hosts = HostChains(self.desired, self.policies, self._layout, self.problems, self._closed)
+        self._hosts = HostChains(
+            self.desired,
+            self.policies,
+            self._layout,
+            self.problems,
+            self._closed,
+            has_closed_ipv6=6 in kernel_families and 6 not in self._families,
+        )
         self._nat = NatChains(self.desired, self._layout, self._closed)
         self._trees = Trees(self.desired)
         self._finish()
@@ -342,8 +349,7 @@ class TablesBuilder:
         """The chains the kernel's own lead to."""
         workload = f"{self._options.interface_prefix}+"
         for family in self.kernel_families:
-            is_enabled = family in self._families
-            entering, leaving = self._hosts.forward_steps(family) if is_enabled else ([], [])
+            entering, leaving = self._hosts.forward_steps(family)
             verdicts = self._layout.verdicts(family)
             passing = [f"-i {workload} -g {layout.WORKLOADS}", f"-o {workload} -g {layout.WORKLOADS}"]
             if entering or leaving:
@@ -358,7 +364,7 @@ class TablesBuilder:
                 (MANGLE, "calico-PREROUTING"): [],
             }
             for (table, name), rules in bases.items():
-                steps = self._hosts.steps(table, name) if is_enabled else []
+                steps = self._hosts.steps(family, table, name)
                 before = self._to_peers(family) if steps and (table, name) == (FILTER, "calico-OUTPUT") else []
                 self._put_base((family, table), name, [*rules, *before, *steps])
 

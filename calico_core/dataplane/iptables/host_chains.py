@@ -19,7 +19,7 @@ from calico_core.dataplane.iptables.verdicts import RETURN
 from calico_core.errors import InvalidRequest
 from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.hoststate import ANY_INTERFACE, HostInterface, PolicyList
-from calico_core.model.ids import check_interface
+from calico_core.model.ids import check_host_interface
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -65,6 +65,13 @@ _STEPS = {
 #: The interface that no endpoint is for unless it is named: the host's talk with itself.
 _LOOPBACK = "lo"
 _CLOSED = "calico-hclosed"
+#: The lists that an IPv6 packet meets where there is no policy of it, and the chain in their place.
+_WITHOUT_IPV6 = {
+    _IN: (layout.HOST_IN, "calico-no6-in"),
+    _OUT: (layout.HOST_OUT, "calico-no6-out"),
+    _FORWARD_IN: (layout.FORWARD_IN, "calico-no6-fwd-in"),
+    _FORWARD_OUT: (layout.FORWARD_OUT, "calico-no6-fwd-out"),
+}
 
 
 class _Placed(msgspec.Struct, frozen=True):
@@ -74,7 +81,8 @@ class _Placed(msgspec.Struct, frozen=True):
 
 
 class HostChains:
-    """One thread. ``problems`` and ``closed``: reasons by subject, shared with the caller."""
+    """One thread. ``problems`` and ``closed``: reasons by subject, shared with the caller. ``has_closed_ipv6``: the
+    kernel speaks it and policy is not for it, so that it passes fail-safe ports alone."""
 
     def __init__(
         self,
@@ -83,8 +91,11 @@ class HostChains:
         layouts: Layout,
         problems: dict[str, str],
         closed: Mapping[str, str],
+        *,
+        has_closed_ipv6: bool = False,
     ) -> None:
         self._desired, self._chains, self._layout = desired, chains, layouts
+        self._has_closed_ipv6 = has_closed_ipv6
         self._problems, self._closed = problems, closed
         self._interfaces: dict[str, HostInterface] = {}
         self._named: dict[str, frozenset[RulesId]] = {}
@@ -137,8 +148,10 @@ class HostChains:
         self._is_dirty = False
         for family in self._layout.families:
             for hook in _HOOKS:
-                self._put_tree(hook, family)
+                self._put_tree(hook, family, self._targets(hook))
             self._put_shared(family)
+        if self._has_closed_ipv6:
+            self._put_closed_ipv6()
         return True
 
     # --- one interface ----------------------------------------------------------------------------
@@ -175,7 +188,7 @@ class HostChains:
     def _check_name(self, name: str) -> None:
         if name == ANY_INTERFACE:
             return
-        check_interface(name, field="interface")
+        check_host_interface(name, field="interface")
         if name.startswith(self._layout.options.interface_prefix):
             raise InvalidRequest("interface", f"{name!r} is a workload's: it starts with the workloads' prefix")
 
@@ -184,14 +197,15 @@ class HostChains:
 
     # --- all together -----------------------------------------------------------------------------
 
-    def _put_tree(self, hook: _Hook, family: int) -> None:
-        where = (family, hook.table)
-        targets = {
-            name: f"-g {chain}"
-            for name, placed in self._placed.items()
-            for each, chain, _ in placed.chains
-            if each == hook
+    def _targets(self, hook: _Hook) -> dict[str, str]:
+        """By interface: its chain at the hook."""
+        return {
+            name: chain for name, placed in self._placed.items() for each, chain, _ in placed.chains if each == hook
         }
+
+    def _put_tree(self, hook: _Hook, family: int, chains: Mapping[str, str]) -> None:
+        where = (family, hook.table)
+        targets = {name: f"-g {chain}" for name, chain in chains.items()}
         if not targets:
             self._trees.drop(where, hook.root)
             return
@@ -203,13 +217,23 @@ class HostChains:
             targets = {**others, **targets}
         self._trees.put(where, hook.root, hook.option, targets, [miss])
 
+    def _put_closed_ipv6(self) -> None:
+        for hook, (purpose, name) in _WITHOUT_IPV6.items():
+            chains = dict.fromkeys(self._targets(hook), name)
+            self._put((6, FILTER), name, self._layout.no_ipv6_chain(purpose) if chains else None)
+            self._put_tree(hook, 6, chains)
+        self._put_failsafe((_IN, _OUT), 6)
+
     def _put_shared(self, family: int) -> None:
         is_closed = any(chain == _CLOSED for placed in self._placed.values() for _, chain, _ in placed.chains)
         denial = self._layout.verdicts(family).deny("", DenialOrigin(reason="host endpoint is closed"), note="closed")
         self._put((family, FILTER), _CLOSED, layout.chain(denial) if is_closed else None)
         early = self.needs({_EARLY_IN.root, _EARLY_OUT.root})
         self._put((family, RAW), NO_TRACK, self._layout.no_track_chain() if early else None)
-        for hook in (_IN, _EARLY_IN, _PRE_DNAT, _OUT, _EARLY_OUT):
+        self._put_failsafe((_IN, _EARLY_IN, _PRE_DNAT, _OUT, _EARLY_OUT), family)
+
+    def _put_failsafe(self, hooks: Iterable[_Hook], family: int) -> None:
+        for hook in hooks:
             direction: Direction = "inbound" if hook.option == "-i" else "outbound"
             wanted = self._layout.failsafe_chain(direction, family, hook.table) if self.needs({hook.root}) else None
             self._put((family, hook.table), FAILSAFE[direction], wanted)
@@ -224,12 +248,12 @@ class HostChains:
 
     # --- what leads to them -----------------------------------------------------------------------
 
-    def steps(self, table: str, base: str) -> list[str]:
+    def steps(self, family: int, table: str, base: str) -> list[str]:
         """The rules for the chain of ours at this hook, after those for workloads; none when nothing needs them."""
         if (table, base) not in _STEPS:
             return []  # none is asked there, or not last
         hook, is_for_workloads = _STEPS[table, base]
-        if not self.needs({hook.root}):
+        if not self.needs({hook.root}) or not self._stands(hook, family):
             return []
         # elsewhere a workload's packets are gone by then
         skip = [] if is_for_workloads else [f"{hook.option} {self._layout.options.interface_prefix}+ {RETURN}"]
@@ -238,12 +262,18 @@ class HostChains:
     def forward_steps(self, family: int) -> tuple[list[str], list[str]]:
         """The rules for what is forwarded, before those for workloads and after them; none when no interface has
         forward policy."""
+        if not self._stands(_FORWARD_IN, family):
+            return [], []
         entering, leaving = self._forward_step(_FORWARD_IN), self._forward_step(_FORWARD_OUT)
         # earlier policy may have left its mark for these trees
         keeps_marks = self.needs({_EARLY_IN.root, _PRE_DNAT.root})
         if (entering or leaving) and not keeps_marks:
             entering = [self._layout.verdicts(family).clear_marks, *entering]
         return entering, leaving
+
+    def _stands(self, hook: _Hook, family: int) -> bool:
+        """Whether there are trees of the kind in the family at all."""
+        return family in self._layout.families or (self._has_closed_ipv6 and hook in _WITHOUT_IPV6)
 
     def _forward_step(self, hook: _Hook) -> list[str]:
         prefix = self._layout.options.interface_prefix

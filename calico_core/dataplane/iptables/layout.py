@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from calico_core.dataplane.host_hooks import IPV6_IS_OFF
 from calico_core.dataplane.iptables.ipsets import address_text, net_text
 from calico_core.dataplane.iptables.names import (
     FILTER,
@@ -258,6 +259,12 @@ class Layout:
             origin = DenialOrigin(reason="no profile matched", direction=purpose.direction)
             rules += verdicts.deny("", origin, note="no profile matched")
         return chain(rules)
+
+    def no_ipv6_chain(self, purpose: Purpose) -> Chain:
+        """What stands for the lists of host endpoints where there is no policy of IPv6."""
+        origin = DenialOrigin(reason=IPV6_IS_OFF, direction=purpose.direction)
+        denial = self.verdicts(6, purpose.table).deny("", origin, note=IPV6_IS_OFF)
+        return chain([*self._before_policy(purpose, 6), *denial])
 
     def _before_policy(self, purpose: Purpose, family: int) -> list[str]:
         """What no policy of a host endpoint decides."""

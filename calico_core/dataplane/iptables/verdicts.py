@@ -22,7 +22,9 @@ _REJECT = {4: "-j REJECT --reject-with icmp-admin-prohibited", 6: "-j REJECT --r
 _NOTICE = 5
 #: xt_limit knows no finer step.
 _MOST_A_SECOND = 10_000
-_DISABLED = "POLICY IS SWITCHED OFF"
+#: xt_limit refuses a burst that takes much longer than a day to come back.
+_LONGEST_BURST_S = 86400
+_UNITS = {"second": ("sec", 1), "minute": ("minute", 60), "hour": ("hour", 3600), "day": ("day", 86400)}
 
 
 class Verdicts:
@@ -50,7 +52,7 @@ class Verdicts:
         rules = [self.log(match)] if how.is_logged else []
         rules += self._told(match, origin) if how.is_told else []
         if how.verdict == "accept":
-            return [*rules, _join(match, ACCEPT, f"{_DISABLED}: {note}" if note else _DISABLED)]
+            return [*rules, _join(match, ACCEPT, how.comment(note))]
         rejects = self._can_reject and how.verdict == "reject"
         return [*rules, _join(match, _REJECT[self._family] if rejects else DROP, note)]
 
@@ -62,9 +64,12 @@ class Verdicts:
         """To the kernel's log. None: with the host's prefix."""
         words = clean_log_prefix(self._options.log_prefix if prefix is None else prefix)
         limit = ""
-        if self._options.log_rate > 0:
-            rate, burst = min(self._options.log_rate, _MOST_A_SECOND), max(1, self._options.log_burst)
-            limit = f"-m limit --limit {rate}/sec --limit-burst {burst} "
+        options = self._options
+        if options.log_rate > 0:
+            word, seconds = _UNITS[options.log_unit]
+            rate = min(options.log_rate, _MOST_A_SECOND * seconds)
+            burst = max(1, min(options.log_burst, _LONGEST_BURST_S * rate // seconds))
+            limit = f"-m limit --limit {rate}/{word} --limit-burst {burst} "
         return _join(match, f'{limit}-j LOG --log-prefix "{words}: " --log-level {_NOTICE}')
 
     def _told(self, match: str, origin: DenialOrigin) -> list[str]:

@@ -21,6 +21,7 @@ IFA_ADDRESS, IFA_LOCAL = 1, 2
 IFA_F_NODAD = 0x02
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_PERMANENT = 0x80
+NTF_PROXY = 0x08
 SCOPE_UNIVERSE, SCOPE_LINK = 0, 253
 
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, interface index
@@ -37,7 +38,7 @@ class InterfaceAddress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Neighbour(msgspec.Struct, frozen=True, kw_only=True):
-    """A neighbour entry; ``mac`` is empty for a proxy entry."""
+    """A neighbour entry; ``mac`` is empty for a proxy entry, which has ``NTF_PROXY`` among its flags."""
 
     address: Prefix
     index: int
@@ -87,8 +88,24 @@ def delete_neighbour(index: int, address: Prefix) -> Request:
     return Request(f"delete neighbour {address}", RTM_DELNEIGH, 0, body)
 
 
+def set_proxy(index: int, address: Prefix) -> Request:
+    """The host answers for the address on this link. Repeating it changes nothing."""
+    body = _NEIGHBOUR.pack(address.family, index, NUD_PERMANENT, NTF_PROXY, 0) + attribute(NDA_DST, address.address)
+    return Request(f"set proxy neighbour {address}", RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def delete_proxy(index: int, address: Prefix) -> Request:
+    body = _NEIGHBOUR.pack(address.family, index, 0, NTF_PROXY, 0) + attribute(NDA_DST, address.address)
+    return Request(f"delete proxy neighbour {address}", RTM_DELNEIGH, 0, body)
+
+
 def dump_neighbours() -> Request:
+    """All but proxy entries."""
     return Request("list neighbours", RTM_GETNEIGH, 0, _NEIGHBOUR.pack(0, 0, 0, 0, 0))
+
+
+def dump_proxies(family: int) -> Request:
+    return Request("list proxy neighbours", RTM_GETNEIGH, 0, _NEIGHBOUR.pack(family, 0, 0, NTF_PROXY, 0))
 
 
 def parse_neighbour(body: bytes) -> Neighbour:

@@ -28,15 +28,14 @@ log = get_logger(__name__)
 
 
 def find_orphans(host: RouteSocket, interface_prefix: str, mac: bytes, *, processes: str = "/proc") -> tuple[Link, ...]:
-    """Host ends with our prefix (a comma list) and our MAC whose other end is in a namespace without a process;
-    none where we may not see what namespace a process is in."""
-    prefixes = tuple(each.strip() for each in interface_prefix.split(","))
+    """Host ends with our prefix and our MAC whose other end is in a namespace without a process; none where we may not
+    see what namespace a process is in."""
     ours = [
         link
         for link in host.links()
         if link.kind in PAIR_KINDS
         and link.mac == mac
-        and link.name.startswith(prefixes)
+        and link.name.startswith(interface_prefix)
         and link.peer_namespace_id is not None
     ]
     if not ours:

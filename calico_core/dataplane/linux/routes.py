@@ -1,7 +1,7 @@
 """Keeping the host's workload routes as wanted: look, compare, change what differs.
 
-Ours are routes of our protocol number, and host routes through workload interfaces whoever made them. Everybody
-else's, and connected subnets, are left alone (felix specification 6.9).
+Ours are routes of our protocol number. Everybody else's are left alone, but where one takes the place of a wanted route
+(felix specification 6.9).
 """
 
 from __future__ import annotations
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from calico_core.dataplane.linux.rtnetlink import RouteSocket
     from calico_core.errors import KernelRefused
 
-_RTPROT_KERNEL = 2
-_LINK_LOCAL_V6 = b"\xfe\x80"
-
 
 class RoutePlan(msgspec.Struct, frozen=True):
     """What to change, in this order."""
@@ -52,24 +49,18 @@ def observe(route_socket: RouteSocket, *, table: int = RT_TABLE_MAIN) -> tuple[R
     return tuple(route_socket.routes(table=table))
 
 
-def plan_routes(
-    desired: Collection[Route],
-    observed: Collection[Route],
-    *,
-    workload_indexes: Collection[int] = (),
-    protocol: int = PROTOCOL,
-) -> RoutePlan:
+def plan_routes(desired: Collection[Route], observed: Collection[Route], *, protocol: int = PROTOCOL) -> RoutePlan:
     """The changes that lead from ``observed`` to ``desired``. Pure; a second plan after applying it is empty.
 
     Destination, table and metric identify a route. A wanted route wins over a foreign one of the same identity.
     """
-    if _is_right(desired, observed, workload_indexes, protocol):
+    if _is_right(desired, observed, protocol):
         return RoutePlan()
     wanted = {_identity(route): route for route in desired}
     present: dict[tuple[object, ...], list[Route]] = {}
     for route in observed:
         identity = _identity(route)
-        if identity in wanted or _is_ours(route, workload_indexes, protocol):
+        if identity in wanted or route.protocol == protocol:
             present.setdefault(identity, []).append(route)
 
     delete: list[Route] = []
@@ -80,18 +71,14 @@ def plan_routes(
             delete += found
         elif len(found) > 1:
             # IPv6 keeps several of one identity; replacing takes the place of the first only
-            delete += [each for each in found if each != kept and _is_ours(each, workload_indexes, protocol)]
+            delete += [each for each in found if each != kept and each.protocol == protocol]
     return RoutePlan(tuple(delete), tuple(replace))
 
 
-def _is_right(
-    desired: Collection[Route], observed: Collection[Route], workload_indexes: Collection[int], protocol: int
-) -> bool:
+def _is_right(desired: Collection[Route], observed: Collection[Route], protocol: int) -> bool:
     """Nothing is missing, and nothing of ours is there beyond. Most looks find that, and it takes no identities."""
     wanted = frozenset(desired)
-    return wanted.issubset(observed) and not any(
-        _is_ours(route, workload_indexes, protocol) for route in observed if route not in wanted
-    )
+    return wanted.issubset(observed) and all(route in wanted for route in observed if route.protocol == protocol)
 
 
 def apply_routes(route_socket: RouteSocket, plan: RoutePlan) -> tuple[RouteFailure, ...]:
@@ -110,14 +97,3 @@ def apply_routes(route_socket: RouteSocket, plan: RoutePlan) -> tuple[RouteFailu
 
 def _identity(route: Route) -> tuple[object, ...]:
     return route.destination, route.table, route.metric
-
-
-def _is_ours(route: Route, workload_indexes: Collection[int], protocol: int) -> bool:
-    if route.protocol == protocol:
-        return True
-    return (
-        route.index in workload_indexes
-        and route.destination.is_host
-        and route.protocol != _RTPROT_KERNEL
-        and not route.destination.address.startswith(_LINK_LOCAL_V6)
-    )

@@ -16,6 +16,7 @@ from calico_core.dataplane.linux.address_messages import (
     Neighbour,
     dump_addresses,
     dump_neighbours,
+    dump_proxies,
     parse_address,
     parse_neighbour,
 )
@@ -100,7 +101,12 @@ class RouteSocket(NetlinkSocket):
         return found
 
     def neighbours(self) -> list[Neighbour]:
+        """All but proxy entries."""
         return [parse_neighbour(body) for body in self.dump(dump_neighbours())]
+
+    def proxies(self, family: int) -> list[Neighbour]:
+        """The addresses of others that the host answers for."""
+        return [parse_neighbour(body) for body in self.dump(dump_proxies(family))]
 
     def _dump_family(self, family: int, table: int, protocol: int, index: int) -> list[bytes]:
         try:

@@ -70,8 +70,9 @@ def verdict(code: int, chain: str = "") -> bytes:
     return _expression("immediate", _u32(1, _VERDICT_REGISTER), nested(2, nested(2, *parts)))
 
 
-def limit(packets_a_second: int, burst: int) -> bytes:
-    rate = (attribute(1, _U64.pack(packets_a_second)), attribute(2, _U64.pack(1)))
+def limit(packets: int, seconds: int, burst: int) -> bytes:
+    """So many packets in so many seconds."""
+    rate = (attribute(1, _U64.pack(packets)), attribute(2, _U64.pack(seconds)))
     return _expression("limit", *rate, _u32(3, burst), _u32(4, 0), _u32(5, 0))
 
 

@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from calico_core.dataplane.host_hooks import earlier, is_asked
+from calico_core.dataplane.host_hooks import IPV6_IS_OFF, earlier, is_asked
 from calico_core.dataplane.nftables.layout import chain, list_rules, rules_chain_name
 from calico_core.dataplane.nftables.names import digest
 from calico_core.dataplane.reconcile import Chain, NamedSet
 from calico_core.errors import InvalidRequest
+from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.always_open import DISCOVERY_TYPES
 from calico_core.model.hoststate import ANY_INTERFACE, PolicyList, TierPolicies
-from calico_core.model.ids import check_interface
+from calico_core.model.ids import check_host_interface
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -105,7 +106,7 @@ def render_hosts(
     for interface in sorted(interfaces, key=lambda each: each.interface):
         try:
             if interface.interface != ANY_INTERFACE:
-                check_interface(interface.interface, field="interface")
+                check_host_interface(interface.interface, field="interface")
         except InvalidRequest as error:
             problems[interface.key.path] = f"{error}; it is left out"
             continue
@@ -131,7 +132,7 @@ def render_hosts(
         sets[place.map] = NamedSet("verdict", frozenset(item for item in targets.items() if item[0] != ANY_INTERFACE))
         spared = ("lo", f"{options.interface_prefix}*", *spares)
         chains[place.dispatch] = chain(_dispatch(place, targets.get(ANY_INTERFACE), spared))
-    chains |= _failsafes(chains, options, families)
+    chains |= _failsafes(chains, options)
     if "host_raw_out" in chains:
         chains["raw_output"] = chain(["jump host_raw_out"], RAW_OUTPUT)
     if "host_dnat" in chains:
@@ -183,11 +184,17 @@ def _place_rules(
         rules.append(f"ct state untracked {verdicts.if_accepted} {passing}")
     if place.kind in ("raw", "dnat"):
         rules.append(verdicts.clear_marks)
-    if 6 in families and place.kind != "forward":
+        if 6 not in families:
+            rules.append("meta nfproto ipv6 return")  # to the chains of what is left of it
+    if place.kind != "forward":
+        # a host without IPv6 for workloads may have some itself
         rules.append(f"{_DISCOVERY} {passing}")
     if place.failsafe:
         rules.append(f"jump {place.failsafe}")
     if place.kind in ("host", "forward"):
+        if 6 not in families:
+            origin = DenialOrigin(reason=IPV6_IS_OFF, direction=f"{place.direction}bound")  # type: ignore[arg-type]
+            rules += verdicts.deny("meta nfproto ipv6", origin, IPV6_IS_OFF)
         # what every tier passes on is forwarded; only the list of a closed endpoint has no policies
         denies_rest = place.kind == "host" or not any(tier.policies for tier in policies.tiers)
         return rules + list_rules(policies, place.direction, verdicts, denies_rest=denies_rest)
@@ -200,29 +207,29 @@ def _place_rules(
     return rules
 
 
-def _failsafes(chains: dict[str, Chain], options: DataplaneOptions, families: Sequence[int]) -> dict[str, Chain]:
+def _failsafes(chains: dict[str, Chain], options: DataplaneOptions) -> dict[str, Chain]:
     """Those that the endpoints' chains jump to. In the raw table the answers to fail-safe connections are let through
     too: there is no state yet to know them by."""
     inbound, outbound = options.failsafe_inbound, options.failsafe_outbound
     wanted: dict[str, list[str]] = {}
     if any(name.startswith(("hi_", "hd_")) for name in chains):
-        wanted[FAILSAFE_IN] = _failsafe_rules(inbound, "saddr", "dport", families)
+        wanted[FAILSAFE_IN] = _failsafe_rules(inbound, "saddr", "dport")
     if any(name.startswith("ho_") for name in chains):
-        wanted[FAILSAFE_OUT] = _failsafe_rules(outbound, "daddr", "dport", families)
+        wanted[FAILSAFE_OUT] = _failsafe_rules(outbound, "daddr", "dport")
     if any(name.startswith("hri_") for name in chains):
         wanted[FAILSAFE_RAW_IN] = [
-            *_failsafe_rules(inbound, "saddr", "dport", families),
-            *_failsafe_rules(outbound, "saddr", "sport", families),
+            *_failsafe_rules(inbound, "saddr", "dport"),
+            *_failsafe_rules(outbound, "saddr", "sport"),
         ]
     if any(name.startswith("hro_") for name in chains):
         wanted[FAILSAFE_RAW_OUT] = [
-            *_failsafe_rules(outbound, "daddr", "dport", families),
-            *_failsafe_rules(inbound, "daddr", "sport", families),
+            *_failsafe_rules(outbound, "daddr", "dport"),
+            *_failsafe_rules(inbound, "daddr", "sport"),
         ]
     return {name: chain(rules) for name, rules in wanted.items()}
 
 
-def _failsafe_rules(ports: Iterable[FailsafePort], side: str, port: str, families: Sequence[int]) -> list[str]:
+def _failsafe_rules(ports: Iterable[FailsafePort], side: str, port: str) -> list[str]:
     """One look-up for all that hold for everybody, a rule for each that does not."""
     everybody = sorted({(each.protocol, each.port) for each in ports if each.net is None})
     rules: list[str] = []
@@ -230,7 +237,7 @@ def _failsafe_rules(ports: Iterable[FailsafePort], side: str, port: str, familie
         pairs = ", ".join(f"{protocol} . {number}" for protocol, number in everybody)
         rules.append(f"meta l4proto . th {port} {{ {pairs} }} accept")
     for each in ports:
-        if each.net is not None and each.net.version in families:
+        if each.net is not None:
             match = f"{_KEYWORD[each.net.version]} {side} {each.net.cidr}"
             rules.append(f"{match} meta l4proto {each.protocol} th {port} {each.port} accept")
     return rules

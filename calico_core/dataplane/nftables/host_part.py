@@ -60,7 +60,7 @@ class HostInputs:
         hosts = render_hosts(self.interfaces.values(), options, verdicts, families, problem_of)
         peers = HostPeers() if is_closed(PEERS) else self.peers
         masquerades = bool(self.pools.masquerade) and not is_closed(POOLS)
-        nat = Nat(masquerades=masquerades, floats=floats, tunnels=Nat.tunnels_of(peers))
+        nat = Nat(masquerades=masquerades, floats=floats, tunnels=Nat.tunnels_of(peers, families))
         chains = {
             **hosts.chains,
             **base_chains(options, families, verdicts, peers, hosts.has),

@@ -32,7 +32,7 @@ from calico_core.dataplane.reconcile import Chain
 from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.addresses import LOOPBACK
 from calico_core.model.always_open import DHCP_PORTS, DNS_PORT, METADATA, METADATA_PORT, NEIGHBOUR_TYPES
-from calico_core.model.tunnels import IPIP_PROTOCOL, VXLAN_PORT
+from calico_core.model.tunnels import DEVICE_NAMES, IPIP_PROTOCOL, VXLAN_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -55,7 +55,6 @@ SOURCE_KINDS = {4: ("source4", "source_mac4"), 6: ("source6", "source_mac6")}
 NAT_KINDS = {4: ("nat4", "hairpin4"), 6: ("nat6", "hairpin6")}
 _NEIGHBOURS = f"icmpv6 type {{ {', '.join(map(str, NEIGHBOUR_TYPES))} }}"
 _DHCP = {family: "udp sport {} udp dport {}".format(*ports) for family, ports in DHCP_PORTS.items()}
-_TUNNEL_DEVICES = {"tunl0": "is_ipip", "vxlan.calico": "is_vxlan"}
 #: A packet that is accepted passes this many jumps at most before it returns.
 _JUMPS_A_RETURN = 8
 
@@ -243,8 +242,9 @@ class Nat(msgspec.Struct, frozen=True, kw_only=True):
     tunnels: tuple[str, ...] = ()
 
     @classmethod
-    def tunnels_of(cls, peers: HostPeers) -> tuple[str, ...]:
-        return tuple(device for device, field in _TUNNEL_DEVICES.items() if getattr(peers, field))
+    def tunnels_of(cls, peers: HostPeers, families: Sequence[int]) -> tuple[str, ...]:
+        wanted = {"ipip": peers.is_ipip, "vxlan": peers.is_vxlan}
+        return tuple(name for (kind, family), name in DEVICE_NAMES.items() if family in families and wanted[kind])
 
 
 def nat_chains(nat: Nat, options: DataplaneOptions, families: Sequence[int]) -> dict[str, Chain]:

@@ -25,6 +25,7 @@ _ICMP_FIELDS = {"type": 0, "code": 1}
 _VERDICTS = {"accept": ex.ACCEPT, "drop": ex.DROP, "return": ex.RETURN}
 _LEADS = {"jump": ex.JUMP, "goto": ex.GOTO}
 _LEVELS = {"notice": 5}
+_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 _ADMIN_PROHIBITED = 3
 _ALL_BITS = 0xFFFFFFFF
 _LONGEST_COMMENT = 126
@@ -214,9 +215,9 @@ class _Encoder:
         self._expect("burst")
         burst = int(self._take())
         self._expect("packets")
-        if unit != "second":
+        if unit not in _SECONDS:
             raise _Unknown
-        self._put(ex.limit(int(rate), burst))
+        self._put(ex.limit(int(rate), _SECONDS[unit], burst))
 
     def _log(self) -> None:
         self._expect("prefix")

@@ -53,7 +53,8 @@ class Verdicts:
     def log(self, prefix: str | None = None) -> str:
         """To the kernel's log. None: with the host's prefix."""
         options = self._options
-        limit = f"limit rate {options.log_rate}/second burst {options.log_burst} packets " if options.log_rate else ""
+        rate = f"{options.log_rate}/{options.log_unit}"
+        limit = f"limit rate {rate} burst {options.log_burst} packets " if options.log_rate else ""
         words = clean_log_prefix(options.log_prefix if prefix is None else prefix)
         return f'{limit}log prefix "{words}: " level notice'
 
@@ -72,7 +73,8 @@ class Verdicts:
     def _end(self, match: str, how: Denial, origin: DenialOrigin, note: str) -> list[str]:
         lines = [f"{match} {self.log()}".lstrip()] if how.is_logged else []
         lines += self._tell(match, origin) if how.is_told else []
-        return [*lines, f"{match} {_ENDS[how.verdict]}{f' # {note}' if note else ''}".lstrip()]
+        comment = how.comment(note)
+        return [*lines, f"{match} {_ENDS[how.verdict]}{f' # {comment}' if comment else ''}".lstrip()]
 
     def _tell(self, match: str, origin: DenialOrigin) -> list[str]:
         group = self._options.denied_group

@@ -41,9 +41,8 @@ def identify(
     pod: tuple[str, str] | None = None,
     is_shared: bool = False,
 ) -> Identity:
-    """``prefix``: of host interfaces; the first where several are set. ``pod``: namespace and name, where these give
-    the endpoint its name; every container of the pod then has the same one. ``is_shared``: by whatever name the
-    container's interface goes."""
+    """``prefix``: of host interfaces. ``pod``: namespace and name, where these give the endpoint its name; every
+    container of the pod then has the same one. ``is_shared``: by whatever name the container's interface goes."""
     named_after = FIRST_INTERFACE if is_shared else container_interface
     if pod is None:
         orchestrator, workload = ORCHESTRATOR, container_id
@@ -51,11 +50,10 @@ def identify(
     else:
         orchestrator, workload = kubernetes.ORCHESTRATOR, kubernetes.workload_id(*pod)
         digest = kubernetes.endpoint_id(*pod, named_after)
-    first_prefix = prefix.partition(",")[0].strip()
     return Identity(
         key=WorkloadEndpointKey(host, orchestrator, workload, digest),
         # eleven digits of the hash after the usual prefix of four
-        interface=f"{first_prefix}{digest}"[:_INTERFACE_LENGTH],
+        interface=f"{prefix}{digest}"[:_INTERFACE_LENGTH],
         handle=handle_of(network, container_id, named_after),
         legacy_handles=legacy_handles(container_id, named_after),
         is_shared=is_shared,

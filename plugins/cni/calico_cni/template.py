@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from calico_cni.programs import NETWORK_PROGRAM
-from calico_cni.supported import check_supported
+from calico_cni.supported import check_add, check_supported
 from calico_cni.wire import NetworkConfiguration, parse_configuration
 from calico_core.errors import InvalidRequest
 
@@ -79,6 +79,7 @@ def _check(place: int, plugin: dict[str, Any], shape: dict[str, Any]) -> None:
         handed["prevResult"] = {}
     try:
         configuration = parse_configuration(json.dumps(handed).encode(), NetworkConfiguration)
+        check_add(configuration)
         check_supported(configuration, host=(configuration.nodename or configuration.hostname).strip())
     except InvalidRequest as error:
         raise InvalidRequest(FIELD, f"plugins[{place}]: {error}") from error

@@ -161,7 +161,7 @@ class Endpoints:
         return WorkloadEndpointKey(self._context.host, ORCHESTRATOR, WORKLOAD, endpoint_id)
 
     def _interface(self, endpoint_id: str) -> str:
-        prefix = self._context.settings.interface_prefix.partition(",")[0].strip()
+        prefix = self._context.settings.interface_prefix
         return check_interface(f"{prefix}{endpoint_id[:_ID_LENGTH]}", field="EndpointID")
 
 

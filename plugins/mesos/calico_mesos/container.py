@@ -65,11 +65,10 @@ class Container(NamedTuple):
 
 
 def identify(host: str, container_id: str, *, prefix: str) -> Container:
-    """``prefix``: of host interfaces; the first where several are set."""
+    """``prefix``: of host interfaces."""
     digest = hashlib.sha1(container_id.encode(), usedforsecurity=False).hexdigest()
-    first = prefix.partition(",")[0].strip()
     return Container(
         key=WorkloadEndpointKey(host, ORCHESTRATOR, container_id, digest),
         record_key=ContainerKey(host, container_id),
-        interface=f"{first}{digest}"[:_INTERFACE_LENGTH],
+        interface=f"{prefix}{digest}"[:_INTERFACE_LENGTH],
     )

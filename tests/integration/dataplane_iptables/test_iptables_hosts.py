@@ -20,6 +20,8 @@ from tests.integration.dataplane_nftables.test_nftables_hosts import (
     test_restart_finds_all_of_it,
     test_untracked,
     test_what_is_untracked_without_policy_is_not_let_through,
+    test_whatever_a_name_holds_that_the_model_takes,
+    test_where_ipv6_is_off_the_hosts_own_passes_fail_safes_alone,
     test_workloads_and_their_host_are_not_concerned,
 )
 
@@ -41,5 +43,7 @@ __all__ = [
     "test_restart_finds_all_of_it",
     "test_untracked",
     "test_what_is_untracked_without_policy_is_not_let_through",
+    "test_whatever_a_name_holds_that_the_model_takes",
+    "test_where_ipv6_is_off_the_hosts_own_passes_fail_safes_alone",
     "test_workloads_and_their_host_are_not_concerned",
 ]

@@ -14,6 +14,7 @@ from tests.integration.dataplane_nftables.test_nftables_links import (
     test_interface_is_set_up_and_kept_so,
     test_loopback_is_open_with_metadata_there_only,
     test_neighbours_follow_the_record,
+    test_the_host_answers_for_the_gateway_of_ipv6_that_a_record_names,
     test_what_the_kernel_refuses_a_link_is_tried_again,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "test_interface_is_set_up_and_kept_so",
     "test_loopback_is_open_with_metadata_there_only",
     "test_neighbours_follow_the_record",
+    "test_the_host_answers_for_the_gateway_of_ipv6_that_a_record_names",
     "test_what_the_kernel_refuses_a_link_is_tried_again",
 ]

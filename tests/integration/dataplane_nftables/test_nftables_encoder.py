@@ -88,9 +88,11 @@ def _sensible(rule: HostRule) -> HostRule:
 
 options = st.builds(
     DataplaneOptions,
-    drop_override=st.sampled_from(("DROP", "LOG-and-DROP")),
+    drop_override=st.sampled_from(("DROP", "LOG-and-DROP", "LOG-and-ACCEPT")),
     deny_action=st.sampled_from(("DROP", "REJECT")),
     denied_group=st.sampled_from((0, 5)),
+    log_rate=st.sampled_from((0, 7)),
+    log_unit=st.sampled_from(("second", "minute", "hour", "day")),
 )
 
 

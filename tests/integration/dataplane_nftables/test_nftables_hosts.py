@@ -86,6 +86,30 @@ def test_endpoint_without_policy_lets_fail_safes_pass_alone(host: Any) -> None:
     assert here.reaches(NEIGHBOUR, 80)
 
 
+def test_where_ipv6_is_off_the_hosts_own_passes_fail_safes_alone(make_lab: Callable[..., Any]) -> None:
+    lab = make_lab(is_ipv6_enabled=False, **FAILSAFE)
+    there, here = lab.outside(), lab.host
+    lists = {
+        field: the_list() for field in HostInterface.__struct_fields__ if field not in ("key", "interface", "spares")
+    }
+    rules = policy(allow(), outbound=(allow(),))
+    for held in ({"inbound": the_list(), "outbound": the_list()}, lists):
+        state = {"interfaces": (endpoint(**held),), "rules": rules}
+        assert lab.start(**state).is_clean
+        assert there.reaches(HOST, 80)
+        assert there.is_blocked_from(HOST6, 80)
+        assert there.reaches(HOST6, 22), "neighbours are found too"
+        assert here.reaches(NEIGHBOUR, 80)
+        assert here.is_blocked_from(NEIGHBOUR6, 80)
+        assert here.reaches(NEIGHBOUR6, 179)
+        assert lab.dataplane.resync().healed == ()
+        lab.restart()
+        assert lab.start(**state).changes == 0
+    assert lab.apply(removed_interfaces=("up0",)).is_clean
+    assert there.reaches(HOST6, 80)
+    assert here.reaches(NEIGHBOUR6, 80)
+
+
 def test_an_emptied_list_of_fail_safes_cuts_what_they_let_pass(host: Any) -> None:
     host.start(interfaces=(endpoint(),))
     there, here = host.neighbour, host.host
@@ -135,6 +159,28 @@ def test_every_interface_but_those_with_one_of_their_own(host: Any) -> None:
     assert other.is_blocked_from("203.0.113.1", 80)
     host.apply(removed_interfaces=(ANY_INTERFACE,))
     assert host.neighbour.reaches(HOST, 80)
+
+
+def test_whatever_a_name_holds_that_the_model_takes(host: Any) -> None:
+    """More of one beginning than are asked for one by one."""
+    other = host.namespace()
+    names = [f"e.,@=~#^&-{number}" for number in range(10)]
+    host.host.run("ip", "link", "add", names[0], "type", "veth", "peer", "name", "up1", "netns", other.name)
+    for each, device, last in ((host.host, names[0], 1), (other, "up1", 2)):
+        each.run("ip", "address", "add", f"203.0.113.{last}/24", "dev", device)
+        each.run("ip", "link", "set", device, "up")
+    assert other.reaches("203.0.113.1", 80)
+    every = [endpoint(name, inbound=the_list(), outbound=the_list()) for name in (*names, "eth0.100", "-", "a.b")]
+    state = {"interfaces": every, "rules": policy(tcp(81))}
+    assert host.start(**state).is_clean
+    assert other.is_blocked_from("203.0.113.1", 80)
+    assert other.reaches("203.0.113.1", 81)
+    assert host.host.is_blocked_from("203.0.113.2", 81)
+    assert host.dataplane.resync().healed == ()
+    host.restart()
+    assert host.start(**state).changes == 0
+    assert host.apply(removed_interfaces=[each.interface for each in every]).is_clean
+    assert other.reaches("203.0.113.1", 80)
 
 
 def test_an_excluded_interface_is_the_business_of_an_endpoint_of_its_own_alone(host: Any) -> None:

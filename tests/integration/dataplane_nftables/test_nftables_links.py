@@ -219,6 +219,37 @@ def test_neighbours_follow_the_record(lab: Any) -> None:
     assert neighbours(lab, a.interface) == {}, "what an earlier run left goes"
 
 
+def test_the_host_answers_for_the_gateway_of_ipv6_that_a_record_names(lab: Any) -> None:
+    """Felix specification 6.9. The kernel takes its time, up to 0.8 s, before it answers as a proxy."""
+    a, b = lab.workload(), lab.workload()
+    gateway, other = "fd65:1::1", "fd65:1::2"
+
+    def proxies() -> list[str]:
+        lines = lab.host.run("ip", "-6", "neighbour", "show", "proxy", "dev", a.interface).splitlines()
+        return [line.split()[0] for line in lines]
+
+    lab.start(a.endpoint(), b.endpoint())
+    assert proxies() == []
+    a.run("ip", "-6", "route", "replace", "default", "via", gateway, "dev", "eth0", "onlink")
+    named = msgspec.structs.replace(a.endpoint(), ipv6_gateway=IPAddress(gateway))
+    assert lab.apply(workloads=(named,)).is_clean
+    assert proxies() == [gateway]
+    assert a.reaches(b.v6, 80)
+    assert lab.dataplane.resync().healed == ()
+    lab.host.run("ip", "-6", "neighbour", "del", "proxy", gateway, "dev", a.interface)
+    assert lab.dataplane.resync().healed == (f"proxy neighbour {gateway}/128",)
+    assert proxies() == [gateway]
+    lab.host.run("ip", "link", "set", a.interface, "down")
+    lab.host.run("ip", "link", "set", a.interface, "up")
+    assert lab.dataplane.interface_changed(InterfaceEvent(kind="up", name=a.interface)).is_clean
+    assert proxies() == [gateway], "the kernel had forgotten it with the link"
+    assert lab.apply(workloads=(msgspec.structs.replace(named, ipv6_gateway=IPAddress(other)),)).is_clean
+    assert proxies() == [other]
+    lab.restart()
+    lab.start(a.endpoint(), b.endpoint())
+    assert proxies() == [], "what an earlier run left goes"
+
+
 def test_address_of_two_goes_to_the_first_whatever_the_order(lab: Any) -> None:
     a, b = lab.workload(), lab.workload()
     shared = IPNetwork("10.65.0.50/32")

@@ -85,10 +85,15 @@ def test_drop_override(make_lab: Callable[..., Any], override: str, is_open: boo
     assert report.is_clean
     for port in (80, 81):
         assert b.is_blocked_from(a.v4, port) is not is_open, port
+    assert lab.dataplane.resync().healed == ()
+    lab.restart()
+    again = lab.start(a.endpoint(only(P)), b.endpoint(PolicyList(), PolicyList()), **inbound(deny))
+    assert again.changes == 0, "comments are read back"
 
 
-def test_log_with_a_limit_decides_nothing(make_lab: Callable[..., Any]) -> None:
-    lab = make_lab(log_rate=1, log_burst=1)
+@pytest.mark.parametrize("unit", ["second", "minute", "hour", "day"])
+def test_log_with_a_limit_decides_nothing(make_lab: Callable[..., Any], unit: str) -> None:
+    lab = make_lab(log_rate=1, log_burst=1 if unit == "second" else 9, log_unit=unit)
     a, b = lab.workload(), lab.workload()
     report = lab.start(a.endpoint(only(P)), b.endpoint(), **inbound(HostRule(action="log"), allow(log_prefix="seen")))
     assert report.is_clean

@@ -41,10 +41,9 @@ def test_only_the_first_interface_may_have_a_handle_of_the_old_form() -> None:
     assert second.legacy_handles == ()
 
 
-@pytest.mark.parametrize(("prefix", "begins"), [("tap", "tap"), ("cali,tap", "cali"), (" veth , x", "veth")])
-def test_the_prefix_is_the_agent_s(prefix: str, begins: str) -> None:
-    found = identify(host="n", network="x", container_id="c1", container_interface="eth0", prefix=prefix)
-    assert found.interface.startswith(begins)
+def test_the_prefix_is_the_agent_s() -> None:
+    found = identify(host="n", network="x", container_id="c1", container_interface="eth0", prefix="tap")
+    assert found.interface.startswith("tap")
     assert len(found.interface) == 15
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from calico_core.model.keys import GlobalConfigKey, HostConfigKey
 from calico_core.node.composition import save_settings
-from calico_core.setting_fields import FIELDS
+from calico_core.node.stored_config import StoredConfig, with_stored_config
+from calico_core.setting_fields import BY_CONFIG, FIELDS
 from calico_core.settings import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
     from calico_core.datastore.records import TypedRecords
     from tests.unit.cli.conftest import Calicoctl
@@ -72,8 +73,43 @@ def test_bad_names_and_values(calicoctl: Calicoctl, records: TypedRecords) -> No
 def test_a_stored_value_that_cannot_be_used_is_named(calicoctl: Calicoctl, records: TypedRecords) -> None:
     records.put(HostConfigKey("rack-a", "HealthPort"), "high")
     done = calicoctl("config", "show")
-    assert "health_port: datastore host HealthPort: 'high' is not a number" in done.err
+    said = "health_port: datastore host HealthPort: 'high' is not a number; it counts as not there"
+    assert said in done.err
     assert row(calicoctl, "health_port")["value"] == 9099
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "of_all", "instead"),
+    [
+        ("DefaultEndpointToHostAction", "DRPO", "DROP", "it counts as not there"),
+        ("HealthPort", "high", "higher", "it counts as not there"),
+        ("DropActionOverride", "DRPO", "ACCEPT", "the default counts"),
+        ("HealthPort", "9101", "high", ""),
+    ],
+)
+def test_in_place_of_a_value_that_cannot_be_used_stands_what_a_node_takes(
+    calicoctl: Calicoctl, records: TypedRecords, name: str, host: str, of_all: str, instead: str
+) -> None:
+    records.put(HostConfigKey("rack-a", name), host)
+    records.put(GlobalConfigKey(name), of_all)
+    field = BY_CONFIG[name]
+    node = with_stored_config(
+        Settings(), {"CALICO_CONFIG_FILE": "/nowhere"}, StoredConfig({name: host}, {name: of_all})
+    )
+    shown = row(calicoctl, field.name)
+    assert shown["value"] == getattr(node, field.name)
+    assert shown["origin"] == node.origins.get(field.name, "default")
+    assert instead in calicoctl("config", "show").err
+    if not instead:
+        assert shown["invalid"] is None
+        assert [each["value"] for each in shown["shadowed"]] == [of_all]
+
+
+def test_a_prefix_of_interfaces_that_cannot_be_is_said_to_end_the_start(
+    calicoctl: Calicoctl, records: TypedRecords
+) -> None:
+    records.put(GlobalConfigKey("InterfacePrefix"), "tap/")
+    assert "no node starts with it" in calicoctl("config", "show").err
 
 
 def test_what_the_node_runs_with(calicoctl: Calicoctl, tmp_path: Path) -> None:
@@ -111,5 +147,10 @@ def test_values_that_others_come_before_are_shown(
 
 
 def test_a_name_without_effect_says_why(calicoctl: Calicoctl) -> None:
-    done = calicoctl("config", "set", "IpInIpEnabled", "true")
-    assert (done.code, "a pool says itself" in done.err) == (2, True)
+    for name, reason in (
+        ("IpInIpEnabled", "a pool says itself"),
+        ("NFTablesMode", "from environment and file alone"),
+        ("EtcdAddr", "from environment and file alone"),
+    ):
+        done = calicoctl("config", "set", name, "true")
+        assert (done.code, reason in done.err) == (2, True)

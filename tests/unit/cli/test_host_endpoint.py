@@ -47,6 +47,7 @@ def test_add_show_remove(calicoctl: Calicoctl, records: TypedRecords) -> None:
     assert calicoctl.ok(*remove) == "host endpoint uplink of host rack-a removed\n"
     assert calicoctl(*remove).code == 4
     assert "nothing to remove" in calicoctl.ok(*remove, "--ignore-missing")
+    assert calicoctl.ok("host-endpoint", "add", "vlan", "--interface", "eth0.100").endswith("created\n")
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from calico_core.interfaces.dataplane import DataplaneOptions, FailsafePort
         ("mark_mask", 3 << 32),
         ("denied_group", 65536),
         ("log_rate", -1),
+        ("log_unit", "week"),
         ("metadata", (IPAddress("fd00::1"), 80)),
     ],
     ids=str,

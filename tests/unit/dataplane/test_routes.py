@@ -7,29 +7,23 @@ from calico_core.dataplane.linux.prefix import parse_prefix
 from calico_core.dataplane.linux.route_messages import Route, parse_route, replace_route, workload_route
 from calico_core.dataplane.linux.routes import RoutePlan, plan_routes
 
-WORKLOADS = (2, 3)
 A, B = parse_prefix("10.0.0.1"), parse_prefix("fd00::1")
 
 
 def test_nothing_to_do():
     routes = [workload_route(A, 2), workload_route(B, 2)]
-    assert plan_routes(routes, routes, workload_indexes=WORKLOADS) == RoutePlan()
+    assert plan_routes(routes, routes) == RoutePlan()
     assert not plan_routes([], [])
 
 
-def test_a_route_made_by_others_on_our_interface_goes_and_elsewhere_stays():
-    on_ours = Route(destination=A, index=2, protocol=3)
-    elsewhere = Route(destination=A, index=9, protocol=3)
-    assert plan_routes([], [on_ours, elsewhere], workload_indexes=WORKLOADS).delete == (on_ours,)
-
-
-def test_subnets_and_the_kernels_own_routes_on_our_interfaces_stay():
+def test_routes_of_others_stay():
     kept = [
         Route(destination=parse_prefix("10.1.0.0/24"), index=2, protocol=4),
+        Route(destination=A, index=2, protocol=3),
         Route(destination=A, index=2, protocol=2),
         Route(destination=parse_prefix("fe80::1"), index=2, protocol=4),
     ]
-    assert not plan_routes([], kept, workload_indexes=WORKLOADS)
+    assert not plan_routes([], kept)
 
 
 def test_our_protocol_marks_a_route_of_any_kind_as_ours():
@@ -79,11 +73,11 @@ def test_a_second_plan_is_empty(desired, observed):
         return {(route.destination, route.metric): route for route in routes}
 
     wanted, kernel = keyed(desired), keyed(observed)
-    plan = plan_routes(list(wanted.values()), kernel.values(), workload_indexes=WORKLOADS)
+    plan = plan_routes(list(wanted.values()), kernel.values())
     after = {identity: route for identity, route in kernel.items() if route not in plan.delete}
     after |= keyed(list(plan.replace))
     assert wanted.items() <= after.items()
-    assert not plan_routes(list(wanted.values()), after.values(), workload_indexes=WORKLOADS)
+    assert not plan_routes(list(wanted.values()), after.values())
 
 
 def test_a_route_with_another_source_is_another_route():

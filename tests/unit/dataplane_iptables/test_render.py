@@ -203,6 +203,12 @@ LOGGED = '-j LOG --log-prefix "calico-packet: " --log-level 5'
         ({"log_rate": 3, "log_burst": 7}, "log", 4, [
             '-m limit --limit 3/sec --limit-burst 7 -j LOG --log-prefix "calico-packet: " --log-level 5',
         ]),
+        ({"log_rate": 3, "log_unit": "minute"}, "log", 4, [
+            '-m limit --limit 3/minute --limit-burst 5 -j LOG --log-prefix "calico-packet: " --log-level 5',
+        ]),
+        ({"log_rate": 3, "log_unit": "day"}, "log", 4, [
+            '-m limit --limit 3/day --limit-burst 3 -j LOG --log-prefix "calico-packet: " --log-level 5',
+        ]),
         ({"log_rate": 99999}, "log", 4, [
             '-m limit --limit 10000/sec --limit-burst 5 -j LOG --log-prefix "calico-packet: " --log-level 5',
         ]),

@@ -73,6 +73,26 @@ def test_interface_goes_to_the_first_by_path() -> None:
     assert claims.networks("cali1") == (TWO,)
 
 
+def test_an_active_workload_has_an_interface_before_one_that_is_not() -> None:
+    a, b = a_workload("a", "cali1", ONE, is_active=False), a_workload("b", "cali1", TWO)
+    claims = Claims()
+    claims.put(a)
+    assert claims.owner("cali1") == a
+    claims.put(b)
+    assert claims.owner("cali1") == b
+    assert claims.networks("cali1") == (TWO,)
+    assert list(claims.losers()) == [], "it wants nothing"
+    active = msgspec.structs.replace(a, is_active=True)
+    assert claims.put(active) == {"cali1"}
+    assert claims.owner("cali1") == active
+    ((loser, reason),) = claims.losers()
+    assert loser == b
+    assert reason == f"another endpoint has the interface cali1: {a.key.path}"
+    claims.remove(a.key)
+    assert claims.owner("cali1") == b
+    assert list(claims.losers()) == []
+
+
 def test_moved_interface_leaves_the_old_one() -> None:
     claims = Claims()
     claims.put(a_workload("a", "cali1", ONE))

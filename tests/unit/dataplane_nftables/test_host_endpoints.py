@@ -89,16 +89,21 @@ def test_chain_of_an_endpoint() -> None:
     table = built(endpoint(inbound=A_LIST)).table
     ((interface, name),) = table.sets["hep_in"].elements
     assert interface == "eth0"
-    assert texts(table, name)[:2] == [
+    assert texts(table, name)[:3] == [
         "ct state vmap { established : accept, related : accept, invalid : goto invalid }",
+        "icmpv6 type { 133, 134, 135, 136 } accept",
         "jump failsafe_in",
     ]
+    assert "meta nfproto ipv6 counter drop" in texts(table, name), "there is no policy of it"
     assert texts(table, name)[-1] == "counter drop"
     assert texts(table, "failsafe_in") == [
         "meta l4proto . th dport { 6 . 22, 17 . 68 } accept",
         "ip saddr 10.0.0.0/8 meta l4proto 6 th dport 23 accept",
     ]
-    assert texts(table, "failsafe_out") == ["meta l4proto . th dport { 6 . 179 } accept"]
+    assert texts(table, "failsafe_out") == [
+        "meta l4proto . th dport { 6 . 179 } accept",
+        "ip6 daddr fd00::/8 meta l4proto 6 th dport 24 accept",
+    ]
 
 
 def test_untracked_lets_answers_of_fail_safes_through() -> None:
@@ -108,6 +113,7 @@ def test_untracked_lets_answers_of_fail_safes_through() -> None:
         "meta l4proto . th dport { 6 . 22, 17 . 68 } accept",
         "ip saddr 10.0.0.0/8 meta l4proto 6 th dport 23 accept",
         "meta l4proto . th sport { 6 . 179 } accept",
+        "ip6 saddr fd00::/8 meta l4proto 6 th sport 24 accept",
     ]
     assert texts(table, name)[-1] == "meta mark & 0x01000000 != 0 notrack accept"
     assert "counter drop" not in texts(table, name), "what is undecided goes on"
@@ -147,4 +153,4 @@ def test_tunnels_are_for_hosts() -> None:
         'iifname "cali*" goto workload_to_host',
     ], "a workload that may encapsulate is a stranger there, too"
     assert list(table.sets["peers4"].elements) == [int(IPAddress("192.0.2.7"))]
-    assert [text.split()[1] for text in texts(table, "nat_postrouting")] == ['"tunl0"', '"vxlan.calico"']
+    assert [text.split()[1] for text in texts(table, "nat_postrouting")] == ['"vxlan.calico"', '"tunl0"']

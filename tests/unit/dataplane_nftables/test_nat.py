@@ -182,6 +182,15 @@ def test_external_peers_are_peers() -> None:
     ]
 
 
+def test_what_leaves_by_a_tunnel_of_either_family_has_its_address() -> None:
+    state = HostState()
+    state.update(HostChanges(is_complete=True, peers=HostPeers((IPAddress("2001:db8::1"),), is_vxlan=True)))
+    for is_enabled, devices in ((True, ['"vxlan.calico"', '"vxlan-v6.calico"']), (False, ['"vxlan.calico"'])):
+        options = msgspec.structs.replace(OPTIONS, is_ipv6_enabled=is_enabled)
+        leaving = TableBuilder.of(options, state).table.chains["nat_postrouting"].rules
+        assert [rule.split()[1] for rule in leaving] == devices
+
+
 @pytest.mark.parametrize("option", ["allows_ipip", "allows_vxlan"])
 def test_what_workloads_encapsulate_is_dropped_unless_it_is_allowed(option: str) -> None:
     drops = {"allows_ipip": "meta l4proto 4 counter drop", "allows_vxlan": "udp dport 4789 counter drop"}

@@ -142,10 +142,11 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
 ]  # fmt: skip
 
 
+OFF = "counter accept # POLICY IS SWITCHED OFF"
 DENIALS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("deny", {"deny_action": "REJECT"}, [f"meta l4proto 6 {REJECT}"]),
-    ("deny", {"drop_override": "ACCEPT"}, ["meta l4proto 6 counter accept"]),
-    ("reject", {"drop_override": "ACCEPT", "denied_group": 9}, ["meta l4proto 6 counter accept"]),
+    ("deny", {"drop_override": "ACCEPT"}, [f"meta l4proto 6 {OFF}"]),
+    ("reject", {"drop_override": "ACCEPT", "denied_group": 9}, [f"meta l4proto 6 {OFF}"]),
     (
         "deny",
         {"drop_override": "LOG-and-DROP"},
@@ -154,12 +155,17 @@ DENIALS: list[tuple[str, dict[str, Any], list[str]]] = [
     (
         "deny",
         {"drop_override": "LOG-and-ACCEPT"},
-        ['meta l4proto 6 log prefix "calico-packet: " level notice', "meta l4proto 6 counter accept"],
+        ['meta l4proto 6 log prefix "calico-packet: " level notice', f"meta l4proto 6 {OFF}"],
     ),
     (
         "log",
         {"log_rate": 3, "log_burst": 7},
         ['meta l4proto 6 counter limit rate 3/second burst 7 packets log prefix "calico-packet: " level notice'],
+    ),
+    (
+        "log",
+        {"log_rate": 3, "log_unit": "day"},
+        ['meta l4proto 6 counter limit rate 3/day burst 5 packets log prefix "calico-packet: " level notice'],
     ),
     ("allow", {"mark_mask": 0x30}, ["meta l4proto 6 counter meta mark set meta mark | 0x00000010 return"]),
     ("pass", {"mark_mask": 0x0500}, ["meta l4proto 6 counter meta mark set meta mark | 0x00000400 return"]),

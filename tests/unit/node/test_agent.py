@@ -108,14 +108,14 @@ class Bench:
             reporter=self.states.append,
             on_death=lambda: self.deaths.append(True),
             remembered=remembered,
-            resolver=PolicyResolver(HOST, is_excluded=is_excluded, lets_spoof=lets_spoof),
+            resolver=PolicyResolver(HOST, interface_prefix="cali", is_excluded=is_excluded, lets_spoof=lets_spoof),
             give_up_after_s=give_up_after_s,
         )
         self.agents.append(agent)
         agent.start()
         return agent
 
-    def write(self, name: str = "a", host: str = HOST, **fields: object) -> tuple[WorkloadEndpointKey, int]:
+    def write(self, name: str = "a", /, host: str = HOST, **fields: object) -> tuple[WorkloadEndpointKey, int]:
         key = WorkloadEndpointKey(host, "cni", "pod", name)
         values: dict[str, object] = {
             "state": "active",
@@ -269,6 +269,32 @@ def test_a_failing_endpoint_is_not_in_force_after_an_unrelated_change(bench: Ben
     other, other_revision = bench.write("b")
     assert agent.wait_programmed(other, other_revision, WAIT_S)
     assert not agent.wait_programmed(key, revision, 0.05)
+
+
+def test_a_record_that_is_not_obeyed_is_not_in_force(bench: Bench) -> None:
+    bench.write_profile()
+    agent = bench.start()
+    key, revision = bench.write(name="eth5")
+    assert not agent.wait_programmed(key, revision, WAIT_S)
+    assert bench.status(key) == "error"
+    assert "does not begin with 'cali'" in bench.states[-1].endpoints[key][1]
+    _, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)
+
+
+def test_of_two_endpoints_with_one_interface_one_is_in_force(bench: Bench) -> None:
+    bench.write_profile()
+    bench.link("a")
+    agent = bench.start()
+    first, first_revision = bench.write("a")
+    second, second_revision = bench.write("b", name="calia")
+    assert agent.wait_programmed(first, first_revision, WAIT_S)
+    assert not agent.wait_programmed(second, second_revision, WAIT_S)
+    eventually(lambda: bench.status(first) == "up" and bench.status(second) == "error")
+    assert first.path in bench.states[-1].endpoints[second][1]
+    bench.write("a", state="inactive")
+    eventually(lambda: bench.status(first) == "down" and bench.status(second) == "up")
+    assert agent.wait_programmed(second, second_revision, WAIT_S)
 
 
 def test_when_nothing_can_be_programmed_no_endpoint_is_in_force(bench: Bench) -> None:

@@ -10,6 +10,7 @@ from netaddr import IPAddress, IPNetwork
 from calico_core.errors import InvalidSettings
 from calico_core.interfaces.dataplane import FailsafePort
 from calico_core.node.dataplane_options import (
+    cuts_denied_flows,
     dataplane_options,
     ipv6_lack,
     refresh_interval_s,
@@ -35,7 +36,7 @@ def test_every_option_follows_its_setting() -> None:
                 "FELIX_METADATAADDR": "127.0.0.1",
                 "FELIX_METADATAPORT": "80",
                 "FELIX_LOGPREFIX": "deny",
-                "FELIX_LOGACTIONRATELIMIT": "3",
+                "FELIX_LOGACTIONRATELIMIT": "3/minute",
                 "FELIX_LOGACTIONRATELIMITBURST": "4",
                 "FELIX_IPTABLESMARKMASK": "0xff",
                 "FELIX_DEVICEROUTEPROTOCOL": "99",
@@ -65,7 +66,8 @@ def test_every_option_follows_its_setting() -> None:
     assert options.failsafe_inbound == (FailsafePort(6, 22), FailsafePort(17, 53, IPNetwork("192.0.2.0/24")))
     assert options.failsafe_outbound == ()
     assert options.metadata == (IPAddress("127.0.0.1"), 80)
-    assert (options.log_prefix, options.log_rate, options.log_burst) == ("deny", 3, 4)
+    assert (options.log_prefix, options.log_burst) == ("deny", 4)
+    assert (options.log_rate, options.log_unit) == (3, "minute")
     assert (options.mark_mask, options.denied_group) == (0xFF, 7)
     assert (options.address_poll_s, options.netlink_timeout_s) == (20, 3)
     assert (options.makes_routes, options.makes_router) == (False, False)
@@ -81,6 +83,7 @@ def test_every_option_follows_its_setting() -> None:
 def test_without_settings_no_metadata_and_the_usual_ports() -> None:
     options = dataplane_options(load_settings({}), "rack-a")
     assert options.metadata is None
+    assert (options.log_rate, options.log_unit) == (0, "second")
     assert (options.drops_invalid, options.filter_allow, options.route_sources) == (True, "ACCEPT", ())
     assert (options.nat_ports, options.nat_address, options.nat_interfaces) == (None, None, "")
     assert (options.nat_spares_hosts, options.allows_ipip, options.allows_vxlan) == (False, False, False)
@@ -158,3 +161,17 @@ def test_policy_that_is_off_is_an_error_in_the_log(
 ) -> None:
     warn_of_open_policy(load_settings({"FELIX_DROPACTIONOVERRIDE": override}))
     assert ("policy.switched_off" in [each.getMessage() for each in caplog.records]) is is_told
+
+
+@pytest.mark.parametrize(
+    ("environment", "are_cut"),
+    [
+        ({}, True),
+        ({"CALICO_ESTABLISHED_FLOWS": "keep"}, False),
+        ({"FELIX_DROPACTIONOVERRIDE": "LOG-and-DROP"}, True),
+        ({"FELIX_DROPACTIONOVERRIDE": "ACCEPT"}, False),
+        ({"FELIX_DROPACTIONOVERRIDE": "LOG-and-ACCEPT"}, False),
+    ],
+)
+def test_connections_are_cut_where_policy_denies_packets(environment: dict[str, str], *, are_cut: bool) -> None:
+    assert cuts_denied_flows(load_settings(environment)) is are_cut

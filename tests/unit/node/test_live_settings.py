@@ -104,6 +104,22 @@ def test_a_bad_value_changes_nothing_until_it_is_a_good_one() -> None:
     assert (asked, live.differing) == ([1], {"health_port": 9101})
 
 
+def test_a_bad_value_asks_for_a_start_where_the_default_counts_instead() -> None:
+    asked: list[int] = []
+    stored = StoredConfig({}, {"DropActionOverride": "ACCEPT"})
+    settings = load_settings({}, global_config=stored.of_all)
+    live = LiveSettings(settings, "rack-a", stored, lambda: asked.append(1))
+    own, of_all = HostConfigKey("rack-a", "DropActionOverride"), GlobalConfigKey("DropActionOverride")
+    live.take(of_all, "DRPO")
+    assert (asked, live.differing) == ([1], {"drop_override": "DROP"})
+    live.take(of_all, "ACCEPT")
+    assert (asked, live.differing) == ([1], {})
+    live.take(own, "DRPO")
+    assert (asked, live.differing) == ([1, 1], {"drop_override": "DROP"}), "as a start has it"
+    live.take(own, None)
+    assert live.differing == {}
+
+
 def test_a_file_is_opened_and_left_as_the_datastore_says(tmp_path: Path) -> None:
     first, second = tmp_path / "first.log", tmp_path / "deep" / "second.log"
     targets = LogTargets()

@@ -128,3 +128,15 @@ def test_an_inactive_endpoint_is_down_unless_something_worse(progress: EndpointP
     progress.write(A, 8, "cali-a")
     progress.decide({})
     assert progress.status[A] == ("up", "")
+
+
+def test_a_record_that_is_not_obeyed_fails_until_it_is_another(progress: EndpointProgress) -> None:
+    progress.write(A, 7, "eth5", refusal="its name does not begin with 'cali'")
+    progress.decide({})
+    assert not progress.wait(A, 7, WAIT_S)
+    progress.decide({})
+    assert progress.status[A] == ("error", "its name does not begin with 'cali'")
+    progress.write(A, 8, "cali-a")
+    progress.decide({})
+    assert progress.wait(A, 8, 0)
+    assert progress.status[A] == ("up", "")

@@ -12,6 +12,7 @@ from calico_core.datastore.records import TypedRecords
 from calico_core.errors import InvalidSettings
 from calico_core.model.keys import GlobalConfigKey, HostConfigKey
 from calico_core.node.stored_config import StoredConfig, read_stored_config, tell_settings, with_stored_config
+from calico_core.setting_fields import FIELDS
 from calico_core.settings_file import load_local_settings
 
 
@@ -96,6 +97,21 @@ def test_one_with_a_fallback_leaves_the_others_in_force(nowhere: dict[str, str])
     assert "the default counts" in note
 
 
+def test_every_value_is_told_with_its_origin(nowhere: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    environment = {**nowhere, "FELIX_HEALTHPORT": "9100", "ETCD_PASSWORD": "hunter2"}
+    with caplog.at_level(logging.DEBUG, logger="calico_core"):
+        tell_settings(load_local_settings(environment), environment, StoredConfig({}, {}))
+    said = {
+        each.calico_fields["setting"]: (each.levelname, each.calico_fields["value"], each.calico_fields["origin"])  # type: ignore[attr-defined]
+        for each in caplog.records
+        if each.getMessage() == "settings.value"
+    }
+    assert said.keys() == {field.name for field in FIELDS}
+    assert said["health_port"] == ("INFO", 9100, "environment FELIX_HEALTHPORT")
+    assert said["metadata_port"] == ("DEBUG", 8775, "default")
+    assert said["etcd_password"] == ("INFO", "(set)", "environment ETCD_PASSWORD")
+
+
 def test_unknown_names_are_named_with_what_they_may_mean(
     nowhere: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -120,7 +136,8 @@ def test_known_names_that_change_nothing_are_warned_of_with_the_reason(
 ) -> None:
     Path(nowhere["CALICO_CONFIG_FILE"]).write_text("IptablesGeneratorPlugin = other\nRequireMTUFile = false\n")
     stored = StoredConfig(
-        {"marker": "created", "PeriodicResyncInterval": "60"}, {"IpInIpEnabled": "false", "ClusterGUID": "x"}
+        {"marker": "created", "PeriodicResyncInterval": "60"},
+        {"IpInIpEnabled": "false", "ClusterGUID": "x", "NFTablesMode": "Disabled"},
     )
     environment = {**nowhere, "FELIX_STARTUPCLEANUPDELAY": "5"}
     tell_settings(load_local_settings(environment), environment, stored)
@@ -134,4 +151,5 @@ def test_known_names_that_change_nothing_are_warned_of_with_the_reason(
         "IptablesGeneratorPlugin": f"file {nowhere['CALICO_CONFIG_FILE']}",
         "PeriodicResyncInterval": "datastore host",
         "ClusterGUID": "datastore global",
+        "NFTablesMode": "datastore global",
     }
