@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from importlib.abc import Loader  # it would bring importlib.resources
 
 LATER = frozenset({
-    *("asyncio", "google.protobuf.text_format", "grpc.aio", "http.client", "importlib.resources", "inspect", "json"),
-    *("msgspec.inspect", "platform", "pprint", "shutil", "ssl", "subprocess", "tempfile", "traceback"),
+    *("asyncio", "google.protobuf.text_format", "grpc.aio", "http", "http.client", "importlib.resources", "inspect"),
+    *("ipaddress", "json", "msgspec.inspect", "ntpath", "platform", "pprint", "selectors", "shutil", "ssl"),
+    *("subprocess", "tempfile", "textwrap", "traceback"),
 })  # fmt: skip
 """A ``from`` import of a name in one of them asks at once, so these are such as others import whole."""
 WITHOUT = (("hashlib", "_hashlib"), ("msgspec", "typing_extensions"))

@@ -115,4 +115,7 @@ def _namespace(path: str) -> int | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # all is closed; taking the modules apart would be a quarter of the call
