@@ -6,7 +6,6 @@ matter, so nothing is lost with an event, and a record that somebody else change
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,8 @@ from calico_kubernetes.mirror import Mirror
 
 BATCH = 30
 """Writes in one transaction; each takes a compare and an operation, and the leader's compare comes on top."""
+BATCH_BYTES = 1_000_000
+"""etcd takes requests of 1.5 MiB; one record may have as much as this alone."""
 GATHER_S = 0.02
 """So much later than the first change a pass begins: what belongs together often comes together."""
 SHARE = 4
@@ -103,6 +104,13 @@ class PolicyController:
 
 
 def _batches(each: Iterable[Change]) -> Iterator[list[Change]]:
-    rest = iter(each)
-    while batch := list(itertools.islice(rest, BATCH)):
+    batch: list[Change] = []
+    size = 0
+    for change in each:
+        if batch and (len(batch) == BATCH or size + change.size_bytes > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(change)
+        size += change.size_bytes
+    if batch:
         yield batch

@@ -85,6 +85,11 @@ def closed_policy(policy: NetworkPolicy) -> Policy:
         selector = pods_of(policy.metadata.namespace, policy.spec.pod_selector)
     except CalicoError:
         selector = pods_of(policy.metadata.namespace, None)
+    return closed(selector)
+
+
+def closed(selector: str) -> Policy:
+    """No rule of its own; other policies may still allow."""
     return Policy(selector=selector, order=ORDER, types=("ingress", "egress"))
 
 
@@ -122,7 +127,7 @@ def _rules(
     numbers: Numbers,
 ) -> Iterator[Rule]:
     """One list of peers by one list of ports. Absent or empty lists do not narrow."""
-    sides = [_side(namespace, peer) for peer in peers] if peers else [_Side()]
+    sides = _sides(namespace, peers) if peers else [_Side()]
     groups = list(_port_groups(ports, numbers)) if ports else [_Ports()]
     for side in sides:
         for group in groups:
@@ -151,6 +156,19 @@ def _egress(side: _Side, group: _Ports) -> Rule:
         not_dst_nets=side.not_nets,
         dst_ports=group.ports,
     )
+
+
+def _sides(namespace: str, peers: tuple[Peer, ...]) -> list[_Side]:
+    """All blocks without exceptions are one side: people list them by the hundred."""
+    sides: list[_Side] = []
+    nets: dict[IPNetwork, None] = {}
+    for peer in peers:
+        side = _side(namespace, peer)
+        if side.nets is not None and side.not_nets is None:
+            nets.update(dict.fromkeys(side.nets))
+        else:
+            sides.append(side)
+    return [*sides, _Side(nets=tuple(nets))] if nets else sides
 
 
 def _side(namespace: str, peer: Peer) -> _Side:

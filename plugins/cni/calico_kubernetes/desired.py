@@ -41,10 +41,12 @@ from calico_core.model.kubernetes import (
 )
 from calico_core.model.policies import DEFAULT_TIER, Policy
 from calico_core.model.rules import Rule, RuleLists
-from calico_kubernetes.conversion import PortNames, closed_policy, policy_record
+from calico_kubernetes.conversion import PortNames, closed, closed_policy, policy_record
 from calico_kubernetes.objects import Name, NetworkPolicy, Snapshot
 
 POLICY_PREFIX = "knp.default."
+LARGEST_RECORD_BYTES = 1_000_000
+"""etcd takes requests of 1.5 MiB."""
 _OPEN = RuleLists(inbound_rules=(Rule(action="allow"),), outbound_rules=(Rule(action="allow"),))
 """A pod that no policy selects is not isolated."""
 _NOTHING = RuleLists()
@@ -66,6 +68,10 @@ class Change(NamedTuple):
     precondition: Compare
     operation: Operation
 
+    @property
+    def size_bytes(self) -> int:
+        return len(self.key) + (len(self.operation.value) if isinstance(self.operation, Put) else 0)
+
 
 def is_ours(key: Key | None) -> bool:
     """Whether the controller looks after the record of a key."""
@@ -78,7 +84,8 @@ def is_ours(key: Key | None) -> bool:
 
 def changes(snapshot: Snapshot, observed: Mapping[str, Stored]) -> Iterator[Change]:
     """What leads from ``observed`` (records of ours by path) to what is wanted. Applied, nothing is left to change."""
-    wanted = {key.path: codec.encode(record) for key, record in desired_records(snapshot).items()}
+    encoded = ((key.path, _encoded(key, record)) for key, record in desired_records(snapshot).items())
+    wanted = {path: value for path, value in encoded if value is not None}
     for path, value in wanted.items():
         stored = observed.get(path)
         if stored is None:
@@ -109,6 +116,19 @@ def desired_records(snapshot: Snapshot) -> dict[Key, object]:
         name = f"{POLICY_PREFIX}{policy.metadata.namespace}.{policy.metadata.name}"
         records[PolicyKey(DEFAULT_TIER, name)] = _policy(policy, names)
     return records
+
+
+def _encoded(key: Key, record: object) -> bytes | None:
+    """None: the datastore does not take it. Without the labels of a namespace, nothing selects it."""
+    value = codec.encode(record)
+    if len(value) <= LARGEST_RECORD_BYTES:
+        return value
+    reason = f"the record has {len(value)} bytes, more than {LARGEST_RECORD_BYTES}"
+    if isinstance(record, Policy):
+        log.error("policy.unconvertible", key=key.path, reason=reason, action="its pods are closed")
+        return codec.encode(closed(record.selector))
+    log.error("record.too_large", key=key.path, reason=reason, action="it is left out")
+    return None
 
 
 def _profile(name: str, rules: RuleLists, labels: dict[str, str]) -> dict[Key, object]:
@@ -147,5 +167,7 @@ def _endpoint_change(key: WorkloadEndpointKey, stored: Stored, pods: Mapping[Nam
     labels, profiles = endpoint_labels(pod), endpoint_profiles(pod)
     if (endpoint.labels, endpoint.profile_ids) == (labels, profiles):
         return
-    value = codec.encode(msgspec.structs.replace(endpoint, labels=labels, profile_ids=profiles))
+    value = _encoded(key, msgspec.structs.replace(endpoint, labels=labels, profile_ids=profiles))
+    if value is None:
+        return
     yield Change(key.path, Compare(key.path, stored.mod_revision), Put(key.path, value))

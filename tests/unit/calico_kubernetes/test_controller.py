@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import pytest
 
 from calico_core.datastore.memory import MemoryDatastore
 from calico_core.datastore.records import TypedRecords
-from calico_core.interfaces.datastore import Datastore
+from calico_core.errors import Unavailable
+from calico_core.interfaces.datastore import Datastore, Operation, Precondition, Put, TransactionResult
 from calico_core.model.addresses import parse_mac
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import PolicyKey, ProfileLabelsKey, ProfileRulesKey, WorkloadEndpointKey
@@ -26,12 +27,23 @@ DENY_ALL = {"podSelector": {}, "policyTypes": ["Ingress"]}
 ENDPOINT = WorkloadEndpointKey("n1", "k8s", "shop.web-0", "0123")
 
 
+class LimitedDatastore(MemoryDatastore):
+    """With etcd's limit of a request, by default 1.5 MiB."""
+
+    def transact(
+        self, preconditions: Sequence[Precondition], operations: Sequence[Operation], otherwise: Sequence[str] = ()
+    ) -> TransactionResult:
+        if sum(len(each.value) for each in operations if isinstance(each, Put)) > 1.5 * 2**20:
+            raise Unavailable("limited", "request is too large")
+        return super().transact(preconditions, operations, otherwise)
+
+
 class Cluster:
     """An API, a datastore and controllers of several nodes."""
 
     def __init__(self, folder: Path) -> None:
         self.api = KubernetesApi(folder)
-        self.store: Datastore = MemoryDatastore()
+        self.store: Datastore = LimitedDatastore()
         self.records = TypedRecords(self.store)
         self._stops: dict[str, tuple[threading.Event, threading.Thread]] = {}
 
@@ -158,6 +170,29 @@ def test_records_that_are_not_ours_are_never_touched(cluster: Cluster) -> None:
     eventually(lambda: cluster.record(ProfileRulesKey("kns.shop")))
     after = {entry.key: entry for entry in cluster.store.list("/calico/v1/").entries}
     assert all(after[entry.key] == entry for entry in before)
+
+
+def test_large_policies_keep_nothing_from_being_written(cluster: Cluster) -> None:
+    """Several that do not fit into one transaction together, and one that fits into none."""
+    cluster.api.page = 50
+    cluster.api.put("namespaces", "shop")
+    for number in range(8):
+        peers = [{"podSelector": {"matchLabels": {"app": f"{number}-{each}"}}} for each in range(1500)]
+        cluster.api.put("policies", f"large-{number}", "shop", spec={"podSelector": {}, "ingress": [{"from": peers}]})
+    peers = [{"podSelector": {"matchLabels": {"app": str(each)}}} for each in range(1500)]
+    ports = [{"port": 80, "protocol": protocol} for protocol in ("TCP", "UDP", "SCTP")] + [{"port": "http"}]
+    too_large = {"podSelector": {"matchLabels": {"app": "db"}}, "ingress": [{"from": peers, "ports": ports}] * 2}
+    too_large["egress"] = [{"to": peers, "ports": ports}]
+    cluster.api.put("policies", "too-large", "shop", spec=too_large)
+    cluster.api.put("policies", "closed", "shop", spec=DENY_ALL)
+    cluster.start()
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.shop")) and cluster.record(knp("shop.closed")))
+    eventually(lambda: all(cluster.record(knp(f"shop.large-{number}")) for number in range(8)))
+    assert len(cluster.record(knp("shop.large-7")).inbound_rules) == 1500
+    eventually(lambda: cluster.record(knp("shop.too-large")))
+    closed = cluster.record(knp("shop.too-large"))
+    assert (closed.inbound_rules, closed.outbound_rules, closed.types) == ((), (), ("ingress", "egress"))
+    assert closed.selector.endswith('app == "db"')
 
 
 def test_while_the_api_is_away_everything_stays_and_then_follows(cluster: Cluster) -> None:

@@ -131,6 +131,24 @@ def test_blocks_of_addresses() -> None:
     assert outbound(to=[{"ipBlock": {"cidr": "fd00::/8"}}]) == [{"dst_nets": ["fd00::/8"]}]
 
 
+def test_blocks_without_exceptions_are_one_rule() -> None:
+    peers = [
+        {"ipBlock": {"cidr": "10.0.0.0/8"}},
+        {"podSelector": {}},
+        {"ipBlock": {"cidr": "192.0.2.0/24", "except": ["192.0.2.7/32"]}},
+        {"ipBlock": {"cidr": "fd00::/8"}},
+        {"ipBlock": {"cidr": "10.0.0.0/8"}},
+    ]
+    assert outbound(to=peers) == [
+        {"dst_selector": SHOP},
+        {"dst_nets": ["192.0.2.0/24"], "!dst_nets": ["192.0.2.7/32"]},
+        {"dst_nets": ["10.0.0.0/8", "fd00::/8"]},
+    ]
+    assert inbound(**{"from": peers[:1] + peers[3:], "ports": [{"port": 80}]}) == [
+        {"protocol": "tcp", "dst_ports": [80], "src_nets": ["10.0.0.0/8", "fd00::/8"]}
+    ]
+
+
 # --- ports --------------------------------------------------------------------------------------------------------
 
 
@@ -190,6 +208,7 @@ def test_a_name_that_no_pod_has_opens_nothing() -> None:
     [
         {"podSelector": {"matchExpressions": [{"key": "a", "operator": "Like", "values": ["x"]}]}},
         {"podSelector": {"matchLabels": {"a": '"'}}},
+        {"podSelector": {"matchExpressions": [{"key": "a", "operator": "In", "values": ["v" * 60] * 8000}]}},
         {"policyTypes": ["Sideways"]},
         {"ingress": [{"from": [{}]}]},
         {"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}, "podSelector": {}}]}]},
