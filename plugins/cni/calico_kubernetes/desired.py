@@ -8,6 +8,7 @@ node; here only their labels and profiles follow the pod.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from typing import NamedTuple
 
 import msgspec
@@ -47,6 +48,10 @@ from calico_kubernetes.objects import Name, NetworkPolicy, Snapshot
 POLICY_PREFIX = "knp.default."
 LARGEST_RECORD_BYTES = 1_000_000
 """etcd takes requests of 1.5 MiB."""
+_TURNS: tuple[type, ...] = (PolicyKey, ProfileLabelsKey, WorkloadEndpointKey, ProfileTagsKey, ProfileRulesKey)
+"""What is written, in this order: a profile's rules open the pods that no policy selects, so policies, and the labels
+that these select by, stand before. What is deleted follows, the other way round: a policy goes last."""
+_LAST = 2 * len(_TURNS) - 1
 _OPEN = RuleLists(inbound_rules=(Rule(action="allow"),), outbound_rules=(Rule(action="allow"),))
 """A pod that no policy selects is not isolated."""
 _NOTHING = RuleLists()
@@ -83,21 +88,30 @@ def is_ours(key: Key | None) -> bool:
 
 
 def changes(snapshot: Snapshot, observed: Mapping[str, Stored]) -> Iterator[Change]:
-    """What leads from ``observed`` (records of ours by path) to what is wanted. Applied, nothing is left to change."""
-    encoded = ((key.path, _encoded(key, record)) for key, record in desired_records(snapshot).items())
-    wanted = {path: value for path, value in encoded if value is not None}
-    for path, value in wanted.items():
+    """What leads from ``observed`` (records of ours by path) to what is wanted. Applied, nothing is left to change.
+
+    In an order in which a part of them opens nothing that the whole keeps closed.
+    """
+    wanted: set[str] = set()
+    found: list[tuple[int, Change]] = []
+    for key, record in desired_records(snapshot).items():
+        path, value = key.path, _encoded(key, record)
+        if value is None:
+            continue
+        wanted.add(path)
         stored = observed.get(path)
-        if stored is None:
-            yield Change(path, Compare(path, 0), Put(path, value))
-        elif stored.value != value:
-            yield Change(path, Compare(path, stored.mod_revision), Put(path, value))
+        if stored is None or stored.value != value:
+            condition = Compare(path, 0 if stored is None else stored.mod_revision)
+            found.append((_TURNS.index(type(key)), Change(path, condition, Put(path, value))))
     for path, stored in observed.items():
         key = parse_key(path)
         if isinstance(key, WorkloadEndpointKey):
-            yield from _endpoint_change(key, stored, snapshot.pods)
+            each = _TURNS.index(WorkloadEndpointKey)
+            found += [(each, change) for change in _endpoint_change(key, stored, snapshot.pods)]
         elif path not in wanted:
-            yield Change(path, Compare(path, stored.mod_revision), Delete(path))
+            change = Change(path, Compare(path, stored.mod_revision), Delete(path))
+            found.append((_LAST - _TURNS.index(type(key)), change))
+    yield from (change for _, change in sorted(found, key=itemgetter(0)))
 
 
 def desired_records(snapshot: Snapshot) -> dict[Key, object]:
