@@ -53,9 +53,9 @@ class KubernetesApi:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def kubeconfig(self, token: str = TOKEN) -> str:
+    def kubeconfig(self, token: str = TOKEN, *, name: str = "kubeconfig") -> str:
         """Written to the folder; its path."""
-        path = self._folder / "kubeconfig"
+        path = self._folder / name
         user = {"token": token}
         path.write_text(
             json.dumps(
@@ -99,6 +99,15 @@ class KubernetesApi:
         with self._condition:
             self._version += 1
             self._oldest = self._version
+            self._events.clear()
+            self._generation += 1
+            self._condition.notify_all()
+
+    def restore_empty(self) -> None:
+        """As from a backup that is older than everything: versions begin anew, and nobody is told."""
+        with self._condition:
+            self._version, self._oldest = 1, 0
+            self._objects.clear()
             self._events.clear()
             self._generation += 1
             self._condition.notify_all()

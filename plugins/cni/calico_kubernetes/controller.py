@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator
 from calico_core.errors import CalicoError, Conflict
 from calico_core.interfaces.datastore import Datastore
 from calico_core.log import get_logger
+from calico_kubernetes.api import Api
 from calico_kubernetes.cache import ApiCache
 from calico_kubernetes.desired import Change, changes
-from calico_kubernetes.election import KEY, TTL_S, Leadership, try_win
+from calico_kubernetes.election import KEY, TTL_S, Leadership, is_vacant, try_win
 from calico_kubernetes.mirror import Mirror
 
 BATCH = 30
@@ -28,6 +29,8 @@ SHARE = 4
 """After a pass, so many times its length belongs to the rest of the node: one over 10,000 pods takes a tenth of a
 second."""
 CANDIDATE_S = 2.0
+AWAY_S = 30.0
+"""A leader that has been without the API for so long lets another try."""
 
 log = get_logger(__name__)
 
@@ -39,17 +42,35 @@ class PolicyController:
         self._store = store
         self._host = host
         self._kubeconfig = kubeconfig
+        self._can_serve = True
 
     def run(self, stop: threading.Event) -> None:
         while not stop.is_set():
             try:
-                leadership = try_win(self._store, self._host)
-                if leadership is not None:
-                    log.info("controller.elected", host=self._host)
-                    self._lead(leadership, stop)
+                if is_vacant(self._store) and self._reaches_api():
+                    leadership = try_win(self._store, self._host)
+                    if leadership is not None:
+                        log.info("controller.elected", host=self._host)
+                        self._lead(leadership, stop)
             except CalicoError as error:
                 log.warning("controller.interrupted", reason=str(error))
             stop.wait(CANDIDATE_S)
+
+    def _reaches_api(self) -> bool:
+        """Who does not must not keep the place from those who do."""
+        try:
+            api = Api(self._kubeconfig)
+            try:
+                api.check_access()
+            finally:
+                api.close()
+        except CalicoError as error:
+            if self._can_serve:  # once is enough until it can again
+                log.warning("controller.cannot_stand", reason=str(error))
+            self._can_serve = False
+        else:
+            self._can_serve = True
+        return self._can_serve
 
     def _lead(self, leadership: Leadership, stop: threading.Event) -> None:
         """Until the lease is lost or the node stops."""
@@ -60,7 +81,7 @@ class PolicyController:
         mirror.start()
         pause_s = GATHER_S
         try:
-            while not stop.is_set() and leadership.renew():
+            while not stop.is_set() and cache.away_s() < AWAY_S and leadership.renew():
                 if not changed.wait(TTL_S / 8):
                     continue
                 stop.wait(pause_s)
@@ -68,7 +89,7 @@ class PolicyController:
                 started = time.monotonic()
                 self._reconcile(leadership, cache, mirror)
                 pause_s = min(max(GATHER_S, SHARE * (time.monotonic() - started)), TTL_S / 8)
-            log.info("controller.resigned", is_stopping=stop.is_set())
+            log.info("controller.resigned", is_stopping=stop.is_set(), away_s=round(cache.away_s(), 1))
         finally:
             cache.stop()
             mirror.stop()

@@ -104,13 +104,12 @@ def changes(snapshot: Snapshot, observed: Mapping[str, Stored]) -> Iterator[Chan
             condition = Compare(path, 0 if stored is None else stored.mod_revision)
             found.append((_TURNS.index(type(key)), Change(path, condition, Put(path, value))))
     for path, stored in observed.items():
-        key = parse_key(path)
-        if isinstance(key, WorkloadEndpointKey):
-            each = _TURNS.index(WorkloadEndpointKey)
-            found += [(each, change) for change in _endpoint_change(key, stored, snapshot.pods)]
+        held = parse_key(path)
+        turn = _TURNS.index(type(held))
+        if isinstance(held, WorkloadEndpointKey):
+            found += [(turn, change) for change in _endpoint_change(held, stored, snapshot.pods)]
         elif path not in wanted:
-            change = Change(path, Compare(path, stored.mod_revision), Delete(path))
-            found.append((_LAST - _TURNS.index(type(key)), change))
+            found.append((_LAST - turn, Change(path, Compare(path, stored.mod_revision), Delete(path))))
     yield from (change for _, change in sorted(found, key=itemgetter(0)))
 
 

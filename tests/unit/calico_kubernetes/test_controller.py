@@ -16,7 +16,7 @@ from calico_core.interfaces.datastore import Datastore, Operation, Precondition,
 from calico_core.model.addresses import parse_mac
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import PolicyKey, ProfileLabelsKey, ProfileRulesKey, WorkloadEndpointKey
-from calico_kubernetes import controller, election
+from calico_kubernetes import cache, controller, election
 from calico_kubernetes.controller import PolicyController
 from tests.doubles.kubernetes_api import KubernetesApi
 from tests.waiting import eventually
@@ -47,9 +47,9 @@ class Cluster:
         self.records = TypedRecords(self.store)
         self._stops: dict[str, tuple[threading.Event, threading.Thread]] = {}
 
-    def start(self, host: str = "n1") -> None:
+    def start(self, host: str = "n1", kubeconfig: str = "") -> None:
         stop = threading.Event()
-        runner = PolicyController(self.store, host, self.api.kubeconfig())
+        runner = PolicyController(self.store, host, kubeconfig or self.api.kubeconfig())
         thread = threading.Thread(target=runner.run, args=(stop,))
         thread.start()
         self._stops[host] = (stop, thread)
@@ -215,7 +215,7 @@ def test_a_new_token_is_picked_up(cluster: Cluster) -> None:
     cluster.api.token = "another"
     cluster.api.put("namespaces", "shop")
     cluster.start()
-    eventually(lambda: any("pods" in path for path in cluster.api.requests))
+    eventually(lambda: len(cluster.api.requests) > 1)
     assert cluster.record(ProfileRulesKey("kns.shop")) is None
     cluster.api.kubeconfig(token="another")
     eventually(lambda: cluster.record(ProfileRulesKey("kns.shop")))
@@ -249,3 +249,45 @@ def test_a_node_that_lost_its_lease_does_not_write(cluster: Cluster) -> None:
 
     cluster.store.delete(election.KEY)
     eventually(lambda: cluster.record(ProfileRulesKey("kns.shop")))
+
+
+def test_a_node_that_does_not_reach_the_api_does_not_lead(cluster: Cluster) -> None:
+    cluster.start("astray", "/nowhere/kubeconfig")
+    cluster.start("refused", cluster.api.kubeconfig("no-such-token", name="refused"))
+    eventually(lambda: len(cluster.api.requests) > 1)
+    assert cluster.leader == ""
+    cluster.start("n1")
+    cluster.api.put("namespaces", "shop")
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.shop")))
+    assert cluster.leader == "n1"
+
+
+def test_a_leader_that_loses_the_api_makes_room(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller, "AWAY_S", 0.5)
+    cluster.start("n1", cluster.api.kubeconfig(name="first"))
+    eventually(lambda: cluster.leader == "n1")
+    cluster.start("n2")
+    cluster.api.kubeconfig("no-such-token", name="first")
+    cluster.api.forget_history()
+    cluster.api.put("namespaces", "lab")
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.lab")))
+    assert cluster.leader == "n2"
+
+
+def test_nothing_is_watched_any_more_by_who_does_not_lead(cluster: Cluster) -> None:
+    cluster.start()
+    eventually(lambda: sum("watch" in path for path in cluster.api.requests) == 4)
+    cluster.stop("n1")
+    eventually(lambda: not any(thread.name.startswith("kube-") for thread in threading.enumerate()), within_s=5)
+
+
+def test_an_api_that_was_restored_is_listed_again(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "RELIST_S", 0.0)
+    for name in ("shop", "lab", "field"):
+        cluster.api.put("namespaces", name)
+    cluster.start()
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.field")))
+    cluster.api.restore_empty()
+    cluster.api.put("namespaces", "shop")
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.field")) is None)
+    assert cluster.record(ProfileRulesKey("kns.shop")) is not None
