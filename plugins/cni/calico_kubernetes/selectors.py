@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from calico_core.errors import InvalidRequest
 from calico_core.model.kubernetes import (
+    NAME_LABEL,
     NAMESPACE_LABEL,
     NAMESPACE_LABEL_PREFIX,
     ORCHESTRATOR,
@@ -31,8 +32,12 @@ def pods_of(namespace: str, pods: LabelSelector | None) -> str:
 
 
 def pods_in(namespaces: LabelSelector, pods: LabelSelector | None) -> str:
-    """Pods of the namespaces that are selected."""
-    return _all_of(EVERY_POD, *_terms(namespaces, _namespace_label), *_terms(pods, pod_label))
+    """Pods of the namespaces that are selected. One whose labels are not written yet is not, whatever it must not
+    have."""
+    terms = [EVERY_POD, *_terms(namespaces, _namespace_label), *_terms(pods, pod_label)]
+    if any(each.operator in {"NotIn", "DoesNotExist"} for each in namespaces.match_expressions or ()):
+        terms.insert(1, f"has({_namespace_label(NAME_LABEL)})")
+    return _all_of(*terms)
 
 
 def _all_of(*terms: str) -> str:

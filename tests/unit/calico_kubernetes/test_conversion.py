@@ -116,13 +116,24 @@ def test_peers() -> None:
         ({"namespaceSelector": team, "podSelector": app}, f'{PODS} && pcns.team == "north" && app == "web"'),
         (
             {"namespaceSelector": {"matchExpressions": [{"key": "team", "operator": "NotIn", "values": ["north"]}]}},
-            f'{PODS} && pcns.team not in {{"north"}}',
+            f'{PODS} && has(pcns.projectcalico.org/name) && pcns.team not in {{"north"}}',
         ),
     ]
     for peer, selector in cases:
         assert inbound(**{"from": [peer]}) == [{"src_selector": selector}]
         assert outbound(to=[peer]) == [{"dst_selector": selector}]
     assert len(inbound(**{"from": [peer for peer, _ in cases]})) == len(cases)
+
+
+@pytest.mark.parametrize("what", [{"operator": "NotIn", "values": ["low"]}, {"operator": "DoesNotExist"}])
+def test_a_namespace_whose_labels_are_not_written_yet_is_no_peer(what: dict[str, Any]) -> None:
+    peer = {"namespaceSelector": {"matchExpressions": [{"key": "trust", **what}]}}
+    (rule,) = inbound(**{"from": [peer]})
+    selector = parse_selector(rule["src_selector"])
+    own = {"projectcalico.org/orchestrator": "k8s", "projectcalico.org/namespace": "evil"}
+    assert not selector.matches(own)
+    assert selector.matches(own | {"pcns.projectcalico.org/name": "evil"})
+    assert not selector.matches(own | {"pcns.projectcalico.org/name": "evil", "pcns.trust": "low"})
 
 
 def test_blocks_of_addresses() -> None:
