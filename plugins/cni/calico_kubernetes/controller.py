@@ -54,6 +54,8 @@ class PolicyController:
                         self._lead(leadership, stop)
             except CalicoError as error:
                 log.warning("controller.interrupted", reason=str(error))
+            except Exception:  # without a controller the cluster's policy would stand still
+                log.exception("controller.failed")
             stop.wait(CANDIDATE_S)
 
     def _reaches_api(self) -> bool:

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
+import msgspec
 from netaddr import IPNetwork
 
 from calico_core.errors import CalicoError, InvalidRequest
@@ -21,7 +22,7 @@ from calico_core.model.addresses import parse_network
 from calico_core.model.kubernetes import NamedPort, Pod, named_ports
 from calico_core.model.policies import Policy
 from calico_core.model.rules import Rule
-from calico_kubernetes.objects import IpBlock, NetworkPolicy, NetworkPolicySpec, Peer, Port
+from calico_kubernetes.objects import IpBlock, NetworkPolicy, NetworkPolicySpec, Peer, PodsOfSpec, Port
 from calico_kubernetes.selectors import pods_in, pods_of
 
 ORDER = 1000.0
@@ -54,7 +55,13 @@ class PortNames:
 
 def policy_record(policy: NetworkPolicy, names: PortNames) -> Policy:
     """:raises InvalidRequest: something in it has a meaning that we do not know."""
-    namespace, spec = policy.metadata.namespace, policy.spec
+    try:
+        return _converted(policy.metadata.namespace, msgspec.json.decode(policy.spec, type=NetworkPolicySpec), names)
+    except ValueError as error:
+        raise InvalidRequest("spec", str(error)) from error
+
+
+def _converted(namespace: str, spec: NetworkPolicySpec, names: PortNames) -> Policy:
     types = _types(spec)
     inbound: list[Rule] = []
     outbound: list[Rule] = []
@@ -66,26 +73,24 @@ def policy_record(policy: NetworkPolicy, names: PortNames) -> Policy:
     if "egress" in types:
         for egress in spec.egress or ():
             outbound += _rules("egress", namespace, egress.peers, egress.ports, names.everywhere)
-    try:
-        return Policy(
-            selector=pods_of(namespace, spec.pod_selector),
-            order=ORDER,
-            inbound_rules=tuple(dict.fromkeys(inbound)),
-            outbound_rules=tuple(dict.fromkeys(outbound)),
-            types=types,
-        )
-    except ValueError as error:
-        raise InvalidRequest("spec", str(error)) from error
+    return Policy(
+        selector=pods_of(namespace, spec.pod_selector),
+        order=ORDER,
+        inbound_rules=tuple(dict.fromkeys(inbound)),
+        outbound_rules=tuple(dict.fromkeys(outbound)),
+        types=types,
+    )
 
 
 def closed_policy(policy: NetworkPolicy) -> Policy:
     """In place of one that does not convert: nothing goes in or out of its pods, or of the whole namespace if these
     cannot be told."""
+    namespace = policy.metadata.namespace
     try:
-        selector = pods_of(policy.metadata.namespace, policy.spec.pod_selector)
-    except CalicoError:
-        selector = pods_of(policy.metadata.namespace, None)
-    return closed(selector)
+        selected = msgspec.json.decode(policy.spec, type=PodsOfSpec).pod_selector
+        return closed(pods_of(namespace, selected))
+    except (CalicoError, ValueError):
+        return closed(pods_of(namespace, None))
 
 
 def closed(selector: str) -> Policy:
@@ -195,6 +200,8 @@ def _port_groups(ports: tuple[Port, ...], numbers: Numbers) -> Iterator[_Ports]:
     for port in ports:
         protocol = _protocol(port)
         if port.port is None:
+            if port.end_port is not None:
+                raise InvalidRequest("ports.endPort", "stands without a port")
             by_protocol[protocol] = None
         elif isinstance(port.port, str):
             if port.end_port is not None:

@@ -12,7 +12,7 @@ import pytest
 from calico_core.datastore.memory import MemoryDatastore
 from calico_core.datastore.records import TypedRecords
 from calico_core.errors import Unavailable
-from calico_core.interfaces.datastore import Datastore, Operation, Precondition, Put, TransactionResult
+from calico_core.interfaces.datastore import Datastore, Lease, Operation, Precondition, Put, TransactionResult
 from calico_core.model.addresses import parse_mac
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import PolicyKey, ProfileLabelsKey, ProfileRulesKey, WorkloadEndpointKey
@@ -193,6 +193,33 @@ def test_large_policies_keep_nothing_from_being_written(cluster: Cluster) -> Non
     closed = cluster.record(knp("shop.too-large"))
     assert (closed.inbound_rules, closed.outbound_rules, closed.types) == ((), (), ("ingress", "egress"))
     assert closed.selector.endswith('app == "db"')
+
+
+def test_a_policy_that_is_not_understood_keeps_no_other_from_being_read(cluster: Cluster) -> None:
+    cluster.api.put("policies", "odd", "shop", spec={"podSelector": {"matchLabels": {"app": "db"}}, "ingress": "all"})
+    cluster.api.put("policies", "closed", "shop", spec=DENY_ALL)
+    cluster.start()
+    eventually(lambda: cluster.record(knp("shop.closed")) and cluster.record(knp("shop.odd")))
+    assert cluster.record(knp("shop.odd")).selector.endswith('app == "db"')
+    cluster.api.put("policies", "odd", "shop", spec=DENY_ALL)
+    eventually(lambda: cluster.record(knp("shop.odd")).types == ("ingress",))
+
+
+def test_a_fault_of_its_own_does_not_end_it(cluster: Cluster) -> None:
+    class Faulty(LimitedDatastore):
+        unforeseen = 1
+
+        def lease(self, ttl_s: float) -> Lease:
+            if self.unforeseen:
+                self.unforeseen -= 1
+                raise RuntimeError("no such thing was foreseen")
+            return super().lease(ttl_s)
+
+    cluster.store = Faulty()
+    cluster.records = TypedRecords(cluster.store)
+    cluster.api.put("namespaces", "shop")
+    cluster.start()
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.shop")))
 
 
 def test_while_the_api_is_away_everything_stays_and_then_follows(cluster: Cluster) -> None:

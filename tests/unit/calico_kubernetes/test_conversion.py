@@ -228,6 +228,19 @@ def test_a_name_that_no_pod_has_opens_nothing() -> None:
         {"ingress": [{"ports": [{"port": 90, "endPort": 80}]}]},
         {"ingress": [{"ports": [{"port": "http", "endPort": 80}]}]},
         {"ingress": [{"ports": [{"port": 0}]}]},
+        {"ingress": [{"ports": [{"endPort": 90}]}]},
+        {"ingress": [{"from": [{"podSelector": {"matchLabels": {"a" * 600: "x"}}}]}]},
+        {"podSelector": {"matchLabels": {"a" * 600: "x"}}},
+        # fields of a version after ours
+        {"ingress": [{"from": [{"podSelector": {}, "serviceSelector": {}}]}]},
+        {"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "only": ["10.0.0.0/9"]}}]}]},
+        {"ingress": [{"when": "never"}]},
+        {"egress": [{"ports": [{"port": 80, "name": "x"}]}]},
+        {"action": "deny"},
+        {"podSelector": {"matchFields": []}},
+        # not as any version writes it
+        {"ingress": [{"ports": [{"port": 1.5}]}]},
+        {"ingress": "all"},
     ],
 )
 def test_a_policy_that_is_not_understood_closes_its_pods(spec: dict[str, Any]) -> None:
@@ -238,6 +251,13 @@ def test_a_policy_that_is_not_understood_closes_its_pods(spec: dict[str, Any]) -
     assert (closed.inbound_rules, closed.outbound_rules, closed.types) == ((), (), ("ingress", "egress"))
     labels = {"projectcalico.org/orchestrator": "k8s", "projectcalico.org/namespace": "shop"}
     assert parse_selector(closed.selector).matches(labels)
+
+
+def test_of_a_policy_that_is_not_understood_the_pods_are() -> None:
+    """Only these are closed, where they can be told."""
+    for rest in ({"ingress": [{"when": "never"}]}, {"ingress": [{"from": [{"ipBlock": {"cidr": "ten"}}]}]}, {"x": 1}):
+        closed = closed_policy(a_policy(podSelector={"matchLabels": {"app": "db"}}, **rest))
+        assert closed.selector == f'{SHOP} && app == "db"'
 
 
 def test_what_was_written_is_read_back_equal() -> None:
