@@ -27,7 +27,8 @@
     │   ├── ToolFailed(argv, code, stderr)
     │   ├── KernelRefused(operation, errno)
     │   ├── NamespaceGone
-    │   └── InterfaceTaken
+    │   ├── InterfaceTaken
+    │   └── RouteTaken
     ├── RoutingError
     │   ├── ConfigRejected(line)
     │   └── DaemonDown*
@@ -256,12 +257,20 @@ class NamespaceGone(DataplaneError):
 
 
 class InterfaceTaken(DataplaneError):
-    """An interface or a route of that name is there and not ours."""
+    """An interface of that name is there and not ours."""
 
     def __init__(self, interface: str, where: str, owner: str = "") -> None:
         by = f" (owner: {owner})" if owner else ""
         super().__init__(f"{interface} exists already in {where}{by}")
         self.interface, self.where, self.owner = interface, where, owner
+
+
+class RouteTaken(DataplaneError):
+    """The host's route to a workload's address leads elsewhere. ``owner``: the interface, where it is one."""
+
+    def __init__(self, destination: str, owner: str) -> None:
+        super().__init__(f"the host's route to {destination} belongs to {owner}")
+        self.destination, self.owner = destination, owner
 
 
 # --- routing -------------------------------------------------------------------------------------

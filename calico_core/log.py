@@ -135,5 +135,6 @@ def install(handlers: Sequence[logging.Handler]) -> None:
 
 
 def _console_value(value: Any) -> str:
+    """Quoted where it could be taken for more than one value, for an end of line, or for a terminal's command."""
     text = str(value)
-    return repr(text) if " " in text or not text else text
+    return text if text and text.isprintable() and " " not in text else repr(text)

@@ -202,20 +202,24 @@ def path_or_none_word(value: str) -> str:
 
 
 def own_address(version: int) -> Callable[[str], str]:
-    """``autodetect``, ``none`` or an address, of which a prefix length is dropped."""
+    """``autodetect``, ``none`` or an address that others can reach, of which a prefix length is dropped."""
 
     def parse(value: str) -> str:
-        from calico_core.model.addresses import parse_network
+        from calico_core.model.addresses import not_reachable, parse_address, parse_network
 
         cleaned = value.strip().lower()
         if cleaned in {"autodetect", "none"}:
             return cleaned
+        own = cleaned.partition("/")[0]
         try:
             parse_network(cleaned, version=version)
         except InvalidRequest:
             wanted = f"an IPv{version} address, 'autodetect' or 'none'"
             raise InvalidRequest("value", f"{value!r} is not {wanted}") from None
-        return cleaned.partition("/")[0]
+        kind = not_reachable(parse_address(own))
+        if kind:
+            raise InvalidRequest("value", f"{value!r} is {kind}: give one by which other hosts reach this host")
+        return own
 
     return parse
 

@@ -18,6 +18,7 @@ from calico_core.setting_fields import FIELDS, Field
 
 IN_CLUSTER = "in-cluster"
 """``kubeconfig``, in place of a path: the service account of the pod that this process runs in."""
+_TTL_INTERVALS = 2.5
 
 
 class Shadowed(NamedTuple):
@@ -204,7 +205,23 @@ def load_settings(
         given, missing = ("cert", "key") if values.get("etcd_cert_file") else ("key", "cert")
         origin = origins[f"etcd_{given}_file"]
         raise InvalidSettings(f"etcd_{given}_file", origin, f"give etcd_{missing}_file too, or neither")
-    return Settings(**values, origins=origins, shadowed=shadowed, notes=tuple(notes))
+    settings = Settings(**values, origins=origins, shadowed=shadowed)
+    return msgspec.structs.replace(settings, notes=(*notes, *_note_of_ttl(settings)))
+
+
+def report_ttl_s(settings: Settings) -> float:
+    """For how long a report of liveness stands: one that would end before the next comes lasts longer."""
+    interval_s, ttl_s = settings.reporting_interval_s, settings.reporting_ttl_s
+    return ttl_s if ttl_s > interval_s else interval_s * _TTL_INTERVALS
+
+
+def _note_of_ttl(settings: Settings) -> tuple[str, ...]:
+    counts = report_ttl_s(settings)
+    if counts == settings.reporting_ttl_s:
+        return ()
+    origin = settings.origins.get("reporting_ttl_s", "default")
+    reason = f"{settings.reporting_ttl_s:g} is no more than reporting_interval_s, {settings.reporting_interval_s:g}"
+    return (f"setting reporting_ttl_s (from {origin}): {reason}; {counts:g} counts",)
 
 
 def parse_setting(field: Field, origin: str, text: str) -> Any:

@@ -134,7 +134,7 @@ MEANINGS = {
     "case that the kernel did not tell of a change; 0: at the start alone, and as the kernel tells. A value that "
     "cannot be used counts as the default",
     "reporting_interval_s": "seconds between two reports of liveness; 0 or less: none",
-    "reporting_ttl_s": "seconds such a report lasts",
+    "reporting_ttl_s": "seconds such a report lasts; no more than `reporting_interval_s`: 2.5 times that",
     "endpoint_reporting": "write the status of each endpoint to the datastore",
     "endpoint_reporting_delay_s": "seconds between two writes of such statuses at least, give or take a tenth; a value "
     "that cannot be used counts as the default",
@@ -173,7 +173,8 @@ MEANINGS = {
     "cni_service_account": "a service account (`NAME` in the pod's namespace, or `NAMESPACE/NAME`) whose tokens the "
     "node asks of the Kubernetes API for `cni_kubeconfig`, with a day to live and anew after two thirds of it; empty: "
     "the pod's own token goes there",
-    "mtu_bytes": "MTU of interfaces for Docker and Mesos, where the network names none; 0: as the kernel makes them",
+    "mtu_bytes": "MTU of workloads' interfaces (CNI, Docker, Mesos), where the network names none; 0: what "
+    "`MTUIfacePattern` and the tunnels of pools leave room for, and without either as the kernel makes them",
     "log_level": "what goes to standard error: `debug`, `info`, `warning`, `error`, `critical` (the node ends) or "
     "`none`",
     "log_file": "the absolute path of a file for the log, or `none`; opened again when it was moved away and at "

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import click
 
 from calico_core.cli.context import CliContext, pass_context
-from calico_core.cli.output import answer, note
+from calico_core.cli.output import answer, note, say
 from calico_core.errors import CalicoError, Conflict, InvalidRequest, InvalidSettings
 from calico_core.interfaces.datastore import Compare, Delete, Operation, Put
 from calico_core.model.ids import check_name
@@ -72,7 +72,7 @@ def set_(context: CliContext, name: str, value: str, host: str | None) -> None:
     if before == value.strip():
         click.echo(f"{name} {whose} is {value.strip()}: unchanged")
         return
-    click.echo(f"{name} {whose} set to {value.strip()}" + (f" (was {before})" if before is not None else ""))
+    say(f"{name} {whose} set to {value.strip()}" + (f" (was {before})" if before is not None else ""))
     note("in force at once" if field.is_live else "nodes that run with another value are started again for it")
 
 
@@ -85,7 +85,7 @@ def remove(context: CliContext, name: str, host: str | None) -> None:
     _field(name)
     before = _write(context, _key(name, host), None)
     whose = f"of host {host}" if host else "of all hosts"
-    click.echo(f"{name} {whose} {f'removed (was {before})' if before is not None else 'is not set: unchanged'}")
+    say(f"{name} {whose} {f'removed (was {before})' if before is not None else 'is not set: unchanged'}")
 
 
 def _field(name: str) -> Field:

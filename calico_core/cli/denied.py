@@ -12,7 +12,7 @@ from netaddr import IPAddress
 
 from calico_core.cli.context import CliContext, pass_context
 from calico_core.cli.flow_words import find_party, protocol_word
-from calico_core.cli.output import note
+from calico_core.cli.output import note, say
 from calico_core.cli.rule_words import render_rule
 from calico_core.cli.running import ask_node
 from calico_core.errors import InvalidRequest
@@ -48,7 +48,7 @@ def denied(context: CliContext, follows: bool, seconds: float, word: str | None)
         if wanted is not None and wanted.isdisjoint((packet["source"], packet["destination"])):
             continue
         shown = names.explained(packet)
-        click.echo(json.dumps(shown) if context.output == "json" else _text(shown))
+        say(json.dumps(shown) if context.output == "json" else _text(shown))
 
 
 def _stream(deadline: float | None) -> Iterator[dict[str, Any]]:

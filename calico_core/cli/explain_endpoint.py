@@ -71,6 +71,7 @@ def _json(applied: Applied) -> dict[str, Any]:
                 "rules": [render_rule(rule) for rule in each.rules or ()],
                 "closed": {str(number + 1): reason for number, reason in each.closed.items()},
                 "tier_default": each.tier_default,
+                "staged": each.is_staged,
             }
             for each in applied.lists
         ],
@@ -91,9 +92,9 @@ def _lines(place: dict[str, Any], found: list[dict[str, Any]]) -> Iterator[str]:
         yield f"{applied['direction']}{hook}{interface}:"
         for each in applied["lists"]:
             tier = f"tier {each['tier']} → " if each["tier"] is not None else ""
-            yield f"  {tier}{each['kind']} {each['name']}" + (
-                ": not there, or invalid: denies" if each["missing"] else ""
-            )
+            note = ": not there, or invalid: denies" if each["missing"] else ""
+            note += ": staged, its rules are counted and decide nothing" if each["staged"] else ""
+            yield f"  {tier}{each['kind']} {each['name']}{note}"
             for number, text in enumerate(each["rules"], 1):
                 reason = each["closed"].get(str(number))
                 yield f"    {number:3} {text}" + (f": denies everything: {reason}" if reason else "")

@@ -20,6 +20,7 @@ _TABLE: tuple[tuple[type[errors.CalicoError], int, str], ...] = (
     (errors.AffinityHeld, 5, ""),
     (errors.StaleRelease, 5, "look at it again with: calicoctl ipam show ADDRESS"),
     (errors.InterfaceTaken, 5, ""),
+    (errors.RouteTaken, 5, ""),
     (errors.NoPools, 5, "add a pool with: calicoctl pool add CIDR"),
     (errors.PluginMissing, 1, "install the package that brings it"),
     (errors.CalicoError, 1, ""),

@@ -11,7 +11,7 @@ import click
 
 from calico_core.cli.context import CliContext, pass_context
 from calico_core.cli.ipam_views import read_host, read_store
-from calico_core.cli.output import answer, note
+from calico_core.cli.output import answer, note, say
 from calico_core.errors import CalicoError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def heal(context: CliContext, yes: bool) -> None:
         click.echo("Nothing to heal.")
         return
     if not yes:
-        click.echo("\n".join(plan))
+        say("\n".join(plan))
         note("nothing was done: give --yes to do it")
         return
     failed = 0
@@ -94,7 +94,7 @@ def heal(context: CliContext, yes: bool) -> None:
         except ValueError as error:  # more blocks than a transaction takes
             note(f"{repair.object}: {error}")
             done = False
-        click.echo(f"{'done' if done else 'not done, it was changed meanwhile'}: {repair.what}")
+        say(f"{'done' if done else 'not done, it was changed meanwhile'}: {repair.what}")
         failed += not done
     if failed:
         raise click.exceptions.Exit(1)
@@ -132,7 +132,7 @@ def _assign_again(context: CliContext, found: Versioned[WorkloadEndpoint], addre
         return False
     finally:
         ipam.close()
-    click.echo(f"done: {_joined(addresses)} belong to {found.key.path} again, by the handle {request.handle}")
+    say(f"done: {_joined(addresses)} belong to {found.key.path} again, by the handle {request.handle}")
     return True
 
 

@@ -104,11 +104,12 @@ def main() -> NoReturn:
         sys.exit(0)
     except CalicoError as error:
         from calico_core.cli.failure import exit_code, explain
+        from calico_core.cli.output import note
 
         if "--debug" in sys.argv:
             raise
         for line in explain(error):
-            click.echo(line, err=True)
+            note(line)
         sys.exit(exit_code(error))
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -230,8 +230,11 @@ def _pid_of_node() -> int | None:
         if not _is_node(int(found["pid"])):
             raise Refused("the node runs in a container", "stop the container: docker stop, podman stop")
         return int(found["pid"])
+    lock = Path(run_directory(), "node.lock")
     try:
-        pid = int(Path(run_directory(), "node.lock").read_text().removeprefix("pid ").strip())
+        pid = int(lock.read_text().removeprefix("pid ").strip())
+    except PermissionError:
+        raise Refused(f"{lock} is for root alone", "ask as root whether a node runs here") from None
     except (OSError, ValueError):
         return None
     return pid if _is_node(pid) else None

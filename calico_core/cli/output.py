@@ -29,11 +29,16 @@ def answer_one(context: CliContext, value: Mapping[str, Any], text: str) -> None
     elif context.output == "yaml":
         click.echo(_yaml(value), nl=False)
     else:
-        click.echo(text)
+        say(text)
+
+
+def say(text: str) -> None:
+    """Lines for people. What anybody may have written in the datastore is in them."""
+    click.echo(_printable(text, "\n"))
 
 
 def note(text: str) -> None:
-    click.echo(text, err=True)
+    click.echo(_printable(text, "\n"), err=True)
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -62,8 +67,17 @@ def _cell(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "\n".join(_cell(item) for item in value)
     if isinstance(value, dict):
-        return "\n".join(f"{name}={_cell(item)}" for name, item in value.items())
-    return str(value)
+        return "\n".join(f"{_printable(str(name))}={_cell(item)}" for name, item in value.items())
+    return _printable(str(value))
+
+
+def _printable(text: str, kept: str = "") -> str:
+    """Without what a terminal takes for a command, and what would look like a line of ours."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in kept else each.encode("unicode_escape").decode() for each in text
+    )
 
 
 def _yaml(value: Any) -> str:

@@ -11,7 +11,7 @@ import click
 
 from calico_core.cli.context import CliContext, pass_context
 from calico_core.cli.failure import Missing, Refused
-from calico_core.cli.output import answer, note
+from calico_core.cli.output import answer, note, say
 from calico_core.cli.policy_documents import PolicyDocument, parse_documents
 from calico_core.cli.rule_counters import print_counters
 from calico_core.cli.rule_words import parse_rule, render_rule
@@ -345,8 +345,8 @@ def _show_one(context: CliContext, key: PolicyKey, found: Policy) -> None:
         answer(context, [_row(key, found)], {})
         return
     order = "last" if found.order is None else found.order
-    click.echo(f"Policy {key.tier}/{key.name}, order {order}, selector {found.selector or 'all()'}")
+    say(f"Policy {key.tier}/{key.name}, order {order}, selector {found.selector or 'all()'}")
     for direction, rules in (("Inbound", found.inbound_rules), ("Outbound", found.outbound_rules)):
         click.echo(f"{direction} rules:")
         for position, rule in enumerate(rules, 1):
-            click.echo(f"{position:4} {render_rule(rule)}")
+            say(f"{position:4} {render_rule(rule)}")

@@ -12,7 +12,7 @@ import msgspec
 from calico_core.cli.context import CliContext, pass_context
 from calico_core.cli.failure import Missing, Refused
 from calico_core.cli.named import NamedGroup, name_of
-from calico_core.cli.output import answer
+from calico_core.cli.output import answer, say
 from calico_core.cli.rule_counters import print_counters
 from calico_core.cli.rule_words import parse_rule, render_rule
 from calico_core.errors import Conflict, InvalidRequest
@@ -191,7 +191,7 @@ def rule_show(ctx: click.Context) -> None:
         click.echo(f"{direction.capitalize()} rules:")
         for row in rows:
             if row["direction"] == direction:
-                click.echo(f"{row['position']:4} {row['text']}")
+                say(f"{row['position']:4} {row['text']}")
 
 
 @rule.command("json")

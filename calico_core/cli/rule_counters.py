@@ -7,7 +7,7 @@ from typing import Any
 
 from calico_core.cli.context import CliContext
 from calico_core.cli.denied import stored_rule
-from calico_core.cli.failure import Missing
+from calico_core.cli.failure import Refused
 from calico_core.cli.output import answer
 from calico_core.cli.running import ask_node
 from calico_core.model.hoststate import RulesId
@@ -18,10 +18,11 @@ from calico_core.policy.rules_ids import record_key
 def print_counters(
     context: CliContext, is_wanted: Callable[[PolicyKey | ProfileRulesKey], bool], *, kind: str, name: str | None
 ) -> None:
-    """Of all rules in force on this host, or of one list; raises ``Missing`` when that one is not in force."""
+    """Of all rules in force on this host, or of one list; raises ``Refused`` when that one is not in force."""
     found = [each for each in ask_node("counters") if is_wanted(record_key(RulesId(each["rules"])))]
     if name is not None and not found:
-        raise Missing(kind, name, f"it has no rules that are in force on {context.host}: no endpoint here uses it")
+        reason = f"{kind} {name} has no rules in force on {context.host}"
+        raise Refused(reason, f"no endpoint here uses it, or there is none of that name: calicoctl {kind} show")
     columns = {"Name": "name", "Direction": "direction", "Rule": "position", "Text": "text", "Packets": "packets"}
     columns |= {"Bytes": "bytes"}
     columns = {"Tier": "tier", **columns} if kind == "policy" else columns

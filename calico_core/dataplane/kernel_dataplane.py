@@ -42,6 +42,7 @@ from calico_core.interfaces.dataplane import (
     timing_figures,
 )
 from calico_core.log import get_logger
+from calico_core.model.addresses import LOOPBACK, contains
 from calico_core.model.hoststate import HostChanges, HostState
 from calico_core.stopwatch import Timing
 
@@ -107,6 +108,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         if options.makes_router:
             run_in(namespace_fd, lambda: sysctl.apply(forwarding(has_ipv6=options.is_ipv6_enabled)))
         self._state = HostState()
+        self._renamed: set[str] = set()  # interfaces whose links were given other names
         self._unsettled: set[str] = set()  # interfaces whose links or routes could not all be made right
         self._uncut: set[tuple[int, int]] = set()  # addresses: family, value
         self._is_complete = False
@@ -126,18 +128,18 @@ class KernelDataplane(Dataplane, Generic[P]):
         self._cutting = Timing()
         self._denied = DeniedPackets(options.denied_group, Origins() if origins is None else origins, namespace_fd)
         self._prefix, self._address_poll_s = options.interface_prefix, options.address_poll_s
-        has_metadata = options.metadata is not None
+        opens_loopback = options.metadata is not None and contains(LOOPBACK, options.metadata[0])
         self._links = WorkloadLinks(
             self._route_socket,
             namespace_fd,
-            has_metadata=has_metadata,
+            opens_loopback=opens_loopback,
             has_ipv6=options.is_ipv6_enabled,
             makes_router=options.makes_router,
         )
         self._wiring = VethWiring(
             namespace_fd,
             interface_prefix=self._prefix,
-            has_metadata=has_metadata,
+            opens_loopback=opens_loopback,
             on_settings=self._links.was_set,
         )
 
@@ -196,16 +198,23 @@ class KernelDataplane(Dataplane, Generic[P]):
             return ApplyReport()
         if event.kind == "resync":
             return self._follow_all_links()
-        if self._claims.owner(event.name) is None:
+        if not event.name.startswith(self._prefix) or self._claims.owner(event.name) is None:
+            self._renamed.discard(event.name)
             return ApplyReport()
-        left = RouteReport()
-        if event.kind == "deleted" and self._link_table.name_of(event.index) not in ("", event.name):
+        left, healed = RouteReport(), ""
+        if event.kind == "deleted" and (other := self._link_table.name_of(event.index)) not in ("", event.name):
             left = self._routes.leave(event.index)
+            self._renamed.add(event.name)
+            healed = f"interface {event.name}: it was renamed {other}"
+        elif event.kind == "up" and event.name in self._renamed:
+            self._renamed.remove(event.name)
+            healed = f"interface {event.name}: there is a link of its name again"
         # the kernel removes the routes of a link that goes down; a new link of the name starts without
         self._routes.forget(event.name)
         self._links.forget(event.name)
         links, routes = self._follow_links([event.name])
-        return self._report(None, links, [left, routes], ())
+        report = self._report(None, links, [left, routes], ())
+        return msgspec.structs.replace(report, healed=(healed,)) if healed else report
 
     def watch_interfaces(self, callback: Callable[[InterfaceEvent], None]) -> Callable[[], None]:
         monitor = LinkMonitor(callback, namespace_fd=self._namespace_fd, table=self._link_table)
@@ -254,6 +263,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         failures = self._routes.resync().failures
         self._state, self._is_complete = HostState(), False
         self._claims.clear()
+        self._renamed.clear()
         if failures:
             reasons = "; ".join(f"{each.subject}: {each.reason}" for each in failures)
             raise KernelRefused("remove routes", errno.EBUSY, reasons)
@@ -285,9 +295,9 @@ class KernelDataplane(Dataplane, Generic[P]):
         return moved, kept - moved
 
     def _want(self, interfaces: Iterable[str]) -> list[str]:
-        """What they shall have of links and routes; gives those that shall have none."""
+        """What they shall have of links and routes; gives those that shall have none. No others than workloads'."""
         leaving: list[str] = []
-        for interface in sorted(interfaces):
+        for interface in sorted(each for each in interfaces if each.startswith(self._prefix)):
             networks = self._claims.networks(interface)
             if not networks:
                 leaving.append(interface)

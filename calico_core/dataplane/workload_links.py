@@ -54,13 +54,13 @@ class WorkloadLinks:
         socket: RouteSocket,
         namespace_fd: int | None,
         *,
-        has_metadata: bool,
+        opens_loopback: bool,
         has_ipv6: bool,
         makes_router: bool = True,
     ) -> None:
         self._socket, self._namespace_fd = socket, namespace_fd
         self._of_the_host = STRICT_FROM_THE_START + (forwarding(has_ipv6=has_ipv6) if makes_router else ())
-        self._has_metadata, self._has_ipv6 = has_metadata, has_ipv6
+        self._opens_loopback, self._has_ipv6 = opens_loopback, has_ipv6
         self._wanted: dict[str, _Wanted] = {}
         self._done: dict[str, _Wanted] = {}
         # by name, with the link's index: what was written to that very link
@@ -81,7 +81,7 @@ class WorkloadLinks:
                 interface,
                 has_v4=bool(v4) or has_prefixes,
                 has_v6=has_v6,
-                has_metadata=self._has_metadata,
+                opens_loopback=self._opens_loopback,
                 has_prefixes=has_prefixes,
             ),
             frozenset((host_prefix(net.ip), mac) for net in v4 if mac and net.prefixlen == 32),

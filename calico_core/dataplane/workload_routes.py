@@ -30,7 +30,8 @@ _GONE = (errno.ENODEV, errno.ENETDOWN, errno.ENXIO)
 
 
 class RouteReport(msgspec.Struct, frozen=True, kw_only=True):
-    """``changed``: destinations added or removed. ``without_link``: interfaces that are not there or not up."""
+    """``changed``: destinations added or removed. ``without_link``: interfaces that are not there, or that no traffic
+    flows by; one that is up and waits for its other end has its routes all the same."""
 
     changed: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
@@ -115,10 +116,10 @@ class WorkloadRoutes:
         for interface in interfaces:
             try:
                 link = links.get(interface)
+                if interface in self._wanted and (link is None or not link.is_operational):
+                    without_link.add(interface)
                 if link is None or not link.is_up:
                     self.forget(interface)
-                    if interface in self._wanted:
-                        without_link.add(interface)
                     continue
                 if not self._makes_routes:
                     continue
@@ -145,7 +146,7 @@ class WorkloadRoutes:
         links = {link.name: link for link in self._socket.links()}
         workloads = {link.index: link for link in links.values() if link.name.startswith(self._prefix)}
         present = {name: link for name in self._wanted if (link := links.get(name)) and link.is_up}
-        without_link = frozenset(self._wanted.keys() - present.keys())
+        without_link = frozenset(self._wanted.keys() - {link.name for link in present.values() if link.is_operational})
         if not self._makes_routes:
             return RouteReport(without_link=without_link)
         desired = {name: self._desired(link) for name, link in present.items()}

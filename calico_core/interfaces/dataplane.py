@@ -173,7 +173,7 @@ def is_whole_policy(subject: str) -> bool:
 
 class ApplyReport(Value, frozen=True):
     """What one apply did. ``changes`` counts kernel objects touched (0: it was right already).
-    ``endpoints_without_link``: programmed, but the interface is not there (yet)."""
+    ``endpoints_without_link``: programmed, but the interface is not there (yet), or is down."""
 
     changes: int = 0
     failures: tuple[Failure, ...] = ()
@@ -215,7 +215,8 @@ class Dataplane(abc.ABC):
 
     @abc.abstractmethod
     def apply(self, changes: HostChanges) -> ApplyReport:
-        """Make the kernel follow one batch, atomically for policy. Traffic sees the old state or the new one."""
+        """Make the kernel follow one batch, atomically for policy. Traffic sees the old state or the new one. What
+        fails stays wanted, also when this raises: the next apply tries it again."""
 
     @abc.abstractmethod
     def resync(self) -> ApplyReport:
@@ -282,7 +283,7 @@ class WorkloadWiring(abc.ABC):
     def attach(self, request: WiringRequest) -> WiredInterface:
         """Make the pair, its addresses, routes and sysctls on both sides. Equal to what stands: no change.
         On failure everything made in this call is undone. Raises ``NamespaceGone``, ``InterfaceTaken``,
-        ``KernelRefused``."""
+        ``RouteTaken``, ``KernelRefused``."""
 
     @abc.abstractmethod
     def detach(self, interface: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -79,6 +79,14 @@ class CallReply(Value, frozen=True):
     stderr: bytes = b""
 
 
+class Gauge(Value, frozen=True):
+    """A figure for metrics, whose name there is ``calico_<integration>_<name>``; ``text`` says what it is."""
+
+    name: str
+    text: str
+    value: float
+
+
 class Integration(abc.ABC):
     info: ClassVar[IntegrationInfo]
 
@@ -110,6 +118,10 @@ class Integration(abc.ABC):
         """Addresses of this host that its orchestrator names in use although no endpoint record may carry them, each
         with whose it is. The collector frees none of them; while this raises, none that the integration assigned."""
         return {}
+
+    def gauges(self) -> Sequence[Gauge]:
+        """What it tells of itself at this moment. Any thread, whenever metrics are read; must be quick."""
+        return ()
 
     @classmethod
     def handle_of(cls, key: WorkloadEndpointKey, endpoint: WorkloadEndpoint) -> str | None:  # noqa: ARG003

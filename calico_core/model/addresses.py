@@ -18,6 +18,7 @@ from calico_core.model.numbers import decimal
 
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(?:[:-][0-9A-Fa-f]{2}){5}|[0-9A-Fa-f]{12}")
 WIDTH = {4: 32, 6: 128}
+LOOPBACK = IPNetwork("127.0.0.0/8")
 
 
 class _MacDialect(netaddr.mac_unix_expanded):
@@ -72,6 +73,17 @@ def host_network(address: IPAddress) -> IPNetwork:
 
 def first_address(network: IPNetwork) -> IPAddress:
     return IPAddress(network.first, network.version)
+
+
+def not_reachable(address: IPAddress) -> str:
+    """Why other hosts do not reach one by this address, as ``a loopback address``; '' where they may."""
+    if not int(address):
+        return "the unspecified address"
+    if address.is_loopback():
+        return "a loopback address"
+    if address.is_multicast():
+        return "a multicast address"
+    return "a link-local address" if address.is_link_local() else ""
 
 
 def contains(network: IPNetwork, address: IPAddress) -> bool:

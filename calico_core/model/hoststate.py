@@ -144,15 +144,18 @@ class HostRule(Value, frozen=True):
 
 class HostRules(Value, frozen=True):
     """The rules of one profile or policy, both directions. Those of a profile never pass on: where the stored rule
-    does, it is an allow by now (felix specification 4.5.4), so no driver has to ask whose rules it renders."""
+    does, it is an allow by now (felix specification 4.5.4), so no driver has to ask whose rules it renders.
+    ``is_staged``: the first that matches is counted and decides nothing, and none of them logs."""
 
     id: RulesId
     inbound: tuple[HostRule, ...] = ()
     outbound: tuple[HostRule, ...] = ()
+    is_staged: bool = False
 
 
 class TierPolicies(Value, frozen=True):
-    """The policies of one tier that apply in one direction, in order. When none of them decides: deny, or pass on."""
+    """The policies of one tier that apply in one direction, in order. When none of them decides: deny, or pass on, as
+    where all of them are staged."""
 
     tier: str
     policies: tuple[RulesId, ...]

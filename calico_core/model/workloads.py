@@ -83,7 +83,8 @@ class Attach(Value, frozen=True):
 
 class Attached(Value, frozen=True):
     """``addresses`` as /32 and /128. ``steps``: name and milliseconds of each step, in order of completion.
-    ``is_policy_programmed``: the kernel enforces the endpoint's policy now; False only when nobody could say."""
+    ``is_policy_programmed``: the kernel enforces the endpoint's policy now; False only when nobody could say.
+    ``missing_routes``: as of :class:`WiredInterface`."""
 
     addresses: tuple[IPNetwork, ...]
     interface: str
@@ -93,12 +94,14 @@ class Attached(Value, frozen=True):
     is_policy_programmed: bool
     endpoint: WorkloadEndpoint
     steps: tuple[tuple[str, float], ...] = ()
+    missing_routes: tuple[IPNetwork, ...] = ()
 
 
 class Detach(Value, frozen=True):
     """Undo an attach. Everything already gone is success.
 
-    ``handles``: released in the same transaction as the record goes (the first that exists in the caller's naming).
+    ``handles``: released in the same transaction as the record goes (the first that exists in the caller's naming);
+    not where the record is of another interface than ``interface``, which somebody else made with addresses of its own.
     ``container_id``: the record is deleted only if it names the same container or none, so that a late call cannot
     hit the next owner; ``network`` is compared in the same way. An endpoint that several networks share loses what
     ``network`` brought under ``container_interface``, and goes with the last of them. ``is_shared``: it may be such a
@@ -137,13 +140,15 @@ class WiringRequest(Value, frozen=True):
 
 
 class WiredInterface(Value, frozen=True):
-    """What stands. ``is_new`` False: it was there already, equal to what was asked."""
+    """What stands. ``is_new`` False: it was there already, equal to what was asked. ``missing_routes``: destinations
+    that another interface of the container leads to, and that it kept."""
 
     interface: str
     host_mac: EUI
     mac: EUI
     mtu_bytes: int
     is_new: bool = True
+    missing_routes: tuple[IPNetwork, ...] = ()
 
 
 class PairRequest(Value, frozen=True):

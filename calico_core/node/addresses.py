@@ -10,7 +10,7 @@ from netaddr import IPAddress
 from calico_core.dataplane.linux.rtnetlink import RouteSocket
 from calico_core.errors import InvalidRequest, InvalidSettings
 from calico_core.log import get_logger
-from calico_core.model.addresses import contains, parse_address, parse_network
+from calico_core.model.addresses import contains, not_reachable, parse_address, parse_network
 from calico_core.model.interface_names import parse_interface_names
 from calico_core.settings import Settings
 
@@ -82,6 +82,4 @@ def _own_addresses(is_excluded: Callable[[str], bool] = lambda _interface: False
 
 
 def _is_usable(address: IPAddress, pools: tuple[str, ...]) -> bool:
-    if address.is_loopback() or address.is_link_local() or address.is_multicast() or not int(address):
-        return False
-    return not any(contains(parse_network(pool), address) for pool in pools)
+    return not not_reachable(address) and not any(contains(parse_network(pool), address) for pool in pools)

@@ -37,7 +37,7 @@ from calico_core.model.workloads import InterfaceEvent
 from calico_core.node.agent_state import AgentState, CountsWanted, HostAddresses, Item, RemovalsConfirmed, Reporter
 from calico_core.node.counters import AgentCounters
 from calico_core.node.enforcement import Enforcement
-from calico_core.node.flow_cutter import FlowCutter
+from calico_core.node.flow_cutter import FlowCutter, LookFailed
 from calico_core.node.gathering import Gathering
 from calico_core.node.host_endpoint_status import HostEndpointStatuses
 from calico_core.node.mailbox import Mailbox
@@ -90,7 +90,7 @@ class Agent:
         self._stop_monitor: Callable[[], None] = lambda: None
         self._stop_addresses: Callable[[], None] = lambda: None
         self.rule_counts = RuleCounts(dataplane, self._mailbox.post)
-        self._cutter = FlowCutter(dataplane) if cuts_denied_flows else None
+        self._cutter = FlowCutter(dataplane, self._mailbox.post) if cuts_denied_flows else None
         # Owned by the engine thread.
         self._gathering = Gathering(self._mailbox, host)
         self._is_store_in_sync = False
@@ -132,8 +132,9 @@ class Agent:
 
     @property
     def is_alive(self) -> bool:
-        """Whether both of its threads run; the supervisor restarts a node whose agent has died."""
-        return self._thread.is_alive() and self._syncer.is_alive
+        """Whether its threads run; the supervisor restarts a node whose agent has died."""
+        cuts = self._cutter is None or self._cutter.is_alive
+        return self._thread.is_alive() and self._syncer.is_alive and cuts
 
     @property
     def is_in_sync(self) -> bool:
@@ -221,7 +222,7 @@ class Agent:
     def _wait_s(self) -> float | None:
         now = time.monotonic()
         times = [*self._enforcement.times(), *self._removals.times(now)]
-        cutting = self._cutter.next_look(now) if self._cutter is not None else None
+        cutting = self._cutter.next_look(now) if self._cutter is not None and not self.is_refused else None
         times += [cutting] if cutting is not None else []
         return max(0.0, min(times) - time.monotonic()) if times else None
 
@@ -260,6 +261,9 @@ class Agent:
                     self.rule_counts.answer(reply)
                 case RemovalsConfirmed():
                     self._follow(self._removals.confirm())
+                case LookFailed():
+                    if self._cutter is not None:
+                        self._cutter.take_back(item, time.monotonic())
                 case _:
                     self._take_batch(item)
         self.counters.note_events(links=len(events), addresses=addressed)
@@ -309,13 +313,14 @@ class Agent:
         for key in self._resolver.allowed_sources.take_ignored():
             reason = "WorkloadSourceSpoofing is Disabled: it may send from its own addresses only"
             log.warning("endpoint.source_prefixes_ignored", endpoint=key.path, reason=reason)
-        if self._enforcement.apply(changes):
-            self._host_endpoints.note(changes)
-            if self._cutter is not None:
-                self._cutter.note(changes, time.monotonic())
+        self._enforcement.apply(changes)
+        self._host_endpoints.note(changes)
+        if self._cutter is not None:
+            self._cutter.note(changes, time.monotonic())
 
     def _cut_flows(self) -> None:
-        if self._cutter is not None and self._cutter.wants(time.monotonic()):
+        """Not while the kernel goes by older policy: what that permits would begin again with its next packet."""
+        if self._cutter is not None and not self.is_refused and self._cutter.wants(time.monotonic()):
             self._cutter.look(self._dataplane.wanted(), frozenset().union(*self._own_addresses.values()))
 
     def _state(self) -> AgentState:
@@ -323,7 +328,7 @@ class Agent:
             is_in_sync=self._is_in_sync,
             is_applied=self.is_in_sync,
             endpoints=dict(self._progress.status),
-            host_endpoints=self._host_endpoints.status(self._enforcement.failures),
+            host_endpoints=self._host_endpoints.status(self._enforcement.failures, self._enforcement.refusal),
             bad_records=tuple(self._syncer.bad_records),
             last_error=self.last_error,
             freeze=self._removals.freeze,

@@ -14,6 +14,7 @@ from calico_core.model.keys import HostEndpointKey, WorkloadEndpointKey
 from calico_core.model.record import Value
 from calico_core.model.workloads import InterfaceEvent
 from calico_core.node.counters import CountedRule
+from calico_core.node.flow_cutter import LookFailed
 from calico_core.node.removal_guard import RemovalFreeze
 
 
@@ -52,4 +53,4 @@ class CountsWanted(NamedTuple):
     reply: Future[tuple[CountedRule, ...]]
 
 
-Item = SyncBatch | InterfaceEvent | HostAddresses | RemovalsConfirmed | CountsWanted
+Item = SyncBatch | InterfaceEvent | HostAddresses | RemovalsConfirmed | CountsWanted | LookFailed

@@ -10,6 +10,7 @@ import msgspec
 
 from calico_core.datastore.records import TypedRecords
 from calico_core.errors import CalicoError, InvalidSettings, PluginBroken
+from calico_core.files import replace_file
 from calico_core.interfaces.dataplane import Dataplane
 from calico_core.interfaces.datastore import Datastore, DatastoreOptions
 from calico_core.interfaces.integration import Integration, IntegrationContext
@@ -64,10 +65,11 @@ def open_ipam(records: TypedRecords, host: str) -> Ipam:
     return driver.open(records, host)
 
 
-def open_dataplane(settings: Settings, host: str) -> Dataplane:
-    """Raises ``InvalidSettings`` with what is missing for it."""
+def open_dataplane(settings: Settings, host: str, *, makes_router: bool = True) -> Dataplane:
+    """``makes_router`` False: whatever the settings say. Raises ``InvalidSettings`` with what is missing for it."""
     driver: type[Dataplane] = load_driver(DATAPLANES, dataplane_name(settings))
-    return driver.open(dataplane_options(settings, host))
+    options = dataplane_options(settings, host)
+    return driver.open(msgspec.structs.replace(options, makes_router=options.makes_router and makes_router))
 
 
 def make_resolver(settings: Settings, host: str) -> PolicyResolver:
@@ -141,14 +143,15 @@ def prepare(plugin: LoadedPlugin, context: IntegrationContext) -> Integration:
 
 
 def save_settings(settings: Settings, host: str) -> None:
-    """Leave what a one-shot process needs beside the socket, readable by root alone."""
-    directory = Path(settings.run_directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    target = directory / "settings.json"
-    temporary = directory / ".settings.json.new"
-    temporary.touch(mode=0o600)
-    temporary.write_bytes(msgspec.json.encode(msgspec.structs.replace(settings, node_name=host)))
-    temporary.rename(target)
+    """Leave what a one-shot process needs beside the socket, readable by root alone. Raises ``InvalidSettings`` where
+    that cannot be."""
+    target = Path(settings.run_directory, "settings.json")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(target, msgspec.json.encode(msgspec.structs.replace(settings, node_name=host)), 0o600)
+    except OSError as error:
+        origin = settings.origins.get("run_directory", "default")
+        raise InvalidSettings("run_directory", origin, f"{target} cannot be written: {error.strerror}") from error
 
 
 def load_saved_settings(run_directory: str) -> Settings:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -41,7 +42,8 @@ class EndpointFiles:
         self._thread = threading.Thread(target=self._run, name="endpoint-files", daemon=True)
         self._written: dict[WorkloadEndpointKey, HostWorkload | None] | None = None
         """By what each file was made of; None: nothing is known of the directory."""
-        self._last_error = ""
+        self._failed: dict[WorkloadEndpointKey | None, str] = {}
+        """Why the file of an endpoint is not as it should be; None: why none is."""
 
     @property
     def is_alive(self) -> bool:
@@ -71,28 +73,49 @@ class EndpointFiles:
                 continue
             state = self._slot.take(0) or state
             try:
-                self._align(state)
-                self._last_error, wait_s = "", None
+                failed = self._align(state)
             except OSError as error:
-                self._written, wait_s = None, _RETRY_S
-                reason = error.strerror or str(error)
-                if reason != self._last_error:
-                    self._last_error = reason
-                    log.warning("endpoint_files.not_written", directory=str(self._directory), reason=reason)
+                self._written = None
+                failed = {None: _reason(error)}
+            self._tell(failed)
+            wait_s = _RETRY_S if failed else None
 
-    def _align(self, state: AgentState) -> None:
+    def _align(self, state: AgentState) -> dict[WorkloadEndpointKey | None, str]:
+        """Gives what failed: a file that cannot be (a name of too many letters) holds up no other."""
         up = {key: self._workload(key) for key, (status, _) in state.endpoints.items() if status == "up"}
         before = self._written
         if before is None:
             self._begin({name_of(key) for key in up})
             before = self._written = {}
+        failed: dict[WorkloadEndpointKey | None, str] = {}
         for key in before.keys() - up.keys():
-            (self._directory / name_of(key)).unlink(missing_ok=True)
-            del before[key]
+            try:
+                (self._directory / name_of(key)).unlink(missing_ok=True)
+                del before[key]
+            except OSError as error:
+                failed[key] = _reason(error)
         for key, workload in up.items():
-            if key not in before or before[key] is not workload:
+            if key in before and before[key] is workload:
+                continue
+            try:
                 self._write(name_of(key), content_of(workload))
                 before[key] = workload
+            except OSError as error:
+                failed[key] = _reason(error)
+        return failed
+
+    def _tell(self, failed: dict[WorkloadEndpointKey | None, str]) -> None:
+        """Of what has failed before, nothing."""
+        new = defaultdict(list)
+        for key, reason in failed.items():
+            if self._failed.get(key) != reason:
+                new[reason].append("" if key is None else name_of(key))
+        for reason, names in new.items():
+            directory = str(self._directory)
+            log.warning(
+                "endpoint_files.not_written", directory=directory, first=names[0], files=len(names), reason=reason
+            )
+        self._failed = failed
 
     def _begin(self, wanted: set[str]) -> None:
         """Remove what an earlier life of the node left, and what it was about to write."""
@@ -104,12 +127,20 @@ class EndpointFiles:
     def _write(self, name: str, content: bytes) -> None:
         """Whoever sees it sees all of it."""
         temporary = self._directory / f".{os.getpid()}.new"
-        temporary.write_bytes(content)
-        temporary.rename(self._directory / name)
+        try:
+            temporary.write_bytes(content)
+            temporary.rename(self._directory / name)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def name_of(key: WorkloadEndpointKey) -> str:
     return " ".join(quote(part, safe=_PLAIN) for part in (key.orchestrator, key.workload, key.endpoint))
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def content_of(workload: HostWorkload | None) -> bytes:

@@ -37,6 +37,8 @@ class Enforcement:
         self._is_behind = True  # the dataplane does not have all that it was to have
         self._failures: dict[str, str] = {}
         self._refused_since: float | None = None
+        self.refusal = ""
+        """Why policy as a whole is not in force as it was to be, or ''."""
         self.applied = threading.Event()
 
     @property
@@ -59,13 +61,13 @@ class Enforcement:
         """When to come again without a change."""
         return self._pace.times(refreshes=not self._is_behind)
 
-    def apply(self, changes: HostChanges) -> bool:
-        """One batch for the kernel. With no changes: what failed before is tried again when it is time. Gives whether
-        the dataplane took the changes."""
+    def apply(self, changes: HostChanges) -> None:
+        """One batch for the kernel. With no changes: what failed before is tried again when it is time; the dataplane
+        keeps what it was told."""
         if not changes and not self._pace.is_retry_due:
             if not self._is_behind:
                 self._decide()
-            return False
+            return
         started = time.perf_counter()
         self._counters.note_changes(changes)
         try:
@@ -74,9 +76,9 @@ class Enforcement:
             self._counters.failures += 1
             log.error("dataplane.apply_failed", reason=str(error))
             self._is_behind = True
-            self._note_refused(is_refused=True)
+            self._note_refused(str(error))
             self._pace.note_failure(str(error))
-            return False
+            return
         self._counters.note_apply(time.perf_counter() - started, is_first=changes.is_complete)
         log.debug("dataplane.applied", changes=report.changes, ms=round((time.perf_counter() - started) * 1000, 2))
         self._is_behind = False
@@ -84,7 +86,6 @@ class Enforcement:
             gc.freeze()  # the snapshot stays: collections need not walk it
         concerned = {workload.key for workload in changes.workloads}
         self._take_report(report, self._progress.of_interface("") if changes.is_complete else concerned)
-        return True
 
     def follow_link(self, event: InterfaceEvent) -> None:
         """Routes alone depend on links: what fails here says nothing about policy."""
@@ -127,13 +128,15 @@ class Enforcement:
     def _decide(self) -> None:
         """Tell waiting attaches which records are in force now."""
         whole = next((reason for subject, reason in self._failures.items() if is_whole_policy(subject)), "")
-        self._note_refused(is_refused=bool(whole))
+        self._note_refused(whole)
         self._progress.decide(self._failures, whole=whole)
         if not whole:
             self.applied.set()
 
-    def _note_refused(self, *, is_refused: bool) -> None:
-        if not is_refused:
+    def _note_refused(self, reason: str) -> None:
+        """'': it is not."""
+        self.refusal = reason
+        if not reason:
             self._refused_since = None
         elif self._refused_since is None:
             self._refused_since = time.monotonic()

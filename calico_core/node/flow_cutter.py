@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from netaddr import IPAddress
@@ -43,6 +43,8 @@ _GATHER_S = 0.05
 _REST = 9
 """So many times as long as a look took, the next one is not begun."""
 _ICMP = frozenset({PROTOCOLS["icmp"], PROTOCOLS["icmpv6"]})
+_RETRY_FIRST_S = 1.0
+_RETRY_MAX_S = 60.0
 _STOP_WAIT_S = 5.0
 
 log = get_logger(__name__)
@@ -88,11 +90,19 @@ class Touched:
                 self.lost.update((change.id,) if change.removed else ())
         return self.is_all or bool(self.workloads or self.rules or self.gained or self.lost)
 
+    def add(self, other: Touched) -> None:
+        self.is_all |= other.is_all
+        self.workloads |= other.workloads
+        self.rules |= other.rules
+        self.gained |= other.gained
+        self.lost |= other.lost
+
     def concerns(self, state: HostState) -> Iterator[tuple[HostWorkload, Direction]]:
         """The directions of workloads whose verdicts may be others now, and be denials."""
         rules = self.rules | {
             rules.id
             for rules in (state.rules.values() if self.gained or self.lost else ())
+            if not rules.is_staged
             if any(self._may_deny(rule) for rule in (*rules.inbound, *rules.outbound))
         }
         for workload in state.workloads.values():
@@ -113,6 +123,12 @@ class Touched:
         return (matches_less and rule.action in ("allow", "pass")) or (matches_more and rule.action != "allow")
 
 
+class LookFailed(NamedTuple):
+    """Of the changes ``touched``, nobody knows yet which connections they deny."""
+
+    touched: Touched
+
+
 class _Look(NamedTuple):
     state: HostState
     touched: Touched
@@ -120,10 +136,11 @@ class _Look(NamedTuple):
 
 
 class FlowCutter:
-    """``note`` and ``next_look`` are the engine thread's, which asks ``wants`` and then calls ``look``."""
+    """``note`` and ``next_look`` are the engine thread's, which asks ``wants`` and then calls ``look``. A look that
+    failed goes to ``on_failure``, in the thread of the cutter, for the engine to ``take_back``."""
 
-    def __init__(self, dataplane: Dataplane) -> None:
-        self._dataplane = dataplane
+    def __init__(self, dataplane: Dataplane, on_failure: Callable[[LookFailed], None]) -> None:
+        self._dataplane, self._on_failure = dataplane, on_failure
         self._known = Known()
         self._touched = Touched()
         self._due: float | None = None
@@ -142,10 +159,20 @@ class FlowCutter:
         if self._thread.is_alive():
             self._thread.join(_STOP_WAIT_S)
 
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
     def note(self, changes: HostChanges, now: float) -> None:
         if self._touched.note(changes, self._known) and self._due is None:
             self._due = now + _GATHER_S
         self._known.note(changes)
+
+    def take_back(self, failed: LookFailed, now: float) -> None:
+        """What it was to judge is judged again, with what changes until then."""
+        self._touched.add(failed.touched)
+        if self._due is None:
+            self._due = now
 
     def next_look(self, now: float) -> float | None:
         """When to ask again; None: nothing has changed."""
@@ -166,6 +193,7 @@ class FlowCutter:
     # --- the thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        retry_s = 0.0
         while not self._stopping.is_set():
             look = self._slot.take(None)
             if look is None:
@@ -173,13 +201,18 @@ class FlowCutter:
             started = time.monotonic()
             try:
                 self._judge(look)
-            except CalicoError as error:
-                log.warning("flows.not_judged", reason=str(error))
-            except Exception:
-                log.exception("flows.not_judged")
+                retry_s = 0.0
+            except Exception as error:
+                retry_s = min(max(retry_s * 2, _RETRY_FIRST_S), _RETRY_MAX_S)
+                if isinstance(error, CalicoError):
+                    log.warning("flows.not_judged", reason=str(error), retry_s=retry_s)
+                else:
+                    log.exception("flows.not_judged", retry_s=retry_s)
             now = time.monotonic()
-            self._rest_until = now + _REST * (now - started)
+            self._rest_until = now + max(_REST * (now - started), retry_s)
             self._is_looking = False
+            if retry_s:
+                self._on_failure(LookFailed(look.touched))
 
     def _judge(self, look: _Look) -> None:
         concerned = list(look.touched.concerns(look.state))

@@ -8,6 +8,7 @@ from calico_core.datastore.syncer import SyncBatch
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.workloads import InterfaceEvent
 from calico_core.node.agent_state import HostAddresses, Item
+from calico_core.node.flow_cutter import LookFailed
 from calico_core.node.mailbox import Mailbox
 
 _REST_S = 0.02
@@ -38,7 +39,7 @@ class Gathering:
 
     def _is_urgent(self, item: Item) -> bool:
         if not isinstance(item, SyncBatch):
-            return not isinstance(item, HostAddresses | InterfaceEvent)
+            return not isinstance(item, HostAddresses | InterfaceEvent | LookFailed)
         if item.is_snapshot or not item.updates:
             return True
         return any(isinstance(each.key, WorkloadEndpointKey) and each.key.host == self._host for each in item.updates)

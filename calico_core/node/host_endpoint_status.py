@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from calico_core.interfaces.dataplane import is_whole_policy
 from calico_core.model.hoststate import HostChanges
 from calico_core.model.keys import HostEndpointKey
 
@@ -31,10 +30,9 @@ class HostEndpointStatuses:
             self._on.pop(name, None)
         self._on.update((each.interface, each.key) for each in changes.interfaces)
 
-    def status(self, failures: Mapping[str, str]) -> dict[HostEndpointKey, tuple[str, str]]:
+    def status(self, failures: Mapping[str, str], whole: str) -> dict[HostEndpointKey, tuple[str, str]]:
         """``up``, ``down`` or ``error``, and why. ``failures``: subjects of the dataplane's failures to their
-        reasons."""
-        whole = next((reason for subject, reason in failures.items() if is_whole_policy(subject)), "")
+        reasons. ``whole``: why policy as a whole is not in force, or ''."""
         placed = set(self._on.values())
         found: dict[HostEndpointKey, tuple[str, str]] = {}
         for key in self._keys:

@@ -11,7 +11,7 @@ import threading
 from netaddr import IPAddress
 
 from calico_core.errors import PluginError
-from calico_core.interfaces.integration import Call, CallReply, Integration, IntegrationContext
+from calico_core.interfaces.integration import Call, CallReply, Gauge, Integration, IntegrationContext
 from calico_core.log import get_logger
 from calico_core.model import codec
 from calico_core.node import composition
@@ -63,6 +63,16 @@ class HostedIntegrations:
     def lists(self) -> dict[str, dict[IPAddress, str]]:
         """Who has which address, by integration."""
         return ask_integrations({name: each for name, each in self._prepared.items() if self.states[name] == "ready"})
+
+    def gauges(self) -> dict[str, tuple[Gauge, ...]]:
+        """What each tells of itself, but for those that cannot."""
+        found: dict[str, tuple[Gauge, ...]] = {}
+        for name, integration in list(self._prepared.items()):
+            try:
+                found[name] = tuple(integration.gauges())
+            except Exception:  # it may come from a third party
+                log.exception("integration.gauges_unknown", integration=name)
+        return found
 
     def close(self) -> None:
         self._stack.close()

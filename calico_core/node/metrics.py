@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import resource
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from calico_core.datastore.syncer import SyncStatus
 from calico_core.interfaces.dataplane import Figure
+from calico_core.interfaces.integration import Gauge
 from calico_core.interfaces.routing import RoutingStatus
 from calico_core.model.keys import (
     HostEndpointKey,
@@ -65,8 +68,9 @@ def collect(
     agent: AgentFigures | None,
     routing: RoutingStatus | None,
     logs: LogCounts | None = None,
+    integrations: Mapping[str, Sequence[Gauge]] = MappingProxyType({}),
 ) -> list[Metric]:
-    """``started``: seconds since the epoch. None: not there yet."""
+    """``started``: seconds since the epoch. None: not there yet. ``integrations``: what each tells, by name."""
     metrics = [gauge("felix_host", "This host.", 1, host=host), *_process(started), *_logs(logs or LogCounts())]
     if agent is not None:
         metrics += [
@@ -78,6 +82,8 @@ def collect(
         metrics += [_denied(agent.rules), *_removals(agent)]
     if routing is not None:
         metrics.append(_peers(routing))
+    for name, gauges in integrations.items():
+        metrics += [gauge(f"calico_{name}_{each.name}", each.text, each.value) for each in gauges]
     return metrics
 
 

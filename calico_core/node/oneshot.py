@@ -15,6 +15,7 @@ from calico_core.errors import CalicoError, PluginBroken
 from calico_core.interfaces.integration import Call, CallReply, Integration, IntegrationContext
 from calico_core.log import get_logger
 from calico_core.node import composition
+from calico_core.node.remembered_mtu import RememberedMtu
 from calico_core.plugin_host.loader import LoadedPlugin
 from calico_core.settings import Settings
 from calico_core.settings_file import load_local_settings
@@ -69,7 +70,15 @@ def run(call: Call, plugin: LoadedPlugin, settings: Settings) -> CallReply:
         stack.callback(dataplane.close)
         if plugin.target.makes_interfaces(call):
             dataplane.ensure_closed()
-        workloads = WorkloadService(records=records, ipam=ipam, wiring=dataplane.wiring(), gate=NoAgent(), host=host)
+        remembered = RememberedMtu(settings)
+        workloads = WorkloadService(
+            records=records,
+            ipam=ipam,
+            wiring=dataplane.wiring(),
+            gate=NoAgent(),
+            host=host,
+            default_mtu_bytes=lambda: settings.mtu_bytes or remembered.read(),
+        )
         stack.callback(workloads.close)
         context = IntegrationContext(
             workloads=workloads, ipam=ipam, records=records, settings=settings, host=host, is_resident=False

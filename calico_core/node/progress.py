@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from calico_core.model.keys import WorkloadEndpointKey
 
-_NO_LINK = "its interface does not exist"
+_NO_LINK = "its interface does not exist or is down"
 _INACTIVE = "its record says that it is inactive"
 
 
@@ -86,7 +86,8 @@ class EndpointProgress:
         self._describe(decided)
 
     def note_links(self, keys: Iterable[WorkloadEndpointKey], missing: Iterable[WorkloadEndpointKey]) -> None:
-        """Of ``keys``, those in ``missing`` have no link, the others have; ``missing`` may name more."""
+        """Of ``keys``, those in ``missing`` have no link, or one that is down, the others have; ``missing`` may name
+        more."""
         looked_at = {*keys, *missing} & self._interfaces.keys()
         self._without_link = (self._without_link - looked_at) | ({*missing} & looked_at)
         self._describe(looked_at)

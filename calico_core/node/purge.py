@@ -21,6 +21,7 @@ from calico_core.log import get_logger
 from calico_core.model.tunnels import HostTunnels
 from calico_core.node.composition import KERNEL_DATAPLANES
 from calico_core.node.dataplane_options import dataplane_options
+from calico_core.node.run_lock import open_lock
 from calico_core.plugin_host.loader import load_driver
 from calico_core.plugin_host.namespaces import DATAPLANES
 from calico_core.settings import Settings
@@ -39,7 +40,7 @@ def purge_host(settings: Settings, host: str) -> Purged:
     """Safe to repeat. Raises ``NotReady`` while a node runs here: it would put it all back."""
     done: list[str] = []
     failed: list[str] = []
-    with _no_node(Path(settings.run_directory)):
+    with _no_node(settings.run_directory):
         for name in dict.fromkeys((*KERNEL_DATAPLANES, settings.dataplane_driver)):
             if name == "auto":
                 continue
@@ -75,12 +76,12 @@ def _gathered(failed: list[str], what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_node(directory: Path) -> Iterator[None]:
+def _no_node(run_directory: str) -> Iterator[None]:
     """Holds the lock that a node holds while it runs."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "node.lock").open("a+") as lock:
+    with open_lock(run_directory) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise NotReady(f"a node holds {directory}/node.lock: stop it first, it would put everything back") from None
+            held = f"a node holds {run_directory}/node.lock"
+            raise NotReady(f"{held}: stop it first, it would put everything back") from None
         yield

@@ -9,19 +9,32 @@ from typing import IO
 
 from calico_core.errors import InvalidSettings
 
+_FILE = "node.lock"
+
+
+def open_lock(run_directory: str) -> IO[str]:
+    """The lock file, not yet locked. For root alone: who may read it may lock it, and keep a node from starting.
+    Raises ``InvalidSettings`` with the reason."""
+    path = Path(run_directory, _FILE)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        os.fchmod(descriptor, 0o600)  # one of an earlier version
+    except OSError as error:
+        raise InvalidSettings("run_directory", "lock", f"{path} cannot be opened: {error.strerror}") from error
+    return os.fdopen(descriptor, "r+")
+
 
 def take_run_directory(run_directory: str) -> IO[str]:
     """The open lock file; the lock goes with the process. Raises ``InvalidSettings`` that names the holder."""
-    directory = Path(run_directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    lock: IO[str] = open(directory / "node.lock", "a+")  # noqa: SIM115 - held until the end
+    lock = open_lock(run_directory)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        lock.seek(0)
         holder = lock.read().strip() or "another process"
         lock.close()
-        raise InvalidSettings("run_directory", "lock", f"{directory} is in use by a running node ({holder})") from None
+        reason = f"{run_directory} is in use by a running node ({holder})"
+        raise InvalidSettings("run_directory", "lock", reason) from None
     lock.truncate(0)
     lock.write(f"pid {os.getpid()}\n")
     lock.flush()

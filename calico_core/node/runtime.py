@@ -46,6 +46,7 @@ from calico_core.node.metric import Metric
 from calico_core.node.pages import NodePages
 from calico_core.node.questions import Parts
 from calico_core.node.remembered import RememberedInterfaces
+from calico_core.node.remembered_mtu import RememberedMtu
 from calico_core.node.restart import Restart
 from calico_core.node.router import Router
 from calico_core.node.run_lock import take_run_directory
@@ -56,7 +57,7 @@ from calico_core.node.tunnels import TunnelKeeper
 from calico_core.node.vital_signs import VitalSigns
 from calico_core.plugin_host.loader import load_driver
 from calico_core.plugin_host.namespaces import ROUTING
-from calico_core.settings import Settings
+from calico_core.settings import Settings, report_ttl_s
 from calico_core.workload.service import WorkloadService
 
 log = get_logger(__name__)
@@ -234,6 +235,7 @@ class Runtime:
             agent.figures() if agent else None,
             routing.status() if routing else None,
             self._log_targets.counts,
+            self._hosted.gauges(),
         )
 
     # --- phases --------------------------------------------------------------------------------------
@@ -256,7 +258,8 @@ class Runtime:
 
     def _close_to_unknown(self, settings: Settings) -> None:
         """Before anything that may wait: a host that has just booted must not pass what nobody has judged."""
-        dataplane = composition.open_dataplane(settings, self.host)
+        # whether it is to be made a router, the datastore may say
+        dataplane = composition.open_dataplane(settings, self.host, makes_router=False)
         try:
             dataplane.ensure_closed()
         finally:
@@ -269,7 +272,7 @@ class Runtime:
             host=self.host,
             version=__version__,
             interval_s=settings.reporting_interval_s,
-            ttl_s=settings.reporting_ttl_s,
+            ttl_s=report_ttl_s(settings),
             reports_endpoints=settings.endpoint_reporting,
             endpoints_delay_s=settings.endpoint_reporting_delay_s,
             routing_status=lambda: self._require_routing().status(),
@@ -316,6 +319,7 @@ class Runtime:
             addresses=addresses,
             refresh_interval_s=refresh_interval_s(self._settings),
             mtu_interfaces=self._settings.mtu_interfaces,
+            on_mtu=RememberedMtu(self._settings).note,
         )
         self._stack.callback(self._tunnels.stop)
         self._tunnels.start()

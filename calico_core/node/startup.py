@@ -12,6 +12,7 @@ from pathlib import Path
 from netaddr import IPAddress
 
 from calico_core.errors import Conflict, InvalidRecord, InvalidSettings, Unavailable
+from calico_core.files import replace_file
 from calico_core.interfaces.datastore import Compare, Delete, NoneNewer, Operation, Precondition, Put, Records, absent
 from calico_core.log import get_logger
 from calico_core.model import codec
@@ -78,10 +79,14 @@ def register_host(
 
 
 def remember_name(settings: Settings, host: str) -> None:
-    """For a start at which nobody says it."""
-    directory = Path(settings.state_directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    Path(directory, "nodename").write_text(f"{host}\n")
+    """For a start at which nobody says it. A disk that is full keeps nobody from starting."""
+    file, content = Path(settings.state_directory, "nodename"), f"{host}\n".encode()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.is_file() or file.read_bytes() != content:
+            replace_file(file, content, 0o644)
+    except OSError as error:
+        log.warning("node.name_not_remembered", file=str(file), reason=error.strerror or str(error))
 
 
 def ensure_pools(records: Records, settings: Settings, *, has_ipv6: bool) -> None:

@@ -65,7 +65,7 @@ class StatusReporter:
         self._host = host
         self._version = version
         self._interval_s = interval_s
-        self._ttl_s = ttl_s if ttl_s > interval_s else interval_s * 2.5
+        self._ttl_s = ttl_s
         self._reports_endpoints = reports_endpoints
         self._endpoints_delay_s = endpoints_delay_s
         self._endpoints_at = 0.0  # the earliest time of their next write
@@ -80,6 +80,8 @@ class StatusReporter:
         self._state: AgentState | None = None
         self._written: dict[_EndpointKey, tuple[str, str]] = {}
         self._is_swept = False
+        self._is_behind = False
+        """The endpoints of the latest state are still to be written."""
         self._lease: Lease | None = None
         self._felix_lease: Lease | None = None
         self._node_written: NodeStatus | None = None
@@ -112,25 +114,24 @@ class StatusReporter:
 
     def _run(self) -> None:
         next_beat = 0.0
-        is_behind = False
         while not self._stopping.is_set():
-            at = min(next_beat, self._endpoints_at) if is_behind else next_beat
+            at = min(next_beat, self._endpoints_at) if self._is_behind else next_beat
             state = self._slot.take(max(0.05, min(at - time.monotonic(), 10.0)))
             if state is not None:
                 # beside an attach it would be in the way; after a burst of them it is one write
                 self._stopping.wait(_GATHER_S)
                 before = self._dataplane_failure
-                self._state, is_behind = self._slot.take(0) or state, True
+                self._state, self._is_behind = self._slot.take(0) or state, True
                 if bool(before) != bool(self._dataplane_failure):
                     next_beat = 0.0  # who asks whether policy is in force shall not hear it an interval later
             try:
-                if is_behind and self._state is not None and not self._state.is_applied:
-                    is_behind = False  # another state will come
+                if self._is_behind and self._state is not None and not self._state.is_applied:
+                    self._is_behind = False  # another state will come
                 with self._busy.turn():
-                    if is_behind and self._state is not None and time.monotonic() >= self._endpoints_at:
+                    if self._is_behind and self._state is not None and time.monotonic() >= self._endpoints_at:
                         if self._write_endpoints(self._state):
                             self._endpoints_at = time.monotonic() + self._endpoints_delay_s * random.uniform(0.9, 1.1)
-                        is_behind = False
+                        self._is_behind = False
                     if time.monotonic() >= next_beat:
                         self._beat()
                         next_beat = time.monotonic() + self._beat_interval_s * random.uniform(1.0, _BEAT_JITTER)
@@ -139,6 +140,7 @@ class StatusReporter:
                 next_beat = self._endpoints_at = time.monotonic() + _RETRY_S
                 self._lease = self._felix_lease = None
                 self._node_written = None
+                self._forget_endpoints()
         self._last_words()
 
     @property
@@ -164,8 +166,14 @@ class StatusReporter:
             del self._written[key]
         return bool(operations)
 
+    def _forget_endpoints(self) -> None:
+        """Nobody knows what the datastore still has of them: it is swept, and all is written again."""
+        self._written.clear()
+        self._is_swept = False
+        self._is_behind = self._state is not None
+
     def _sweep(self, state: AgentState) -> None:
-        """After a start: statuses of endpoints that went while we were away."""
+        """Statuses of endpoints that went while we, or the datastore, were away."""
         known = {_status_key(key).path for key in state.endpoints} | {
             _status_key(key).path for key in state.host_endpoints
         }
@@ -195,6 +203,8 @@ class StatusReporter:
     def _alive(self, lease: Lease | None, ttl_s: float) -> Lease:
         if lease is not None and lease.keep_alive():
             return lease
+        if lease is not None:  # a datastore that does not know it may be another, or an older one
+            self._forget_endpoints()
         return self._records.store.lease(ttl_s)
 
     def _node_status(self, state: str) -> NodeStatus:

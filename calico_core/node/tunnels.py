@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from netaddr import IPAddress
@@ -45,7 +45,7 @@ class _Post(NamedTuple):
 class TunnelKeeper:
     """``addresses`` are the host's own, one a family. ``refresh_interval_s`` is how often the kernel is read again
     though nothing changed; 0 or less: never. ``mtu_interfaces``: a pattern for names of interfaces that show the MTU of
-    the network; empty: those of the addresses do."""
+    the network; empty: those of the addresses do. ``on_mtu`` hears :attr:`workload_mtu_bytes` with each look."""
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class TunnelKeeper:
         addresses: Iterable[IPAddress],
         refresh_interval_s: float,
         mtu_interfaces: str = "",
+        on_mtu: Callable[[int | None], None] = lambda _mtu_bytes: None,
         kernel: Tunnels | None = None,
     ) -> None:
         self._records, self._ipam, self._host = records, ipam, host
@@ -63,6 +64,7 @@ class TunnelKeeper:
         self._kernel = kernel or Tunnels()
         self._refresh_interval_s = refresh_interval_s
         self._mtu_interfaces = mtu_interfaces
+        self._on_mtu = on_mtu
         self._table = TunnelTable(host, self._addresses)
         self._mailbox: Mailbox[_Post] = Mailbox()
         self._syncers = {"pools": self._follow("pools", (POOLS,))}
@@ -169,6 +171,7 @@ class TunnelKeeper:
         pools = self._table.encapsulated_pools()
         uplinks = self._kernel.uplinks(self._addresses)
         self._workload_mtu_bytes = self._room(pools, uplinks)
+        self._on_mtu(self._workload_mtu_bytes)
         self._has_judged.set()
         if pools and "hosts" not in self._syncers and not self._stopping.is_set():
             self._syncers["hosts"] = self._follow("hosts", (BLOCKS, BGP_HOSTS))

@@ -30,7 +30,7 @@ _OF_INTERFACE: tuple[tuple[Direction, Hook, str], ...] = (
 class AppliedList(Value, frozen=True):
     """The rules of a policy or profile in one direction; None: there is no such record. ``tier_default``: set on the
     last policy of a tier, what becomes of a packet that none of them decides. ``closed``: why rules deny whatever they
-    say, by their number (from 0)."""
+    say, by their number (from 0). ``is_staged``: they are counted, and decide nothing."""
 
     kind: Literal["policy", "profile"]
     name: str
@@ -38,6 +38,7 @@ class AppliedList(Value, frozen=True):
     tier: str | None = None
     tier_default: Literal["deny", "pass"] | None = None
     closed: Mapping[int, str] = msgspec.field(default_factory=dict)
+    is_staged: bool = False
 
 
 class Applied(Value, frozen=True):
@@ -100,5 +101,12 @@ def _list(
     tier_default: Literal["deny", "pass"] | None = None,
 ) -> AppliedList:
     kind, name, rules = cluster.rules_of(rules_id, direction)
-    closed = cluster.why_closed(host, rules_id, direction)
-    return AppliedList(kind=kind, name=name, rules=rules, tier=tier, tier_default=tier_default, closed=closed)
+    return AppliedList(
+        kind=kind,
+        name=name,
+        rules=rules,
+        tier=tier,
+        tier_default=tier_default,
+        closed=cluster.why_closed(host, rules_id, direction),
+        is_staged=cluster.state(host).rules[rules_id].is_staged,
+    )

@@ -64,7 +64,7 @@ class _PortIndex:
 
 class CompiledList:
     """One direction of one list. The rules of all its policies and profiles are numbered through, without those that
-    only log."""
+    only log and those of staged policies."""
 
     def __init__(self, state: HostState, policies: PolicyList, direction: Direction) -> None:
         self._state = state
@@ -80,6 +80,8 @@ class CompiledList:
     def _take(self, lists: tuple[RulesId, ...]) -> int:
         for rules_id in lists:
             found = self._state.rules[rules_id]
+            if found.is_staged:
+                continue
             for index, rule in enumerate(found.inbound if self._direction == "inbound" else found.outbound):
                 if rule.action == "log":
                     continue

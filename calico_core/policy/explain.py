@@ -210,8 +210,10 @@ def holder(workloads: Iterable[HostWorkload], address: IPAddress) -> HostWorkloa
 
 
 def _decide(state: HostState, rules_id: RulesId, direction: Direction, packet: Packet) -> tuple[HostRule, int] | None:
-    """The first rule that matches and does more than log."""
+    """The first rule that matches and does more than log; none of a staged policy does."""
     rules = state.rules[rules_id]
+    if rules.is_staged:
+        return None
     for index, rule in enumerate(rules.inbound if direction == "inbound" else rules.outbound):
         if rule_matches(state, rule, packet) and rule.action != "log":
             return rule, index

@@ -11,9 +11,9 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 import msgspec
-from netaddr import IPAddress, IPNetwork
+from netaddr import IPAddress
 
-from calico_core.model.addresses import contains
+from calico_core.model.addresses import LOOPBACK, contains
 from calico_core.model.hoststate import HostInterface, HostState
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.policy.explain import Direction, Packet, explain_side, holder, translated
@@ -29,7 +29,6 @@ from calico_core.policy.verdicts import FlowVerdict, PassedOver, RuleStep, Side,
 __all__ = ["Cluster", "FlowVerdict", "PassedOver", "RuleStep", "Side"]
 
 _TCP = 6
-_LOOPBACK = IPNetwork("127.0.0.0/8")
 
 
 class Cluster(Snapshot):
@@ -118,6 +117,8 @@ class Cluster(Snapshot):
         tunnel = tunnel_kind(packet)
         if tunnel is not None and not self.lets_tunnel(key.host, tunnel):
             return f"{tunnel} from a workload: it could come out of the hosts' tunnels, beyond all policy"
+        if contains(LOOPBACK, packet.dst):
+            return f"{packet.dst} is a loopback address: a host takes such packets from no workload"
         reason = self._why_spoofed(key, packet)
         return None if reason is None else f"spoofed source: {reason}"
 
@@ -178,7 +179,7 @@ class Cluster(Snapshot):
         """The host of a workload leads its packet there before policy is asked."""
         address, port = leads_to
         reason = f"the metadata address: led to {address} port {port}"
-        if isinstance(address, IPAddress) and address not in _LOOPBACK:
+        if isinstance(address, IPAddress) and not contains(LOOPBACK, address):
             there = msgspec.structs.replace(packet, dst=address, dst_port=port)
             verdict = self.explain(there, source=senders[0] if len(senders) == 1 else None)
             sides = [_with_reason(side, reason) if side.workload in senders else side for side in verdict.sides]

@@ -55,6 +55,8 @@ def passed_over(
     for (tier, lists), step in zip([*groups, (None, policies.profiles)], steps, strict=False):
         for rules_id in lists:
             rules = state.rules[rules_id]
+            if rules.is_staged:
+                continue
             for index, rule in enumerate(rules.inbound if direction == "inbound" else rules.outbound):
                 if (rules_id, index) == (step.rules, step.rule):
                     break

@@ -9,16 +9,14 @@ to forwarded traffic. Endpoints that match the same selectors have the same list
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable
 from itertools import groupby
 from typing import Literal
 
 from pyroaring import BitMap, FrozenBitMap
 
-from calico_core.log import get_logger
 from calico_core.model.endpoints import HostEndpoint, WorkloadEndpoint
-from calico_core.model.hoststate import TierPolicies
+from calico_core.model.hoststate import RulesId, TierPolicies
 from calico_core.model.keys import HostEndpointKey, PolicyKey, WorkloadEndpointKey
 from calico_core.model.policies import Policy, Tier, order_value
 from calico_core.model.selectors import Labels, parse_selector
@@ -28,19 +26,12 @@ from calico_core.policy.one_or_several import OneOrSeveral, each, with_one, with
 from calico_core.policy.postings import Query
 from calico_core.policy.rules_ids import policy_rules_id
 
-log = get_logger(__name__)
-
 Tiers = tuple[tuple[TierPolicies, ...], tuple[TierPolicies, ...]]
 """Inbound and outbound."""
 Hook = Literal["normal", "forward", "untracked", "pre_dnat"]
 EndpointKey = WorkloadEndpointKey | HostEndpointKey
 _DENYING: frozenset[Hook] = frozenset({"normal", "forward"})
 _NO_TIER = Tier()
-
-
-def reason_ignored(policy: Policy) -> str | None:
-    """Why a policy is enforced nowhere."""
-    return "staged" if policy.staged else None
 
 
 def acts_at(policy: Policy, hook: Hook) -> bool:
@@ -75,15 +66,9 @@ class PolicyLists:
         """The same by the number of the query."""
         self._matches: dict[int, BitMap] = {}
         self._lists: dict[tuple[Hook, FrozenBitMap], Tiers] = {}
-        self._ignored: dict[PolicyKey, str] = {}
         # Of the batch under way.
         self._relisted: set[_Selected] = set()
         self._dirty = BitMap()
-
-    @property
-    def ignored(self) -> Counter[str]:
-        """How many policies are not enforced, by reason."""
-        return Counter(self._ignored.values())
 
     def set_profile_labels(self, profile: str, labels: Labels | None) -> None:
         self._index.set_parent(profile, labels)
@@ -103,13 +88,6 @@ class PolicyLists:
         return self._policies[key]
 
     def set_policy(self, key: PolicyKey, policy: Policy | None) -> None:
-        reason = None if policy is None else reason_ignored(policy)
-        if reason is not None and self._ignored.get(key) != reason:
-            log.info("policy.ignored", tier=key.tier, policy=key.name, reason=reason)
-        self._ignored.pop(key, None)
-        if reason is not None:
-            self._ignored[key] = reason
-            policy = None
         old = self._policies.get(key)
         if old is not None and policy is not None and _listing(old) == _listing(policy):
             self._policies[key] = policy
@@ -176,17 +154,14 @@ class PolicyLists:
         inbound: list[TierPolicies] = []
         outbound: list[TierPolicies] = []
         for name, members in groupby(keys, lambda key: key.tier):
-            action = self._tiers.get(name, _NO_TIER).default_action if denies else "pass"
+            default = self._tiers.get(name, _NO_TIER).default_action if denies else "pass"
             policies = [(policy_rules_id(key), self._policies[key]) for key in members]
-            into = tuple(rules for rules, policy in policies if policy.has_inbound)
-            out = tuple(rules for rules, policy in policies if policy.has_outbound)
-            if into:
-                inbound.append(TierPolicies(tier=name, policies=into, default_action=action))
-            if out:
-                same = into == out
-                outbound.append(
-                    inbound[-1] if same else TierPolicies(tier=name, policies=out, default_action=action),
-                )
+            into = _in_tier(name, [each for each in policies if each[1].has_inbound], default)
+            out = _in_tier(name, [each for each in policies if each[1].has_outbound], default)
+            if into is not None:
+                inbound.append(into)
+            if out is not None:
+                outbound.append(into if into == out and into is not None else out)
         return tuple(inbound), tuple(outbound)
 
     def _rank(self, key: PolicyKey) -> tuple[float, str, float, str]:
@@ -230,8 +205,20 @@ class PolicyLists:
         return self._selected[parse_selector(policy.selector).canonical]
 
 
+def _in_tier(
+    name: str, policies: list[tuple[RulesId, Policy]], default: Literal["deny", "pass"]
+) -> TierPolicies | None:
+    """Where all of them are staged, there is nothing to end."""
+    if not policies:
+        return None
+    decides = any(not policy.staged for _, policy in policies)
+    return TierPolicies(
+        tier=name, policies=tuple(rules for rules, _ in policies), default_action=default if decides else "pass"
+    )
+
+
 def _listing(policy: Policy) -> tuple[object, ...]:
     """What a policy's place in the lists depends on."""
     selector = parse_selector(policy.selector).canonical
     hooks = policy.untracked, policy.pre_dnat, policy.apply_on_forward
-    return selector, order_value(policy.order), policy.has_inbound, policy.has_outbound, hooks
+    return selector, order_value(policy.order), policy.has_inbound, policy.has_outbound, policy.staged, hooks

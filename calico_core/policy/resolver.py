@@ -6,7 +6,7 @@ on how they came. Owned by one thread. Source: felix specification 3 and 4.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -104,11 +104,6 @@ class PolicyResolver:
         self._is_interface_dirty = False
         # by the identity of the tiers, which are held with them
         self._known_lists: dict[tuple[int, tuple[str, ...]], tuple[Tiers, tuple[PolicyList, PolicyList]]] = {}
-
-    @property
-    def ignored_policies(self) -> Counter[str]:
-        """How many policies are known and not enforced, by reason."""
-        return self._policy_lists.ignored
 
     def index_figures(self) -> IndexFigures:
         """Of the sets in use; any thread."""
@@ -354,7 +349,9 @@ class PolicyResolver:
             lists = self._profile_rules.get(key.profile, _NO_RULES)
             return compile_rules(rules_id, lists.inbound_rules, lists.outbound_rules, of_profile=True)
         policy = self._policy_lists.policy(key)
-        return compile_rules(rules_id, policy.inbound_rules, policy.outbound_rules, of_profile=False)
+        return compile_rules(
+            rules_id, policy.inbound_rules, policy.outbound_rules, of_profile=False, is_staged=policy.staged
+        )
 
     def _activate(self, sources: dict[SetId, Source]) -> tuple[list[SetId], list[SetId]]:
         """The sets no longer used: of addresses, and of ports."""

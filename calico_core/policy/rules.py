@@ -74,7 +74,7 @@ def port_set(name: str, protocol: int, among: Sources) -> tuple[SetId, NamedPort
 
 
 def compile_rules(
-    rules_id: RulesId, inbound: Iterable[Rule], outbound: Iterable[Rule], *, of_profile: bool
+    rules_id: RulesId, inbound: Iterable[Rule], outbound: Iterable[Rule], *, of_profile: bool, is_staged: bool = False
 ) -> tuple[HostRules, dict[SetId, Source]]:
     """The rules in order, and what the sets they name are made of."""
     sets: dict[SetId, Source] = {}
@@ -84,7 +84,7 @@ def compile_rules(
         directions.append(tuple(each.rule for each in compiled if each.rule is not None))
         for each in compiled:
             sets.update(each.sets)
-    return HostRules(id=rules_id, inbound=directions[0], outbound=directions[1]), sets
+    return HostRules(id=rules_id, inbound=directions[0], outbound=directions[1], is_staged=is_staged), sets
 
 
 def compile_rule(rule: Rule, *, of_profile: bool) -> CompiledRule:

@@ -30,6 +30,8 @@ def close_rules(state: HostState, most: int) -> SetsBeyond:
     sizes |= {set_id: size for set_id, members in state.port_sets.items() if (size := port_count(members)) > most}
     named: dict[tuple[RulesId, Direction], Mapping[int, SetId]] = {}
     for rules in list(state.rules.values()) if sizes else ():
+        if rules.is_staged:
+            continue
         inbound, named[rules.id, "inbound"] = _closed(rules.inbound, sizes)
         outbound, named[rules.id, "outbound"] = _closed(rules.outbound, sizes)
         state.rules[rules.id] = msgspec.structs.replace(rules, inbound=inbound, outbound=outbound)

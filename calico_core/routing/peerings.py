@@ -15,7 +15,7 @@ from netaddr import IPAddress, IPNetwork
 from calico_core.errors import InvalidRequest
 from calico_core.interfaces.routing import Peer, RoutingState
 from calico_core.log import get_logger
-from calico_core.model.addresses import WIDTH, parse_address
+from calico_core.model.addresses import WIDTH, not_reachable, parse_address
 from calico_core.model.bgp import DEFAULT_AS, BgpPeer, NodeMesh, parse_as_number
 from calico_core.model.blocks import Affinity
 from calico_core.model.keys import (
@@ -92,9 +92,9 @@ class PeeringTable:
             case BgpMeshKey():
                 self._is_mesh = record.enabled if isinstance(record, NodeMesh) else True
             case BgpGlobalPeerKey():
-                _put(self._global_peers, key.ip, _peer_as(record))
+                _put(self._global_peers, key.ip, _peer_as(key, record))
             case BgpHostPeerKey() if key.host == self.host:
-                _put(self._node_peers, key.ip, _peer_as(record))
+                _put(self._node_peers, key.ip, _peer_as(key, record))
             case BgpGlobalLogLevelKey():
                 _put(self._log_levels, "global", _log_level(key, record))
             case BgpHostLogLevelKey() if key.host == self.host:
@@ -175,7 +175,7 @@ def _address(key: BgpHostAddressKey, record: object | None) -> IPAddress | None:
     if not text:
         return None
     try:
-        return parse_address(text, version=key.version)
+        return _check_reachable(parse_address(text, version=key.version))
     except InvalidRequest as error:
         log.warning("routing.record_ignored", key=key.path, reason=str(error))
         return None
@@ -192,8 +192,24 @@ def _as_number(key: Key, record: object | None) -> int | None:
         return None
 
 
-def _peer_as(record: object | None) -> int | None:
-    return parse_as_number(record.as_num) if isinstance(record, BgpPeer) else None
+def _peer_as(key: BgpGlobalPeerKey | BgpHostPeerKey, record: object | None) -> int | None:
+    if not isinstance(record, BgpPeer):
+        return None
+    try:
+        _check_reachable(key.ip)
+    except InvalidRequest as error:
+        log.warning("routing.record_ignored", key=key.path, reason=str(error))
+        return None
+    return parse_as_number(record.as_num)
+
+
+def _check_reachable(address: IPAddress) -> IPAddress:
+    """BIRD refuses the whole configuration for one neighbour that it cannot have. IPv4 knows link-local ones without
+    their interface: routers of clouds are peers by such."""
+    kind = not_reachable(address)
+    if kind and not (address.version == 4 and address.is_link_local()):
+        raise InvalidRequest("address", f"{address} is {kind}: no host or router is reached by it")
+    return address
 
 
 def _log_level(key: Key, record: object | None) -> LogLevel | None:

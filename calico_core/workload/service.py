@@ -12,7 +12,7 @@ from concurrent.futures import Future
 
 import msgspec
 
-from calico_core.errors import InterfaceTaken, InvalidRequest, NotReady, StoreNotReady, Unavailable
+from calico_core.errors import InvalidRequest, NotReady, RouteTaken, StoreNotReady, Unavailable
 from calico_core.interfaces.dataplane import WorkloadWiring
 from calico_core.interfaces.datastore import Records, Versioned
 from calico_core.interfaces.ipam import Ipam
@@ -117,6 +117,7 @@ class WorkloadService(Workloads):
             is_policy_programmed=is_programmed,
             endpoint=endpoint,
             steps=steps,
+            missing_routes=wired.missing_routes if wired else (),
         )
 
     def _require_ready(self) -> None:
@@ -162,7 +163,7 @@ class WorkloadService(Workloads):
         while True:
             try:
                 return self._wiring.attach(wanted)
-            except InterfaceTaken as taken:
+            except RouteTaken as taken:
                 # where another of that name came at once, the agent may lead the address to it for a moment yet
                 left_s = deadline - time.monotonic()
                 if left_s <= 0 or not self._links.await_gone(taken.owner, timeout_s=left_s):

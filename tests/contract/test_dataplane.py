@@ -191,8 +191,9 @@ def test_endpoints_without_link_are_named(bench: Bench) -> None:
     report = bench.dataplane.apply(a_state(a_workload(1), a_workload(2), a_workload(3, is_active=False)))
     assert [key.workload for key in report.endpoints_without_link] == ["w1", "w2"]
     bench.wiring.attach(bench.request)
-    report = bench.dataplane.interface_changed(InterfaceEvent(kind="up", name="cali1"))
-    assert report.endpoints_without_link == ()
+    up = InterfaceEvent(kind="up", name="cali1")
+    # a kernel tells the state of a link a moment after it is up
+    eventually(lambda: bench.dataplane.interface_changed(up).endpoints_without_link == ())
     assert [key.workload for key in bench.dataplane.resync().endpoints_without_link] == ["w2"]
     bench.wiring.detach("cali1")
     report = bench.dataplane.interface_changed(InterfaceEvent(kind="deleted", name="cali1"))

@@ -30,7 +30,8 @@ from calico_core.model.workloads import (
     WiringRequest,
 )
 from calico_core.stopwatch import lap
-from calico_core.workload.sharing import attachment_of, departure, is_attached, joined
+from calico_core.workload.endpoint_record import endpoint_record
+from calico_core.workload.sharing import departure, is_attached, joined
 from tests.doubles.ipam import MemoryIpam
 
 HOST_MAC = parse_mac("ee:ee:ee:ee:ee:ee")
@@ -189,21 +190,8 @@ def _attached(request: Attach, nets: tuple[IPNetwork, ...]) -> Attached:
         lap(step)
     is_wired = request.namespace_fd is not None
     mac: EUI | None = request.mac or (CONTAINER_MAC if is_wired else None)
-    endpoint = WorkloadEndpoint(
-        state="active",
-        name=request.interface,
-        mac=mac,
-        profile_ids=request.profiles,
-        ipv4_nets=tuple(net for net in nets if net.version == 4),
-        ipv6_nets=tuple(net for net in nets if net.version == 6),
-        labels=request.labels,
-        container_id=request.container_id,
-        ifname=request.container_interface,
-        network=request.network,
-        own_profiles=tuple(profile.name for profile in request.new_profiles if profile.is_own),
-        attachments=(attachment_of(request, time.time()),) if request.shared_handle is not None else (),
-        handle=request.shared_handle,
-    )
+    endpoint = endpoint_record(request, mac or CONTAINER_MAC, tuple(net.ip for net in nets), time.time())
+    endpoint = msgspec.structs.replace(endpoint, mac=mac, created=None)
     return Attached(
         addresses=nets,
         interface=request.interface,

@@ -39,13 +39,17 @@ class Bench:
 
     def repairs(self, damage: Callable[[], None], *named: str) -> None:
         """Do it; wait until the log has all the names, and see that policy stands."""
+        self.names(damage, *named)
+        self.holds()
+
+    def names(self, damage: Callable[[], None], *named: str) -> None:
+        """Do it; wait until the log has all the names."""
         start = self.host.node_log.stat().st_size
         damage()
         deadline = time.monotonic() + _WAIT_S
         while missing := [each for each in named if each not in self._healed_since(start)]:
             assert time.monotonic() < deadline, f"not named as healed: {missing}"
             time.sleep(0.05)
-        self.holds()
 
     def run(self, *argv: str, stdin: str = "") -> None:
         self.host.run(argv, stdin=stdin)
@@ -89,7 +93,7 @@ def test_connections_that_are_permitted_outlive_a_flush_of_connection_tracking(b
 
 
 def test_an_interface_that_is_renamed_and_gets_its_name_back(bench: Bench) -> None:
-    """Under another name it is nobody's and closed; under its own it has all it had."""
+    """Under another name it is nobody's and closed; under its own it has all it had. The log names it both times."""
     name = _interface(bench.host, bench.first)
 
     def rename(old: str, new: str) -> None:
@@ -97,10 +101,9 @@ def test_an_interface_that_is_renamed_and_gets_its_name_back(bench: Bench) -> No
         bench.run("ip", "link", "set", old, "name", new)
         bench.run("ip", "link", "set", new, "up")
 
-    rename(name, "calistranger")
+    bench.names(lambda: rename(name, "calistranger"), f"interface {name}: it was renamed calistranger")
     assert not probe(bench.second, bench.first, "tcp", timeout_s=0.5).is_reachable
-    rename("calistranger", name)
-    bench.holds()
+    bench.repairs(lambda: rename("calistranger", name), f"interface {name}")
 
 
 def _interface(host: LabHost, workload: LabWorkload) -> str:

@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Self
 
 import msgspec
@@ -15,12 +17,14 @@ import pytest
 
 from calico_core.errors import ToolFailed
 from calico_core.lab import etcd, processes
+from calico_core.lab.host import LabHost
 from calico_core.lab.probes import probe, probe_until
 from calico_core.lab.record import ProcessRecord
 from calico_core.lab.stream import Stream
 from calico_core.lab.topology import Laboratory
 from calico_core.lab.workload import LabWorkload
-from tests.e2e.observing import MakeLab, kernel_state
+from tests.e2e.observing import MakeLab, kernel_handles, kernel_state
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.needs_root
 
@@ -29,6 +33,8 @@ TRY_AGAIN = 11
 ATTACH_DEADLINE_S = 30.0
 """IPAM gives a write whose answer was lost 20 s to become certain; an orchestrator waits at least 45."""
 HEALED_WITHIN_S = 20.0
+_MOST_BUSY = 0.05
+"""Of a processor, for a node that waits. Measured: 0.6 % at most."""
 
 
 class Store:
@@ -85,10 +91,13 @@ def test_a_lost_store_stops_nothing_that_runs(
     waits: list[float] = []
     with Store(lab, blow) as store, Stream(first, second, "udp", interval_s=0.002) as stream:
         store.lose()
+        began, before = time.monotonic(), cpu_s(lab.hosts[1])
         until = time.monotonic() + seconds
         while not waits or time.monotonic() < until:
             waits.append(refused_attach(late))
             time.sleep(0.2)  # an orchestrator's pause, not a flood
+        busy = (cpu_s(lab.hosts[1]) - before) / (time.monotonic() - began)  # nobody asks it for anything
+        assert busy < _MOST_BUSY
         assert not probe(stranger, first, "tcp", timeout_s=0.3).is_reachable
         assert probe(first, leaver, "tcp").is_reachable
         assert [kernel_state(host)["nft"] for host in lab.hosts] == rules
@@ -111,9 +120,41 @@ def test_a_lost_store_stops_nothing_that_runs(
     with capsys.disabled():
         sys.stdout.write(
             f"\netcd {blow} for {seconds} s: {len(waits)} attaches refused, the slowest after {max(waits):.1f} s; "
+            f"a node that waits took {busy:.1%} of a processor; "
             f"{report.received} of {report.sent} datagrams answered; "
             f"the next attach stood {healed_s:.2f} s after its return\n"
         )
+
+
+def test_a_node_that_starts_without_its_store_changes_nothing_until_it_is_back(make_lab: MakeLab) -> None:
+    lab = make_lab(1, datastore="etcd")
+    host = lab.hosts[0]
+    first, second, stranger = (lab.add_workload(host) for _ in range(3))
+    for workload, network in ((first, "net1"), (second, "net1"), (stranger, "other")):
+        workload.attach(network=network)
+    assert probe_until(first, second, "tcp", is_reachable=True, within_s=10).is_reachable
+    handles, routes = kernel_handles(host), kernel_state(host)["routes"]
+    host.kill_node()
+    with Store(lab, "dead") as store, ThreadPoolExecutor(1) as pool:
+        store.lose()
+        began = host.node_log.stat().st_size
+        start = pool.submit(host.start_node, timeout_s=90)
+        eventually(lambda: "datastore.waiting" in host.node_log.read_text()[began:], every_s=0.05)
+        assert probe(first, second, "tcp").is_reachable
+        assert not probe(stranger, first, "tcp", timeout_s=0.3).is_reachable
+        assert (kernel_handles(host), kernel_state(host)["routes"]) == (handles, routes)
+        assert not start.done()
+        store.restore()
+        start.result()
+    assert kernel_handles(host) == handles
+    host.calicoctl("profile", "net1", "rule", "add", "inbound", "allow", "from", "tag", "other")
+    assert probe_until(stranger, first, "tcp", is_reachable=True, within_s=10).is_reachable
+
+
+def cpu_s(host: LabHost) -> float:
+    """What its node has had of processors. Source: proc_pid_stat(5), utime and stime."""
+    fields = Path(f"/proc/{host.node_pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def refused_attach(workload: LabWorkload) -> float:

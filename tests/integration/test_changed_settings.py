@@ -115,6 +115,18 @@ def test_a_loose_filter_ends_the_start_unless_it_is_wanted(host: LabHost) -> Non
     assert host.run(["sysctl", "-n", "net.ipv4.conf.default.rp_filter"]).stdout.strip() == "1"
 
 
+def test_a_stored_word_that_it_is_no_router_holds_from_the_first_moment(host: LabHost) -> None:
+    forwarding = ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"]
+    host.start_node()
+    host.calicoctl("config", "set", "IPForwarding", "Disabled")
+    host.stop_node()
+    for value in ("0", "1"):
+        host.run(["sysctl", "-qw", *(f"{name}={value}" for name in forwarding)])
+        host.start_node()
+        assert host.run(["sysctl", "-n", *forwarding]).stdout.split() == [value, value]
+        host.stop_node()
+
+
 @pytest.mark.parametrize("driver", ["nftables", "iptables"])
 def test_the_host_endpoint_of_all_interfaces_leaves_excluded_ones_out(host: LabHost, driver: str) -> None:
     def dispatched() -> str:

@@ -15,6 +15,7 @@ from calico_core.lab.host import LabHost
 from calico_core.lab.probes import probe_until
 from calico_core.lab.topology import Laboratory
 from calico_core.lab.workload import LabWorkload
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.needs_root
 
@@ -88,7 +89,32 @@ def test_who_is_denied_whom_and_by_which_rule(lab: Laboratory, pair: tuple[LabWo
     assert by_rule["inbound", 1]["packets"] == 0
 
 
-POLICY = {
+def test_a_staged_policy_counts_what_it_would_decide(lab: Laboratory, pair: tuple[LabWorkload, LabWorkload]) -> None:
+    (host,), (first, second) = lab.hosts, pair
+    staged = {**POLICY, "policy": {**POLICY["policy"], "staged": True}}
+    host.calicoctl("policy", "apply", "-f", "-", stdin=json.dumps(staged))
+
+    def counts() -> dict[tuple[str, int], int]:
+        done = host.calicoctl("policy", "counters", "default", "p", "-o", "json", check=False)
+        rows = json.loads(done.stdout) if done.returncode == 0 else []
+        return {(each["direction"], each["position"]): each["packets"] for each in rows}
+
+    eventually(lambda: ("inbound", 2) in counts())
+    denied = Followed(host)
+    wait_for_listener(host)
+    for _ in range(3):
+        assert probe_until(first, second, "tcp", is_reachable=True, within_s=10).is_reachable
+    found = counts()
+    assert found["inbound", 2] >= 3
+    assert (found["inbound", 1], found["inbound", 3]) == (0, 0), "the rules after it are not asked"
+    assert denied.end() == []
+    applied = host.calicoctl("explain", "endpoint", str(second.addresses[0])).stdout
+    assert "policy p: staged" in applied
+    host.calicoctl("policy", "apply", "-f", "-", stdin=json.dumps(POLICY))
+    assert probe_until(first, second, "tcp", is_reachable=False, within_s=10).is_reachable is False
+
+
+POLICY: dict[str, Any] = {
     "tier": "default",
     "name": "p",
     "policy": {

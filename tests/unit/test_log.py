@@ -49,6 +49,25 @@ def test_console_quotes_what_needs_it() -> None:
 
 
 @pytest.mark.usefixtures("root_logger")
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("a\n14:00:00.000\u00a0info\u00a0forged", r"'a\n14:00:00.000\xa0info\xa0forged'"),
+        ("\x1b[31mred", r"'\x1b[31mred'"),
+        ("right\u202eleft", r"'right\u202eleft'"),
+        ("\udc80", r"'\udc80'"),
+        ("Zürich", "Zürich"),
+    ],
+)
+def test_no_value_ends_its_line_or_commands_a_terminal(value: str, shown: str) -> None:
+    stream = io.StringIO()
+    log.configure(level="debug", stream=stream)
+    log.get_logger("calico_core.test").warning("record.ignored", key=value)
+    (line,) = stream.getvalue().splitlines()
+    assert line.endswith(f"record.ignored key={shown}")
+
+
+@pytest.mark.usefixtures("root_logger")
 def test_exceptions_bring_their_traceback() -> None:
     stream = io.StringIO()
     log.configure(style="json", stream=stream)

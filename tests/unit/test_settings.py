@@ -7,7 +7,7 @@ import pytest
 from calico_core.errors import InvalidSettings
 from calico_core.model.failsafe import DEFAULT_INBOUND, DEFAULT_OUTBOUND
 from calico_core.setting_fields import FIELDS, unknown_names
-from calico_core.settings import Settings, load_settings
+from calico_core.settings import Settings, load_settings, report_ttl_s
 
 REPORTING = {
     "environment": ({"FELIX_REPORTINGINTERVALSECS": "11"}, "environment FELIX_REPORTINGINTERVALSECS", 11.0),
@@ -164,6 +164,14 @@ def test_values_are_parsed(variable: str, text: str, field: str, value: object) 
         ("IP", "10.0.0", "ip", "IPv4"),
         ("IP", "fd00::1", "ip", "IPv4"),
         ("IP6", "10.0.0.1", "ip6", "IPv6"),
+        ("IP", "0.0.0.0", "ip", "unspecified"),
+        ("IP", "127.0.0.1/8", "ip", "loopback"),
+        ("IP", "169.254.0.1", "ip", "link-local"),
+        ("IP", "224.0.0.1", "ip", "multicast"),
+        ("IP6", "::", "ip6", "unspecified"),
+        ("IP6", "::1", "ip6", "loopback"),
+        ("IP6", "FE80::1/64", "ip6", "link-local"),
+        ("IP6", "ff02::1", "ip6", "multicast"),
         ("AS", "0", "as_number", "AS number"),
         ("AS", "4294967296", "as_number", "AS number"),
         ("NO_DEFAULT_POOLS", "maybe", "no_default_pools", "true or false"),
@@ -307,6 +315,19 @@ def test_some_bad_values_count_as_the_default_and_are_noted(variable: str, text:
     (note,) = settings.notes
     assert variable in note
     assert text in note
+
+
+@pytest.mark.parametrize(
+    ("interval", "ttl", "counts"),
+    [("30", "30", 75.0), ("30", "20", 75.0), ("120", "", 300.0), ("30", "31", 31.0), ("0", "5", 5.0), ("-1", "0", 0.0)],
+)
+def test_a_report_that_would_end_before_the_next_lasts_longer_and_is_noted(
+    interval: str, ttl: str, counts: float
+) -> None:
+    settings = load_settings({"FELIX_REPORTINGINTERVALSECS": interval, "FELIX_REPORTINGTTLSECS": ttl})
+    assert report_ttl_s(settings) == counts
+    notes = [note for note in settings.notes if "reporting_ttl_s" in note and f"{counts:g} counts" in note]
+    assert len(notes) == (0 if counts == settings.reporting_ttl_s else 1)
 
 
 def test_default_ports_are_those_of_the_model() -> None:

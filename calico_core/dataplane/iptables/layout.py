@@ -2,7 +2,7 @@
 
 ::
 
-    raw PREROUTING     calico-PREROUTING ─ workload? ─▶ calico-wl-src ─ tunnels: drop ─▶ calico-src… (tree)
+    raw PREROUTING     calico-PREROUTING ─ workload? ─▶ calico-wl-src ─ tunnels, loopback: drop ─▶ calico-src… (tree)
                          │                                ├─▶ calico-sp-<interface>: its addresses, and prefixes
                          │                                └─▶ calico-nosource: DHCP, ND, else drop
                          └ calico-ufrom… (tree) ─▶ calico-ui-… (untracked policy of a host endpoint)
@@ -12,7 +12,7 @@
                          ├ workload? ─▶ calico-wl-host ─ DHCP, DNS, neighbours; then as endpoint_to_host says
                          └ calico-hfrom… (tree) ─▶ calico-hi…-… (a host endpoint's list of policies)
     filter FORWARD     calico-FORWARD ─ calico-vfrom… (tree) ─▶ calico-vi-… (forward policy of a host endpoint)
-                         └ from or to a workload ─▶ calico-wl ─ established: accept
+                         └ from or to a workload ─▶ calico-wl ─ established: accept; tunnels, as translated: drop
                              ├─▶ calico-from… (tree) ─▶ calico-fl-… (a list of policies) ─▶ calico-po-… (rules)
                              ├─▶ calico-to… (tree) ───▶ calico-tl-…                      └▶ calico-pi-…
                              └ leaves? ─▶ calico-vto… (tree) ─▶ calico-vo-…; and so what is of no workload
@@ -47,7 +47,7 @@ from calico_core.dataplane.iptables.names import (
 from calico_core.dataplane.iptables.verdicts import ACCEPT, RETURN, Verdicts
 from calico_core.dataplane.reconcile import Chain
 from calico_core.interfaces.dataplane import DenialOrigin
-from calico_core.model.addresses import WIDTH
+from calico_core.model.addresses import LOOPBACK, WIDTH
 from calico_core.model.always_open import DHCP_PORTS, DISCOVERY_TYPES, DNS_PORT, NEIGHBOUR_TYPES
 from calico_core.model.tunnels import IPIP_PROTOCOL, VXLAN_PORT
 
@@ -145,7 +145,9 @@ class Layout:
                 "calico-wl-host": chain(self._workload_to_host(family)),
             },
             RAW: {
-                WORKLOAD_SOURCE: chain([*self._encapsulated(early), f"-g {SOURCE_ROOT}"]),
+                WORKLOAD_SOURCE: chain(
+                    [*self._encapsulated(early), *self._to_loopback(early, family), f"-g {SOURCE_ROOT}"]
+                ),
                 NO_SOURCE: chain(self._no_source(family)),
             },
             MANGLE: {},
@@ -158,6 +160,7 @@ class Layout:
         return [
             *self._unconnected(family),
             f"{_ESTABLISHED} {verdicts.allow}",
+            *self._encapsulated_vxlan(verdicts, f"-i {workload} "),
             f"-i {workload} -j {FROM_ROOT}",
             f"-o {workload} -j {TO_ROOT}",
             *leaving,
@@ -166,12 +169,20 @@ class Layout:
 
     def _encapsulated(self, verdicts: Verdicts) -> list[str]:
         """A workload that could send into the hosts' tunnels would come out beyond all policy."""
-        rules: list[str] = []
-        if not self.options.allows_vxlan:
-            rules += verdicts.drop(f"-p 17 -m udp --dport {VXLAN_PORT}", "VXLAN from a workload")
+        rules = self._encapsulated_vxlan(verdicts)
         if not self.options.allows_ipip:
             rules += verdicts.drop(f"-p {IPIP_PROTOCOL}", "IPIP from a workload")
         return rules
+
+    def _encapsulated_vxlan(self, verdicts: Verdicts, sender: str = "") -> list[str]:
+        """Known by a port alone, which translation may give to what had another: asked before it and after."""
+        if self.options.allows_vxlan:
+            return []
+        return verdicts.drop(f"{sender}-p 17 -m udp --dport {VXLAN_PORT}", "VXLAN from a workload")
+
+    def _to_loopback(self, verdicts: Verdicts, family: int) -> list[str]:
+        """Before translation, which leads there what may go there. Of IPv6 the kernel takes no such packet."""
+        return verdicts.drop(f"-d {net_text(LOOPBACK)}", "to a loopback address") if family == 4 else []
 
     def _unconnected(self, family: int) -> list[str]:
         """What the kernel's tracking makes nothing of."""
@@ -191,7 +202,7 @@ class Layout:
         if action == "DROP":
             origin = DenialOrigin(reason="from an endpoint to its host", direction="outbound")
             return [*rules, *verdicts.deny("", origin, note="endpoint to host")]
-        rules.append(f"-j {FROM_ROOT}")
+        rules += [*self._encapsulated_vxlan(verdicts), f"-j {FROM_ROOT}"]
         return [*rules, ACCEPT] if action == "ACCEPT" else rules
 
     def _no_source(self, family: int) -> list[str]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from calico_core.dataplane.iptables.layout import Direction, Layout, Purpose
     from calico_core.dataplane.iptables.verdicts import Verdicts
     from calico_core.dataplane.reconcile import Chain, NamedSet
-    from calico_core.model.hoststate import HostRule, HostRules, PolicyList, RulesId, SetId
+    from calico_core.model.hoststate import HostRules, PolicyList, RulesId, SetId
 
     #: A table, and a list of rules in one direction.
     _Use = tuple[str, RulesId, Direction]
@@ -104,34 +104,37 @@ class PolicyChains:
         """Gives the sets of networks that it names."""
         nets: dict[str, NamedSet] = {}
         name = rules_chain_name(rules.id, direction)
-        wanted = rules.inbound if direction == "inbound" else rules.outbound
         for family in self._families:
             verdicts = self._layout.verdicts(family, table)
-            chain = self._render(rules.id, wanted, direction, family, verdicts, nets)
+            chain = self._render(rules, direction, family, verdicts, nets)
             self._desired.put_chain((family, table), name, chain, rules.id)
         return nets
 
     def _render(
         self,
-        rules_id: RulesId,
-        rules: tuple[HostRule, ...],
+        rules: HostRules,
         direction: Direction,
         family: int,
         verdicts: Verdicts,
         nets: dict[str, NamedSet],
     ) -> Chain:
-        if rules_id in self._closed:
-            origin = DenialOrigin(reason="refused by the kernel", direction=direction, rules=rules_id)
-            self._counted.pop((family, rules_id, direction), None)
+        if rules.id in self._closed:
+            origin = DenialOrigin(reason="refused by the kernel", direction=direction, rules=rules.id)
+            self._counted.pop((family, rules.id, direction), None)
+            if rules.is_staged:
+                return layout.chain([])
             return layout.chain(verdicts.deny("", origin, note="refused by the kernel"))
         texts: list[str] = []
         counted: list[int | None] = []
-        for number, rule in enumerate(rules):
-            origin = DenialOrigin(reason="rule", direction=direction, rules=rules_id, rule=number)
+        for number, rule in enumerate(rules.inbound if direction == "inbound" else rules.outbound):
+            origin = DenialOrigin(reason="rule", direction=direction, rules=rules.id, rule=number)
             try:
-                rendered = render_rule(rule, family, self._sets.name, verdicts, origin)
+                rendered = render_rule(rule, family, self._sets.name, verdicts, origin, is_staged=rules.is_staged)
             except InvalidRequest as error:
-                self._problems[rules_id] = f"rule {number + 1}: {error}; it drops instead"
+                if rules.is_staged:
+                    self._problems[rules.id] = f"rule {number + 1}: {error}; it is not counted"
+                    continue
+                self._problems[rules.id] = f"rule {number + 1}: {error}; it drops instead"
                 denial = verdicts.deny("", origin, note=f"rule {number + 1} cannot be expressed")
                 texts += denial
                 counted += [*[None] * (len(denial) - 1), number]
@@ -139,7 +142,7 @@ class PolicyChains:
             texts += rendered.rules
             counted += [number if line in rendered.counted else None for line in range(len(rendered.rules))]
             nets |= rendered.nets
-        self._counted[family, rules_id, direction] = tuple(counted)
+        self._counted[family, rules.id, direction] = tuple(counted)
         return layout.chain(texts)
 
     def _remove(self, rules_id: RulesId, direction: Direction, table: str) -> None:

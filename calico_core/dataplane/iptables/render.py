@@ -54,8 +54,16 @@ class _NeverMatches(Exception):
     """No packet of the family can match; control flow inside this module, no error."""
 
 
-def render_rule(rule: HostRule, family: int, set_names: SetNames, verdicts: Verdicts, origin: DenialOrigin) -> Rendered:
-    """``origin``: what a packet is told by that the rule denies.
+def render_rule(
+    rule: HostRule,
+    family: int,
+    set_names: SetNames,
+    verdicts: Verdicts,
+    origin: DenialOrigin,
+    *,
+    is_staged: bool = False,
+) -> Rendered:
+    """``origin``: what a packet is told by that the rule denies. ``is_staged``: it is counted, and decides nothing.
 
     :raises InvalidRequest: what the rule asks for cannot be expressed; the caller closes in its place.
     """
@@ -70,6 +78,10 @@ def render_rule(rule: HostRule, family: int, set_names: SetNames, verdicts: Verd
         matches = _matches(rule, family, set_names, nets)
     except _NeverMatches:
         return Rendered()
+    if is_staged:
+        # as if it acted: what it would decide is put to no rule after it
+        texts = [f"{match} {RETURN}".lstrip() if rule.action != "log" else match for match in matches]
+        return Rendered(tuple(texts), tuple(nets), tuple(range(len(texts))))
     rules: list[str] = []
     counted: list[int] = []
     for match in matches:

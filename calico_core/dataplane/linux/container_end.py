@@ -73,11 +73,12 @@ def configure(
     has_default_route: bool,
     destinations: Sequence[Prefix],
     gateway_mac: bytes,
-) -> None:
+) -> tuple[Prefix, ...]:
     """Up, addresses, routes, in one message; may be repeated. ``gateway_mac`` empty: found by ARP.
 
     A route to the next hop, to ``destinations`` or a default route that another interface of the container holds stays
-    as it is.
+    as it is. Gives the destinations, but for the next hop, whose routes stood already; ours may be among them when this
+    is repeated.
     """
     requests = [set_link(index=index, is_up=True), *(add_address(index, each) for each in wanted.all)]
     if wanted.v4 and gateway_mac:
@@ -86,18 +87,38 @@ def configure(
     routes = _routes(index, wanted, destinations, has_default_route=has_default_route)
     requests += map(add_route, routes)
     unreachable: list[Route] = []
+    standing: list[Route] = []
     for position, outcome in enumerate(container.attempt(requests)):
-        if outcome.error is None or (position >= firm and outcome.error.errno == errno.EEXIST):
+        if outcome.error is None:
             continue
-        if position < firm or outcome.error.errno != errno.ENETUNREACH:
+        if position < firm or outcome.error.errno not in {errno.EEXIST, errno.ENETUNREACH}:
             raise outcome.error
-        unreachable.append(routes[position - firm])
+        (standing if outcome.error.errno == errno.EEXIST else unreachable).append(routes[position - firm])
     # the route to the next hop is another interface's: the kernel must be told that this one reaches it as well
-    for outcome in container.attempt(
-        [add_route(msgspec.structs.replace(each, is_onlink=True)) for each in unreachable]
-    ):
-        if outcome.error is not None and outcome.error.errno != errno.EEXIST:
+    again = [add_route(msgspec.structs.replace(each, is_onlink=True)) for each in unreachable]
+    for route, outcome in zip(unreachable, container.attempt(again), strict=True):
+        if outcome.error is None:
+            continue
+        if outcome.error.errno != errno.EEXIST:
             raise outcome.error
+        standing.append(route)
+    return tuple(route.destination for route in standing if route.gateway)
+
+
+def held_by_others(
+    container: RouteSocket,
+    index: int,
+    wanted: WantedAddresses,
+    *,
+    has_default_route: bool,
+    destinations: Sequence[Prefix],
+) -> tuple[Prefix, ...]:
+    """Destinations of :func:`configure` that other interfaces lead to, and this one does not."""
+    routes = container.routes()
+    own = {route.destination for route in routes if route.index == index}
+    others = {route.destination for route in routes} - own
+    asked = _routes(index, wanted, destinations, has_default_route=has_default_route)
+    return tuple(route.destination for route in asked if route.gateway and route.destination in others)
 
 
 def await_carrier(container: RouteSocket, index: int) -> None:

@@ -12,7 +12,7 @@ from calico_core.dataplane.linux.route_messages import (
     add_route,
     replace_route,
 )
-from calico_core.errors import InterfaceTaken
+from calico_core.errors import RouteTaken
 from calico_core.log import get_logger
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def raise_and_route(
     """Set a host end's IPv4 settings (see ``set_link``), bring it up and add its addresses and routes, all in one
     message and in this order.
 
-    :raises InterfaceTaken: a route belongs to a live interface; no route was replaced.
+    :raises RouteTaken: a route belongs to a live interface; no route was replaced.
     :raises KernelRefused: anything else.
     """
     first = [set_link(index=index, ipv4_settings=ipv4_settings)] if ipv4_settings else []
@@ -64,7 +64,7 @@ def _take_over(host: RouteSocket, clashes: Sequence[Route], interface_prefix: st
                 continue  # not about us, or the agent was faster
             owner = _live_owner(host, found, route.index, interface_prefix)
             if owner:
-                raise InterfaceTaken(str(found.destination), "the host's routes", owner)
+                raise RouteTaken(str(found.destination), owner)
             log.info("route.replaced", destination=str(found.destination), protocol=found.protocol)
             replaced.append(route)
     if replaced:

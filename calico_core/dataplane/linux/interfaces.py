@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from calico_core.dataplane.linux.address_messages import RTM_DELADDR, RTM_NEWADDR, parse_address
 from calico_core.dataplane.linux.link_messages import (
-    IF_OPER_UP,
     RTM_DELLINK,
     RTM_NEWLINK,
     parse_link,
@@ -44,7 +43,6 @@ if TYPE_CHECKING:
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
 RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = 0x100, 0x400
 
-_IF_OPER_UNKNOWN = 0
 _SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 _RECEIVE_BUFFER_BYTES = 4 << 20
 _STOP_WAIT_S = 5.0
@@ -168,15 +166,10 @@ class LinkMonitor:
             self._known.pop(link.index, None)
             self._callback(InterfaceEvent(kind="deleted", name=link.name, index=link.index))
             return
-        now = (link.name, link.flags, is_operational(link))
+        now = (link.name, link.flags, link.is_operational)
         if now == before:
             return
         self._known[link.index] = now
         if name_before not in ("", link.name):
             self._callback(InterfaceEvent(kind="deleted", name=name_before, index=link.index))
         self._callback(InterfaceEvent(kind="up" if now[2] else "down", name=link.name, index=link.index))
-
-
-def is_operational(link: Link) -> bool:
-    """Up in the sense of the agent: traffic can flow. Devices without a state of their own count by their flag."""
-    return link.is_up and link.oper_state in (IF_OPER_UP, _IF_OPER_UNKNOWN)

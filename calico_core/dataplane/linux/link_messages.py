@@ -30,7 +30,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_GETNSID, RTM_NEWNSID = 90, 88
 
 IFF_UP, IFF_RUNNING, IFF_LOWER_UP = 0x1, 0x40, 0x10000
-IF_OPER_UP = 6
+IF_OPER_UNKNOWN, IF_OPER_UP = 0, 6
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK = 1, 3, 4, 5
 IFLA_MASTER, IFLA_OPERSTATE, IFLA_LINKINFO, IFLA_GROUP, IFLA_NET_NS_FD, IFLA_EXT_MASK = 10, 16, 18, 27, 28, 29
@@ -71,6 +71,11 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     def is_up(self) -> bool:
         """Administratively up."""
         return bool(self.flags & IFF_UP)
+
+    @property
+    def is_operational(self) -> bool:
+        """Traffic can flow. Devices without a state of their own count by their flag."""
+        return self.is_up and self.oper_state in (IF_OPER_UP, IF_OPER_UNKNOWN)
 
     @property
     def has_carrier(self) -> bool:

@@ -7,16 +7,20 @@ import os
 from typing import TYPE_CHECKING
 
 from calico_core.dataplane.linux.link_messages import PAIR_KINDS, add_netkit, add_veth, get_link
+from calico_core.dataplane.linux.prefix import network_of
 from calico_core.dataplane.linux.rtnetlink import link_of
 from calico_core.errors import InterfaceTaken
 from calico_core.model.addresses import local_mac, mac_from_bytes
 from calico_core.model.workloads import WiredInterface
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from netaddr import EUI
 
     from calico_core.dataplane.linux.link_messages import Link
     from calico_core.dataplane.linux.netlink import Request
+    from calico_core.dataplane.linux.prefix import Prefix
     from calico_core.dataplane.linux.rtnetlink import RouteSocket
     from calico_core.model.workloads import Device, WiringRequest
 
@@ -63,13 +67,16 @@ def refuse_foreign(link: Link, where: str) -> None:
         raise InterfaceTaken(link.name, where, f"a {link.kind or 'physical'} interface")
 
 
-def wired_interface(link: Link, peer_mac: bytes, *, is_new: bool = True) -> WiredInterface:
+def wired_interface(
+    link: Link, peer_mac: bytes, *, is_new: bool = True, missing_routes: Iterable[Prefix] = ()
+) -> WiredInterface:
     return WiredInterface(
         interface=link.name,
         host_mac=mac_from_bytes(link.mac),
         mac=mac_from_bytes(peer_mac),
         mtu_bytes=link.mtu_bytes,
         is_new=is_new,
+        missing_routes=tuple(map(network_of, missing_routes)),
     )
 
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from netaddr import IPNetwork
 
     from calico_core.dataplane.linux.link_messages import Link
+    from calico_core.dataplane.linux.prefix import Prefix
     from calico_core.dataplane.linux.sysctl import Setting
 
     SettingsCallback = Callable[[str, int, tuple[Setting, ...]], None]
@@ -62,7 +63,7 @@ class VethWiring(WorkloadWiring):
 
     ``namespace_fd`` None: the process's own namespace is the host's. ``pins_gateway`` gives the container a permanent
     neighbour entry for its next hop: no ARP before the first packet, and no need for a default route on the host,
-    without which proxy ARP is silent. ``has_metadata``: workloads may be led to the host's loopback.
+    without which proxy ARP is silent. ``opens_loopback``: workloads are led to the host's loopback.
     ``on_settings`` hears which sysctls a host end was given, with its name and index.
     """
 
@@ -72,7 +73,7 @@ class VethWiring(WorkloadWiring):
         *,
         interface_prefix: str = "cali",
         pins_gateway: bool = True,
-        has_metadata: bool = False,
+        opens_loopback: bool = False,
         on_settings: SettingsCallback | None = None,
     ) -> None:
         self._namespace_fd = namespace_fd
@@ -81,7 +82,7 @@ class VethWiring(WorkloadWiring):
         self._reaper = LinkReaper(self._sockets)
         self._interface_prefix = interface_prefix
         self._pins_gateway = pins_gateway
-        self._has_metadata = has_metadata
+        self._opens_loopback = opens_loopback
         self._has_netkit = True  # until the kernel says otherwise
 
     def close(self) -> None:
@@ -194,8 +195,8 @@ class VethWiring(WorkloadWiring):
         if link is None:
             raise InterfaceTaken(request.interface, "the host", "made by somebody else just now")
         undo.callback(self._undo_link, request.interface)
-        self._configure(host, container, request, wanted, link)
-        return wired_interface(link, mac)
+        standing_routes = self._configure(host, container, request, wanted, link)
+        return wired_interface(link, mac, missing_routes=standing_routes)
 
     def _create(self, host: RouteSocket, request: WiringRequest) -> tuple[Link | None, bytes]:
         """The host end, None when a name is taken, and the container's MAC address. A kernel without netkit makes a
@@ -241,8 +242,15 @@ class VethWiring(WorkloadWiring):
         """Our pair stands already: nothing if it is as wanted, else change it in place. It was here before this call
         and stays whatever happens."""
         found = self._differences(host, container, request, wanted, link, inner)
+        others = container_end.held_by_others(
+            container,
+            inner.index,
+            wanted,
+            has_default_route=request.is_default_route,
+            destinations=[prefix_of(each) for each in request.routes],
+        )
         if not found:
-            return wired_interface(link, inner.mac, is_new=False)
+            return wired_interface(link, inner.mac, is_new=False, missing_routes=others)
         log.info("interface.repaired", interface=request.interface, differences=found)
         mac, mtu = packed(request.mac) or inner.mac, request.mtu_bytes or 0
         host.execute(set_link(index=link.index, mac=HOST_MAC, mtu_bytes=mtu))
@@ -255,7 +263,7 @@ class VethWiring(WorkloadWiring):
         (outcome,) = host.execute(get_link(index=link.index))
         link = link_of(outcome)
         self._configure(host, container, request, wanted, link)
-        return wired_interface(link, mac, is_new=True)
+        return wired_interface(link, mac, is_new=True, missing_routes=others)
 
     def _configure(
         self,
@@ -264,13 +272,13 @@ class VethWiring(WorkloadWiring):
         request: WiringRequest,
         wanted: WantedAddresses,
         link: Link,
-    ) -> None:
+    ) -> tuple[Prefix, ...]:
         """Everything but the pair itself; may be repeated. Host routes, which may take over another's, come last:
-        nothing can fail after them."""
+        nothing can fail after them. Gives the routes that stood in the container already."""
         settings = workload_sysctls.container_end(request.container_interface, has_v6=bool(wanted.v6))
         if settings:
             netns.run_in(request.namespace_fd, lambda: sysctl.apply(settings))
-        container_end.configure(
+        standing = container_end.configure(
             container,
             link.peer_index,
             wanted,
@@ -281,10 +289,11 @@ class VethWiring(WorkloadWiring):
         )
         self._raise_host_end(host, link, wanted)
         container_end.await_carrier(container, link.peer_index)
+        return standing
 
     def _host_settings(self, interface: str, wanted: WantedAddresses) -> tuple[Setting, ...]:
         return workload_sysctls.host_end(
-            interface, has_v4=bool(wanted.v4), has_v6=bool(wanted.v6), has_metadata=self._has_metadata
+            interface, has_v4=bool(wanted.v4), has_v6=bool(wanted.v6), opens_loopback=self._opens_loopback
         )
 
     def _raise_host_end(self, host: RouteSocket, link: Link, wanted: WantedAddresses) -> None:

@@ -15,16 +15,16 @@ _DEVCONF = {"forwarding": 1, "proxy_arp": 3, "rp_filter": 8, "route_localnet": 2
 
 
 def host_end(
-    interface: str, *, has_v4: bool, has_v6: bool, has_metadata: bool, has_prefixes: bool = False
+    interface: str, *, has_v4: bool, has_v6: bool, opens_loopback: bool, has_prefixes: bool = False
 ) -> tuple[Setting, ...]:
-    """For the host end, to be written before it goes up. ``has_metadata``: what a workload asks of the metadata
-    address may lead to the host's loopback. Without it ``route_localnet`` is not ours: a plugin behind us that maps
+    """For the host end, to be written before it goes up. ``opens_loopback``: what a workload asks of the metadata
+    address leads to the host's loopback. Without it ``route_localnet`` is not ours: a plugin behind us that maps
     ports sets it where it needs it. ``has_prefixes``: the workload may send from prefixes of IPv4 that are not routed
     to it, and policy alone checks its sources."""
     v4, v6 = f"ipv4/conf/{interface}/", f"ipv6/conf/{interface}/"
     settings: list[Setting] = []
     if has_v4:
-        if has_metadata:
+        if opens_loopback:
             settings.append(Setting(v4 + "route_localnet", "1"))
         settings += (
             Setting(f"ipv4/neigh/{interface}/proxy_delay", "0", is_vital=False),

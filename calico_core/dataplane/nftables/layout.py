@@ -30,6 +30,7 @@ from calico_core.dataplane.nftables.rules import from_any_of
 from calico_core.dataplane.nftables.verdicts import INVALID_CHAIN, KNOWN_ACCEPT
 from calico_core.dataplane.reconcile import Chain
 from calico_core.interfaces.dataplane import DenialOrigin
+from calico_core.model.addresses import LOOPBACK
 from calico_core.model.always_open import DHCP_PORTS, DNS_PORT, METADATA, METADATA_PORT, NEIGHBOUR_TYPES
 from calico_core.model.tunnels import IPIP_PROTOCOL, VXLAN_PORT
 
@@ -80,8 +81,22 @@ def fixed_chains(options: DataplaneOptions, families: Sequence[int], verdicts: V
     chains = {INVALID_CHAIN: chain(verdicts.drop("", "belongs to no connection"))} if options.drops_invalid else {}
     return {
         **chains,
-        "workload_source": chain([*_encapsulated(options, verdicts), *_workload_source(families, verdicts)]),
-        "from_workload": chain([f"iifname vmap @{FROM_MAP}", *verdicts.drop("", "from an unknown endpoint")]),
+        "workload_source": chain(
+            [
+                *_encapsulated(options, verdicts),
+                # before translation, which leads to the loopback what may go there
+                *verdicts.drop(f"ip daddr {LOOPBACK}", "to a loopback address"),
+                *_workload_source(families, verdicts),
+            ]
+        ),
+        # tunnels once more, as the packet is translated: a Service may lead to a host's
+        "from_workload": chain(
+            [
+                *_encapsulated_vxlan(options, verdicts),
+                f"iifname vmap @{FROM_MAP}",
+                *verdicts.drop("", "from an unknown endpoint"),
+            ]
+        ),
         "to_workload": chain([f"oifname vmap @{TO_MAP}", *verdicts.drop("", "to an unknown endpoint")]),
         "workload_to_host": chain(_workload_to_host(options, verdicts, is_v6=6 in families)),
     }
@@ -164,12 +179,15 @@ def _of_peers(peers: HostPeers, options: DataplaneOptions, families: Sequence[in
 
 def _encapsulated(options: DataplaneOptions, verdicts: Verdicts) -> list[str]:
     """A workload that could send into the hosts' tunnels would come out beyond all policy."""
-    rules: list[str] = []
-    if not options.allows_vxlan:
-        rules += verdicts.drop(f"udp dport {VXLAN_PORT}", "VXLAN from a workload")
+    rules = _encapsulated_vxlan(options, verdicts)
     if not options.allows_ipip:
         rules += verdicts.drop(f"meta l4proto {IPIP_PROTOCOL}", "IPIP from a workload")
     return rules
+
+
+def _encapsulated_vxlan(options: DataplaneOptions, verdicts: Verdicts) -> list[str]:
+    """Known by a port alone, which translation may give to what had another."""
+    return [] if options.allows_vxlan else verdicts.drop(f"udp dport {VXLAN_PORT}", "VXLAN from a workload")
 
 
 def _workload_source(families: Sequence[int], verdicts: Verdicts) -> list[str]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from calico_core.dataplane.nftables.known_sets import KnownSets
     from calico_core.dataplane.nftables.verdicts import Verdicts
     from calico_core.dataplane.reconcile import Chain
-    from calico_core.model.hoststate import HostRule, HostRules, PolicyList, SetId
+    from calico_core.model.hoststate import HostRules, PolicyList, SetId
 
 _DIRECTIONS: tuple[tuple[layout.Direction, Literal["inbound", "outbound"]], ...] = (
     ("in", "inbound"),
@@ -90,7 +90,7 @@ class PolicyChains:
             self._set_users[set_id].add(rules.id)
         for direction, side in _DIRECTIONS:
             name = layout.rules_chain_name(rules.id, direction)
-            chain, numbers = self._render(rules.id, side, rules.inbound if direction == "in" else rules.outbound)
+            chain, numbers = self._render(rules, side)
             self.counted[name] = CountedChain(rules.id, side, numbers)
             self._desired.put_chain(name, chain, rules.id)
         return is_new
@@ -139,25 +139,34 @@ class PolicyChains:
             del self._lists[name]
             self._desired.drop_chain(name)
 
-    def _render(
-        self, rules_id: RulesId, side: Literal["inbound", "outbound"], rules: tuple[HostRule, ...]
-    ) -> tuple[Chain, tuple[int | None, ...]]:
+    def _render(self, rules: HostRules, side: Literal["inbound", "outbound"]) -> tuple[Chain, tuple[int | None, ...]]:
         """The chain, and the number of the rule behind each line."""
-        if rules_id in self._closed:
-            origin = DenialOrigin(reason="refused by the kernel", direction=side, rules=rules_id)
+        if rules.id in self._closed:
+            if rules.is_staged:
+                return layout.chain([]), ()
+            origin = DenialOrigin(reason="refused by the kernel", direction=side, rules=rules.id)
             return layout.closed_chain("refused by the kernel", origin, self._verdicts), ()
         texts: list[str] = []
         numbers: list[int | None] = []
-        turn_back = guard(rules)
-        for number, rule in enumerate(rules):
-            origin = DenialOrigin(reason="rule", direction=side, rules=rules_id, rule=number)
+        of_side = rules.inbound if side == "inbound" else rules.outbound
+        turn_back = guard(of_side)
+        for number, rule in enumerate(of_side):
+            origin = DenialOrigin(reason="rule", direction=side, rules=rules.id, rule=number)
             try:
                 lines = render_rule(
-                    rule, self._sets.name, families=self._families, verdicts=self._verdicts, origin=origin
+                    rule,
+                    self._sets.name,
+                    families=self._families,
+                    verdicts=self._verdicts,
+                    origin=origin,
+                    is_staged=rules.is_staged,
                 )
             except InvalidRequest as error:
+                if rules.is_staged:
+                    self._problems[rules.id] = f"rule {number + 1}: {error}; it is not counted"
+                    continue
                 turn_back = None  # it denies whatever the port
-                self._problems[rules_id] = f"rule {number + 1}: {error}; it drops instead"
+                self._problems[rules.id] = f"rule {number + 1}: {error}; it drops instead"
                 lines = self._verdicts.deny("", origin, f"rule {number + 1} cannot be expressed")
             texts += lines
             numbers += [number] * len(lines)

@@ -36,9 +36,16 @@ class _NeverMatches(Exception):
 
 
 def render_rule(
-    rule: HostRule, set_names: SetNames, *, families: Sequence[int], verdicts: Verdicts, origin: DenialOrigin
+    rule: HostRule,
+    set_names: SetNames,
+    *,
+    families: Sequence[int],
+    verdicts: Verdicts,
+    origin: DenialOrigin,
+    is_staged: bool = False,
 ) -> list[str]:
     """The nft rules; none when no packet can match. ``origin`` is the rule itself, as those who ask shall see it.
+    ``is_staged``: it is counted, and decides nothing.
 
     :raises InvalidRequest: what the rule asks for cannot be expressed; the caller closes in its place.
     """
@@ -53,7 +60,7 @@ def render_rule(
         except _NeverMatches:
             continue
         for match in ways:
-            rendered += _act(rule, match, verdicts, origin)
+            rendered += _count(rule, match) if is_staged else _act(rule, match, verdicts, origin)
     return rendered
 
 
@@ -84,6 +91,11 @@ def _act(rule: HostRule, match: str, verdicts: Verdicts, origin: DenialOrigin) -
             return [*lines, f"{match} {verdicts.pass_on}".lstrip()]
         case _:
             return [*lines, f"{match} {verdicts.allow}".lstrip()]
+
+
+def _count(rule: HostRule, match: str) -> list[str]:
+    """As if it acted: what it would decide is put to no rule after it."""
+    return [f"{match} counter{'' if rule.action == 'log' else ' return'}".lstrip()]
 
 
 def _check(rule: HostRule) -> None:

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import msgspec
 from netaddr import IPAddress
 
-from calico_cni.delegate import Delegate
+from calico_cni.delegate import Delegate, Delegated
 from calico_cni.environment import Invocation
 from calico_cni.identity import Identity, network_profile, open_profile
-from calico_cni.kubernetes import PodPolicy
+from calico_cni.kubernetes import FLOATING_ANNOTATION, PodPolicy
 from calico_cni.labels import endpoint_labels
 from calico_cni.namespace import check_container_namespace
 from calico_cni.outcome import Outcome
@@ -25,7 +25,7 @@ from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.requested import address_request, requested_mac
 from calico_cni.results import Interface, Ip, Result, Route, encode_result
 from calico_cni.routes import ContainerRoutes, container_routes
-from calico_cni.wire import Dns, NetworkConfiguration
+from calico_cni.wire import POLICY_ONLY, Dns, NetworkConfiguration
 from calico_core.errors import InvalidRequest, NotReady
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.model.addresses import parse_mac
@@ -36,6 +36,10 @@ CONTAINER_SIDE = 1  # index in our own result; 0 is the host side
 DEFAULT_ROUTES = {4: "0.0.0.0/0", 6: "::/0"}
 NEXT_HOPS = {4: "169.254.1.1", 6: "fe80::ecee:eeff:feee:eeee"}
 """The one next hop that every container has: the host end of its pair. Source: cni specification 5.2."""
+
+_NO_DNS = Dns()
+_WRITTEN_AS = {"floating": FLOATING_ANNOTATION}
+"""What a field of the request is called where it was asked for."""
 
 
 class AttachCall:
@@ -76,28 +80,37 @@ class AttachCall:
                 interface=self._identity.interface,
             )
             return self._attach(namespace_fd, wanted)
-        with self._delegated() as addresses:
-            return self._attach(namespace_fd, addresses)
+        with self._delegated() as delegated:
+            return self._attach(namespace_fd, delegated.addresses, delegated.dns)
 
-    def _attach(self, namespace_fd: int, addresses: AddressRequest | tuple[IPAddress, ...]) -> Outcome:
+    def _attach(
+        self, namespace_fd: int, addresses: AddressRequest | tuple[IPAddress, ...], dns: Dns = _NO_DNS
+    ) -> Outcome:
         request = self._request(namespace_fd, addresses)
-        attached = self._context.workloads.attach(request)
-        result = _result(attached, self._invocation, self._configuration)
+        result = _result(self._attached(request), self._invocation, self._configuration, dns)
         return Outcome(encode_result(result, self._configuration.version))
 
+    def _attached(self, request: Attach) -> Attached:
+        try:
+            return self._context.workloads.attach(request)
+        except InvalidRequest as error:
+            if error.field not in _WRITTEN_AS:
+                raise
+            raise InvalidRequest(_WRITTEN_AS[error.field], error.reason) from error
+
     @contextlib.contextmanager
-    def _delegated(self) -> Iterator[tuple[IPAddress, ...]]:
+    def _delegated(self) -> Iterator[Delegated]:
         """Addresses of another IPAM plugin, given back when the body fails. An attachment that stands keeps its own:
-        the plugin is not asked twice."""
+        the plugin is not asked twice, and what it said of DNS is not known any more."""
         standing = self._context.records.get(self._identity.key)
         if standing is not None and standing.record.container_id == self._invocation.container_id:
-            yield tuple(IPAddress(net.first, net.version) for net in standing.record.nets)
+            yield Delegated(tuple(IPAddress(net.first, net.version) for net in standing.record.nets))
             return
         delegate = Delegate(self._configuration.ipam.type, self._call)
-        addresses = delegate.add(self._configuration.version)
+        delegated = delegate.add(self._configuration.version)
         lap("delegate")
         try:
-            yield addresses
+            yield delegated
         except BaseException:
             delegate.delete_quietly()
             raise
@@ -108,7 +121,7 @@ class AttachCall:
         host_end = self._context.workloads.host_end(namespace_fd, self._invocation.interface)
         if host_end is None:
             raise InvalidRequest("prevResult", f"{self._invocation.interface} is no pair with an end in the host")
-        is_forced = self._configuration.mode == "policy-only"
+        is_forced = self._configuration.mode == POLICY_ONLY
         if not is_forced and host_end not in previous.host_interfaces:
             raise InvalidRequest("prevResult", f"does not name {host_end}, the host's end of the container's interface")
         prefixes = tuple(each.strip() for each in self._context.settings.interface_prefix.split(","))
@@ -121,7 +134,7 @@ class AttachCall:
             namespace_fd=None,
             mac=parse_mac(previous.mac, field="prevResult.interfaces.mac") if previous.mac else None,
         )
-        self._context.workloads.attach(request)
+        self._attached(request)
         return Outcome(previous.encode(self._configuration.version))
 
     def _request(self, namespace_fd: int, addresses: AddressRequest | tuple[IPAddress, ...]) -> Attach:
@@ -166,7 +179,7 @@ class AttachCall:
         return msgspec.structs.replace(request, policy_timeout_s=timeout_s) if timeout_s else request
 
 
-def _result(attached: Attached, invocation: Invocation, configuration: NetworkConfiguration) -> Result:
+def _result(attached: Attached, invocation: Invocation, configuration: NetworkConfiguration, delegated: Dns) -> Result:
     endpoint = attached.endpoint
     versions = sorted({address.version for address in attached.addresses})
     if endpoint.is_made_for(configuration.name, invocation.interface):
@@ -175,6 +188,8 @@ def _result(attached: Attached, invocation: Invocation, configuration: NetworkCo
         wanted = ContainerRoutes(has_default=False)  # they are those of the network that made the interface
     routes = [(DEFAULT_ROUTES[version], NEXT_HOPS[version]) for version in versions] if wanted.has_default else []
     routes += [(str(each), NEXT_HOPS[each.version]) for each in wanted.others if each.version in versions]
+    kept = {str(each) for each in attached.missing_routes}  # by another interface of the container
+    routes = [each for each in routes if each[0] not in kept]
     container = Interface(
         name=endpoint.ifname or invocation.interface,
         mac=str(attached.mac or ""),
@@ -185,13 +200,16 @@ def _result(attached: Attached, invocation: Invocation, configuration: NetworkCo
         interfaces=(Interface(name=attached.interface, mac=str(attached.host_mac or "")), container),
         ips=tuple(Ip(address=str(address), interface=CONTAINER_SIDE) for address in attached.addresses),
         routes=tuple(Route(dst=destination, gw=gateway) for destination, gateway in routes),
-        dns=_dns(configuration),
+        dns=_dns(configuration, delegated),
     )
 
 
-def _dns(configuration: NetworkConfiguration) -> Dns:
-    """The runtime's, field by field before the configuration's."""
+def _dns(configuration: NetworkConfiguration, delegated: Dns) -> Dns:
+    """The runtime's, field by field before the configuration's. That of another IPAM plugin counts where the
+    configuration has none, as with the reference plugins."""
     static, runtime = configuration.dns, configuration.runtime_config.dns
+    if static == _NO_DNS:
+        static = delegated
     if runtime is None:
         return static
     return Dns(

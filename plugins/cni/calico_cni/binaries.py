@@ -11,9 +11,10 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from calico_cni.placed_files import prepare_directory, write_file
+from calico_cni.placed_files import write_file
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
 from calico_core.errors import InvalidRequest
+from calico_core.trusted_directory import prepare_directory
 
 PROGRAMS = (NETWORK_PROGRAM, IPAM_PROGRAM)
 
@@ -31,7 +32,7 @@ def paths_in(directories: Sequence[Path], skipped: Collection[str] = ()) -> tupl
     return tuple(directory / program for directory in directories for program in PROGRAMS if program not in skipped)
 
 
-def writable(directories: Sequence[Path], tell: Callable[[str], None]) -> tuple[Path, ...]:
+def writable(directories: Sequence[Path], tell: Callable[[str], None], *, root: Path) -> tuple[Path, ...]:
     """Those that are there, or could be made, and may be trusted.
 
     :raises InvalidRequest: one is not to be trusted, or none is left.
@@ -40,7 +41,7 @@ def writable(directories: Sequence[Path], tell: Callable[[str], None]) -> tuple[
     reasons = []
     for directory in directories:
         try:
-            prepare_directory(directory)
+            prepare_directory(directory, root=root)
             _try_out(directory)
         except OSError as error:
             if error.errno not in _NOT_WRITABLE:

@@ -82,6 +82,7 @@ class CheckCall:
         self._check_record(endpoint)
         self._check_addresses(endpoint)
         self._check_policy()
+        self._check_delegated(endpoint)
 
     def _endpoint(self) -> WorkloadEndpoint:
         path = self._identity.key.path
@@ -134,10 +135,8 @@ class CheckCall:
             raise CheckFailed(f"endpoint {path} has {_text(recorded)}, the result had {_text(wanted)}")
 
     def _check_addresses(self, endpoint: WorkloadEndpoint) -> None:
-        if endpoint.name != self._identity.interface:
-            return  # of a plugin before us
-        if self._configuration.ipam.type != IPAM_PROGRAM:
-            Delegate(self._configuration.ipam.type, self._call).check()
+        """Ours, in the hands of our own IPAM."""
+        if endpoint.name != self._identity.interface or self._configuration.ipam.type != IPAM_PROGRAM:
             return
         handle = endpoint.handle or self._identity.handle
         held = set(self._context.ipam.by_handle(handle))
@@ -153,6 +152,12 @@ class CheckCall:
         found = self._context.records.get(WorkloadStatusKey(key.host, key.orchestrator, key.workload, key.endpoint))
         if found is not None and found.record.status == "error":
             raise CheckFailed(f"the policy of endpoint {key.path} is not in force: {found.record.reason or 'unknown'}")
+
+    def _check_delegated(self, endpoint: WorkloadEndpoint) -> None:
+        """Ours, in the hands of another IPAM plugin. The last of all: what it misses it misses for good, so it is a
+        program to be run once."""
+        if endpoint.name == self._identity.interface and self._configuration.ipam.type != IPAM_PROGRAM:
+            Delegate(self._configuration.ipam.type, self._call).check()
 
 
 def _text(addresses: Iterable[IPAddress]) -> str:

@@ -172,6 +172,7 @@ def install(
         written = installer.install(
             [below(root, each) for each in bin_dirs],
             below(root, conf_dir),
+            root=root,
             socket=socket,
             network=network,
             cni_version=cni_version,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from calico_cni.attach import AttachCall
+from calico_cni.attachment_locks import AttachmentLocks
 from calico_cni.check import CheckCall
 from calico_cni.deferred import DeferredDetach, DeferredDetaches
 from calico_cni.delegate import Delegate
@@ -25,7 +26,7 @@ from calico_cni.pod_cidr import wants_pod_cidr
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
 from calico_cni.readiness import wait_for_gates
 from calico_cni.status import check_addresses, check_agent, check_datastore, check_datastore_soon, require_ready
-from calico_cni.supported import check_supported
+from calico_cni.supported import check_add, check_supported, is_behind, is_foreign
 from calico_cni.versions import check_command
 from calico_cni.wire import (
     CommonConfiguration,
@@ -33,6 +34,7 @@ from calico_cni.wire import (
     NetworkConfiguration,
     ipam_type,
     is_of_kubernetes,
+    is_policy_only,
     parse_configuration,
     unknown_keys,
 )
@@ -48,8 +50,15 @@ log = get_logger(__name__)
 class NetworkCommands:
     """Any thread."""
 
-    def __init__(self, context: IntegrationContext, deferred: DeferredDetaches, migrations: Migrations) -> None:
+    def __init__(
+        self,
+        context: IntegrationContext,
+        locks: AttachmentLocks,
+        deferred: DeferredDetaches,
+        migrations: Migrations,
+    ) -> None:
         self._context = context
+        self._locks = locks
         self._deferred = deferred
         self._migrations = migrations
         self._pods = Pods()
@@ -92,14 +101,19 @@ class NetworkCommands:
         strangers = unknown_keys(call.stdin)
         if strangers:
             log.info("configuration.unknown_keys", network=configuration.name, keys=", ".join(strangers))
+        check_add(configuration)
         check_supported(configuration, host=self._context.host)
+        with self._locks.hold(NETWORK_PROGRAM, configuration.name, invocation):
+            return self._attach(call, invocation, configuration)
+
+    def _attach(self, call: Call, invocation: Invocation, configuration: NetworkConfiguration) -> Outcome:
         if configuration.readiness_gates:
             wait_for_gates(configuration.readiness_gates)
             lap("readiness_gates")
         self._deferred.cancel(NETWORK_PROGRAM, configuration.name, invocation)
         pod = PodName.of(invocation.arguments) if is_of_kubernetes(call.stdin) else None
         identity = self._identify(configuration, invocation, pod)
-        if is_foreign(configuration) and not configuration.has_prev_result and wants_pod_cidr(call.stdin):
+        if is_foreign(configuration) and wants_pod_cidr(call.stdin):
             stdin = self._pods.with_pod_cidrs(configuration, call.stdin, self._context.host)
             call = msgspec.structs.replace(call, stdin=stdin)
             lap("kubernetes")
@@ -116,13 +130,19 @@ class NetworkCommands:
     def _delete(self, call: Call, invocation: Invocation) -> Outcome:
         """Interface, record and addresses. Whatever fails, the parts that do not need it are done."""
         configuration = parse_configuration(call.stdin, MinimalConfiguration)
+        with self._locks.hold(NETWORK_PROGRAM, configuration.name, invocation):
+            self._detach_all(call, invocation, configuration.name)
+        return Outcome()
+
+    def _detach_all(self, call: Call, invocation: Invocation, network: str) -> None:
         ipam = ipam_type(call.stdin)
         detach = DeferredDetach.of(
             NETWORK_PROGRAM,
-            configuration.name,
+            network,
             invocation,
             is_of_kubernetes=is_of_kubernetes(call.stdin),
             may_share_interface=may_share_interface(call.stdin),
+            is_policy_only=is_policy_only(call.stdin),
         )
         try:
             self.detach_deferred(detach, call.namespace_fd)
@@ -132,10 +152,10 @@ class NetworkCommands:
             log.warning("datastore.away", reason=str(error))
             self._deferred.put(detach)
         finally:
-            if ipam != IPAM_PROGRAM and NAME.fullmatch(ipam):  # with another name no ADD can have succeeded
+            # with another name no ADD can have succeeded
+            if ipam != IPAM_PROGRAM and NAME.fullmatch(ipam) and not detach.is_policy_only:
                 Delegate(ipam, call).delete()
                 lap("delegate")
-        return Outcome()
 
     def detach_deferred(self, detach: DeferredDetach, namespace_fd: int | None = None) -> None:
         """What :meth:`run` could not tell the datastore at its time; the namespace is gone by then."""
@@ -148,7 +168,7 @@ class NetworkCommands:
         if not wanted or shared.key != own.key:
             wanted.append(own)
         # each of them is done, whatever the others find
-        found = [self._detach(network, invocation, identity) for identity in wanted]
+        found = [self._detach(detach, identity) for identity in wanted]
         if not any(found) and invocation.interface == FIRST_INTERFACE:
             self._legacy.detach(own, invocation.container_id, namespace_fd)
 
@@ -159,15 +179,17 @@ class NetworkCommands:
         attachments = found.record.attachments if found is not None else ()
         return any((each.network, each.ifname) == (network, invocation.interface) for each in attachments)
 
-    def _detach(self, network: str, invocation: Invocation, identity: Identity) -> bool:
+    def _detach(self, detach: DeferredDetach, identity: Identity) -> bool:
+        invocation = detach.invocation
         return self._context.workloads.detach(
             Detach(
                 key=identity.key,
                 interface=identity.interface,
-                handles=(identity.handle, *identity.legacy_handles),
+                # a plugin before us may have had them of calico-ipam under the same name
+                handles=() if detach.is_policy_only else (identity.handle, *identity.legacy_handles),
                 container_id=invocation.container_id,
                 # a runtime deletes after a refused ADD too: that must not take the interface which was in the way
-                network=network,
+                network=detach.network,
                 container_interface=invocation.interface,
                 is_shared=identity.is_shared,
                 needs_ready=True,
@@ -185,7 +207,7 @@ class NetworkCommands:
     def _collect(self, call: Call) -> Outcome:
         configuration = parse_configuration(call.stdin, NetworkConfiguration)
         check_command(configuration.version, "GC")
-        return collect(self._context, self._deferred, call, configuration, has_endpoints=True)
+        return collect(self._context, self._deferred, call, configuration)
 
     def _status(self, call: Call) -> Outcome:
         configuration = parse_configuration(call.stdin, NetworkConfiguration)
@@ -195,7 +217,7 @@ class NetworkCommands:
         check_datastore(self._context)
         if is_foreign(configuration):
             Delegate(configuration.ipam.type, call).forward("STATUS")
-        else:
+        elif not is_behind(configuration):
             check_addresses(self._context.records, configuration.ipam)
         check_agent(self._context)
         return Outcome()
@@ -217,30 +239,20 @@ class NetworkCommands:
         )
 
 
-def is_foreign(configuration: CommonConfiguration) -> bool:
-    """Whether another plugin assigns the addresses."""
-    return configuration.ipam.type not in {"", IPAM_PROGRAM}
-
-
 def collect(
-    context: IntegrationContext,
-    deferred: DeferredDetaches,
-    call: Call,
-    configuration: CommonConfiguration,
-    *,
-    has_endpoints: bool,
+    context: IntegrationContext, deferred: DeferredDetaches, call: Call, configuration: CommonConfiguration
 ) -> Outcome:
-    """GC of either program. ``has_endpoints``: the network's interfaces and records are ours too."""
+    """GC of either program, whose the configuration is: with that of ``calico`` interfaces and records are ours too."""
     valid = valid_attachments(configuration)
     require_ready(context.records)
     garbage = Garbage(context, configuration.name, valid)
     deferred.drop(configuration.name, valid)
-    if has_endpoints:
+    if isinstance(configuration, NetworkConfiguration):
         garbage.collect_endpoints()
     garbage.collect_handles()
-    if has_endpoints:
+    if isinstance(configuration, NetworkConfiguration):
         garbage.collect_interfaces()
-    if has_endpoints and is_foreign(configuration):
-        garbage.forward(lambda: Delegate(configuration.ipam.type, call).forward("GC"))
+        if is_foreign(configuration):
+            garbage.forward(lambda: Delegate(configuration.ipam.type, call).forward("GC"))
     garbage.raise_failures()
     return Outcome()

@@ -37,6 +37,7 @@ class DeferredDetach(msgspec.Struct, frozen=True, kw_only=True):
     arguments: dict[str, str] = {}
     is_of_kubernetes: bool = False
     may_share_interface: bool = False
+    is_policy_only: bool = False
     created: float = 0.0
 
     @classmethod
@@ -48,6 +49,7 @@ class DeferredDetach(msgspec.Struct, frozen=True, kw_only=True):
         *,
         is_of_kubernetes: bool = False,
         may_share_interface: bool = False,
+        is_policy_only: bool = False,
     ) -> DeferredDetach:
         pod = {name: value for name, value in invocation.arguments.items() if name.startswith("K8S_POD_")}
         return cls(
@@ -58,6 +60,7 @@ class DeferredDetach(msgspec.Struct, frozen=True, kw_only=True):
             arguments=pod,
             is_of_kubernetes=is_of_kubernetes,
             may_share_interface=may_share_interface,
+            is_policy_only=is_policy_only,
             created=round(time.time(), 3),
         )
 

@@ -14,14 +14,17 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import msgspec
 from netaddr import IPAddress
 
 from calico_cni.environment import NAME
 from calico_cni.errors import DelegateFailed
+from calico_cni.forwarding import forward
 from calico_cni.pod_cidr import with_any_subnet
 from calico_cni.results import decode_result
+from calico_cni.wire import Dns
 from calico_core.errors import CalicoError, InvalidRequest
 from calico_core.interfaces.integration import Call
 from calico_core.log import get_logger
@@ -47,6 +50,13 @@ class _Versions(msgspec.Struct, frozen=True, kw_only=True):
     supported: tuple[str, ...] = msgspec.field(default=(), name="supportedVersions")
 
 
+class Delegated(NamedTuple):
+    """What an ADD of another plugin has given. ``addresses``: IPv4 first."""
+
+    addresses: tuple[IPAddress, ...]
+    dns: Dns = Dns()
+
+
 class Delegate:
     """One plugin for one call. Any thread."""
 
@@ -60,13 +70,13 @@ class Delegate:
         self._enter_fds = () if call.mounts_fd is None or call.root_fd is None else (call.mounts_fd, call.root_fd)
         self._environment = _environment(call.environment)
 
-    def add(self, version: str) -> tuple[IPAddress, ...]:
-        """Addresses, IPv4 first. A failure is followed by the plugin's DEL, so that nothing stays taken.
+    def add(self, version: str) -> Delegated:
+        """A failure is followed by the plugin's DEL, so that nothing stays taken.
 
         :raises DelegateFailed: it failed, or its answer is of no use.
         """
         try:
-            return self._addresses(self._run("ADD", self._stdin), version)
+            return self._delegated(self._run("ADD", self._stdin), version)
         except DelegateFailed:
             self.delete_quietly()
             raise
@@ -96,14 +106,16 @@ class Delegate:
         except msgspec.DecodeError as error:
             raise DelegateFailed(self._plugin, f"its VERSION is not JSON: {error}") from error
 
-    def _addresses(self, answer: bytes, version: str) -> tuple[IPAddress, ...]:
+    def _delegated(self, answer: bytes, version: str) -> Delegated:
         try:
-            found = {ip.host for ip in decode_result(answer, version).ips}
+            result = decode_result(answer, version)
+            found = {ip.host for ip in result.ips}
         except (InvalidRequest, ValueError) as error:
             raise DelegateFailed(self._plugin, f"its result cannot be used: {error}") from error
         if not found:
             raise DelegateFailed(self._plugin, "its result has no address")
-        return tuple(sorted(found, key=lambda address: (address.version, address.value)))
+        addresses = tuple(sorted(found, key=lambda address: (address.version, address.value)))
+        return Delegated(addresses, result.dns)
 
     def _run(self, command: str, stdin: bytes) -> bytes:
         if not self._enter_fds:
@@ -135,11 +147,13 @@ class Delegate:
                 pass_fds=self._enter_fds,
             )
         except subprocess.TimeoutExpired as error:
+            forward(error.stderr)
             raise DelegateFailed(self._plugin, f"{command} did not end within {error.timeout:g} s") from error
         except OSError as error:
             raise DelegateFailed(self._plugin, f"cannot be started: {error.strerror}") from error
 
     def _outcome(self, command: str, done: subprocess.CompletedProcess[bytes]) -> bytes:
+        forward(done.stderr)
         if done.returncode:
             raise self._failure(command, done)
         return done.stdout

@@ -20,8 +20,8 @@ REQUIRED: dict[str, tuple[str, ...]] = {
 """Command → variables it cannot do without. ``CNI_PATH`` is needed only to execute another plugin, and is looked at
 then."""
 
-_COPIED = {"ADD": ("CNI_ARGS",)}
-"""What goes into records and results beside the required."""
+_COPIED = {"ADD": ("CNI_ARGS",), "CHECK": ("CNI_ARGS",)}
+"""What goes into records and keys beside the required. What was never added need not keep a DEL from its work."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _TRUE = frozenset({"1", "TRUE"})
@@ -66,8 +66,9 @@ def parse_environment(environment: Mapping[str, str]) -> Invocation:
 
 
 def parse_arguments(text: str) -> dict[str, str]:
-    """``K=V;K=V``, split at the first ``=``, blanks around both dropped, malformed pairs skipped."""
-    pairs = (pair.partition("=") for pair in text.split(";"))
+    """``K=V;K=V``, split at the first ``=``, blanks around both dropped. Pairs that are malformed or no text are
+    skipped."""
+    pairs = (pair.partition("=") for pair in text.split(";") if _is_text(pair))
     return {key.strip().upper(): value.strip() for key, equals, value in pairs if equals and key.strip()}
 
 

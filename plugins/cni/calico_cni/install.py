@@ -21,7 +21,7 @@ from typing import NamedTuple
 from calico_cni import compiler
 from calico_cni.binaries import PROGRAMS, paths_in, place, standing_in, writable
 from calico_cni.environment import NAME
-from calico_cni.placed_files import is_same, prepare_directory, write_file
+from calico_cni.placed_files import is_same, write_file
 from calico_cni.precompiled import executable_text
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
 from calico_cni.service_account import FILE_NAME, credentials_in
@@ -30,6 +30,7 @@ from calico_cni.trial import reason_against
 from calico_cni.versions import NEWEST, VERSIONS, is_at_least, parse_version
 from calico_core import __version__
 from calico_core.errors import InvalidRequest, NotReady, ToolFailed
+from calico_core.trusted_directory import prepare_directory
 
 BIN_DIRECTORY = Path("/opt/cni/bin")
 CONFIG_DIRECTORY = Path("/etc/cni/net.d")
@@ -50,7 +51,7 @@ _MARK_WITHIN = 4 << 20  # an executable that is larger is not ours
 
 
 class FileState(NamedTuple):
-    """``state``: ``current``, ``outdated``, ``missing``, or ``foreign`` (not written by us)."""
+    """``state``: ``current``, ``outdated``, ``missing``, or ``foreign`` (not written by us, or broken)."""
 
     path: Path
     state: str
@@ -70,6 +71,7 @@ def install(
     bin_directory: Path | Sequence[Path] = BIN_DIRECTORY,
     config_directory: Path = CONFIG_DIRECTORY,
     *,
+    root: Path = Path("/"),
     socket: str = SOCKET,
     network: str = NETWORK,
     cni_version: str = LIST_VERSION,
@@ -90,6 +92,8 @@ def install(
     tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[Path, ...]:
     """The files that were written; none when everything stood already.
+
+    ``root``: where the host's file system begins, when it is not this process's own; both directories are below it.
 
     ``configuration``: the list's text in place of the one that ``network``, ``cni_version``, ``has_port_mappings`` and
     ``has_bandwidth`` describe. ``old_config_name``: a list of an earlier installation, removed once ours stands.
@@ -119,10 +123,10 @@ def install(
     directories = _directories(bin_directory)
     is_placed = may_update and not set(PROGRAMS) <= set(skipped)
     if is_placed:
-        directories = writable(directories, tell)
+        directories = writable(directories, tell, root=root)
     else:
         placed = standing_in(directories, skipped)
-    prepare_directory(config_directory)
+    prepare_directory(config_directory, root=root)
     if shim == "auto" and interpreter is not None:
         shim = "python"  # that is what an interpreter is for
     if is_placed:
@@ -132,7 +136,7 @@ def install(
         self_test(path, is_ours=is_placed)
     written = list(placed.written)
     if tls_assets is not None:
-        written += copy_assets(tls_assets, config_directory)
+        written += copy_assets(tls_assets, config_directory, root=root)
     secret = config_directory / KUBECONFIG_NAME
     if kubeconfig is not None and write_file(secret, kubeconfig.text, kubeconfig.mode):
         written.append(secret)
@@ -163,7 +167,8 @@ def uninstall(
     ours = [path for path in paths_in(_directories(bin_directory)) if _is_ours(path)]
     if credentials_in(secret) is not None:
         ours.append(secret)
-    for path in (config_directory / config_name, *ours):
+    network_list = config_directory / config_name
+    for path in (*((network_list,) if _has_our_plugin(network_list) else ()), *ours):
         try:
             path.unlink()
         except FileNotFoundError:
@@ -186,7 +191,7 @@ def states(
     build = compiler.build_mark(socket=socket, python=python or sys.executable)
     found = [FileState(path, _state(path, text, build)) for path in paths_in(_directories(bin_directory))]
     target = config_directory / config_name
-    found.append(FileState(target, "current" if target.is_file() else "missing"))
+    found.append(FileState(target, _list_state(target)))
     return tuple(found)
 
 
@@ -251,8 +256,9 @@ def list_text(network: str, cni_version: str, *, has_port_mappings: bool = False
         raise InvalidRequest("network", f"{network!r} may hold only letters, digits, '_', '.' and '-'")
     if not is_at_least(parse_version(cni_version, field="cni_version"), "0.3.0"):
         raise InvalidRequest("cni_version", f"lists came with 0.3.0; give one of {', '.join(VERSIONS[2:])}")
+    capabilities = {"ips": True, "mac": True, "dns": True}
     plugins: list[dict[str, object]] = [
-        {"type": NETWORK_PROGRAM, "ipam": {"type": IPAM_PROGRAM}, "capabilities": {"ips": True, "mac": True}}
+        {"type": NETWORK_PROGRAM, "ipam": {"type": IPAM_PROGRAM}, "capabilities": capabilities}
     ]
     if has_port_mappings:
         plugins.append({"type": "portmap", "snat": True, "capabilities": {"portMappings": True}})
@@ -307,6 +313,22 @@ def _state(path: Path, text: bytes, build: bytes) -> str:
     if is_same(path, text, 0o755) or _is_build(path, build):
         return "current"
     return "outdated" if _is_ours(path) else "foreign"
+
+
+def _list_state(path: Path) -> str:
+    """What else it says is for who wrote it: a template has other keys than ours."""
+    if not path.exists():
+        return "missing"
+    return "current" if _has_our_plugin(path) else "foreign"
+
+
+def _has_our_plugin(path: Path) -> bool:
+    """Whether it is a network list with a plugin of ours in it."""
+    try:
+        plugins = json.loads(path.read_bytes())["plugins"]
+        return any(each["type"] == NETWORK_PROGRAM for each in plugins)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _is_build(path: Path, build: bytes) -> bool:

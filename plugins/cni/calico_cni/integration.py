@@ -13,10 +13,12 @@ from typing import ClassVar, Protocol
 
 import msgspec
 
+from calico_cni.attachment_locks import AttachmentLocks
 from calico_cni.commands import NetworkCommands
 from calico_cni.deferred import DeferredDetach, DeferredDetaches
 from calico_cni.environment import Invocation, parse_environment
 from calico_cni.errors import InvalidEnvironment, code_of
+from calico_cni.forwarding import listening
 from calico_cni.identity import FIRST_INTERFACE, ORCHESTRATORS, handle_of
 from calico_cni.ipam import IpamCommands
 from calico_cni.migrations import Migrations
@@ -34,6 +36,7 @@ from calico_core.interfaces.integration import (
     API_VERSION,
     Call,
     CallReply,
+    Gauge,
     Integration,
     IntegrationContext,
     IntegrationInfo,
@@ -48,7 +51,8 @@ ABOUT = f"Calico CNI plugin {__version__}; CNI protocol versions supported: {', 
 FAILED = 1
 TEST = "TEST"
 UPGRADE = "UPGRADE"
-"""What the executables make of ``-t`` and ``-upgrade``. They are no commands of the protocol."""
+"""What the executables make of ``-t`` and ``-upgrade``. They are no commands of the protocol: a runtime that sends them
+is refused there."""
 REPLAY_INTERVAL_S = 1.0
 
 _LOGGED = (
@@ -91,9 +95,10 @@ class CniIntegration(Integration):
         self._deferred = DeferredDetaches(state / "deferred")
         self._migrations = migrations = Migrations(state)
         self._refresher = _refresher(context.settings) if context.is_resident else None
+        locks = AttachmentLocks(state)
         self._programs = {
-            NETWORK_PROGRAM: NetworkCommands(context, self._deferred, migrations),
-            IPAM_PROGRAM: IpamCommands(context, self._deferred, migrations),
+            NETWORK_PROGRAM: NetworkCommands(context, locks, self._deferred, migrations),
+            IPAM_PROGRAM: IpamCommands(context, locks, self._deferred, migrations),
         }
 
     def close(self) -> None:
@@ -109,6 +114,21 @@ class CniIntegration(Integration):
                 self.replay()
             except Exception:  # the next turn may do better, and calls must go on
                 log.exception("detach.replay_failed")
+
+    def gauges(self) -> tuple[Gauge, ...]:
+        """Of the credentials that the node keeps current for its plugins."""
+        credentials = self._refresher.credentials() if self._refresher is not None else None
+        if credentials is None:
+            return ()
+        age = Gauge(
+            name="credentials_age_seconds",
+            text="Since the kubeconfig of the network lists was written.",
+            value=credentials.age_s,
+        )
+        if credentials.left_s is None:
+            return (age,)
+        text = "Until its token is refused; negative: since then."
+        return age, Gauge(name="credentials_left_seconds", text=text, value=credentials.left_s)
 
     def replay(self) -> int:
         """How many detaches that had been put off are done now."""
@@ -127,7 +147,7 @@ class CniIntegration(Integration):
     def handle(self, call: Call) -> CallReply:
         """Never raises."""
         fields = {name: _printable(call.environment.get(variable, "")) for name, variable in _LOGGED}
-        with bound(program=call.program, **fields), measured() as watch:
+        with bound(program=call.program, **fields), measured() as watch, listening() as heard:
             try:
                 outcome = self._run(call)
                 reply = CallReply(stdout=outcome.stdout, stderr=outcome.stderr)
@@ -139,6 +159,8 @@ class CniIntegration(Integration):
             except BaseException as error:  # the runtime waits for an answer even to an interrupt or lack of memory
                 reply = self.refuse(call, error)
                 log.exception("cni.failed", code=code_of(error, NEWEST), ms=watch.total_ms, **dict(watch.steps))
+        if heard:
+            reply = msgspec.structs.replace(reply, stderr=reply.stderr + heard)
         if not is_traced(call):
             return reply
         trace = {"calico.trace": {**fields, "ms": watch.total_ms, "steps": dict(watch.steps)}}

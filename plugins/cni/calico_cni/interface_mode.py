@@ -11,7 +11,7 @@ import msgspec
 
 from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.versions import is_at_least, known_version
-from calico_cni.wire import NetworkConfiguration
+from calico_cni.wire import NetworkConfiguration, decode
 
 SINGLE = "single"
 PER_ATTACHMENT = "per-attachment"
@@ -30,7 +30,7 @@ def shares_interface(configuration: NetworkConfiguration) -> bool:
 def may_share_interface(stdin: bytes) -> bool:
     """As :func:`shares_interface`, of a configuration that may be unusable otherwise, for detaching."""
     try:
-        found = msgspec.json.decode(stdin, type=_ModeOnly)
+        found = decode(stdin, _ModeOnly)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
     return _is_single(found.interface_mode, known_version(found.version), found.ipam.type)

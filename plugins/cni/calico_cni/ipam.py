@@ -6,6 +6,7 @@ plugin's, so only the parts that concern addresses are looked at. Source: cni sp
 
 from __future__ import annotations
 
+from calico_cni.attachment_locks import AttachmentLocks
 from calico_cni.commands import collect
 from calico_cni.deferred import DeferredDetach, DeferredDetaches
 from calico_cni.environment import Invocation
@@ -32,8 +33,15 @@ log = get_logger(__name__)
 class IpamCommands:
     """Any thread."""
 
-    def __init__(self, context: IntegrationContext, deferred: DeferredDetaches, migrations: Migrations) -> None:
+    def __init__(
+        self,
+        context: IntegrationContext,
+        locks: AttachmentLocks,
+        deferred: DeferredDetaches,
+        migrations: Migrations,
+    ) -> None:
         self._context = context
+        self._locks = locks
         self._deferred = deferred
         self._migrations = migrations
 
@@ -52,7 +60,7 @@ class IpamCommands:
             case "CHECK":
                 return self._check(configuration, invocation)
             case "GC":
-                return collect(self._context, self._deferred, call, configuration, has_endpoints=False)
+                return collect(self._context, self._deferred, call, configuration)
             case "STATUS":
                 check_datastore(self._context)
                 check_addresses(self._context.records, configuration.ipam)
@@ -75,22 +83,24 @@ class IpamCommands:
     def _add(self, configuration: CommonConfiguration, invocation: Invocation) -> Outcome:
         handle = handle_of(configuration.name, invocation.container_id, invocation.interface)
         request = address_request(configuration, invocation, handle=handle, host=self._context.host)
-        self._deferred.cancel(IPAM_PROGRAM, configuration.name, invocation)
-        require_ready(self._context.records)
-        with self._migrations.admitted(configuration.name, IPAM_PROGRAM):
-            addresses = self._context.ipam.auto_assign(request)
+        with self._locks.hold(IPAM_PROGRAM, configuration.name, invocation):
+            self._deferred.cancel(IPAM_PROGRAM, configuration.name, invocation)
+            require_ready(self._context.records)
+            with self._migrations.admitted(configuration.name, IPAM_PROGRAM):
+                addresses = self._context.ipam.auto_assign(request)
         result = Result(ips=tuple(Ip(address=str(host_network(address))) for address in addresses))
         return Outcome(encode_result(result, configuration.version))
 
     def _delete(self, configuration: MinimalConfiguration, invocation: Invocation) -> Outcome:
         detach = DeferredDetach.of(IPAM_PROGRAM, configuration.name, invocation)
-        try:
-            self.detach_deferred(detach)
-            if self._migrations.is_under_way:
-                self._deferred.put(detach)  # its address may become ours only now
-        except (Unavailable, StoreNotReady) as error:
-            log.warning("datastore.away", reason=str(error))
-            self._deferred.put(detach)
+        with self._locks.hold(IPAM_PROGRAM, configuration.name, invocation):
+            try:
+                self.detach_deferred(detach)
+                if self._migrations.is_under_way:
+                    self._deferred.put(detach)  # its address may become ours only now
+            except (Unavailable, StoreNotReady) as error:
+                log.warning("datastore.away", reason=str(error))
+                self._deferred.put(detach)
         return Outcome()
 
     def detach_deferred(self, detach: DeferredDetach) -> None:

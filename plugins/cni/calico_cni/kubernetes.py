@@ -20,10 +20,10 @@ from calico_cni.kubeconfig import Source
 from calico_cni.kubernetes_api import KubernetesApi
 from calico_cni.pod_cidr import with_pod_cidrs
 from calico_cni.programs import IPAM_PROGRAM
-from calico_cni.requested import parse_pool
+from calico_cni.requested import parse_pool, parse_unicast_mac
 from calico_cni.wire import NetworkConfiguration
 from calico_core.errors import InvalidRequest, NotReady
-from calico_core.model.addresses import parse_address, parse_mac, parse_network
+from calico_core.model.addresses import parse_address, parse_network
 from calico_core.model.kubernetes import (
     NAMESPACE_LABEL,
     ORCHESTRATOR,
@@ -40,6 +40,7 @@ CONFIG_HASH = "kubernetes.io/config.hash"
 _POOLS = {4: "ipv4pools", 6: "ipv6pools"}
 _NO_IPAM = "ipAddrsNoIpam"
 _FLOATING = "floatingIPs"
+FLOATING_ANNOTATION = PREFIX + _FLOATING
 _SOURCES = "allowedSourcePrefixes"
 _MAX_SOURCES = 64
 
@@ -93,9 +94,10 @@ class Pods:
         pod = api.pod(*name)
         _check_uid(pod, invocation.arguments.get("K8S_POD_UID", ""))
         annotations = _ours(pod.metadata.annotations)
-        if not any(each in annotations for each in _POOLS.values()):
+        left_open = [each for each in _POOLS.values() if each not in annotations]
+        if left_open:
             of_namespace = _ours(api.namespace(name.namespace).metadata.annotations)
-            annotations |= {key: of_namespace[key] for key in _POOLS.values() if key in of_namespace}
+            annotations |= {key: of_namespace[key] for key in left_open if key in of_namespace}
         floating = floating_addresses(configuration, annotations)
         addresses = addresses_without_ipam(configuration, annotations)
         sources = source_prefixes(annotations)
@@ -151,7 +153,7 @@ def with_annotations(configuration: NetworkConfiguration, annotations: Mapping[s
     :raises InvalidRequest: naming the annotation.
     """
     if "hwAddr" in annotations and not configuration.runtime_config.mac:
-        parse_mac(annotations["hwAddr"], field=f"{PREFIX}hwAddr")
+        parse_unicast_mac(annotations["hwAddr"], field=f"{PREFIX}hwAddr")
         runtime = msgspec.structs.replace(configuration.runtime_config, mac=annotations["hwAddr"])
         configuration = msgspec.structs.replace(configuration, runtime_config=runtime)
     if "ipAddrs" in annotations and not configuration.runtime_config.ips and not configuration.args.cni.ips:
@@ -168,10 +170,10 @@ def floating_addresses(configuration: NetworkConfiguration, annotations: Mapping
     """:raises InvalidRequest: naming the annotation; also when the configuration does not allow them."""
     if not annotations.get(_FLOATING):
         return ()
-    field = PREFIX + _FLOATING
     if not configuration.feature_control.floating_ips:
-        raise InvalidRequest(field, "feature_control.floating_ips is not true in the network configuration")
-    return tuple(parse_address(text, field=field) for text in _list(annotations, _FLOATING))
+        reason = "feature_control.floating_ips is not true in the network configuration"
+        raise InvalidRequest(FLOATING_ANNOTATION, reason)
+    return tuple(parse_address(text, field=FLOATING_ANNOTATION) for text in _list(annotations, _FLOATING))
 
 
 def addresses_without_ipam(
@@ -241,7 +243,9 @@ def _list(annotations: Mapping[str, str], key: str) -> tuple[str, ...]:
 
 
 def _ours(annotations: Mapping[str, str] | None) -> dict[str, str]:
-    return {key.removeprefix(PREFIX): text for key, text in (annotations or {}).items() if key.startswith(PREFIX)}
+    """An empty one says nothing, as in the reference plugin."""
+    found = (annotations or {}).items()
+    return {key.removeprefix(PREFIX): text for key, text in found if text and key.startswith(PREFIX)}
 
 
 def _check_uid(pod: Pod, uid: str) -> None:

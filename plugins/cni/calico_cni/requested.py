@@ -74,11 +74,15 @@ def requested_mac(configuration: CommonConfiguration, invocation: Invocation) ->
         ("CNI_ARGS.MAC", invocation.arguments.get("MAC", "")),
     ):
         if text:
-            mac = parse_mac(text, field=field)
-            if int(mac) & _GROUP_BIT or int(mac) == 0:
-                raise InvalidRequest(field, f"{text!r} cannot belong to an interface: give a unicast MAC address")
-            return mac
+            return parse_unicast_mac(text, field=field)
     return None
+
+
+def parse_unicast_mac(text: str, *, field: str) -> EUI:
+    mac = parse_mac(text, field=field)
+    if int(mac) & _GROUP_BIT or int(mac) == 0:
+        raise InvalidRequest(field, f"{text!r} cannot belong to an interface: give a unicast MAC address")
+    return mac
 
 
 def _address(text: str, field: str) -> IPAddress:

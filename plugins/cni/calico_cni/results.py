@@ -12,7 +12,7 @@ from netaddr import IPAddress
 
 from calico_cni.errors import code_of, details_of
 from calico_cni.versions import NEWEST, VERSIONS, is_at_least, parse_version
-from calico_cni.wire import Dns
+from calico_cni.wire import Dns, decode
 from calico_core.errors import CalicoError, InvalidRequest
 from calico_core.model.addresses import parse_address
 
@@ -101,7 +101,7 @@ def decode_result(raw: bytes, default_version: str) -> Result:
     :raises IncompatibleVersion: it is of a version that we do not speak.
     """
     try:
-        written = msgspec.json.decode(raw, type=_Written)
+        written = decode(raw, _Written)
         version = parse_version(written.cni_version, field="prevResult.cniVersion") if written.cni_version else None
     except msgspec.DecodeError as error:
         raise InvalidRequest("prevResult", str(error)) from error

@@ -133,6 +133,10 @@ class Refresher:
         self._seen: tuple[tuple[int, int, int], ...] = ()
         self._reason = ""
 
+    def credentials(self) -> Credentials | None:
+        """Those in the file now. Any thread."""
+        return credentials_in(self._path)
+
     def turn(self) -> None:
         """What fails is logged once and tried again."""
         found = self._signatures()

@@ -27,6 +27,7 @@
 #define CONNECT_MS 2000
 #define VERSION_INPUT_MS 200
 #define MAX_INPUT (8u << 20)
+#define COMMANDS "ADD, CHECK, DEL, GC, STATUS, VERSION"
 #define NEWEST "1.1.0"
 #define SUPPORTED "\"0.1.0\",\"0.2.0\",\"0.3.0\",\"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\""
 
@@ -60,7 +61,8 @@ static char *append(char *end, char *limit, const char *text) {
 static int fail(int code, ...) {
     char text[1024], *end = text, *limit = text + sizeof text - 4, *from;
     int early = !strncmp(version, "0.1.", 4) || !strncmp(version, "0.2.", 4) || !strncmp(version, "0.3.", 4);
-    const char *number = code == 11 ? (early ? "100" : "11") : code == 50 ? "50" : code == 5 ? "5" : code == 6 ? "6" : "100";
+    const char *number = code == 11 ? (early ? "100" : "11") : code == 50 ? "50" : code == 4 ? "4" : code == 5 ? "5"
+        : code == 6 ? "6" : "100";
     va_list parts;
     end = append(append(end, limit, "{\"cniVersion\":\""), limit, *version ? version : NEWEST);
     end = append(append(append(end, limit, "\",\"code\":"), limit, number), limit, ",\"msg\":\"");
@@ -252,18 +254,21 @@ static int run_in_process(const char *program) {
 
 int main(int count, char **arguments) {
     const char *name = count ? strrchr(arguments[0], '/') : NULL, *option = count == 2 ? arguments[1] : "";
+    const char *command = getenv("CNI_COMMAND");
     int is_about = !strcmp(option, "-v") || !strcmp(option, "--version");
     const char *program = name ? name + 1 : count ? arguments[0] : "calico";
     int status = 0, error;
     for (int descriptor = 0; descriptor < 3; descriptor++) /* a closed one's number would go to the socket */
         if (fcntl(descriptor, F_GETFD) < 0) open("/dev/null", O_RDWR);
     signal(SIGPIPE, SIG_IGN);
+    if (command && (!strcmp(command, "TEST") || !strcmp(command, "UPGRADE"))) /* what options become below */
+        return fail(4, "CNI_COMMAND: '", command, "' is not one of " COMMANDS, (char *)NULL);
     if (!strcmp(option, "-t")) setenv("CNI_COMMAND", "TEST", 1); /* would an ADD with this configuration be served? */
     if (!strcmp(option, "-upgrade") || !strcmp(option, "--upgrade")) { /* here, where host-local's files are, and without input */
         setenv("CNI_COMMAND", "UPGRADE", 1);
         return run_in_process(program);
     }
-    const char *command = getenv("CNI_COMMAND");
+    command = getenv("CNI_COMMAND");
     if (!command || !*command || is_about) {
         static const char about[] = "Calico CNI plugin " RELEASE "; CNI protocol versions supported: ";
         put(is_about ? 1 : 2, about, sizeof about - 1);

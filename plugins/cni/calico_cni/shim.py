@@ -19,6 +19,7 @@ RELEASE = "0"
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 EARLY = VERSIONS[:4]  # they know no code 11
+COMMANDS = "ADD, CHECK, DEL, GC, STATUS, VERSION"
 MAX_INPUT = 8 << 20
 CONNECT_S = 2
 DEADLINES_S = {b"ADD": 45, b"DEL": 25}  # 5 more than the node's own
@@ -42,6 +43,9 @@ def main() -> int:
     program = sys.argv[0].rpartition("/")[2]
     environment = posix.environ
     option = sys.argv[1] if len(sys.argv) == 2 else ""
+    command = environment.get(b"CNI_COMMAND", b"")
+    if command in {b"TEST", b"UPGRADE"}:  # what options become below
+        return fail(4, f"CNI_COMMAND: '{command.decode()}' is not one of {COMMANDS}", "")
     if option == "-t":  # would an ADD with this configuration be served?
         environment[b"CNI_COMMAND"] = b"TEST"
     if option in {"-upgrade", "--upgrade"}:  # here, where host-local's files are, and without input

@@ -15,7 +15,7 @@ from calico_cni.interface_mode import AUTO, PER_ATTACHMENT, SINGLE
 from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.readiness import check_gates
 from calico_cni.routes import container_routes
-from calico_cni.wire import NetworkConfiguration
+from calico_cni.wire import POLICY_ONLY, NetworkConfiguration
 from calico_core.errors import InvalidRequest
 
 _MAX_MTU_BYTES = 65535
@@ -30,8 +30,12 @@ _Choice = tuple[str, str, tuple[str, ...], dict[str, str]]
 
 
 def check_supported(configuration: NetworkConfiguration, *, host: str) -> None:
-    """:raises InvalidRequest: a value that is wrong; :raises UnsupportedField: one that is not served."""
-    _check_ipam(configuration)
+    """For every command that is about an ADD, whether it shows the result of a plugin before us or not.
+
+    :raises InvalidRequest: a value that is wrong; :raises UnsupportedField: one that is not served.
+    """
+    if not is_behind(configuration):
+        _check_ipam(configuration)
     for key, value, served, unserved in _choices(configuration):
         if value in unserved:
             raise UnsupportedField(key, value, f"{value!r} is not served: {unserved[value]}")
@@ -41,13 +45,34 @@ def check_supported(configuration: NetworkConfiguration, *, host: str) -> None:
     check_gates(configuration.readiness_gates)
     if configuration.feature_control.ip_addrs_no_ipam and not asks_for_pods(configuration):
         raise InvalidRequest("feature_control.ip_addrs_no_ipam", "addresses without IPAM exist under Kubernetes only")
-    if configuration.mode == "policy-only" and not configuration.has_prev_result:
-        raise InvalidRequest("mode", "policy-only works behind another plugin: there is no prevResult")
     _check_single(configuration)
     wanted = (configuration.nodename or configuration.hostname).strip()
     if wanted and wanted != host:
         key = "nodename" if configuration.nodename else "hostname"
         raise InvalidRequest(key, f"{wanted!r} is not the name of the node that runs here, {host!r}")
+
+
+def check_add(configuration: NetworkConfiguration) -> None:
+    """An ADD, and nothing else, shows whether there is a plugin before us.
+
+    :raises InvalidRequest: there is none, and nothing says where the address comes from.
+    """
+    if configuration.has_prev_result:
+        return
+    if configuration.mode == POLICY_ONLY:
+        raise InvalidRequest("mode", f"{POLICY_ONLY} works behind another plugin: there is no prevResult")
+    if not configuration.ipam.type:
+        raise InvalidRequest("ipam.type", f"is required: {IPAM_PROGRAM}, host-local or another plugin in CNI_PATH")
+
+
+def is_behind(configuration: NetworkConfiguration) -> bool:
+    """Whether interface and addresses are those of a plugin before us, as far as the call shows it."""
+    return configuration.has_prev_result or configuration.mode == POLICY_ONLY or not configuration.ipam.type
+
+
+def is_foreign(configuration: NetworkConfiguration) -> bool:
+    """Whether we have another plugin assign the addresses."""
+    return not is_behind(configuration) and configuration.ipam.type != IPAM_PROGRAM
 
 
 def asks_for_pods(configuration: NetworkConfiguration) -> bool:
@@ -56,10 +81,6 @@ def asks_for_pods(configuration: NetworkConfiguration) -> bool:
 
 
 def _check_ipam(configuration: NetworkConfiguration) -> None:
-    if configuration.has_prev_result:
-        return  # the addresses are there already
-    if not configuration.ipam.type:
-        raise InvalidRequest("ipam.type", f"is required: {IPAM_PROGRAM}, host-local or another plugin in CNI_PATH")
     if not NAME.fullmatch(configuration.ipam.type):
         raise InvalidRequest("ipam.type", f"{configuration.ipam.type!r} is not the name of a file in CNI_PATH")
     container_routes(configuration)
@@ -69,7 +90,7 @@ def _check_single(configuration: NetworkConfiguration) -> None:
     """The endpoint outlives the network that asked for its addresses, so these must be ours to keep."""
     if configuration.interface_mode != SINGLE:
         return
-    if configuration.has_prev_result:
+    if is_behind(configuration):
         raise InvalidRequest("interface_mode", f"{SINGLE} is for who makes the interface: with prevResult one is there")
     if configuration.ipam.type != IPAM_PROGRAM:
         taken = f"{configuration.ipam.type} takes the addresses back with the first network that goes"
@@ -84,7 +105,7 @@ def _choices(configuration: NetworkConfiguration) -> Iterator[_Choice]:
     yield "fallback", configuration.fallback, ("auto", "never"), {"always": _USE_FALLBACK}
     yield "device_type", configuration.device_type, ("veth", "netkit", ""), {}
     yield "dataplane_options.type", configuration.dataplane_options.type, ("",), {"grpc": _USE_NODE}
-    yield "mode", configuration.mode, ("", "policy-only"), {"vxlan": _USE_POOLS}
+    yield "mode", configuration.mode, ("", POLICY_ONLY), {"vxlan": _USE_POOLS}
     yield "default_route", str(configuration.default_route).lower(), ("auto", "true", "false"), {}
 
 

@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from calico_cni.placed_files import prepare_directory, write_file
+from calico_cni.placed_files import write_file
 from calico_core.errors import InvalidRequest
+from calico_core.trusted_directory import prepare_directory
 
 DIRECTORY = "calico-tls"
 
@@ -19,13 +20,13 @@ _NAMED: Mapping[str, str] = {
 }
 
 
-def copy_assets(source: Path, config_directory: Path) -> tuple[Path, ...]:
+def copy_assets(source: Path, config_directory: Path, *, root: Path) -> tuple[Path, ...]:
     """The copies that had to be written, readable for their owner only. Hidden files are a secret's own bookkeeping."""
     files = _files(source)
     target = config_directory / DIRECTORY
     if not files:
         return ()
-    prepare_directory(target, 0o700)
+    prepare_directory(target, 0o700, root=root)
     return tuple(target / path.name for path in files if write_file(target / path.name, path.read_bytes(), 0o600))
 
 

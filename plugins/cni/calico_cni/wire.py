@@ -15,13 +15,18 @@ import msgspec
 
 from calico_cni.environment import NAME
 from calico_cni.errors import Undecodable
+from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.versions import parse_version
 from calico_core.errors import InvalidRequest
 
 NO_RESULT = msgspec.Raw(b"")
+POLICY_ONLY = "policy-only"
+"""The ``mode`` in which the interface is the one of a plugin before us."""
 
+_VERBATIM = frozenset({"prevResult", "cni.dev/valid-attachments", "cni.dev/attachments"})
 _AT = re.compile(r" - at `(?P<path>[^`]*)`$")
 C = TypeVar("C", bound="MinimalConfiguration")
+StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 
 class _Wire(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,11 +208,20 @@ class NetworkConfiguration(CommonConfiguration, frozen=True):
     disable_gc: bool = msgspec.field(default=False, name="disableGC")
 
 
+_NESTED: dict[str, type[msgspec.Struct]] = {
+    "policy": PolicyConfiguration,
+    "kubernetes": KubernetesConfiguration,
+    "container_settings": ContainerSettings,
+    "feature_control": FeatureControl,
+    "ipam": IpamConfiguration,
+}
+
+
 def read_version(stdin: bytes) -> object:
     """``cniVersion`` of an input that may be unusable otherwise; None: it names none. What cannot be read at all gives
     ``False``, which is no version."""
     try:
-        return msgspec.json.decode(stdin, type=_VersionOnly).version
+        return decode(stdin, _VersionOnly).version
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
 
@@ -215,20 +229,43 @@ def read_version(stdin: bytes) -> object:
 def ipam_type(stdin: bytes) -> str:
     """Whose addresses they are, for detaching; empty when the configuration does not say it in a usable way."""
     try:
-        return msgspec.json.decode(stdin, type=_IpamOnly).ipam.type
+        return decode(stdin, _IpamOnly).ipam.type
     except (msgspec.DecodeError, UnicodeDecodeError):
         return ""
+
+
+def is_policy_only(stdin: bytes) -> bool:
+    """Whether the interface and its addresses are another plugin's, for detaching; not so when the configuration does
+    not say it in a usable way."""
+    try:
+        return decode(stdin, _ModeOnly).mode == POLICY_ONLY
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
 
 
 def is_of_kubernetes(stdin: bytes) -> bool:
     """Whether endpoints of the network are named after their pods, where the call names one. Runtimes other than a
     kubelet name pods too, so this must be asked for."""
     try:
-        found = msgspec.json.decode(stdin, type=_OrchestratorOnly)
+        found = decode(stdin, _OrchestratorOnly)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
     is_asked = found.policy.type in {"k8s", "k8s-annotations"}
     return found.orchestrator == "k8s" or (found.orchestrator == "auto" and is_asked)
+
+
+def decode(stdin: bytes, kind: type[StructT], *, strict: bool = True) -> StructT:
+    """A key that is ``null`` is as if it were not there: so it is for runtimes and plugins in Go.
+
+    :raises msgspec.DecodeError: or ``UnicodeDecodeError``.
+    """
+    try:
+        return msgspec.json.decode(stdin, type=kind, strict=strict)
+    except msgspec.ValidationError:
+        if b"null" not in stdin:
+            raise
+    plain = msgspec.json.encode(_without_nulls(msgspec.json.decode(stdin)))
+    return msgspec.json.decode(plain, type=kind, strict=strict)
 
 
 def parse_configuration(stdin: bytes, kind: type[C]) -> C:
@@ -251,11 +288,14 @@ def parse_configuration(stdin: bytes, kind: type[C]) -> C:
 
 
 def unknown_keys(stdin: bytes) -> tuple[str, ...]:
-    """Names in a parsed network configuration that nobody declared. They are legal."""
+    """Names in a parsed network configuration that nobody declared. They are legal, and may be what somebody meant to
+    write otherwise. Those in the ``ipam`` of another plugin are its own."""
     keys = msgspec.json.decode(stdin, type=dict[str, msgspec.Raw])
     found = sorted(set(keys) - _names(NetworkConfiguration))
-    if "ipam" in keys:
-        found += sorted(f"ipam.{key}" for key in set(msgspec.json.decode(keys["ipam"])) - _names(IpamConfiguration))
+    for key, kind in _NESTED.items():
+        inside = msgspec.json.decode(keys[key]) if key in keys else None
+        if inside and (key != "ipam" or inside.get("type") == IPAM_PROGRAM):
+            found += sorted(f"{key}.{each}" for each in set(inside) - _names(kind))
     return tuple(found)
 
 
@@ -271,6 +311,10 @@ class _IpamOnly(_Wire, frozen=True):
     ipam: _IpamType = _IpamType()
 
 
+class _ModeOnly(_Wire, frozen=True):
+    mode: str = ""
+
+
 class _PolicyType(_Wire, frozen=True):
     type: str = ""
 
@@ -282,12 +326,20 @@ class _OrchestratorOnly(_Wire, frozen=True):
 
 def _decode(stdin: bytes, kind: type[C]) -> C:
     try:
-        return msgspec.json.decode(stdin, type=kind, strict=False)
+        return decode(stdin, kind, strict=False)
     except msgspec.ValidationError as error:
         message = str(error)
         match = _AT.search(message)
         path, reason = (match["path"], message[: match.start()]) if match else ("$", message)
         raise InvalidRequest(path.removeprefix("$.") or "configuration", reason) from error
+
+
+def _without_nulls(value: object) -> object:
+    """What goes on as it came, or has a null that means something, is not looked into."""
+    if not isinstance(value, dict):
+        return value
+    whole = {key: each if key in _VERBATIM else _without_nulls(each) for key, each in value.items()}
+    return {key: each for key, each in whole.items() if each is not None or key in _VERBATIM}
 
 
 @functools.cache  # looking the fields up evaluates every annotation: more than all the rest of a call

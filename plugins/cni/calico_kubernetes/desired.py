@@ -17,6 +17,7 @@ from calico_core.errors import CalicoError, InvalidRecord
 from calico_core.interfaces.datastore import Compare, Delete, Operation, Put
 from calico_core.log import get_logger
 from calico_core.model import codec
+from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.key_paths import parse_key
 from calico_core.model.keys import (
     Key,
@@ -177,10 +178,19 @@ def _endpoint_change(key: WorkloadEndpointKey, stored: Stored, pods: Mapping[Nam
     except InvalidRecord as error:
         log.warning("endpoint.invalid", key=key.path, reason=str(error))
         return
-    labels, profiles = endpoint_labels(pod), endpoint_profiles(pod)
+    labels, profiles = endpoint_labels(pod), _profiles_of(endpoint, pod)
     if (endpoint.labels, endpoint.profile_ids) == (labels, profiles):
         return
     value = _encoded(key, msgspec.structs.replace(endpoint, labels=labels, profile_ids=profiles))
     if value is None:
         return
     yield Change(key.path, Compare(key.path, stored.mod_revision), Put(key.path, value))
+
+
+def _profiles_of(endpoint: WorkloadEndpoint, pod: Pod) -> tuple[str, ...]:
+    """Those of its namespace and service account, and what other networks brought that share the interface. Where the
+    pod has a profile of its own, by annotation, that alone says who may reach it: its namespace's would open it."""
+    if endpoint.own_profiles:
+        return endpoint.profile_ids
+    brought = (profile for attachment in endpoint.attachments for profile in attachment.profile_ids)
+    return tuple(dict.fromkeys((*endpoint_profiles(pod), *brought)))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from calico_core.errors import InvalidRequest, ToolFailed
 from calico_core.files import replace_file
+from calico_core.trusted_directory import prepare_directory
 
 BIN_DIRECTORY = Path("/calico")
 PROGRAM = "calico_mesos"
@@ -36,7 +37,7 @@ def install(
     """
     program, sample = bin_directory / PROGRAM, bin_directory / SAMPLE
     text = shim_text(socket=socket, python=python or sys.executable)
-    _prepare_directory(bin_directory)
+    prepare_directory(bin_directory, field="bin-dir")
     files = ((program, text, 0o755), (sample, sample_text(program), 0o644))
     written = [path for path, content, mode in files if _write(path, content, mode)]
     self_test(program)
@@ -92,16 +93,6 @@ def self_test(program: Path) -> None:
         raise ToolFailed(argv, -1, str(error)) from error
     if done.returncode or not done.stdout.startswith(b"Calico for Mesos"):
         raise ToolFailed(argv, done.returncode, (done.stderr or done.stdout).decode(errors="replace"))
-
-
-def _prepare_directory(directory: Path) -> None:
-    """Made when missing. Who can replace files in it would run as root at the next container start."""
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    mode = directory.lstat().st_mode
-    if not stat.S_ISDIR(mode):
-        raise InvalidRequest("bin-dir", f"{directory} is not a directory itself")
-    if mode & stat.S_IWOTH:
-        raise InvalidRequest("bin-dir", f"{directory} is writable by everybody: chmod o-w it")
 
 
 def _write(path: Path, content: bytes, mode: int) -> bool:

@@ -37,6 +37,7 @@ from tests.campaigns.oracle.cases import (
     FAILSAFE_OUT,
     FAILSAFE_TEXTS,
     KNOWN_HOST,
+    LOOPBACK,
     METADATA_PORT,
     METADATA_SERVER,
     OTHER_HOST,
@@ -56,7 +57,7 @@ from tests.campaigns.oracle.set_limit import with_closed_rules
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-HOSTS = frozenset({*KNOWN_HOST, *OTHER_HOST, "127.0.0.1"})
+HOSTS = frozenset({*KNOWN_HOST, *OTHER_HOST, LOOPBACK})
 
 
 class Difference(NamedTuple):

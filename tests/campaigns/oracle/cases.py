@@ -42,6 +42,7 @@ OTHER_HOST = ("203.0.113.1", "2001:db8:1::1")
 FAILSAFE_IN, FAILSAFE_OUT = ((6, 443, None), (17, 53, IPNetwork("10.66.0.0/31"))), ((17, 90, None),)
 FAILSAFE_TEXTS = "tcp:443,udp:10.66.0.0/31:53", "udp:90"
 """The same twice: for the driver, and as settings say it."""
+LOOPBACK = "127.0.0.1"
 SET_LIMIT = "/calico/v1/config/MaxIpsetSize"
 METADATA_SERVER, METADATA_PORT, METADATA = "/calico/v1/config/MetadataAddr", 8775, "169.254.169.254"
 """What a node reads once stands from the beginning, where it does: how many members a set may have, and where the
@@ -199,7 +200,7 @@ def _step(draw: st.DrawFn, *, is_first: bool) -> dict[str, Any]:
         found["/calico/v1/policy/profile/p0/rules"] = draw(open_or_not)
         limit = draw(st.sampled_from([None, None, None, "1", "3", "5", "9"]))
         found |= {} if limit is None else {SET_LIMIT: limit}
-        server = draw(st.sampled_from([None, None, KNOWN_HOST[0], "127.0.0.1", OUTSIDE[0][0], REMOTE[0][0]]))
+        server = draw(st.sampled_from([None, None, KNOWN_HOST[0], LOOPBACK, OUTSIDE[0][0], REMOTE[0][0]]))
         found |= {} if server is None else {METADATA_SERVER: server}
         for cidr in draw(some(TUNNEL_POOLS, 2)):
             found[_pool_path(cidr)] = {"cidr": cidr, **draw(st.sampled_from(_ENCAPSULATIONS))}
@@ -237,6 +238,8 @@ def _probe(dice: random.Random) -> dict[str, Any]:
         probe["dst"] = dice.choice([*others, *away, *FLOATING[family], *hosts])
         if _one_in(dice, 12):
             probe["mac"] = OTHER_MAC
+        if family == 0 and _one_in(dice, 12):
+            probe["dst"] = LOOPBACK
         if family == 0 and _one_in(dice, 15):
             return {**probe, "dst": METADATA, "protocol": 6, "sport": dice.choice(_SOURCE_PORTS), "dport": 80}
         if probe["dst"] in hosts and _one_in(dice, 8):
@@ -257,7 +260,7 @@ def _probe(dice: random.Random) -> dict[str, Any]:
             return {**probe, "icmp": dice.choice([[135, 0], [136, 0]])}
     if protocol in (1, 6, 58) and via and _one_in(dice, 12):
         probe["stray"] = True
-    elif via and probe["dst"] not in hosts:
+    elif via and probe["dst"] not in (*hosts, LOOPBACK):
         follow = dice.choice((None, "reply", "unreachable", "too big"))
         if follow is not None:
             probe["follow"] = follow

@@ -91,6 +91,8 @@ def _from_workload(records: Stored, place: Place, flow: Flow, way: Way, interfac
     if sender is None or sender["state"] != "active" or _is_tunnel(flow):
         return "deny"
     prefixes = sender.get("allow_spoofed_source_ips", ()) if place.lets_spoof else ()
+    if contains("127.0.0.0/8", flow.dst):
+        return "deny"  # the host's own talk with itself, but for what it leads there (6.7)
     # 6.8: what it is sent from must lead back there
     if holder(records, flow.src) is not sender and not any(contains(each, flow.src) for each in prefixes):
         return "deny"

@@ -12,7 +12,7 @@ from calico_core.policy.explain import Packet, explain, holder
 from calico_core.policy.flows import Cluster
 from tests.campaigns.oracle import ways
 from tests.campaigns.oracle.bench import OUTSIDE
-from tests.campaigns.oracle.cases import METADATA, METADATA_PORT, OTHER_HOST, flow_of
+from tests.campaigns.oracle.cases import LOOPBACK, METADATA, METADATA_PORT, OTHER_HOST, flow_of
 
 _HOST_ENDPOINTS = f"/calico/v1/host/{ways.HOST}/endpoint/"
 
@@ -73,7 +73,7 @@ def _told(state: HostState, packet: Packet, way: ways.Way, to_host: str, via: st
     """``explain`` knows the workloads of the host, and nothing else: one that sends from what another has is taken for
     the other, and it is not told what the host makes of the packet itself."""
     is_host_s = packet.dst_port in (53, 67, 547, METADATA_PORT) or to_host == "DROP"
-    if (way.to == ways.TO_HOST and is_host_s) or _is_tunnel(packet) or str(packet.dst) == METADATA:
+    if (way.to == ways.TO_HOST and is_host_s) or _is_tunnel(packet) or str(packet.dst) in (METADATA, LOOPBACK):
         return None
     sender = holder(state.workloads.values(), packet.src)
     if not via or state.interfaces or way.to == ways.NOWHERE or (sender is not None and sender.interface != via):

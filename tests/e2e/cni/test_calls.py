@@ -27,6 +27,7 @@ from tests.e2e.cni.containers import (
 )
 from tests.e2e.cni.test_garbage import on_store
 from tests.e2e.observing import MakeLab
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.needs_root
 
@@ -118,6 +119,27 @@ def test_the_same_namespace_with_a_new_container_id(host: LabHost, container: Co
     assert container.call("CHECK", with_result, container_id="new") is None
     container.call("DEL", container_id="new")
     assert_settles(host, before)
+
+
+def test_routes_in_a_result_are_those_of_its_interface(shared_host: LabHost) -> None:
+    """The default route stays with the interface that came first, and the result of the second does not claim it."""
+    before = whole_state(shared_host)
+    other = a_network(
+        name="other", ipam={"type": "calico-ipam", "routes": [{"dst": "0.0.0.0/0"}, {"dst": "192.0.2.0/24"}]}
+    )
+    with containers(shared_host, 1, prefix="r") as (container,):
+        for _ in range(2):  # the second time all stands already
+            first = container.call("ADD", a_network())
+            second = container.call("ADD", other, interface="eth1")
+            assert first["routes"] == [{"dst": "0.0.0.0/0", "gw": "169.254.1.1"}]
+            assert second["routes"] == [{"dst": "192.0.2.0/24", "gw": "169.254.1.1"}]
+            default = container.ip("route", "show", "default")
+            assert (default.count("default"), "dev eth0" in default) == (1, True)
+        container.call("CHECK", a_network(prevResult=first))
+        container.call("CHECK", {**other, "prevResult": second}, interface="eth1")
+        container.call("DEL", other, interface="eth1")
+        container.call("DEL", a_network())
+    assert_settles(shared_host, before)
 
 
 def test_a_new_sandbox_of_the_same_pod(host: LabHost) -> None:
@@ -277,6 +299,18 @@ def test_killed_in_process_at_any_point(host: LabHost, container: Container) -> 
         assert container.ip("-o", "link").count("\n") == 1
     host.start_node()
     assert_settles(host, before)
+
+
+def test_the_mtu_of_a_node_that_is_down(host: LabHost) -> None:
+    host.calicoctl("pool", "add", "192.168.0.0/16", "--vxlan")
+    eventually(lambda: "vxlan.calico" in host.run(["ip", "link"]).stdout)
+    configuration = a_network(cniVersion="1.1.0", require_mtu_file=True)
+    with containers(host, 2) as (before, after):
+        mtu_bytes = before.call("ADD", configuration)["interfaces"][1]["mtu"]
+        assert mtu_bytes < 1500
+        host.kill_node()
+        assert after.call("ADD", configuration)["interfaces"][1]["mtu"] == mtu_bytes
+        assert f"mtu {mtu_bytes} " in after.ip("link", "show", "eth0")
 
 
 def test_del_of_everything_that_may_be_gone(host: LabHost, container: Container) -> None:

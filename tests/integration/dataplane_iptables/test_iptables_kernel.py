@@ -377,16 +377,16 @@ def test_a_set_refused_closes_its_rules_and_nothing_else(lab: Any) -> None:
 
 def test_large_set_is_rewritten_as_one(lab: Any) -> None:
     def members(first: int) -> AddressSet:
-        return AddressSet.of([IPNetwork((10 << 24 | value, 32), version=4) for value in range(first, first + 2000)])
+        return AddressSet.of([IPNetwork((10 << 24 | value, 32), version=4) for value in range(first, first + 10000)])
 
     lab.start(
         lab.unwired().endpoint(),
         sets=(SetChange(id=HOSTS, is_new=True, added=members(0)),),
         rules=(HostRules(id=MANY, inbound=(HostRule(action="allow", src_sets=(HOSTS,)),)),),
     )
-    report = lab.apply(sets=(SetChange(id=HOSTS, added=members(5000), removed=members(0)),))
+    report = lab.apply(sets=(SetChange(id=HOSTS, added=members(20000), removed=members(0)),))
     assert report.failures == ()
-    assert report.changes == 4000
+    assert report.changes == 20000
     assert lab.dataplane.differences() == []
     assert "calico-tmp-" not in lab.ipset("list", "-n")
     one = AddressSet.of([IPNetwork("10.1.2.3/32")])

@@ -19,6 +19,7 @@ from tests.integration.dataplane_nftables.test_nftables_traffic import (
     leaving,
     only,
     test_a_workload_cannot_send_into_the_hosts_tunnels,
+    test_an_address_that_leaves_the_record_takes_its_connections_and_no_others,
     test_connection_survives_a_policy_change_but_not_the_loss_of_its_address,
     test_connections_that_could_not_be_cut_are_cut_by_the_next_attempt,
     test_icmp,
@@ -46,6 +47,7 @@ pytestmark = pytest.mark.needs_root
 __all__ = [
     "leaving",
     "test_a_workload_cannot_send_into_the_hosts_tunnels",
+    "test_an_address_that_leaves_the_record_takes_its_connections_and_no_others",
     "test_connection_survives_a_policy_change_but_not_the_loss_of_its_address",
     "test_connections_that_could_not_be_cut_are_cut_by_the_next_attempt",
     "test_icmp",

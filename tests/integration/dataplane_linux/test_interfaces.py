@@ -159,7 +159,7 @@ def test_a_table_follows_the_links_ahead_of_the_callback(host):
 
 
 def test_ipv4_settings_of_a_link_arrive(host):
-    settings = host_end("cali1", has_v4=True, has_v6=False, has_metadata=True)
+    settings = host_end("cali1", has_v4=True, has_v6=False, opens_loopback=True)
     carried, files = of_the_link(settings)
     assert {setting.path.rpartition("/")[2] for setting in files} == {"proxy_delay", "accept_ra"}
     host.route_socket.execute(add_veth("cali1", "peer1"), set_link("cali1", ipv4_settings=carried))

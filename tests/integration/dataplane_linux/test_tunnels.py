@@ -174,6 +174,41 @@ def test_foreign_changes_are_healed(uplinked: Namespace, damage: list[str]) -> N
 
 
 @needs_root
+@pytest.mark.parametrize("tunnel", [VXLAN, IPIP], ids=["vxlan", "ipip"])
+def test_the_address_of_a_device_is_set_changed_and_cleared(uplinked: Namespace, tunnel: TunnelId) -> None:
+    for address in (TUNNEL, TUNNEL + 64, None):
+        device = TunnelDevice(tunnel=tunnel, local=OWN, address=address, mac=tunnel.mac("own"))
+        state = HostTunnels(locals=(OWN,), devices=(device,))
+        report = _sync(uplinked, state)
+        if any("lacks the module" in failure.reason for failure in report.failures):
+            pytest.skip(report.failures[0].reason)
+        assert report.failures == ()
+        (link,) = _json(uplinked, "ip", "-j", "address", "show", "dev", tunnel.device)
+        assert link["mtu"] == 1500 - tunnel.overhead_bytes
+        held = [each["local"] for each in link["addr_info"] if each["family"] == "inet"]
+        assert held == ([str(address)] if address else [])
+        assert _sync(uplinked, state) == TunnelReport()
+
+
+@needs_root
+def test_without_pools_the_kernels_own_device_loses_its_addresses_and_stays(uplinked: Namespace) -> None:
+    """It is found by its name, so a device of any kind shows it where the kernel has no IPIP."""
+    inside = uplinked.route_socket
+    if inside.find_link("tunl0") is None:
+        inside.execute(add_bridge("tunl0"))
+    link = inside.find_link("tunl0")
+    assert link is not None
+    inside.execute(
+        set_link("tunl0", is_up=True), *(add_address(link.index, parse_prefix(f"{TUNNEL + n}/32")) for n in (0, 1))
+    )
+    report = _sync(uplinked, HostTunnels(locals=(OWN,)))
+    assert (report.failures, len(report.changed)) == ((), 2)
+    assert inside.find_link("tunl0") is not None
+    assert "inet " not in _ip(uplinked, "ip", "address", "show", "dev", "tunl0")
+    assert _sync(uplinked, HostTunnels(locals=(OWN,))) == TunnelReport()
+
+
+@needs_root
 def test_a_device_for_another_address_is_made_anew(uplinked: Namespace) -> None:
     _ip(
         uplinked,

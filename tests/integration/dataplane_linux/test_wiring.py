@@ -26,7 +26,7 @@ from calico_core.dataplane.linux.route_messages import (
     workload_route,
 )
 from calico_core.dataplane.linux.wiring import VethWiring
-from calico_core.errors import InterfaceTaken, InvalidRequest, KernelRefused, NamespaceGone
+from calico_core.errors import InterfaceTaken, InvalidRequest, KernelRefused, NamespaceGone, RouteTaken
 from calico_core.model.addresses import parse_mac, parse_network
 from calico_core.model.workloads import PairRequest, WiringRequest
 
@@ -246,10 +246,10 @@ def test_a_route_on_a_foreign_interface_names_it_and_undoes_everything(wiring, h
     # a state to come back to: without IPv6, forwarding on
     netns.run_in(container.fd, lambda: sysctl.write("ipv6/conf/all/disable_ipv6", "1"))
     netns.run_in(container.fd, lambda: sysctl.write("ipv4/ip_forward", "1"))
-    with pytest.raises(InterfaceTaken) as taken:
+    with pytest.raises(RouteTaken) as taken:
         wiring.attach(a_request(container, addresses=(V4, V6)))
     assert taken.value.owner == "eth9"
-    assert taken.value.interface.startswith(text)
+    assert taken.value.destination.startswith(text)
     assert is_untouched(container)
     assert not wiring.exists("cali1")
     assert host.route_socket.routes(protocol=80) == [foreign]
@@ -263,14 +263,14 @@ def test_a_foreign_interface_keeps_its_route_even_without_carrier(wiring, host, 
         add_route(workload_route(parse_prefix(V4), host.route_socket.find_link("eth9").index)),
         set_link("eth9p", is_up=False),
     )
-    with pytest.raises(InterfaceTaken):
+    with pytest.raises(RouteTaken):
         wiring.attach(a_request(container))
 
 
 def test_a_live_workloads_route_is_not_stolen(wiring, host, container, make_namespace):
     first = make_namespace()
     wiring.attach(a_request(first, interface="cali0"))
-    with pytest.raises(InterfaceTaken) as taken:
+    with pytest.raises(RouteTaken) as taken:
         wiring.attach(a_request(container))
     assert taken.value.owner == "cali0"
     assert wiring.check(a_request(first, interface="cali0")) == ()
@@ -318,9 +318,11 @@ def test_a_second_interface_that_wants_routes_too(wiring, host, container):
         routes=(parse_network("192.0.2.0/24"), parse_network("2001:db8::/64")),
     )
     for _ in range(2):
-        wiring.attach(second)
+        kept = wiring.attach(second).missing_routes
+        assert {str(each) for each in kept} == {"0.0.0.0/0", "::/0"}
         assert wiring.check(second) == ()
         assert wiring.check(a_request(container, addresses=(V4, V6))) == ()
+        assert wiring.attach(a_request(container, addresses=(V4, V6))).missing_routes == ()
     names = {link.index: link.name for link in container.route_socket.links()}
     through = {
         str(route.destination): names[route.index]
@@ -517,7 +519,7 @@ def test_a_leftover_peer_alone_is_replaced_too(wiring, host):
 
 def test_a_pair_that_cannot_have_its_route_is_undone(wiring, host):
     host.route_socket.execute(add_route(workload_route(parse_prefix(V4), a_live_pair(host, "eth9"))))
-    with pytest.raises(InterfaceTaken):
+    with pytest.raises(RouteTaken):
         wiring.make_pair(a_pair())
     assert host.route_socket.find_link("cali7") is None
     assert host.route_socket.find_link("tmp7") is None

@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.needs_root
 
+SERVICES = """
+table ip services {
+  chain to {
+    type nat hook prerouting priority -100;
+    ip daddr 10.96.0.1 udp dport 80 dnat to 192.0.2.2:4789
+    ip daddr 10.96.0.1 udp dport 81 dnat to 192.0.2.2:4790
+  }
+  chain from { type nat hook postrouting priority 100; oifname "up0" masquerade; }
+}
+"""
+"""Somebody else's, as kube-proxy has them: the neighbour sees the host's own address."""
 INNER = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20, 0, 0, 64, 17, 0, bytes(4), bytes(4))
 
 
@@ -48,6 +59,19 @@ def test_hosts_that_are_none_of_ours_may_encapsulate_if_they_are_named(make_lab:
         assert _receives_udp(host, 4789), "nobody encapsulates: no business of ours"
 
 
+@pytest.mark.parametrize("allows", [False, True])
+def test_no_service_leads_a_workload_into_the_tunnels(make_lab: Callable[..., Any], allows: bool) -> None:
+    lab = make_lab(allows_vxlan=allows)
+    a, neighbour = lab.workload(), lab.outside()
+    lab.host.run("nft", "-f", "-", stdin=SERVICES)
+    lab.host.run("ip", "route", "add", "10.96.0.0/16", "via", "192.0.2.2")
+    peers = HostPeers(addresses=(IPAddress("192.0.2.2"),), is_vxlan=True)
+    assert lab.start(a.endpoint(), peers=peers).is_clean
+    assert _hears(neighbour, 4790, a, ("10.96.0.1", 81))
+    assert _hears(neighbour, 4789, a, ("10.96.0.1", 80)) is allows
+    assert lab.dataplane.resync().healed == ()
+
+
 def _hears_ipip(listening: Any, sending: Any) -> bool:
     with (
         listening.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_IPIP) as listener,
@@ -61,13 +85,17 @@ def _hears_ipip(listening: Any, sending: Any) -> bool:
 
 
 def _hears_vxlan(listening: Any, sending: Any) -> bool:
+    return _hears(listening, 4789, sending, (listening.v4, 4789))
+
+
+def _hears(listening: Any, port: int, sending: Any, to: tuple[str, int]) -> bool:
     with (
         listening.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener,
         sending.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
     ):
-        listener.bind((listening.v4, 4789))
+        listener.bind(("0.0.0.0", port))
         listener.settimeout(0.4)
-        sender.sendto(b"frame", (listening.v4, 4789))
+        sender.sendto(b"frame", to)
         with contextlib.suppress(TimeoutError):
             return listener.recv(64) == b"frame"
         return False

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from calico_core.model.keys import WorkloadEndpointKey
+
 pytestmark = pytest.mark.needs_root
 
 HOSTS, NETS = SetId("tag-00000000000000aa"), SetId("sel-00000000000000bb")
@@ -372,9 +374,35 @@ def test_link_that_goes_down_and_comes_up_again(lab: Any) -> None:
     assert report.is_clean
     assert lab.dataplane.resync().endpoints_without_link == (a.key,)
     lab.host.run("ip", "link", "set", a.interface, "up")
-    report = lab.dataplane.interface_changed(InterfaceEvent(kind="up", name=a.interface))
-    assert report.endpoints_without_link == ()
+    up = InterfaceEvent(kind="up", name=a.interface)
+    eventually(lambda: lab.dataplane.interface_changed(up).endpoints_without_link == ())
     assert set(lab.dataplane.wiring().routes(a.interface)) == set(a.nets)
+
+
+def test_link_whose_other_end_is_down_is_down_and_keeps_its_routes(lab: Any) -> None:
+    a = lab.workload()
+    lab.start(a.endpoint())
+    events: queue.SimpleQueue[InterfaceEvent] = queue.SimpleQueue()
+    stop = lab.dataplane.watch_interfaces(events.put)
+
+    def follow(kind: str) -> tuple[WorkloadEndpointKey, ...]:
+        while (event := events.get(timeout=5)).kind != kind:
+            lab.dataplane.interface_changed(event)
+        return tuple(lab.dataplane.interface_changed(event).endpoints_without_link)
+
+    try:
+        for _turn in range(2):
+            a.run("ip", "link", "set", "eth0", "down")
+            assert follow("down") == (a.key,)
+            assert lab.dataplane.resync().endpoints_without_link == (a.key,)
+            assert lab.apply(workloads=(a.endpoint(PolicyList()),)).endpoints_without_link == (a.key,)
+            assert set(lab.dataplane.wiring().routes(a.interface)) == set(a.nets)
+            a.run("ip", "link", "set", "eth0", "up")
+            assert follow("up") == ()
+            assert lab.apply(workloads=(a.endpoint(),)).endpoints_without_link == ()
+            assert lab.dataplane.resync().is_clean
+    finally:
+        stop()
 
 
 def test_link_that_is_renamed_while_it_is_up(lab: Any) -> None:

@@ -17,6 +17,7 @@ from calico_core.dataplane.linux.rtnetlink import RouteSocket
 from calico_core.errors import KernelRefused
 from calico_core.model.workloads import InterfaceEvent
 from tests.integration.dataplane_nftables.test_nftables_traffic import _heard, _listener
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -98,6 +99,7 @@ def test_events_that_were_lost_while_links_could_not_be_listed_are_made_good(
     a = lab.unwired()
     assert lab.start(a.endpoint()).endpoints_without_link == (a.key,)
     lab.wire(a)
+    eventually(lambda: " UP " in lab.host.run("ip", "-brief", "link", "show", a.interface))
     lab.host.run("ip", "neighbour", "flush", "all", "nud", "permanent")
 
     def refuse(self: RouteSocket) -> list[Link]:
@@ -111,12 +113,31 @@ def test_events_that_were_lost_while_links_could_not_be_listed_are_made_good(
     assert neighbours(lab, a.interface) == {a.v4: mac_text(a)}
 
 
-def test_loopback_is_open_with_metadata_only(make_lab: Callable[..., Any]) -> None:
-    lab = make_lab(metadata=(IPAddress("127.0.0.1"), 8775))
+@pytest.mark.parametrize(("server", "value"), [("127.0.0.1", "1"), ("192.0.2.1", "0")])
+def test_loopback_is_open_with_metadata_there_only(make_lab: Callable[..., Any], server: str, value: str) -> None:
+    lab = make_lab(metadata=(IPAddress(server), 8775))
     a = lab.workload()
     lab.start(a.endpoint())
-    assert sysctl(lab, "ipv4.conf.cali1.route_localnet") == "1"
+    assert sysctl(lab, "ipv4.conf.cali1.route_localnet") == value
     assert lab.dataplane.resync().healed == ()
+
+
+def test_a_link_that_is_no_workloads_is_left_alone(lab: Any) -> None:
+    def state() -> list[Any]:
+        settings = [sysctl(lab, f"ipv4.conf.up0.{each}") for each in ("proxy_arp", "rp_filter")]
+        return [*settings, neighbours(lab, "up0"), lab.host.run("ip", "route", "show", "dev", "up0")]
+
+    lab.outside()
+    before = state()
+    a = lab.unwired()
+    nets = (IPNetwork("198.51.100.7/32"),)
+    report = lab.start(msgspec.structs.replace(a.endpoint(), interface="up0", nets=nets))
+    assert [failure.subject for failure in report.failures] == [a.key.path]
+    lab.dataplane.resync()
+    lab.dataplane.interface_changed(InterfaceEvent(kind="up", name="up0"))
+    assert state() == before
+    lab.apply(removed_workloads=(a.key,))
+    assert state() == before
 
 
 def test_what_a_port_mapper_needs_is_left_to_it(lab: Any) -> None:

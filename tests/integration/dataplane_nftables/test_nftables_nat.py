@@ -23,6 +23,12 @@ HOST, NEIGHBOUR, NEIGHBOUR6 = "192.0.2.1", "192.0.2.2", "2001:db8::2"
 FLOATING, SECOND, FLOATING6 = "198.51.100.9", "198.51.100.8", "2001:db8:1::9"
 NETS = (IPNetwork("10.65.0.0/16"), IPNetwork("fd65::/64"))
 POOLS = HostPools(all=NETS, masquerade=NETS)
+SEEN_FIRST = """
+table ip seen {
+  counter came { }
+  chain first { type filter hook prerouting priority -400; ip daddr 127.0.0.1 counter name came; }
+}
+"""
 
 
 def floating(workload: Any, *externals: str, **more: Any) -> HostWorkload:
@@ -164,6 +170,25 @@ def test_metadata(make_lab: Callable[..., Any]) -> None:
         accepted.close()
         assert peer[0] == a.v4
     assert a.is_blocked_from("169.254.169.254", 81)
+
+
+@pytest.mark.parametrize("metadata", [(IPAddress("127.0.0.1"), 8775), None], ids=["metadata", "port mapper"])
+def test_no_workload_reaches_the_loopback_of_its_host(make_lab: Callable[..., Any], metadata: Any) -> None:
+    lab = make_lab(metadata=metadata, endpoint_to_host="RETURN")
+    a = lab.workload()
+    assert lab.start(a.endpoint()).is_clean
+    if metadata is None:
+        lab.host.run("sysctl", "-qw", f"net.ipv4.conf.{a.interface}.route_localnet=1")
+    lab.host.run("nft", "-f", "-", stdin=SEEN_FIRST)
+    a.run("ip", "link", "set", "lo", "down")
+    a.run("sysctl", "-qw", "net.ipv4.conf.eth0.route_localnet=1")
+    a.run("ip", "route", "add", "127.0.0.1", "via", "169.254.1.1", "dev", "eth0", "onlink", "src", a.v4)
+    with lab.host.socket(socket.AF_INET, socket.SOCK_STREAM) as server:
+        server.bind(("127.0.0.1", 6666))
+        server.listen()
+        assert a.is_blocked_from("127.0.0.1", 6666)
+    assert "packets 0 " not in lab.nft("list", "counter", "ip", "seen", "came"), "it never came to the host"
+    assert lab.dataplane.resync().healed == ()
 
 
 def test_without_metadata_there_is_none(lab: Any) -> None:

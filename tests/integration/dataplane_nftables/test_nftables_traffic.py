@@ -365,6 +365,31 @@ def test_connection_survives_a_policy_change_but_not_the_loss_of_its_address(lab
                 accepted.recv(1)
 
 
+def test_an_address_that_leaves_the_record_takes_its_connections_and_no_others(lab: Any) -> None:
+    a, b = lab.workload(), lab.workload()
+    lab.start(a.endpoint(), b.endpoint())
+    with contextlib.ExitStack() as stack:
+        ends = {}
+        for family, address in ((socket.AF_INET, a.v4), (socket.AF_INET6, a.v6)):
+            server = stack.enter_context(a.socket(family, socket.SOCK_STREAM))
+            client = stack.enter_context(b.socket(family, socket.SOCK_STREAM))
+            server.bind((address, 80))
+            server.listen()
+            client.settimeout(2)
+            client.connect((address, 80))
+            accepted = stack.enter_context(server.accept()[0])
+            accepted.settimeout(0.4)
+            ends[family] = (client, accepted)
+        only_v6 = tuple(net for net in b.nets if net.version == 6)
+        lab.apply(workloads=(msgspec.structs.replace(b.endpoint(), nets=only_v6),))
+        for client, _ in ends.values():
+            client.send(b"x")
+        assert ends[socket.AF_INET6][1].recv(1) == b"x"
+        with pytest.raises(TimeoutError):
+            ends[socket.AF_INET][1].recv(1)
+        assert not is_connected(lab, b)
+
+
 @pytest.fixture
 def leaving(lab: Any) -> Iterator[Any]:
     """A workload with an open connection."""

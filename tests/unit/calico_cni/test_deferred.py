@@ -82,6 +82,16 @@ def test_an_add_of_the_same_attachment_cancels_it(setup: CniSetup, folder: Path)
     assert len(setup.workloads.attached) == 2
 
 
+def test_a_mode_of_policy_only_is_remembered(setup: CniSetup) -> None:
+    """The addresses are another plugin's, now and later."""
+    under_bridge = a_network(type="bridge")
+    stdout_of(setup.call("ADD", under_bridge, program="calico-ipam"))
+    setup.workloads.failure = AWAY
+    assert setup.call("DEL", a_network(mode="policy-only", ipam=None)) == CallReply()
+    assert setup.integration.replay() == 1
+    assert len(setup.ipam.held) == 1
+
+
 def test_gc_forgets_those_that_live(setup: CniSetup, folder: Path) -> None:
     setup.workloads.failure = AWAY
     setup.call("DEL")

@@ -47,11 +47,18 @@ def test_unknown_commands_are_refused(command: str) -> None:
         parse_environment({"CNI_COMMAND": command, **WHOLE})
 
 
+@pytest.mark.parametrize("command", ["ADD", "CHECK"])
 @pytest.mark.parametrize("variable", ["CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS"])
-def test_what_is_not_text_is_refused_before_it_gets_into_a_record(variable: str) -> None:
+def test_what_is_not_text_is_refused_before_it_gets_into_a_record(command: str, variable: str) -> None:
     broken = b"K=\xff".decode(errors="surrogateescape")
     with pytest.raises(InvalidEnvironment, match=variable):
-        parse_environment({"CNI_COMMAND": "ADD", **WHOLE, variable: broken})
+        parse_environment({"CNI_COMMAND": command, **WHOLE, variable: broken})
+
+
+def test_arguments_that_are_not_text_do_not_keep_a_container() -> None:
+    broken = b"K8S_POD_NAMESPACE=shop;K8S_POD_NAME=\xff;\xff=1;IP=10.0.0.1".decode(errors="surrogateescape")
+    invocation = parse_environment({"CNI_COMMAND": "DEL", **WHOLE, "CNI_ARGS": broken})
+    assert invocation.arguments == {"K8S_POD_NAMESPACE": "shop", "IP": "10.0.0.1"}
 
 
 def test_a_namespace_that_is_not_text_does_not_keep_a_container() -> None:

@@ -47,6 +47,7 @@ ROWS: list[tuple[BaseException, int, int]] = [
     (cni.PolicySourceFailed("no such pod"), 103, 103),
     (errors.KernelRefused("add veth", 1), 105, 105),
     (errors.ToolFailed(("nft",), 1, "no"), 105, 105),
+    (errors.RouteTaken("10.0.0.1", "eth9"), 105, 105),
     (errors.InterfaceTaken("eth0", "the container"), 106, 106),
     (RuntimeError("secret"), 100, 100),
     (MemoryError(), 100, 100),

@@ -101,9 +101,10 @@ def test_directories_that_others_may_change_are_refused(tmp_path: Path) -> None:
     everybody = tmp_path / "everybody"
     everybody.mkdir()
     everybody.chmod(0o777)
-    for bad in (link, everybody):
+    below = everybody / "below"
+    for bad in (link, everybody, below):
         for pair in ((bad, tmp_path / "other"), (tmp_path / "other", bad)):
-            with pytest.raises(InvalidRequest, match=bad.name):
+            with pytest.raises(InvalidRequest, match="everybody" if bad == below else bad.name):
                 install_python(*pair)
     assert list(real.iterdir()) == []
     assert list(everybody.iterdir()) == []
@@ -157,6 +158,19 @@ def test_states(directories: tuple[Path, Path]) -> None:
     assert by_name() == ["foreign", "outdated", "current"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['{"broken', "[]", '{"plugins": null}', '{"plugins": [{"type": "bridge"}]}', '{"plugins": ["calico"]}', "\udcff"],
+)
+def test_a_list_that_is_not_ours(directories: tuple[Path, Path], text: str) -> None:
+    install_python(*directories)
+    network_list = directories[1] / "10-calico.conflist"
+    network_list.write_bytes(text.encode(errors="surrogateescape"))
+    assert states(*directories)[-1] == (network_list, "foreign")
+    assert network_list not in uninstall(*directories)
+    assert network_list.exists()
+
+
 def test_nothing_is_left_beside_the_files(directories: tuple[Path, Path]) -> None:
     install_python(*directories)
     assert sorted(path.name for path in directories[0].iterdir()) == ["calico", "calico-ipam"]
@@ -178,6 +192,7 @@ def test_the_list_of_any_version_that_has_lists(version: str) -> None:
 
 def test_the_plugins_behind_ours() -> None:
     shape = json.loads(list_text("net1", "1.0.0", has_port_mappings=True, has_bandwidth=True))
+    assert shape["plugins"][0]["capabilities"] == {"ips": True, "mac": True, "dns": True}, "what we honour"
     assert [(each["type"], each["capabilities"]) for each in shape["plugins"][1:]] == [
         ("portmap", {"portMappings": True}),
         ("bandwidth", {"bandwidth": True}),
@@ -192,6 +207,17 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int, str]:
         calicoctl, globals_first(["cni", arguments[0], "--root", str(tmp_path), *arguments[1:]])
     )
     return result.exit_code, result.output
+
+
+def test_a_root_is_as_safe_as_who_named_it_says(tmp_path: Path) -> None:
+    """An image that is being made may lie anywhere; what is in it is a host's."""
+    image = tmp_path / "everybody" / "image"
+    image.mkdir(parents=True)
+    (tmp_path / "everybody").chmod(0o777)
+    assert run(image, "install", "--shim", "python")[0] == 0
+    (image / "etc" / "cni").chmod(0o777)
+    code, output = run(image, "install", "--shim", "python")
+    assert (code, f"{image / 'etc' / 'cni'} is writable by everybody" in output) == (1, True)
 
 
 def test_the_commands_below_a_root(tmp_path: Path) -> None:

@@ -69,6 +69,14 @@ def test_a_pod_is_attached_under_its_own_name_with_its_labels(setup: CniSetup, a
     assert request.replaces
 
 
+def test_a_pod_has_its_own_labels_and_no_others(setup: CniSetup, api: KubernetesApi) -> None:
+    """The policy controller keeps them so as well."""
+    args = {"cni": {"labels": [{"key": "app", "value": "other"}, {"key": "tier", "value": "front"}]}}
+    stdout_of(setup.call("ADD", a_pod_network(api, args=args), CNI_ARGS=f"{ARGUMENTS};NOMAD_JOB_ID=x"))
+    labels = setup.workloads.attach_requests[0].labels
+    assert (labels["app"], set(labels) & {"tier", "NOMAD_JOB_ID"}) == ("web", set())
+
+
 def test_a_second_interface_is_an_endpoint_of_its_own(setup: CniSetup, api: KubernetesApi) -> None:
     for interface in ("eth0", "net1"):
         stdout_of(setup.call("ADD", a_pod_network(api), interface=interface, CNI_ARGS=ARGUMENTS))
@@ -287,6 +295,35 @@ def test_the_pod_goes_before_its_namespace_and_that_before_the_configuration(
     assert setup.ipam.requests[-1].pools_v4 == (IPNetwork("10.65.0.0/24"),)
 
 
+def test_pools_of_a_family_that_the_pod_says_nothing_of_are_its_namespaces(setup: CniSetup, api: KubernetesApi) -> None:
+    pools = {4: ("ipv4pools", "10.65.0.0/24", "10.66.0.0/24"), 6: ("ipv6pools", "fd00:65::/64", "fd00:66::/64")}
+    namespace = {f"cni.projectcalico.org/{key}": json.dumps([theirs]) for key, _, theirs in pools.values()}
+    api.put("namespaces", "shop", annotations=namespace)
+    network = a_pod_network(api, ipam={"type": "calico-ipam", "assign_ipv6": True})
+    for own, other in ((4, 6), (6, 4)):
+        key, ours, _ = pools[own]
+        annotate(api, **{key: json.dumps([ours])})
+        setup.call("ADD", network, CNI_ARGS=ARGUMENTS)
+        asked = setup.ipam.requests[-1]
+        found = {4: asked.pools_v4, 6: asked.pools_v6}
+        assert (found[own], found[other]) == ((IPNetwork(ours),), (IPNetwork(pools[other][2]),))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ipAddrs", "ipAddrsNoIpam", "ipv4pools", "ipv6pools", "ipFamilies", "hwAddr", "floatingIPs",
+        "allowedSourcePrefixes",
+    ],
+)  # fmt: skip
+def test_an_empty_annotation_says_nothing(setup: CniSetup, api: KubernetesApi, name: str) -> None:
+    pools = {"cni.projectcalico.org/ipv4pools": '["10.65.0.0/24"]'}
+    api.put("namespaces", "shop", annotations=pools)
+    annotate(api, **{name: ""})
+    stdout_of(setup.call("ADD", a_pod_network(api), CNI_ARGS=ARGUMENTS))
+    assert setup.ipam.requests[-1].pools_v4 == (IPNetwork("10.65.0.0/24"),)
+
+
 def test_floating_addresses_where_the_network_allows_them(setup: CniSetup, api: KubernetesApi) -> None:
     annotate(api, floatingIPs='["192.0.2.7", "192.0.2.8"]')
     network = a_pod_network(api, feature_control={"floating_ips": True})
@@ -298,6 +335,10 @@ def test_floating_addresses_where_the_network_allows_them(setup: CniSetup, api: 
     annotate(api, floatingIPs='["192.0.2.7"]')
     error = error_of(setup.call("ADD", a_pod_network(api), container="other", CNI_ARGS=ARGUMENTS))
     assert "feature_control.floating_ips" in error["msg"]
+    annotate(api, floatingIPs='["2001:db8::7"]')
+    error = error_of(setup.call("ADD", network, container="other", CNI_ARGS=ARGUMENTS))
+    assert error["code"] == 7
+    assert error["msg"].startswith("cni.projectcalico.org/floatingIPs: 2001:db8::7 leads nowhere")
 
 
 def test_source_prefixes_are_the_pods_alone(setup: CniSetup, api: KubernetesApi) -> None:
@@ -331,6 +372,8 @@ def test_the_runtime_goes_before_annotations(setup: CniSetup, api: KubernetesApi
         ({"ipv4pools": '["pool-1"]'}, 7),
         ({"ipFamilies": '["IPv5"]'}, 7),
         ({"hwAddr": "nothing"}, 7),
+        ({"hwAddr": "01:00:5e:10:00:01"}, 7),
+        ({"hwAddr": "00:00:00:00:00:00"}, 7),
         ({"floatingIPs": '["1.2.3.4"]'}, 7),
         ({"ipAddrsNoIpam": '["1.2.3.4"]'}, 7),
         ({"allowedSourcePrefixes": "1.2.3.0/24"}, 7),
@@ -389,6 +432,15 @@ def test_requested_addresses_need_our_ipam(setup: CniSetup, api: KubernetesApi) 
     annotate(api, ipAddrs='["10.65.0.7"]')
     shape = error_of(setup.call("ADD", a_pod_network(api, ipam={"type": "host-local"}), CNI_ARGS=ARGUMENTS))
     assert shape["code"] == 7
+
+
+def test_names_that_are_not_text(setup: CniSetup, api: KubernetesApi) -> None:
+    """ADD and CHECK refuse them; DEL cannot have anything under such a name, and says so by succeeding."""
+    network = a_pod_network(api, prevResult={"cniVersion": "1.0.0", "ips": []})
+    arguments = b"K8S_POD_NAMESPACE=shop;K8S_POD_NAME=\xff".decode(errors="surrogateescape")
+    for command in ("ADD", "CHECK"):
+        assert error_of(setup.call(command, network, CNI_ARGS=arguments))["code"] == 4
+    assert setup.call("DEL", network, CNI_ARGS=arguments) == CallReply()
 
 
 # --- delete ---------------------------------------------------------------------------------------------------------

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from netaddr import IPAddress
 
+import calico_cni.check
 from calico_cni import delegate
 from calico_core.errors import KernelRefused, NotReady
 from calico_core.interfaces.integration import CallReply
-from calico_core.model.keys import ReadyKey
+from calico_core.model.endpoints import EndpointStatus
+from calico_core.model.keys import ReadyKey, WorkloadStatusKey
 from tests.doubles.cni import HOST, CniSetup, a_network, error_of, stdout_of
 from tests.doubles.kubernetes_api import KubernetesApi
 
@@ -72,6 +74,24 @@ def test_its_address_is_ours_without_length_and_gateway(setup: CniSetup, program
     assert program.heard == ["CHECK", "DEL"]
 
 
+def test_a_check_that_looks_again_does_not_run_it_again(
+    setup: CniSetup, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is run when nothing else is wrong, and what it says is final."""
+    monkeypatch.setattr(calico_cni.check, "PATIENCE_S", 0.3)
+    result = stdout_of(call(setup, program, "ADD"))
+    (key,) = setup.workloads.attached
+    status = WorkloadStatusKey(key.host, key.orchestrator, key.workload, key.endpoint)
+    setup.records.put(status, EndpointStatus(status="error", reason="no room"))
+    assert "no room" in error_of(call(setup, program, "CHECK", prevResult=result))["msg"]
+    assert len(setup.workloads.check_requests) > 1
+    assert program.heard == ["ADD"]
+    setup.records.delete(status)
+    program.write(rest="exit 1")
+    assert error_of(call(setup, program, "CHECK", prevResult=result))["code"] == 104
+    assert program.heard == ["CHECK"]
+
+
 def test_arguments_that_are_not_for_it_must_not_hurt(setup: CniSetup, program: Program) -> None:
     setup.call("ADD", a_network(ipam={"type": "odd-ipam"}), CNI_PATH=str(program.folder), CNI_ARGS="K8S_POD_UID=1")
     assert "ADD IgnoreUnknown=1;K8S_POD_UID=1" in (program.folder / "heard").read_text()
@@ -99,6 +119,51 @@ def test_one_that_hangs_is_ended(setup: CniSetup, program: Program, monkeypatch:
     assert error_of(call(setup, program, "ADD"))["code"] == 104
     assert time.monotonic() - started < 30
     assert program.heard == ["ADD", "DEL"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "dns"),
+    [
+        ({}, {"nameservers": ["10.77.0.53"], "search": ["near"]}),
+        ({"dns": {"domain": "far"}}, {"domain": "far"}),
+        ({"runtimeConfig": {"dns": {"servers": ["10.0.0.53"]}}}, {"nameservers": ["10.0.0.53"], "search": ["near"]}),
+    ],
+)
+@pytest.mark.parametrize("version", ["0.2.0", "1.0.0"])
+def test_its_word_on_dns_counts_where_nobody_else_has_one(
+    setup: CniSetup, program: Program, changes: dict[str, Any], dns: dict[str, Any], version: str
+) -> None:
+    """As ``host-local`` with ``resolvConf``."""
+    said = {"nameservers": ["10.77.0.53"], "search": ["near"]}
+    shape = {"ip4": {"ip": "10.77.0.9/24"}} if version < "0.3" else {"ips": [{"address": "10.77.0.9/24"}]}
+    program.write(f"echo '{json.dumps({'cniVersion': version, 'dns': said, **shape})}'")
+    assert stdout_of(call(setup, program, "ADD", **changes))["dns"] == dns
+
+
+@pytest.mark.parametrize("end", ["", "; exit 3"])
+def test_what_it_says_on_standard_error_is_passed_on(setup: CniSetup, program: Program, end: str) -> None:
+    program.write(f"{ANSWER}; echo a warning >&2{end}", rest="printf %s gone >&2")
+    reply = call(setup, program, "ADD")
+    if end:
+        assert error_of(reply)["code"] == 104
+        assert reply.stderr == b"a warning\ngone\n"
+    else:
+        stdout_of(reply)
+        assert reply.stderr == b"a warning\n"
+    assert call(setup, program, "DEL") == CallReply(stderr=b"gone\n")
+    assert setup.call("DEL") == CallReply()  # of one call only
+
+
+def test_too_much_on_standard_error_loses_its_beginning(setup: CniSetup, program: Program) -> None:
+    program.write(f"{ANSWER}; yes | head -c 100000 >&2; echo the end >&2")
+    stderr = call(setup, program, "ADD").stderr
+    assert (len(stderr), stderr.endswith(b"y\nthe end\n")) == (8192, True)
+
+
+def test_one_that_hangs_has_said_something(setup: CniSetup, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(delegate.TIMEOUTS_S, "ADD", 2.0)
+    program.write("echo waiting >&2; exec sleep 60")
+    assert call(setup, program, "ADD").stderr == b"waiting\n"
 
 
 @pytest.mark.parametrize("path", ["", "/nowhere", "relative"])
@@ -267,3 +332,60 @@ def test_an_unlisted_interface_when_it_is_asked_for(setup: CniSetup) -> None:
     setup.workloads.host_ends["eth0"] = "cali78"
     stdout_of(setup.call("ADD", a_network(prevResult=previous(), mode="policy-only")))
     assert setup.workloads.attach_requests[0].interface == "cali78"
+
+
+@pytest.mark.parametrize("mode", ["", "policy-only"])
+def test_addresses_of_the_plugin_before_us_are_its_own(setup: CniSetup, program: Program, mode: str) -> None:
+    """After ``bridge`` with ``calico-ipam``: DEL runs from the end, and that of ``bridge`` may fail."""
+    under_bridge = a_network(type="bridge")
+    result = stdout_of(setup.call("ADD", under_bridge, program="calico-ipam"))
+    setup.workloads.host_ends["eth0"] = "cali77"
+    behind = {"prevResult": previous(ips=result["ips"]), "mode": mode}
+    stdout_of(call(setup, program, "ADD", **behind))
+    assert call(setup, program, "DEL", **behind) == CallReply()
+    assert setup.workloads.attached == {}
+    assert list(setup.ipam.held) == [IPAddress("10.65.0.1")]
+    if mode:  # no record tells any more, and the plugin that an ADD did not run is not run by DEL
+        assert call(setup, program, "DEL", **behind) == CallReply()
+        assert list(setup.ipam.held) == [IPAddress("10.65.0.1")]
+        assert program.heard == []
+    assert setup.call("DEL", under_bridge, program="calico-ipam") == CallReply()
+    assert setup.ipam.held == {}
+
+
+BEHIND: list[dict[str, Any]] = [
+    {"ipam": None},
+    {"ipam": None, "mode": "policy-only"},
+    {"ipam": {"type": "odd-ipam"}, "mode": "policy-only"},
+]
+
+
+@pytest.mark.parametrize("changes", BEHIND)
+def test_status_and_try_out_show_no_result(setup: CniSetup, program: Program, changes: dict[str, Any]) -> None:
+    """Only an ADD has a ``prevResult``. No address is asked for, so there need be no pool."""
+    for command in ("STATUS", "TEST"):
+        assert call(setup, program, command, cniVersion="1.1.0", **changes) == CallReply()
+    gc = {"cniVersion": "1.1.0", "cni.dev/valid-attachments": []}
+    assert call(setup, program, "GC", **gc, **changes) == CallReply()
+    assert program.heard == []
+    setup.records.delete(ReadyKey())
+    for command in ("STATUS", "TEST"):
+        assert error_of(call(setup, program, command, cniVersion="1.1.0", **changes))["code"] == 50
+
+
+@pytest.mark.parametrize("changes", BEHIND)
+def test_an_add_without_the_result_of_the_plugin_before(
+    setup: CniSetup, program: Program, changes: dict[str, Any]
+) -> None:
+    error = error_of(call(setup, program, "ADD", **changes))
+    assert (error["code"], error["msg"].partition(":")[0]) == (7, "mode" if "mode" in changes else "ipam.type")
+    assert setup.workloads.attach_requests == []
+    assert program.heard == []
+
+
+@pytest.mark.parametrize("command", ["ADD", "STATUS", "TEST"])
+def test_a_shared_interface_is_none_of_another_plugin(setup: CniSetup, command: str) -> None:
+    result = {"prevResult": previous()} if command == "ADD" else {}
+    behind = a_network(cniVersion="1.1.0", ipam=None, interface_mode="single", **result)
+    error = error_of(setup.call(command, behind))
+    assert (error["code"], error["msg"].partition(":")[0]) == (7, "interface_mode")

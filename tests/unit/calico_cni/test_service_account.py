@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -21,7 +22,6 @@ from calico_cni.kubeconfig import AccessReader, Source
 from calico_cni.service_account import Refresher, credentials_in, file_mode, kubeconfig_text, refresh
 from calico_core.cli.main import calicoctl
 from calico_core.errors import InvalidRequest
-from calico_core.interfaces.integration import IntegrationContext
 from calico_core.settings import Settings
 from tests.doubles.certificates import Authority
 from tests.doubles.cni import CniSetup
@@ -194,11 +194,7 @@ def test_the_node_keeps_it_current(
     base = CniSetup(namespace_fd, state=tmp_path).context
     settings = Settings(state_directory=str(tmp_path), cni_kubeconfig=str(path))
     integration = CniIntegration()
-    integration.prepare(
-        IntegrationContext(
-            workloads=base.workloads, ipam=base.ipam, records=base.records, settings=settings, host=base.host
-        )
-    )
+    integration.prepare(msgspec.structs.replace(base, settings=settings))
     stop = threading.Event()
     thread = threading.Thread(target=integration.serve, args=(stop,))
     thread.start()
@@ -217,6 +213,28 @@ def test_the_node_keeps_it_current(
     said = log_text.getvalue()
     assert said.count("kubeconfig.refreshed") == 2
     assert "hunter2" not in said
+
+
+def test_how_old_they_are_is_told_for_metrics(namespace_fd: int, tmp_path: Path, account: Path) -> None:
+    path = kubeconfig_in(tmp_path)
+    base = CniSetup(namespace_fd, state=tmp_path).context
+    settings = Settings(state_directory=str(tmp_path), cni_kubeconfig=str(path))
+    integration = CniIntegration()
+    integration.prepare(msgspec.structs.replace(base, settings=settings))
+
+    def told() -> dict[str, float]:
+        return {each.name: each.value for each in integration.gauges()}
+
+    assert told() == {}, "there is no file yet"
+    install(tmp_path, account)
+    assert told().keys() == {"credentials_age_seconds"}, "the token does not say when it ends"
+    for left_s in (3600, -60):
+        (account / "token").write_text(a_token(time.time() + left_s))
+        refresh(path, account)
+        os.utime(path, (0, time.time() - 500))
+        assert told() == pytest.approx({"credentials_age_seconds": 500, "credentials_left_seconds": left_s}, abs=30)
+    path.write_text("apiVersion: v1\n")
+    assert told() == {}, "somebody else's"
 
 
 def test_a_token_that_comes_during_a_turn_is_for_the_next_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -453,6 +454,18 @@ def test_addresses_are_moved_in_the_callers_place(shim: Shim, option: str) -> No
         done = subprocess.run(argv, env={}, stdin=reading, capture_output=True, timeout=WAIT_S, check=True)
     assert node.calls == []
     assert done.stdout == in_process_text(shim, "UPGRADE", "calico-ipam").removesuffix(CONFIGURATION)
+
+
+@pytest.mark.parametrize("command", ["TEST", "UPGRADE"])
+@pytest.mark.parametrize("is_node_up", [True, False])
+def test_what_options_become_is_no_command(shim: Shim, command: str, is_node_up: bool) -> None:
+    """A runtime's variable tries nothing out and moves nothing."""
+    with serving(shim.socket, replaying(CallReply())) if is_node_up else contextlib.nullcontext() as node:
+        status, stdout, stderr = shim.run(command, program="calico-ipam")
+    error = json.loads(stdout)
+    assert (status, error["code"], stderr) == (1, 4, b"")
+    assert error["msg"] == f"CNI_COMMAND: '{command}' is not one of ADD, CHECK, DEL, GC, STATUS, VERSION"
+    assert node is None or node.calls == []
 
 
 # --- where it is started ---------------------------------------------------------------------------------------

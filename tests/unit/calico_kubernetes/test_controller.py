@@ -14,7 +14,7 @@ from calico_core.datastore.records import TypedRecords
 from calico_core.errors import Unavailable
 from calico_core.interfaces.datastore import Datastore, Lease, Operation, Precondition, Put, TransactionResult
 from calico_core.model.addresses import parse_mac
-from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.endpoints import EndpointAttachment, WorkloadEndpoint
 from calico_core.model.keys import PolicyKey, ProfileLabelsKey, ProfileRulesKey, WorkloadEndpointKey
 from calico_kubernetes import cache, controller, election
 from calico_kubernetes.controller import PolicyController
@@ -139,6 +139,28 @@ def test_labels_of_an_endpoint_follow_its_pod(cluster: Cluster) -> None:
     cluster.api.put("namespaces", "shop")
     eventually(lambda: cluster.record(ProfileRulesKey("kns.shop")))
     assert cluster.record(ENDPOINT) == endpoint  # its node removes it
+
+
+def test_a_pod_that_an_annotation_closes_stays_closed(cluster: Cluster) -> None:
+    """The profile of its namespace allows everybody."""
+    cluster.records.put(ENDPOINT, an_endpoint(profile_ids=("shop_web-0",), own_profiles=("shop_web-0",)))
+    cluster.start()
+    cluster.api.put("pods", "web-0", "shop", labels={"app": "web"})
+    eventually(lambda: cluster.record(ENDPOINT).labels.get("app") == "web")
+    assert cluster.record(ENDPOINT).profile_ids == ("shop_web-0",)
+
+
+def test_what_another_network_of_a_shared_interface_brought_stays(cluster: Cluster) -> None:
+    pods = ("kns.shop", "ksa.shop.default")
+    attachments = (
+        EndpointAttachment(network="net1", ifname="eth0", profile_ids=pods),
+        EndpointAttachment(network="net2", ifname="eth1", profile_ids=("net2",)),
+    )
+    cluster.records.put(ENDPOINT, an_endpoint(profile_ids=(*pods, "net2"), attachments=attachments))
+    cluster.start()
+    cluster.api.put("pods", "web-0", "shop", labels={"app": "web"})
+    eventually(lambda: cluster.record(ENDPOINT).labels.get("app") == "web")
+    assert cluster.record(ENDPOINT).profile_ids == (*pods, "net2")
 
 
 def test_a_record_that_somebody_changed_or_added_is_put_right(cluster: Cluster) -> None:

@@ -151,6 +151,7 @@ def test_yaml(calicoctl: Calicoctl) -> None:
         (errors.AffinityHeld("b", "o"), 5),
         (errors.StaleRelease("a", "x", "y"), 5),
         (errors.InterfaceTaken("i", "w"), 5),
+        (errors.RouteTaken("d", "o"), 5),
         (Refused("no"), 5),
     ],
 )

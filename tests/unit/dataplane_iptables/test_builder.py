@@ -257,6 +257,28 @@ def test_what_workloads_encapsulate_is_dropped_unless_it_is_allowed(option: str)
     assert texts(OPTIONS) - texts(allowed) == {drops[option]}
 
 
+def test_vxlan_of_workloads_is_dropped_as_it_is_translated_too() -> None:
+    def texts(chain: str, **changes: Any) -> list[str]:
+        options: Any = msgspec.structs.replace(OPTIONS, endpoint_to_host="RETURN", **changes)
+        tables = built(HostChanges(is_complete=True), options=options).desired.tables
+        return [rule.partition(" -m comment ")[0] for rule in tables[4, "filter"].chains[chain].rules]
+
+    drop = "-p 17 -m udp --dport 4789 -j DROP"
+    for chain, interface in (("calico-wl", "-i cali+ "), ("calico-wl-host", "")):
+        rules = texts(chain)
+        asked = rules.index(f"{interface}-j calico-from")
+        assert rules[asked - 1] == interface + drop  # of new connections alone, before policy
+        assert "4789" not in str(texts(chain, allows_vxlan=True))
+
+
+def test_nothing_of_a_workload_goes_to_the_loopback() -> None:
+    tables = built(HostChanges(is_complete=True)).desired.tables
+    *_, loopback, source = tables[4, "raw"].chains["calico-wl-src"].rules
+    assert loopback.startswith("-d 127.0.0.0/8 -j DROP -m comment")
+    assert source.startswith("-g calico-src -m comment")
+    assert "127.0.0.0/8" not in str(tables[6, "raw"].chains["calico-wl-src"].rules)
+
+
 def test_what_belongs_to_no_connection_is_left_to_policy_if_that_is_wanted() -> None:
     for drops in (True, False):
         options: Any = msgspec.structs.replace(OPTIONS, drops_invalid=drops)
@@ -269,4 +291,4 @@ def test_what_policy_allows_is_the_last_word_or_not() -> None:
     options: Any = msgspec.structs.replace(OPTIONS, filter_allow="RETURN")
     rules = built(HostChanges(is_complete=True), options=options).desired.tables[4, "filter"].chains["calico-wl"].rules
     ends = [rule.partition(" -m comment --comment")[0].rpartition(" ")[2] for rule in rules]
-    assert ends == ["DROP", "RETURN", "calico-from", "calico-to", "RETURN"]
+    assert ends == ["DROP", "RETURN", "DROP", "calico-from", "calico-to", "RETURN"]

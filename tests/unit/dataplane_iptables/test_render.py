@@ -26,10 +26,17 @@ def render(family: int = 4, **fields: Any) -> list[str]:
     return list(rendered(family, **fields).rules)
 
 
-def rendered(family: int = 4, options: dict[str, Any] | None = None, table: str = "filter", **fields: Any) -> Rendered:
+def rendered(
+    family: int = 4,
+    options: dict[str, Any] | None = None,
+    table: str = "filter",
+    *,
+    is_staged: bool = False,
+    **fields: Any,
+) -> Rendered:
     rule = HostRule(**{"action": "deny", **fields})
     verdicts = Verdicts(DataplaneOptions(**(options or {})), Origins(), family, table)
-    return render_rule(rule, family, lambda set_id, of: f"set{of}-{set_id[:3]}", verdicts, ORIGIN)
+    return render_rule(rule, family, lambda set_id, of: f"set{of}-{set_id[:3]}", verdicts, ORIGIN, is_staged=is_staged)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +227,13 @@ def test_what_is_denied_is_told_to_the_group() -> None:
     assert rules == (f'{match} {TOLD} "{prefix}" --nflog-group 7 --nflog-size 128', f"{match} -j DROP")
     assert len(prefix) <= 30
     assert rendered(options={"denied_group": 7}, action="allow").rules == rendered(action="allow").rules
+
+
+@pytest.mark.parametrize("action", ["allow", "deny", "reject", "pass", "log"])
+def test_a_staged_rule_is_counted_and_nothing_else(action: str) -> None:
+    found = rendered(options={"denied_group": 7}, action=action, protocol=6, log_prefix="x", is_staged=True)
+    assert found.rules == (f"-p 6{'' if action == 'log' else ' -j RETURN'}",)
+    assert found.counted == (0,)
 
 
 def test_the_lines_that_count() -> None:

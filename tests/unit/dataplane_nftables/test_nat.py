@@ -191,6 +191,18 @@ def test_what_workloads_encapsulate_is_dropped_unless_it_is_allowed(option: str)
     assert gone == {drops[option]}
 
 
+def test_vxlan_of_workloads_is_dropped_as_it_is_translated_too() -> None:
+    drop, asked, *_ = texts(built(), "from_workload")
+    assert (drop, asked) == ("udp dport 4789 counter drop", "iifname vmap @wl_from")
+    options: Any = msgspec.structs.replace(OPTIONS, allows_vxlan=True)
+    assert texts(built(options=options), "from_workload")[0] == asked
+
+
+def test_nothing_of_a_workload_goes_to_the_loopback() -> None:
+    rules = texts(built(), "workload_source")
+    assert rules.index("ip daddr 127.0.0.0/8 counter drop") < rules.index("iifname . ip saddr @src_any4 return")
+
+
 def test_what_belongs_to_no_connection_is_left_to_policy_if_that_is_wanted() -> None:
     options: Any = msgspec.structs.replace(OPTIONS, drops_invalid=False)
     for chain in ("forward", "workload_to_host"):

@@ -38,10 +38,12 @@ def render(families: tuple[int, ...] = (4, 6), **match: Any) -> list[str]:
     return render_with(DataplaneOptions(log_prefix="calico"), families, **match)
 
 
-def render_with(options: DataplaneOptions, families: tuple[int, ...] = (4, 6), **match: Any) -> list[str]:
+def render_with(
+    options: DataplaneOptions, families: tuple[int, ...] = (4, 6), *, is_staged: bool = False, **match: Any
+) -> list[str]:
     rule = HostRule(**{"action": "allow", **match})
     verdicts = Verdicts(options, Origins())
-    return render_rule(rule, set_name, families=families, verdicts=verdicts, origin=ORIGIN)
+    return render_rule(rule, set_name, families=families, verdicts=verdicts, origin=ORIGIN, is_staged=is_staged)
 
 
 PORT_RANGES = st.tuples(st.integers(0, 9), st.integers(0, 9)).map(lambda ends: (min(ends), max(ends)))
@@ -180,6 +182,17 @@ def test_what_the_options_make_of_a_rule(action: str, options: dict[str, Any], t
 @pytest.mark.parametrize(("match", "texts"), CASES, ids=str)
 def test_text(match: dict[str, Any], texts: list[str]) -> None:
     assert render(**match) == texts
+
+
+@pytest.mark.parametrize("action", ["allow", "deny", "reject", "pass"])
+def test_a_staged_rule_is_counted_and_nothing_else(action: str) -> None:
+    options = DataplaneOptions(denied_group=7, drop_override="LOG-and-DROP")
+    texts = render_with(options, action=action, protocol=6, log_prefix="x", is_staged=True)
+    assert texts == ["meta l4proto 6 counter return"]
+
+
+def test_a_staged_rule_that_logs_is_counted_and_gone_past() -> None:
+    assert render_with(DataplaneOptions(), action="log", protocol=6, is_staged=True) == ["meta l4proto 6 counter"]
 
 
 def test_host_without_ipv6_has_no_rules_for_it() -> None:

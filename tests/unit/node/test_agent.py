@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from calico_core.dataplane.memory import MemoryDataplane
 from calico_core.datastore.memory import MemoryDatastore
 from calico_core.datastore.records import TypedRecords
 from calico_core.errors import KernelRefused, NotReady
-from calico_core.interfaces.dataplane import ApplyReport, DataplaneOptions, Failure
+from calico_core.interfaces.dataplane import ApplyReport, Connection, DataplaneOptions, Failure
 from calico_core.model.endpoints import HostEndpoint, WorkloadEndpoint
 from calico_core.model.hoststate import HostPeers, RulesId
 from calico_core.model.keys import (
@@ -37,7 +38,7 @@ from calico_core.policy.resolver import PolicyResolver
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from calico_core.model.hoststate import HostChanges, HostRule
@@ -47,20 +48,35 @@ HOST = "rack-a"
 
 
 class FaultyDataplane(MemoryDataplane):
-    """``errors``: raised by the next applies, in order. ``whole``: why nothing can be programmed, or ''."""
+    """``errors``: raised by the next applies, in order. ``whole``: why nothing can be programmed, or ''. ``tries``: how
+    many applies there were. ``unread``: so often the connection table cannot be read."""
 
     def __init__(self, options: DataplaneOptions) -> None:
         super().__init__(options)
         self.errors: list[Exception] = []
         self.whole = ""
+        self.tries = 0
+        self.unread = 0
 
     def apply(self, changes: HostChanges) -> ApplyReport:
+        self.tries += 1
         if self.errors:
-            if changes.is_complete:
-                super().apply(changes)  # what is wanted is kept, as the seam demands
+            # what is wanted is kept, as the seam demands
+            self.state.update(changes)
+            self._is_complete = True
             raise self.errors.pop(0)
         report = super().apply(changes)
         return ApplyReport(failures=(Failure("table inet calico", self.whole),)) if self.whole else report
+
+    def connections(self) -> tuple[Connection, ...]:
+        if self.unread:
+            self.unread -= 1
+            raise KernelRefused("list connections", 105)
+        return super().connections()
+
+    def cut(self, connections: Iterable[Connection]) -> int:
+        """What older policy permits is back with its next packet."""
+        return 0 if self.whole or self.errors else super().cut(connections)
 
 
 class Bench:
@@ -283,6 +299,58 @@ def test_a_kernel_that_refuses_policy_for_long_ends_the_agent(bench: Bench, *, r
     eventually(lambda: bench.deaths)
 
 
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_connection_denied_while_the_kernel_refuses_policy_ends_once_it_does_not(
+    bench: Bench, *, raises: bool
+) -> None:
+    bench.write_profile()
+    agent = bench.start()
+    key, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    bench.dataplane.connect(flow := flow_to_a())
+    tries = bench.dataplane.tries
+    if raises:
+        bench.dataplane.errors = [KernelRefused("commit", 12)] * 3
+    else:
+        bench.dataplane.whole = "another program holds the lock"
+    bench.write_profile("web", Rule(action="deny"))
+    eventually(lambda: bench.dataplane.tries >= tries + 3)  # longer than changes gather before a look
+    assert flow in bench.dataplane.connections()
+    bench.dataplane.whole = ""
+    eventually(lambda: bench.dataplane.connections() == ())
+
+
+def test_a_connection_table_that_cannot_be_read_once_is_read_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calico_core.node.flow_cutter._RETRY_FIRST_S", 0.05)
+    bench.write_profile()
+    agent = bench.start()
+    key, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    bench.dataplane.connect(flow_to_a())
+    bench.dataplane.unread = 2
+    bench.write_profile("web", Rule(action="deny"))
+    eventually(lambda: not bench.dataplane.unread)
+    eventually(lambda: bench.dataplane.connections() == ())
+
+
+def flow_to_a() -> Connection:
+    peer, own = IPAddress("10.65.9.9"), IPAddress("10.65.0.2")
+    return Connection(6, peer, own, 40000, 80, own, peer, 80, 40000)
+
+
+def test_the_state_of_a_host_endpoint_follows_an_apply_that_raised(bench: Bench) -> None:
+    agent = bench.start()
+    assert agent.wait_in_sync(WAIT_S)
+    bench.dataplane.errors = [KernelRefused("commit", 12)]
+    key = HostEndpointKey(HOST, "all")
+    bench.records.put(key, HostEndpoint(name="*"))
+    eventually(lambda: bench.states[-1].host_endpoints.get(key) == ("up", ""))
+    said = [state.host_endpoints[key][0] for state in bench.states if key in state.host_endpoints]
+    assert said[0] == "error"
+
+
 def test_an_apply_that_raises_is_tried_again(bench: Bench) -> None:
     bench.dataplane.errors = [KernelRefused("commit", 12), KernelRefused("commit", 12)]
     agent = bench.start()
@@ -301,6 +369,24 @@ def test_an_unexpected_error_ends_the_agent_and_lets_go_whoever_waits(bench: Ben
     assert not agent.wait_programmed(key, revision, 60.0)
     assert time.monotonic() - started < WAIT_S
     eventually(lambda: bench.deaths)
+    eventually(lambda: not agent.is_alive)
+
+
+def test_an_agent_whose_connections_nobody_judges_any_more_is_not_alive(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.write_profile()
+    agent = bench.start()
+    key, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    assert agent.is_alive
+
+    def end() -> tuple[Connection, ...]:
+        raise SystemExit  # what ends a thread and nothing else
+
+    monkeypatch.setattr(threading, "excepthook", lambda _death: None)
+    monkeypatch.setattr(bench.dataplane, "connections", end)
+    bench.write_profile("web", Rule(action="deny"))
     eventually(lambda: not agent.is_alive)
 
 

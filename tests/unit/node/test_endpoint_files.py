@@ -17,7 +17,7 @@ from tests.waiting import eventually
 
 ONE = WorkloadEndpointKey("rack-a", "k8s", "default/pod-1", "eth0")
 TWO = WorkloadEndpointKey("rack-a", "libnetwork", "lib net", "a@b~c%")
-UP, DOWN = ("up", ""), ("down", "its interface does not exist")
+UP, DOWN = ("up", ""), ("down", "its interface does not exist or is down")
 
 
 class Bench:
@@ -94,6 +94,25 @@ def test_what_an_earlier_life_left_goes_once_the_kernel_is_right(bench: Bench) -
     bench.say(is_applied=False)
     bench.say(one=UP)
     bench.eventually(ONE)
+
+
+def test_a_file_that_cannot_be_is_told_once_and_holds_up_no_other(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The name of a pod may have 253 letters, which is too long a file's name with the rest."""
+    long = WorkloadEndpointKey("rack-a", "k8s", "default." + "a" * 250, "eth0")
+
+    def say(*keys: WorkloadEndpointKey) -> None:
+        bench.files.put(AgentState(is_in_sync=True, is_applied=True, endpoints=dict.fromkeys(keys, UP)))
+
+    say(long, ONE)
+    bench.eventually(ONE)
+    say(long, ONE, TWO)
+    bench.eventually(ONE, TWO)
+    say(TWO)
+    bench.eventually(TWO)
+    assert caplog.messages == ["endpoint_files.not_written"]
+    assert caplog.records[0].calico_fields["first"] == name_of(long)  # type: ignore[attr-defined]
 
 
 def test_a_directory_that_cannot_be_is_told_once_and_nothing_dies(

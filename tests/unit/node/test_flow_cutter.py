@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import time
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -10,6 +12,7 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from calico_core.dataplane.memory import MemoryDataplane
+from calico_core.errors import KernelRefused
 from calico_core.interfaces.dataplane import Connection, DataplaneOptions
 from calico_core.model.hoststate import (
     AddressSet,
@@ -24,10 +27,11 @@ from calico_core.model.hoststate import (
     SetId,
 )
 from calico_core.model.keys import WorkloadEndpointKey
-from calico_core.node.flow_cutter import FlowCutter, Known, Touched, denied_now
+from calico_core.node.flow_cutter import FlowCutter, Known, LookFailed, Touched, denied_now
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 RULES = RulesId("profile/web")
 FRIENDS = SetId("sel-0123456789abcdef")
@@ -183,9 +187,59 @@ def test_a_new_workload_has_no_connections_to_judge_and_a_changed_one_has() -> N
     assert not Touched().note(new, known)
 
 
+class Busy(MemoryDataplane):
+    """Its connection table cannot be read, or not written, at the first attempt."""
+
+    def __init__(self, refuses: str) -> None:
+        super().__init__(DataplaneOptions(host="h"))
+        self.refuses, self.refusals = refuses, 1
+
+    def connections(self) -> tuple[Connection, ...]:
+        self._maybe_refuse("read")
+        return super().connections()
+
+    def cut(self, connections: Iterable[Connection]) -> int:
+        self._maybe_refuse("write")
+        return super().cut(connections)
+
+    def _maybe_refuse(self, what: str) -> None:
+        if what == self.refuses and self.refusals:
+            self.refusals -= 1
+            raise KernelRefused(f"{what} conntrack", errno.ENOBUFS)
+
+
+@pytest.mark.parametrize("refuses", ["read", "write"])
+def test_what_could_not_be_judged_is_judged_with_the_next_look(refuses: str) -> None:
+    dataplane = Busy(refuses)
+    dataplane.apply(START)
+    dataplane.connect(tcp(STRANGER, ONE))
+    failed: SimpleQueue[LookFailed] = SimpleQueue()
+    cutter = FlowCutter(dataplane, failed.put)
+    cutter.note(HostChanges(rules=START.rules, workloads=START.workloads), 0.0)
+    cutter.start()
+    try:
+        changes = HostChanges(rules=(rules(),))
+        dataplane.apply(changes)
+        cutter.note(changes, time.monotonic())
+        cutter.look(dataplane.wanted(), frozenset())
+        left = failed.get(timeout=20)
+        now = time.monotonic()
+        assert cutter.next_look(now) is None
+        cutter.take_back(left, now)
+        again = cutter.next_look(now)
+        assert again is not None
+        assert again > now  # not at once
+        assert cutter.wants(again)
+        cutter.look(dataplane.wanted(), frozenset())
+        eventually(lambda: MemoryDataplane.connections(dataplane) == ())
+        assert failed.empty()
+    finally:
+        cutter.stop()
+
+
 @pytest.fixture
 def cutter(dataplane: MemoryDataplane) -> Iterator[FlowCutter]:
-    made = FlowCutter(dataplane)
+    made = FlowCutter(dataplane, lambda failed: pytest.fail(str(failed)))
     made.note(HostChanges(rules=START.rules, workloads=START.workloads), 0.0)
     made.start()
     yield made
@@ -205,8 +259,6 @@ def test_changes_gather_and_one_look_ends_what_is_denied(dataplane: MemoryDatapl
     assert at is not None
     assert cutter.wants(at)
     cutter.look(dataplane.wanted(), frozenset())
-    deadline = time.monotonic() + 10
-    while cut in dataplane.connections():
-        assert time.monotonic() < deadline
+    eventually(lambda: cut not in dataplane.connections())
     assert dataplane.connections() == (kept,)
     assert cutter.next_look(200.0) is None

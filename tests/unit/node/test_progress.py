@@ -68,7 +68,7 @@ def test_a_failure_of_the_whole_fails_everything_written(progress: EndpointProgr
 def test_links_come_and_go(progress: EndpointProgress) -> None:
     progress.note_links([A, B], [A])
     progress.decide({})
-    assert progress.status[A] == ("down", "its interface does not exist")
+    assert progress.status[A] == ("down", "its interface does not exist or is down")
     assert progress.status[B] == ("up", "")
     assert progress.wait(A, 5, 0)  # its policy stands all the same
     progress.note_links(progress.of_interface("cali-a"), [])
@@ -120,7 +120,7 @@ def test_an_inactive_endpoint_is_down_unless_something_worse(progress: EndpointP
     progress.decide({})
     assert progress.status[A] == ("down", "its record says that it is inactive")
     progress.note_links([A], [A])
-    assert progress.status[A] == ("down", "its interface does not exist")
+    assert progress.status[A] == ("down", "its interface does not exist or is down")
     progress.decide({A.path: "refused"})
     assert progress.status[A] == ("error", "refused")
     progress.decide({})

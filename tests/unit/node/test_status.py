@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -51,14 +52,14 @@ class Bench:
         self.reporters: list[StatusReporter] = []
 
     def start(
-        self, *, interval_s: float = 30.0, reports_endpoints: bool = True, delay_s: float = 0.0
+        self, *, interval_s: float = 30.0, ttl_s: float = 90.0, reports_endpoints: bool = True, delay_s: float = 0.0
     ) -> StatusReporter:
         reporter = StatusReporter(
             records=self.records,
             host=HOST,
             version="1.2.3",
             interval_s=interval_s,
-            ttl_s=90.0,
+            ttl_s=ttl_s,
             reports_endpoints=reports_endpoints,
             endpoints_delay_s=delay_s,
             routing_status=lambda: RoutingStatus(driver="none", is_running=False),
@@ -163,6 +164,35 @@ def test_liveness_goes_with_its_lease(bench: Bench) -> None:
     assert bench.records.get(FelixLastStatusKey(HOST)) is not None  # says when it was last seen
 
 
+def test_the_agents_report_says_whether_policy_is_in_force_yet(bench: Bench) -> None:
+    reporter = bench.start(interval_s=0.05)
+
+    def said() -> list[bool | None]:
+        found = (bench.records.get(key) for key in (FelixStatusKey(HOST), FelixLastStatusKey(HOST)))
+        return [each.record.first_update if each is not None else None for each in found]
+
+    eventually(lambda: said() == [False, False])
+    reporter.put(state(is_applied=False))
+    eventually(lambda: reporter.state is not None)
+    assert said() == [False, False]
+    reporter.put(state())
+    eventually(lambda: said() == [True, True])
+    found = bench.records.get(FelixStatusKey(HOST))
+    assert found is not None
+    assert datetime.strptime(found.record.time, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC) <= datetime.now(UTC)
+    assert found.record.uptime > 0
+
+
+def test_the_agents_report_lasts_as_long_as_it_is_told(bench: Bench) -> None:
+    bench.start(ttl_s=40.0)
+    eventually(lambda: bench.records.get(NodeStatusKey(HOST)))
+    bench.clock.now += 39.0
+    assert bench.records.get(FelixStatusKey(HOST)) is not None
+    bench.clock.now += 2.0
+    assert bench.records.get(FelixStatusKey(HOST)) is None
+    assert bench.records.get(NodeStatusKey(HOST)) is not None  # the node's own lasts 90 s
+
+
 def test_interval_0_switches_the_agents_heartbeat_off(bench: Bench) -> None:
     bench.start(interval_s=0.0)
     eventually(lambda: bench.records.get(NodeStatusKey(HOST)))
@@ -214,6 +244,30 @@ def test_what_could_not_be_written_is_written_later(bench: Bench, monkeypatch: p
     bench.store.faults.down = False
     eventually(lambda: bench.endpoint("a"))
     eventually(lambda: bench.records.get(NodeStatusKey(HOST)))
+
+
+def test_what_a_datastore_lost_while_it_was_away_is_written_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("calico_core.node.status._RETRY_S", 0.05)
+    reporter = bench.start(interval_s=0.05)
+    reporter.put(state(a=("up", ""), b=("up", "")))
+    eventually(lambda: bench.endpoint("a") and bench.endpoint("b"))
+    bench.store.delete_prefix("/calico/")
+    bench.records.put(status_key("gone"), EndpointStatus(status="up"))
+    bench.store.faults.down = True
+    eventually(lambda: "status.not_written" in caplog.messages)
+    bench.store.faults.down = False
+    eventually(lambda: bench.endpoint("a") and bench.endpoint("b") and bench.endpoint("gone") is None)
+
+
+def test_a_datastore_that_was_replaced_unnoticed_gets_all_statuses(bench: Bench) -> None:
+    reporter = bench.start(interval_s=0.05)
+    reporter.put(state(a=("up", "")))
+    eventually(lambda: bench.endpoint("a"))
+    bench.store.delete_prefix("/calico/")
+    bench.clock.now += 91.0  # nor does it know the leases
+    eventually(lambda: bench.endpoint("a"))
 
 
 def test_a_flapping_endpoint_is_not_written_at_each_turn(bench: Bench) -> None:

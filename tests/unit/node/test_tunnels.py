@@ -52,6 +52,7 @@ class _Node:
         self.ipam = BlockIpam(self.records, "own")
         self.kernel = _Kernel()
         self.records.put(BgpHostAddressKey("own", 4), str(OWN))
+        self.mtus: list[int | None] = []
         self.keeper = TunnelKeeper(
             records=self.records,
             ipam=self.ipam,
@@ -59,6 +60,7 @@ class _Node:
             addresses=[OWN],
             refresh_interval_s=0,
             mtu_interfaces=mtu_interfaces,
+            on_mtu=self.mtus.append,
             kernel=self.kernel,
         )
 
@@ -124,6 +126,15 @@ def test_a_pool_that_comes_and_goes_while_running(node: _Node) -> None:
     eventually(lambda: node.ipam.by_handle(HANDLE) == ())
     assert node.published == ""
     assert node.keeper.workload_mtu_bytes is None
+
+
+def test_who_has_to_know_hears_of_the_mtu(node: _Node) -> None:
+    node.put_pool(FIRST)
+    node.keeper.start()
+    eventually(lambda: node.mtus)
+    assert node.mtus[-1] == 1450
+    node.put_pool(FIRST, is_vxlan=False)
+    eventually(lambda: node.mtus[-1] is None)
 
 
 def test_the_address_moves_when_its_pool_is_no_longer_encapsulated(node: _Node) -> None:

@@ -48,6 +48,16 @@ def test_the_host_s_own_metadata_service_is_open_to_all_that_may_send(server: st
     assert ask(found, dst=METADATA).outcome == "deny"
 
 
+def test_the_loopback_of_a_host_is_for_itself() -> None:
+    found = records()
+    found[ProfileRulesKey("p")] = RuleLists(inbound_rules=(Rule(),), outbound_rules=(Rule(),))
+    found[GlobalConfigKey("MetadataAddr")] = "127.0.0.1"
+    for port in (80, 8775):
+        verdict = ask(found, dst="127.0.0.1", port=port)
+        assert (verdict.outcome, verdict.sides[0].steps) == ("deny", ())
+        assert "127.0.0.1 is a loopback address" in verdict.sides[0].reason
+
+
 @pytest.mark.parametrize(
     ("source_port", "port", "outcome"), [(68, 67, "allow"), (546, 547, "deny"), (9, 53, "allow"), (9, 67, "deny")]
 )

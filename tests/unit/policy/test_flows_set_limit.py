@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from calico_core.model.endpoints import EndpointPort, WorkloadEndpoint
-from calico_core.model.keys import GlobalConfigKey, HostConfigKey, Key, ProfileRulesKey
+from calico_core.model.keys import GlobalConfigKey, HostConfigKey, Key, PolicyKey, ProfileRulesKey
+from calico_core.model.policies import Policy
 from calico_core.model.rules import Rule, RuleLists
 from calico_core.policy.applied import applied_to
 from calico_core.policy.flows import Cluster
@@ -55,6 +57,17 @@ def test_in_place_of_the_rule_all_is_denied_and_it_is_said_why(action: Any) -> N
 )
 def test_the_set_is_named_as_the_rule_names_it(rule: Rule, words: str) -> None:
     assert decision(naming(rule)).reason.startswith(f"the set of {words} has 3 members")
+
+
+def test_of_a_staged_policy_nothing_is_closed() -> None:
+    found = naming(Rule(action="allow"))
+    policy = Policy(selector="has(a)", inbound_rules=(Rule(action="deny", src_tag="p"),), staged=True)
+    found[PolicyKey("t", "tried")] = policy
+    assert decision(found).outcome == "allow"
+    (listed,) = (each for each in applied_to(Cluster(found.items()), B)[0].lists if each.name == "tried")
+    assert (listed.is_staged, listed.closed, listed.tier_default) == (True, {}, "pass")
+    found[PolicyKey("t", "tried")] = msgspec.structs.replace(policy, staged=False)
+    assert decision(found).outcome == "deny"
 
 
 def test_named_ports_have_a_set_of_their_own() -> None:

@@ -114,15 +114,16 @@ def test_each_hook_has_its_policies() -> None:
         (PolicyKey("t", "other"), Policy(selector="role == 'core'")),
     )
     found = host.state.interfaces["eth0"]
-    assert names(found.inbound) == names(found.outbound) == ["both", "plain"]
-    assert names(found.forward_inbound) == names(found.forward_outbound) == ["both"]
+    assert names(found.inbound) == names(found.outbound) == ["both", "plain", "staged"]
+    assert names(found.forward_inbound) == names(found.forward_outbound) == ["both", "staged"]
     assert names(found.untracked_inbound) == names(found.untracked_outbound) == ["raw"]
     assert names(found.pre_dnat) == ["nat"]
     assert found.inbound.profiles == ("profile/p",)
     assert not found.forward_inbound.profiles + found.untracked_inbound.profiles + found.pre_dnat.profiles
     assert [tier.default_action for tier in found.forward_inbound.tiers] == ["deny"]
     assert [tier.default_action for tier in found.untracked_inbound.tiers + found.pre_dnat.tiers] == ["pass", "pass"]
-    assert set(host.state.rules) == {"profile/p", *(f"policy/t/{each}" for each in ("plain", "both", "raw", "nat"))}
+    listed = ("plain", "both", "raw", "nat", "staged")
+    assert set(host.state.rules) == {"profile/p", *(f"policy/t/{each}" for each in listed)}
 
 
 def test_types_count_at_every_hook() -> None:

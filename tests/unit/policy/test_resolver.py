@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from netaddr import IPAddress, IPNetwork
 
@@ -252,13 +253,18 @@ def test_policy_types() -> None:
     assert "policy/u/none" not in world.state.rules
 
 
-def test_policies_that_are_not_enforced_are_counted() -> None:
-    world = World((LOCAL, endpoint()), (PolicyKey("t", "staged"), Policy(selector="", staged=True)))
-    assert world.listed() == []
-    assert world.resolver.ignored_policies == {"staged": 1}
-    world.put((PolicyKey("t", "staged"), Policy(selector="")))
+def test_a_staged_policy_has_its_place_and_decides_nothing() -> None:
+    policy = Policy(selector="", inbound_rules=(Rule(action="deny"),), staged=True)
+    world = World((LOCAL, endpoint()), (PolicyKey("t", "staged"), policy))
     assert world.listed() == [("t", ["staged"])]
-    assert world.resolver.ignored_policies == {}
+    assert world.state.rules["policy/t/staged"].is_staged
+    assert [tier.default_action for tier in world.state.workloads[LOCAL].inbound.tiers] == ["pass"]
+    world.put((PolicyKey("t", "other"), Policy(selector="", order=1)))
+    assert [tier.default_action for tier in world.state.workloads[LOCAL].inbound.tiers] == ["deny"]
+    world.put((PolicyKey("t", "other"), None))
+    world.put((PolicyKey("t", "staged"), msgspec.structs.replace(policy, staged=False)))
+    assert not world.state.rules["policy/t/staged"].is_staged
+    assert [tier.default_action for tier in world.state.workloads[LOCAL].inbound.tiers] == ["deny"]
 
 
 def test_of_the_kinds_for_host_endpoints_workloads_know_only_the_ordinary() -> None:
@@ -269,7 +275,6 @@ def test_of_the_kinds_for_host_endpoints_workloads_know_only_the_ordinary() -> N
         (PolicyKey("t", "forward"), Policy(selector="", apply_on_forward=True)),
     )
     assert world.listed() == [("t", ["forward"])]
-    assert world.resolver.ignored_policies == {}
 
 
 def test_slashes_in_names_do_not_make_two_policies_one() -> None:

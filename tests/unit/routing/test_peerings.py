@@ -186,6 +186,26 @@ def test_a_bad_record_counts_as_absent() -> None:
     assert (state.as_number, state.peers) == (64511, ())
 
 
+UNREACHABLE = ("0.0.0.0", "127.0.0.1", "224.0.0.1", "::", "::1", "fe80::5", "ff02::1")
+
+
+@pytest.mark.parametrize("ip", UNREACHABLE)
+def test_an_address_that_nobody_is_reached_by_counts_as_absent(ip: str, caplog: pytest.LogCaptureFixture) -> None:
+    """BIRD would refuse the sessions of all others with it."""
+    good = [*CLUSTER, address("b", "fd00::b", 6)]
+    bad = [address("z", ip, IPAddress(ip).version), peer(ip), peer(ip, host="b")]
+    assert state_of(*good, *bad) == state_of(*good)
+    fields = [record.calico_fields for record in caplog.records]  # type: ignore[attr-defined]
+    assert [each["key"] for each in fields] == [key.path for key, _ in bad]
+    assert all(f"{ip} is " in each["reason"] for each in fields)
+    own = [address("b", ip, IPAddress(ip).version), address("b", "10.0.0.10"), address("b", "fd00::b", 6)]
+    assert state_of(*own) == state_of(*own[1:])
+
+
+def test_routers_may_be_peers_by_an_ipv4_address_of_the_link() -> None:
+    assert rows(state_of(address("b", "10.0.0.10"), peer("169.254.7.1"))) == [("169.254.7.1", 65000, "global")]
+
+
 def test_router_id_is_the_ipv4_address_or_stable() -> None:
     assert state_of(*CLUSTER).router_id == IPAddress("10.0.0.10")
     lone = state_of(address("b", "fd00::b", 6))

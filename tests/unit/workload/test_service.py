@@ -13,12 +13,12 @@ from netaddr import IPAddress, IPNetwork
 from calico_core.errors import (
     AddressInUse,
     Conflict,
-    InterfaceTaken,
     InvalidRequest,
     KernelRefused,
     KeyExists,
     NoPools,
     NotReady,
+    RouteTaken,
     StoreNotReady,
     Unavailable,
 )
@@ -652,7 +652,7 @@ class SlowKernel:
     def attach(self, request: WiringRequest) -> WiredInterface:
         if request.interface != self._stays and not self.has_gone:
             self.met.set()
-            raise InterfaceTaken(str(request.addresses[0]), "the host's routes", self._stays)
+            raise RouteTaken(str(request.addresses[0]), self._stays)
         return self._wiring.attach(request)
 
     def detach(self, interface: str) -> None:
@@ -715,7 +715,7 @@ def test_an_address_that_belongs_to_an_interface_that_stays_is_refused(
     service = WorkloadService(
         records=bench.records, ipam=bench.ipam, wiring=cast("WorkloadWiring", kernel), gate=bench.gate, host="rack-a"
     )
-    with pytest.raises(InterfaceTaken, match="calic1"):
+    with pytest.raises(RouteTaken, match="calic1"):
         service.attach(bench.attach_request("c2", key=second_key))
     service.close()
 

@@ -1,0 +1,79 @@
+"""One call at a time for one attachment: a DEL waits for the ADD that it is to undo, wherever each of them runs.
+
+Two calls may meet in the node, or one of them in a process of its own, because the node was down when it began. So the
+lock is the kernel's, on one byte of a file: which one follows from the attachment. It goes with whoever holds it, the
+file stays empty, and different attachments do not wait for each other. Source: fcntl(2), open file description locks;
+cni specification 5.3 and 6.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from calico_cni.environment import Invocation
+from calico_cni.file_lock import MODE
+from calico_core.errors import NotReady
+from calico_core.log import get_logger
+from calico_core.stopwatch import lap
+
+TIMEOUTS_S = {"ADD": 30.0, "DEL": 15.0}
+"""By command. A DEL has its own work to do yet before the shim asks elsewhere."""
+_PAUSE_S = 0.01
+_FLOCK = "hhqqi"  # type, whence, start, length, process (0)
+
+log = get_logger(__name__)
+
+
+class AttachmentLocks:
+    """Of one host. Any thread, and any process. A directory that cannot be written has no locks."""
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / "attachments.lock"
+        with contextlib.suppress(OSError):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def hold(self, program: str, network: str, invocation: Invocation) -> Iterator[None]:
+        """For an ADD or a DEL of ``program``, whose plugins may have another program of ours do a part of the work.
+
+        :raises NotReady: an earlier one does not end; nothing was done then.
+        """
+        try:
+            descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
+        except OSError:
+            yield
+            return
+        try:
+            whole = f"{program}:{network}:{invocation.container_id}:{invocation.interface}"
+            if not _try(descriptor, whole):
+                log.info("attachment.busy", network=network, container=invocation.container_id)
+                _wait(descriptor, whole, TIMEOUTS_S[invocation.command])
+                lap("attachment")
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _wait(descriptor: int, attachment: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not _try(descriptor, attachment):
+        if time.monotonic() >= deadline:
+            raise NotReady(f"an earlier call for {attachment} has not ended within {timeout_s:g} s")
+        time.sleep(_PAUSE_S)
+
+
+def _try(descriptor: int, attachment: str) -> bool:
+    number = hashlib.sha1(attachment.encode(), usedforsecurity=False).digest()[:8]
+    start = int.from_bytes(number, "big") >> 1  # an offset is signed
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0))
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,191 @@
+"""A DEL that comes while an ADD of the same attachment runs, on doubles, a real file and real programs."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calico_cni import attachment_locks
+from calico_cni.attachment_locks import AttachmentLocks
+from calico_cni.environment import Invocation
+from calico_core.errors import NotReady
+from calico_core.interfaces.integration import CallReply
+from tests.doubles.cni import CniSetup, a_network, error_of, stdout_of
+from tests.waiting import eventually
+
+DEL = Invocation("DEL", "c1", "", "eth0")
+
+
+@pytest.fixture
+def setup(namespace_fd: int, tmp_path: Path) -> CniSetup:
+    return CniSetup(namespace_fd, state=tmp_path / "state")
+
+
+class SlowIpam:
+    """An IPAM plugin whose ADD ends when it is told to."""
+
+    def __init__(self, folder: Path) -> None:
+        self._heard, self._end = folder / "heard", folder / "end"
+        os.mkfifo(self._end)
+        answer = """echo '{"cniVersion": "1.0.0", "ips": [{"address": "10.77.0.9/24"}]}'"""
+        program = folder / "slow-ipam"
+        program.write_text(
+            f"#!/bin/sh\ncat > /dev/null\necho $CNI_COMMAND >> {self._heard}\n"
+            f"[ $CNI_COMMAND = ADD ] || exit 0\ncat {self._end}\n{answer}\n"
+        )
+        program.chmod(0o755)
+        self.path = str(folder)
+
+    @property
+    def heard(self) -> list[str]:
+        return self._heard.read_text().split() if self._heard.exists() else []
+
+    def end(self) -> None:
+        self._end.write_bytes(b"")
+
+
+@pytest.fixture
+def ipam(tmp_path: Path) -> SlowIpam:
+    return SlowIpam(tmp_path)
+
+
+def call(setup: CniSetup, ipam: SlowIpam, command: str, **options: Any) -> CallReply:
+    return setup.call(command, a_network(ipam={"type": "slow-ipam"}), CNI_PATH=ipam.path, **options)
+
+
+def test_del_waits_for_the_add_that_runs(setup: CniSetup, ipam: SlowIpam, log_text: io.StringIO) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        adding = pool.submit(call, setup, ipam, "ADD")
+        eventually(lambda: ipam.heard == ["ADD"])
+        deleting = pool.submit(call, setup, ipam, "DEL")
+        eventually(lambda: "attachment.busy" in log_text.getvalue() or deleting.done())
+        ipam.end()
+        stdout_of(adding.result())
+        assert deleting.result() == CallReply()
+    assert setup.workloads.attached == {}
+    assert ipam.heard == ["ADD", "DEL"]
+
+
+def test_a_del_that_waits_too_long_is_repeated(
+    setup: CniSetup, ipam: SlowIpam, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(attachment_locks.TIMEOUTS_S, "DEL", 0.0)
+    with ThreadPoolExecutor(1) as pool:
+        adding = pool.submit(call, setup, ipam, "ADD")
+        eventually(lambda: ipam.heard == ["ADD"])
+        error = error_of(call(setup, ipam, "DEL"))
+        ipam.end()
+        stdout_of(adding.result())
+    assert (error["code"], "net1" in error["msg"]) == (11, True)
+    assert (len(setup.workloads.attached), setup.workloads.detach_requests, ipam.heard) == (1, [], ["ADD"])
+    assert not (tmp_path / "state" / "cni" / "deferred").exists()  # done later, it would find nothing to do
+    assert call(setup, ipam, "DEL") == CallReply()
+    assert setup.workloads.attached == {}
+
+
+def test_another_interface_or_network_does_not_wait(setup: CniSetup, ipam: SlowIpam) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        adding = pool.submit(call, setup, ipam, "ADD")
+        eventually(lambda: ipam.heard == ["ADD"])
+        try:
+            stdout_of(setup.call("ADD", interface="eth1"))
+            assert setup.call("DEL", interface="eth1") == CallReply()
+            assert setup.call("DEL", a_network(name="net2")) == CallReply()
+            assert setup.call("DEL", program="calico-ipam") == CallReply()  # as the plugin that runs may ask for
+        finally:
+            ipam.end()
+        stdout_of(adding.result())
+
+
+def test_the_same_add_twice_at_once(setup: CniSetup, ipam: SlowIpam, log_text: io.StringIO) -> None:
+    """The second finds what the first has made: nobody is asked for an address twice."""
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(call, setup, ipam, "ADD")
+        eventually(lambda: ipam.heard == ["ADD"])
+        second = pool.submit(call, setup, ipam, "ADD")
+        eventually(lambda: "attachment.busy" in log_text.getvalue() or len(ipam.heard) > 1)
+        ipam.end()
+        assert second.result() == first.result()
+    stdout_of(first.result())
+    assert ipam.heard == ["ADD"]
+
+
+def test_del_during_the_readiness_gates(setup: CniSetup, log_text: io.StringIO) -> None:
+    deletes: list[CallReply] = []
+
+    class Gate(BaseHTTPRequestHandler):
+        """Answers when a DEL waits for the ADD that asks."""
+
+        def do_GET(self) -> None:
+            pool.submit(lambda: deletes.append(setup.call("DEL", configuration)))
+            eventually(lambda: "attachment.busy" in log_text.getvalue() or deletes)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    with ThreadPoolExecutor(2) as pool, ThreadingHTTPServer(("127.0.0.1", 0), Gate) as server:
+        configuration = a_network(readiness_gates=[f"http://127.0.0.1:{server.server_address[1]}/"])
+        pool.submit(server.serve_forever, 0.02)
+        stdout_of(setup.call("ADD", configuration))
+        server.shutdown()
+        eventually(lambda: deletes)
+    assert deletes == [CallReply()]
+    assert (setup.workloads.attached, setup.ipam.held) == ({}, {})
+
+
+def test_calico_ipam_too(setup: CniSetup, log_text: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assign = setup.ipam.auto_assign
+
+        def slow(*arguments: Any) -> Any:
+            deleting.append(pool.submit(setup.call, "DEL", program="calico-ipam"))
+            eventually(lambda: "attachment.busy" in log_text.getvalue() or deleting[0].done())
+            return assign(*arguments)
+
+        deleting: list[Any] = []
+        monkeypatch.setattr(setup.ipam, "auto_assign", slow)
+        stdout_of(setup.call("ADD", program="calico-ipam"))
+        assert deleting[0].result() == CallReply()
+    assert setup.ipam.held == {}
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from calico_cni.attachment_locks import AttachmentLocks
+from calico_cni.environment import Invocation
+with AttachmentLocks(Path(sys.argv[1])).hold("calico", "net1", Invocation("ADD", "c1", "", "eth0")):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("end", [lambda process: process.stdin.close(), lambda process: process.kill()])
+def test_another_process_is_waited_for_and_leaves_nothing(
+    tmp_path: Path, end: Callable[[subprocess.Popen[bytes]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locks = AttachmentLocks(tmp_path / "cni")
+    argv = [sys.executable, "-c", HOLDER, str(tmp_path / "cni")]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        monkeypatch.setitem(attachment_locks.TIMEOUTS_S, "DEL", 0.0)
+        with pytest.raises(NotReady, match="calico:net1:c1:eth0"), locks.hold("calico", "net1", DEL):
+            pass
+        end(process)
+        process.wait()
+    with locks.hold("calico", "net1", DEL):
+        pass
+    (left,) = (tmp_path / "cni").iterdir()
+    assert left.stat().st_size == 0
