@@ -323,6 +323,22 @@ def test_a_leader_that_loses_the_api_makes_room(cluster: Cluster, monkeypatch: p
     assert cluster.leader == "n2"
 
 
+def test_an_api_that_is_away_for_all_finds_a_leader_when_it_is_back(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller, "AWAY_S", 0.5)
+    cluster.api.put("policies", "closed", "shop", spec=DENY_ALL)
+    for host in ("n1", "n2"):
+        cluster.start(host)
+    eventually(lambda: cluster.record(knp("shop.closed")))
+    cluster.api.stop()
+    eventually(lambda: cluster.leader == "")
+    assert cluster.record(knp("shop.closed")) is not None
+    cluster.api.delete("policies", "closed", "shop")
+    cluster.api.start()
+    eventually(lambda: cluster.record(knp("shop.closed")) is None)
+
+
 def test_nothing_is_watched_any_more_by_who_does_not_lead(cluster: Cluster) -> None:
     cluster.start()
     eventually(lambda: sum("watch" in path for path in cluster.api.requests) == 4)
