@@ -15,6 +15,8 @@ import nox
 nox.options.sessions = ["lint", "types", "unit", "property"]
 nox.options.reuse_existing_virtualenvs = True
 
+NO_SKIPS = {"CALICO_NO_SKIPS": "1"}
+"""For a session that somebody names: what is missing for its tests is a failure."""
 PACKAGES = ("calico_core", "plugins", "tests", "noxfile.py")
 
 
@@ -78,9 +80,11 @@ def e2e(session: nox.Session) -> None:
 @nox.session
 def cri(session: nox.Session) -> None:
     """containerd's CRI: 200 pods, sixteen at once; ``nox -s cri -- 24`` makes fewer. Needs root."""
-    _install(session, "node", "test")
     pods = session.posargs[0] if session.posargs else "200"
-    session.run("pytest", "tests/e2e/cni/test_containerd.py", env={"CALICO_CRI_PODS": pods})
+    if len(session.posargs) > 1 or not (pods.isdigit() and int(pods)):
+        session.error(f"{' '.join(session.posargs)!r} is not a number of pods")
+    _install(session, "node", "test")
+    session.run("pytest", "tests/e2e/cni/test_containerd.py", env={"CALICO_CRI_PODS": pods, **NO_SKIPS})
 
 
 @nox.session
@@ -89,23 +93,28 @@ def kubernetes(session: nox.Session) -> None:
     there by Go when they are missing (minutes). ``KUBERNETES_AWAY_S=60``: how long the API server stays away."""
     folder = os.environ.get("KUBERNETES_BIN", "")
     if not folder:
-        session.skip("KUBERNETES_BIN does not name the folder of the Kubernetes programs (it is built when empty)")
+        session.error("KUBERNETES_BIN does not name the folder of the Kubernetes programs (it is built when empty)")
     builder = Path(__file__).parent / "tests" / "e2e" / "kubernetes" / "build.py"
     _install(session, "kubernetes", "node", "test")
     missing = session.run("python", str(builder), "--missing", folder, silent=True).strip()
     if missing and shutil.which("go") is None:
-        session.skip(f"{folder} lacks {missing}, and there is no Go to build it with")
+        session.error(f"{folder} lacks {missing}, and there is no Go to build it with")
     if missing:
         session.run("python", str(builder), folder)
-    session.run("pytest", "--timeout", "600", "tests/e2e/kubernetes", *session.posargs)
+    session.run("pytest", "--timeout", "600", "tests/e2e/kubernetes", *session.posargs, env=NO_SKIPS)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """``nox -s bench -- cni policy index dataplane agent throughput``: JSON lines, yardsticks with them. Needs root.
     For the options of one: ``python -m tests.benchmarks.bench_NAME --help``."""
+    folder = Path(__file__).parent / "tests" / "benchmarks"
+    names = session.posargs or ["cni"]
+    if unknown := [name for name in names if not (folder / f"bench_{name}.py").exists()]:
+        known = ", ".join(sorted(found.stem.removeprefix("bench_") for found in folder.glob("bench_*.py")))
+        session.error(f"no benchmark is named {', '.join(unknown)}; there are {known}")
     _install(session, "node", "test")
-    for name in session.posargs or ("cni",):
+    for name in names:
         session.run("python", f"tests/benchmarks/bench_{name}.py")
 
 

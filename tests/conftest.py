@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 import socket
@@ -21,7 +22,7 @@ from calico_core.interfaces.datastore import DatastoreOptions
 from calico_core.log import PACKAGES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 START_TIMEOUT_S = 20.0
 # How fast a busy machine draws examples says nothing about the code.
@@ -42,6 +43,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "host" if is_of_host else nodeid.partition("::")[0]
 
     return HostInOneProcess(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With ``CALICO_NO_SKIPS`` a test that cannot run is a failure: who asked for it by name hears what it lacks."""
+    report = yield
+    if report.skipped and os.environ.get("CALICO_NO_SKIPS"):
+        _, _, reason = report.longrepr if isinstance(report.longrepr, tuple) else ("", 0, str(report.longrepr))
+        report.outcome, report.longrepr = "failed", f"not run: {reason.removeprefix('Skipped: ')}"
+    return report
 
 
 @pytest.fixture(autouse=True)

@@ -6,14 +6,13 @@ import threading
 from typing import TYPE_CHECKING
 
 from calico_core.dataplane.denials import PREFIX, SNAPSHOT_BYTES
-from calico_core.dataplane.linux.nflog import NflogReader
 from calico_core.interfaces.dataplane import DenialOrigin, DeniedPacket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from calico_core.dataplane.denials import Origins
-    from calico_core.dataplane.linux.nflog import LoggedPacket
+    from calico_core.dataplane.linux.nflog import LoggedPacket, NflogReader
 
 #: For packets of a rule that was there before this process and is not wanted any more.
 GONE = DenialOrigin(reason="a rule that is gone")
@@ -48,6 +47,8 @@ class DeniedPackets:
             return lambda: None
         with self._lock:
             if self._reader is None:
+                from calico_core.dataplane.linux.nflog import NflogReader
+
                 self._reader = NflogReader(
                     self._group, self._take, snapshot_bytes=SNAPSHOT_BYTES, namespace_fd=self._namespace_fd
                 )

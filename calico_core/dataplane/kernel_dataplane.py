@@ -19,9 +19,7 @@ from calico_core.dataplane.claims import Claims
 from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.denied_packets import DeniedPackets
 from calico_core.dataplane.linux import sysctl
-from calico_core.dataplane.linux.addresses import AddressMonitor
 from calico_core.dataplane.linux.conntrack import Conntrack
-from calico_core.dataplane.linux.interfaces import LinkMonitor
 from calico_core.dataplane.linux.link_table import LinkTable
 from calico_core.dataplane.linux.netns import run_in
 from calico_core.dataplane.linux.rtnetlink import RouteSocket
@@ -217,6 +215,8 @@ class KernelDataplane(Dataplane, Generic[P]):
         return msgspec.structs.replace(report, healed=(healed,)) if healed else report
 
     def watch_interfaces(self, callback: Callable[[InterfaceEvent], None]) -> Callable[[], None]:
+        from calico_core.dataplane.linux.interfaces import LinkMonitor
+
         monitor = LinkMonitor(callback, namespace_fd=self._namespace_fd, table=self._link_table)
         monitor.start()
         with RouteSocket(self._namespace_fd) as own:
@@ -229,6 +229,8 @@ class KernelDataplane(Dataplane, Generic[P]):
         return stop
 
     def watch_addresses(self, callback: Callable[[str, frozenset[IPAddress] | None], None]) -> Callable[[], None]:
+        from calico_core.dataplane.linux.addresses import AddressMonitor
+
         monitor = AddressMonitor(
             callback, prefix=self._prefix, namespace_fd=self._namespace_fd, poll_s=self._address_poll_s
         )

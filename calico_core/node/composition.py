@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -20,13 +21,23 @@ from calico_core.model.interface_names import parse_interface_names
 from calico_core.node.dataplane_options import dataplane_options
 from calico_core.plugin_host.loader import LoadedPlugin, driver_of_url, load_all, load_driver
 from calico_core.plugin_host.namespaces import DATAPLANES, DATASTORES, INTEGRATIONS, IPAM
-from calico_core.policy.resolver import PolicyResolver
+from calico_core.plugin_host.shortcuts import Shortcuts, decode_shortcuts, take_shortcuts
 from calico_core.settings import Settings
+
+if TYPE_CHECKING:
+    from calico_core.policy.resolver import PolicyResolver
 
 log = get_logger(__name__)
 
 KERNEL_DATAPLANES = ("nftables", "iptables")
 """Those that "auto" chooses from, the first that the host can have."""
+IPAM_DRIVER = "block"
+SETTINGS_FILE = "settings.json"
+SHORTCUTS_FILE = "shortcuts.json"
+"""Both in the run directory."""
+
+LoadDriver = Callable[[str, str], Any]
+"""Namespace and name to class: :func:`load_driver`, or the way by notes of a node."""
 
 
 def node_name(settings: Settings) -> str:
@@ -41,9 +52,9 @@ def node_name(settings: Settings) -> str:
     return name or socket.gethostname().strip().lower()
 
 
-def open_store(settings: Settings) -> Datastore:
+def open_store(settings: Settings, load: LoadDriver = load_driver) -> Datastore:
     """The driver the URL names. Raises ``PluginMissing``, ``InvalidSettings``."""
-    driver: type[Datastore] = load_driver(DATASTORES, driver_of_url(settings.datastore))
+    driver: type[Datastore] = load(DATASTORES, driver_of_url(settings.datastore))
     return driver.open(
         settings.datastore,
         DatastoreOptions(
@@ -56,23 +67,27 @@ def open_store(settings: Settings) -> Datastore:
     )
 
 
-def open_records(settings: Settings) -> TypedRecords:
-    return TypedRecords(open_store(settings))
+def open_records(settings: Settings, load: LoadDriver = load_driver) -> TypedRecords:
+    return TypedRecords(open_store(settings, load))
 
 
-def open_ipam(records: TypedRecords, host: str) -> Ipam:
-    driver: type[Ipam] = load_driver(IPAM, "block")
+def open_ipam(records: TypedRecords, host: str, load: LoadDriver = load_driver) -> Ipam:
+    driver: type[Ipam] = load(IPAM, IPAM_DRIVER)
     return driver.open(records, host)
 
 
-def open_dataplane(settings: Settings, host: str, *, makes_router: bool = True) -> Dataplane:
+def open_dataplane(
+    settings: Settings, host: str, load: LoadDriver = load_driver, *, makes_router: bool = True
+) -> Dataplane:
     """``makes_router`` False: whatever the settings say. Raises ``InvalidSettings`` with what is missing for it."""
-    driver: type[Dataplane] = load_driver(DATAPLANES, dataplane_name(settings))
+    driver: type[Dataplane] = load(DATAPLANES, dataplane_name(settings, load))
     options = dataplane_options(settings, host)
     return driver.open(msgspec.structs.replace(options, makes_router=options.makes_router and makes_router))
 
 
 def make_resolver(settings: Settings, host: str) -> PolicyResolver:
+    from calico_core.policy.resolver import PolicyResolver  # a process for one call makes none
+
     return PolicyResolver(
         host,
         interface_prefix=settings.interface_prefix,
@@ -82,10 +97,10 @@ def make_resolver(settings: Settings, host: str) -> PolicyResolver:
     )
 
 
-def dataplane_name(settings: Settings) -> str:
+def dataplane_name(settings: Settings, load: LoadDriver = load_driver) -> str:
     """The driver that the settings name, or the first that this host can have. Raises ``InvalidSettings``."""
     origin = settings.origins.get("dataplane_driver", "default")
-    return choose_dataplane(settings.dataplane_driver, origin, lambda name: load_driver(DATAPLANES, name).missing())
+    return choose_dataplane(settings.dataplane_driver, origin, lambda name: load(DATAPLANES, name).missing())
 
 
 def dataplane_lack(name: str) -> str:
@@ -145,19 +160,41 @@ def prepare(plugin: LoadedPlugin, context: IntegrationContext) -> Integration:
 def save_settings(settings: Settings, host: str) -> None:
     """Leave what a one-shot process needs beside the socket, readable by root alone. Raises ``InvalidSettings`` where
     that cannot be."""
-    target = Path(settings.run_directory, "settings.json")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(target, msgspec.json.encode(msgspec.structs.replace(settings, node_name=host)), 0o600)
-    except OSError as error:
-        origin = settings.origins.get("run_directory", "default")
-        raise InvalidSettings("run_directory", origin, f"{target} cannot be written: {error.strerror}") from error
+    _save(settings, SETTINGS_FILE, msgspec.json.encode(msgspec.structs.replace(settings, node_name=host)))
 
 
 def load_saved_settings(run_directory: str) -> Settings:
     """Raises ``OSError`` when no node ever ran here, ``InvalidSettings`` for a file that is not ours."""
-    path = Path(run_directory, "settings.json")
+    path = Path(run_directory, SETTINGS_FILE)
     try:
         return msgspec.json.decode(path.read_bytes(), type=Settings)
     except msgspec.DecodeError as error:
         raise InvalidSettings("settings", f"file {path}", str(error)) from error
+
+
+def save_shortcuts(settings: Settings, dataplane: str, integrations: Iterable[LoadedPlugin]) -> None:
+    """The classes that these settings led to, for a one-shot process. ``dataplane``: the driver that was chosen.
+    Raises as :func:`save_settings`."""
+    store = driver_of_url(settings.datastore)
+    asked = {dataplane, KERNEL_DATAPLANES[0]} if settings.dataplane_driver == "auto" else {dataplane}
+    named = {DATASTORES: {store}, IPAM: {IPAM_DRIVER}, DATAPLANES: asked}
+    drivers = {namespace: {name: load_driver(namespace, name) for name in names} for namespace, names in named.items()}
+    _save(settings, SHORTCUTS_FILE, msgspec.json.encode(take_shortcuts(drivers, integrations)))
+
+
+def load_shortcuts(run_directory: str) -> Shortcuts:
+    """Empty ones when no node left any that hold."""
+    try:
+        return decode_shortcuts(Path(run_directory, SHORTCUTS_FILE).read_bytes())
+    except OSError:
+        return Shortcuts()
+
+
+def _save(settings: Settings, name: str, content: bytes) -> None:
+    target = Path(settings.run_directory, name)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(target, content, 0o600)
+    except OSError as error:
+        origin = settings.origins.get("run_directory", "default")
+        raise InvalidSettings("run_directory", origin, f"{target} cannot be written: {error.strerror}") from error

@@ -16,6 +16,7 @@ from calico_core.log import get_logger
 from calico_core.model import codec
 from calico_core.node import composition
 from calico_core.node.local_view import ask_integrations
+from calico_core.plugin_host.loader import LoadedPlugin
 
 log = get_logger(__name__)
 
@@ -31,12 +32,14 @@ class HostedIntegrations:
         self._stack = contextlib.ExitStack()
         self._prepared: dict[str, Integration] = {}
         self._programs: dict[str, Integration] = {}
+        self.chosen: tuple[LoadedPlugin, ...] = ()
+        """Loaded; that one cannot be prepared stands in its state."""
         self.states: dict[str, str] = {}
         """Name → "ready", or "broken" and why."""
 
     def start(self, context: IntegrationContext) -> None:
-        chosen, self.states = composition.select_integrations(context.settings)
-        for plugin in chosen:
+        self.chosen, self.states = composition.select_integrations(context.settings)
+        for plugin in self.chosen:
             try:
                 integration = composition.prepare(plugin, context)
             except PluginError as error:

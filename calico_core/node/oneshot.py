@@ -10,6 +10,11 @@ import contextlib
 import os
 import sys
 
+if __name__ == "__main__":
+    from calico_core.node import lean_start
+
+    lean_start.begin()
+
 from calico_core import log as logging_setup
 from calico_core.errors import CalicoError, PluginBroken
 from calico_core.interfaces.integration import Call, CallReply, Integration, IntegrationContext
@@ -45,12 +50,9 @@ def answer(call: Call, run_directory: str) -> CallReply:
     plugin = None
     try:
         settings = _settings(run_directory)
-        chosen, states = composition.select_integrations(settings)
-        plugin = next((found for found in chosen if call.program in found.target.info.programs), None)
-        if plugin is None:
-            reason = f"no integration takes calls of {call.program!r}; {states or 'none is broken'}"
-            raise PluginBroken(call.program, "none", reason)
-        return run(call, plugin, settings)
+        shortcuts = composition.load_shortcuts(run_directory)
+        plugin = shortcuts.integration(call.program) or _plugin(call.program, settings)
+        return run(call, plugin, settings, shortcuts.driver)
     except Exception as error:
         if not isinstance(error, CalicoError):
             log.exception("oneshot.failed")
@@ -58,15 +60,15 @@ def answer(call: Call, run_directory: str) -> CallReply:
         return integration.refuse(call, error)
 
 
-def run(call: Call, plugin: LoadedPlugin, settings: Settings) -> CallReply:
+def run(call: Call, plugin: LoadedPlugin, settings: Settings, load: composition.LoadDriver) -> CallReply:
     """Everything between settings and integration, for one call."""
     with contextlib.ExitStack() as stack:
         host = composition.node_name(settings)
-        records = composition.open_records(settings)
+        records = composition.open_records(settings, load)
         stack.callback(records.store.close)
-        ipam = composition.open_ipam(records, host)
+        ipam = composition.open_ipam(records, host, load)
         stack.callback(ipam.close)
-        dataplane = composition.open_dataplane(settings, host)
+        dataplane = composition.open_dataplane(settings, host, load)
         stack.callback(dataplane.close)
         if plugin.target.makes_interfaces(call):
             dataplane.ensure_closed()
@@ -86,6 +88,16 @@ def run(call: Call, plugin: LoadedPlugin, settings: Settings) -> CallReply:
         integration = composition.prepare(plugin, context)
         stack.callback(integration.close)
         return integration.handle(call)
+
+
+def _plugin(program: str, settings: Settings) -> LoadedPlugin:
+    """Raises ``PluginBroken`` when nobody takes its calls."""
+    chosen, states = composition.select_integrations(settings)
+    for plugin in chosen:
+        if program in plugin.target.info.programs:
+            return plugin
+    reason = f"no integration takes calls of {program!r}; {states or 'none is broken'}"
+    raise PluginBroken(program, "none", reason)
 
 
 def _settings(run_directory: str) -> Settings:

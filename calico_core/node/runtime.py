@@ -194,6 +194,7 @@ class Runtime:
                 listeners=self._listeners,
             )
         )
+        composition.save_shortcuts(settings, self._dataplane_name, self._hosted.chosen)
         self._signs.has_integrations = True
         self._start_collector(records, ipam)
         self._stack.callback(self._server.stop)

@@ -6,13 +6,9 @@ with its distribution, version and traceback and never stops the rest.
 
 from __future__ import annotations
 
-import importlib.metadata
 import inspect
 import traceback
 from typing import Any, NamedTuple
-
-from stevedore import DriverManager, ExtensionManager
-from stevedore.exception import NoMatches
 
 from calico_core.errors import PluginBroken, PluginIncompatible, PluginMissing
 from calico_core.interfaces.integration import API_VERSION
@@ -57,6 +53,9 @@ class Plugins(NamedTuple):
 
 def load_driver(namespace: str, name: str) -> Any:
     """The class behind one name. Raises ``PluginMissing`` with what is installed, ``PluginBroken`` with the cause."""
+    from stevedore import DriverManager
+    from stevedore.exception import NoMatches
+
     failures: list[tuple[Any, BaseException]] = []
 
     def keep(_manager: Any, entry_point: Any, error: BaseException) -> None:
@@ -80,6 +79,8 @@ def load_driver(namespace: str, name: str) -> Any:
 
 def load_all(namespace: str) -> Plugins:
     """Everything installed in a namespace, the broken ones apart."""
+    from stevedore import ExtensionManager
+
     loaded: list[LoadedPlugin] = []
     broken: list[BrokenPlugin] = []
 
@@ -101,7 +102,9 @@ def load_all(namespace: str) -> Plugins:
 
 def names(namespace: str) -> tuple[str, ...]:
     """What is installed, without importing any of it."""
-    return tuple(sorted({entry_point.name for entry_point in importlib.metadata.entry_points(group=namespace)}))
+    from importlib.metadata import entry_points
+
+    return tuple(sorted({entry_point.name for entry_point in entry_points(group=namespace)}))
 
 
 def driver_of_url(url: str) -> str:
@@ -141,9 +144,11 @@ def _owners(namespace: str) -> dict[tuple[str, str], tuple[str, str]]:
 
     stevedore's cached entry points do not carry it, and a look reads all that is installed (10 ms).
     """
+    from importlib.metadata import entry_points
+
     return {
         (each.name, each.value): (each.dist.name, each.dist.version)
-        for each in reversed(tuple(importlib.metadata.entry_points(group=namespace)))
+        for each in reversed(tuple(entry_points(group=namespace)))
         if each.dist is not None
     }
 

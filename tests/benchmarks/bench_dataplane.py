@@ -42,6 +42,7 @@ from calico_core.model.hoststate import (
 from tests.benchmarks import nft, yardsticks
 from tests.benchmarks.namespaces import a_namespace
 from tests.benchmarks.policy_tables import FIRST, TCP, a_workload, from_set, new_sets, set_id
+from tests.command_line import require_root
 
 TABLES = {"100": (100, 20, 100), "500": (500, 50, 500), "2000": (2000, 100, 2000)}
 
@@ -112,10 +113,15 @@ def a_bench() -> Any:
 
 
 def peer_table(sets: int, members: int, chains: int) -> HostChanges:
+    """With one endpoint whose list jumps to each chain, as the peer's base chain does: the kernel walks what can be
+    reached."""
+    everything = tuple(RulesId(f"policy/p-{number}") for number in range(chains))
+    inbound = PolicyList(tiers=(TierPolicies(tier="default", policies=everything),))
     return HostChanges(
         is_complete=True,
         sets=new_sets(sets, members),
         rules=tuple(chain_of(number, sets, range(10)) for number in range(chains)),
+        workloads=(a_workload(0, inbound=inbound, outbound=PolicyList()),),
     )
 
 
@@ -297,7 +303,9 @@ WORKLOADS: dict[str, Callable[[], None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", choices=[[], *WORKLOADS], help="default: all")
-    for name in parser.parse_args().names or WORKLOADS:
+    names = parser.parse_args().names
+    require_root(parser)
+    for name in names or WORKLOADS:
         WORKLOADS[name]()
 
 

@@ -1,8 +1,8 @@
 """One flow put to 20,000 rules: the shape of the peers' benchmark "evaluate one flow" (3f).
 
-``python tests/benchmarks/bench_flows.py`` prints a JSON line each for a flow that walks through every rule and for one
-that the first rule allows: in microseconds and in units (an iteration of the yardstick loop), by the plain evaluator,
-by lists compiled before, and once with the compilation.
+``python tests/benchmarks/bench_flows.py`` prints JSON lines for a flow that walks through every rule and for one that
+the first rule allows: in microseconds and in units (an iteration of the yardstick loop), by the plain evaluator, by
+lists compiled before, and once with the compilation ("first").
 """
 
 from __future__ import annotations
@@ -73,17 +73,18 @@ def workload(state: HostState, sets: list[SetId], chance: random.Random, *, is_e
     )
 
 
-def timed(run: Callable[[], Any], rounds: int) -> float:
-    """The median of the rounds, in CPU time."""
+def timed(run: Callable[[], Any], rounds: int) -> list[float]:
+    """CPU seconds of each round."""
     seconds = []
     for _ in range(rounds):
         started = time.process_time()
         run()
         seconds.append(time.process_time() - started)
-    return statistics.median(seconds)
+    return seconds
 
 
-def measure(unit: float, *, is_early: bool) -> dict[str, Any]:
+def measure(*, is_early: bool) -> dict[str, list[float]]:
+    """CPU seconds by the way a flow is put to the rules."""
     chance = random.Random(3)
     state, sets = world(chance)
     judged = workload(state, sets, chance, is_early=is_early)
@@ -97,23 +98,21 @@ def measure(unit: float, *, is_early: bool) -> dict[str, Any]:
         "compiled": timed(lambda: evaluator.explain_side(judged, "inbound", FLOW), 500),
     }
     assert evaluator.explain_side(judged, "inbound", FLOW) == [step]
-    return {
-        "rules": POLICIES * RULES_EACH + is_early,
-        "sets": len(sets),
-        **{f"{name}_us": round(value * 1e6, 2) for name, value in seconds.items()},
-        **{f"{name}_units": round(value / unit, 1) for name, value in seconds.items()},
-    }
+    return seconds
 
 
 def report_both() -> None:
     """The peers need 22,500 and 9 units."""
     for is_early, aim, compiled in ((False, 3 * 22_500, 22_500 / 10), (True, 3 * 9, 3 * 9)):
         before = yardsticks.measure()
-        found = measure(before["loop_cpu_s"] / 1_000_000, is_early=is_early)
-        yardsticks.report(
-            "3f", flow="early" if is_early else "all rules", **found, aim_plain_units=aim, aim_compiled_units=compiled,
-            **yardsticks.ends(before),
-        )  # fmt: skip
+        found = measure(is_early=is_early)
+        ends = yardsticks.ends(before)
+        unit = yardsticks.unit_s(before, ends["yardsticks_after"])
+        shape = {"flow": "early" if is_early else "all rules", "rules": POLICIES * RULES_EACH + is_early}
+        for way, seconds in found.items():
+            units = round(statistics.median(seconds) / unit, 1)
+            aims = {"plain": {"aim_units": aim}, "compiled": {"aim_units": compiled}}.get(way, {})
+            yardsticks.report("3f", **shape, way=way, **yardsticks.cpu_us(seconds), units=units, **aims, **ends)
 
 
 def main() -> None:

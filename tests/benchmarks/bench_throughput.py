@@ -54,7 +54,9 @@ from tests.benchmarks import yardsticks
 from tests.benchmarks.namespaces import a_namespace
 from tests.benchmarks.nft import nft
 from tests.benchmarks.policy_tables import a_workload, from_set, new_sets
+from tests.command_line import positive, require_root
 
+SHAPES = ("others", "receiver")
 ENDPOINTS, POLICIES = (1, 100, 1_000), (1, 1_000, 10_000)
 APPLIED, RULES_EACH = 100, 10
 SETS, MEMBERS = 100, 20
@@ -345,17 +347,32 @@ def run(shape: str, endpoints: int, policies: int, rounds: int) -> None:
     )  # fmt: skip
 
 
+def _what(text: str) -> str | tuple[int, int]:
+    """A type of arguments: a shape, or a size."""
+    if text in SHAPES:
+        return text
+    endpoints, _, policies = text.partition("x")
+    try:
+        return positive(endpoints), positive(policies)
+    except argparse.ArgumentTypeError:
+        reason = f"{text!r} is neither {', '.join(SHAPES)} nor ENDPOINTSxPOLICIES"
+        raise argparse.ArgumentTypeError(reason) from None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", nargs="*", help="others, receiver (default: both), 100x1000 (default: all sizes)")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument(
+        "what", nargs="*", type=_what, help="others, receiver (default: both), 100x1000 (default: all sizes)"
+    )
+    parser.add_argument("--rounds", type=positive, default=20)
     parser.add_argument("--serve", type=int, metavar="FD", help="be the receiver, on this listening socket")
     given = parser.parse_args()
     if given.serve is not None:
         serve(socket.socket(fileno=given.serve))
         return
-    shapes = [each for each in given.what if each in {"others", "receiver"}] or ["others", "receiver"]
-    sizes = [tuple(map(int, each.split("x"))) for each in given.what if "x" in each]
+    require_root(parser)
+    shapes = [each for each in given.what if isinstance(each, str)] or SHAPES
+    sizes = [each for each in given.what if not isinstance(each, str)]
     for shape in shapes:
         for endpoints, policies in sizes or itertools.product(ENDPOINTS, POLICIES):
             run(shape, endpoints, policies, given.rounds)

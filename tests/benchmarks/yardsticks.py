@@ -75,18 +75,31 @@ def machine() -> dict[str, object]:
     }
 
 
+STEADY = 0.1
+
+
+def drift(before: dict[str, float], after: dict[str, float]) -> dict[str, Any]:
+    """``loop_drift``: by what share Y-loop took more or less afterwards. A run that ``is_steady`` is not is thrown
+    away."""
+    changed = after["loop_s"] / before["loop_s"] - 1
+    return {"loop_drift": round(changed, 3), "is_steady": abs(changed) <= STEADY}
+
+
 def ends(before: dict[str, float]) -> dict[str, Any]:
     """What stands in a line beside its figures: the yardsticks of before, those of now, and the machine."""
-    return {"yardsticks_before": before, "yardsticks_after": measure(), **machine()}
+    after = measure()
+    return {"yardsticks_before": before, "yardsticks_after": after, **drift(before, after), **machine()}
 
 
 @contextmanager
 def first_and_last() -> Iterator[None]:
     """The same as lines of their own, for a run whose figures belong together."""
     report("machine", **machine())
-    report("yardsticks.before", **measure())
+    before = measure()
+    report("yardsticks.before", **before)
     yield
-    report("yardsticks.after", **measure())
+    after = measure()
+    report("yardsticks.after", **after, **drift(before, after))
 
 
 def summary(seconds: list[float]) -> dict[str, float]:
@@ -102,6 +115,23 @@ def summary(seconds: list[float]) -> dict[str, float]:
         "median_ms": round(statistics.median(ordered), 3),
         "p95_ms": at(0.95),
         "p99_ms": at(0.99),
+    }
+
+
+def unit_s(before: dict[str, float], after: dict[str, float]) -> float:
+    """CPU seconds of an iteration of the yardstick loop, of both ends."""
+    return (before["loop_cpu_s"] + after["loop_cpu_s"]) / 2 / 1_000_000
+
+
+def cpu_us(seconds: list[float]) -> dict[str, float]:
+    """Microseconds of CPU time: min, median, p95."""
+    return {"n": len(seconds)} | {
+        f"{name}_cpu_us": round(value * 1e6, 3)
+        for name, value in (
+            ("min", min(seconds)),
+            ("median", statistics.median(seconds)),
+            ("p95", sorted(seconds)[min(len(seconds) - 1, int(0.95 * len(seconds)))]),
+        )
     }
 
 

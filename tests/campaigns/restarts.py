@@ -30,6 +30,7 @@ from calico_core.lab.probes import probe_until
 from calico_core.lab.stream import Stream
 from calico_core.lab.tcp_stream import TcpStream
 from calico_core.lab.topology import Laboratory
+from tests.command_line import positive, require_root
 
 if TYPE_CHECKING:
     from calico_core.lab.host import LabHost
@@ -170,10 +171,11 @@ def run(*, count: int, dataplane: str, ways: tuple[str, ...] = WAYS) -> Result:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="restarts", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--count", type=int, default=20)
+    parser.add_argument("--count", type=positive, default=20)
     parser.add_argument("--dataplane", choices=sorted(_OTHER), default="nftables", help="the one to begin with")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     chosen = parser.parse_args()
+    require_root(parser)
     result = run(count=chosen.count, dataplane=chosen.dataplane, ways=tuple(chosen.ways))
     print(", ".join(f"{count} × {way}" for way, count in result.ways.items()), f"in {result.seconds:.0f} s")
     print(f"permitted: {result.sent} packets; forbidden: {result.forbidden}")

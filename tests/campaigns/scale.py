@@ -38,6 +38,7 @@ from netaddr import IPAddress
 from calico_core.dataplane.linux import netns
 from calico_core.lab.host import LabHost
 from calico_core.lab.topology import Laboratory
+from tests.command_line import positive, require_root
 
 _MOST_GROUPS, HOSTS = 100, 1000
 P99_S, MEMORY_GROWTH, RATE_KEPT = 1.0, 1.25, 0.95
@@ -414,10 +415,10 @@ def _attributes(data: bytes, wanted: int) -> Iterator[bytes]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scale", description=(__doc__ or "").partition("\n")[0])
     for name, default in Size._field_defaults.items():
-        parser.add_argument(f"--{name}", type=type(default), default=default)
-    if os.geteuid() != 0:
-        parser.error("needs root")
-    result = run(Size(**vars(parser.parse_args())))
+        parser.add_argument(f"--{name}", type=positive if isinstance(default, int) else float, default=default)
+    chosen = parser.parse_args()
+    require_root(parser)
+    result = run(Size(**vars(chosen)))
     for problem in result.problems:
         print(problem)
     print(result.last_line)

@@ -29,6 +29,7 @@ from typing import NamedTuple
 from calico_core.datastore.sqlite import SqliteDatastore
 from calico_core.errors import KeyMissing
 from calico_core.interfaces.datastore import DatastoreOptions, Delete, Operation, Put
+from tests.command_line import positive
 
 ROOT = "/calico/crash/"
 BRIEF_S = 0.004
@@ -358,7 +359,7 @@ def _open(path: str) -> SqliteDatastore:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--kills", type=positive, default=1000)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
     parser.add_argument("--folder", type=Path, help="Where the files are made: a disk of your choice.")
     arguments = parser.parse_args()

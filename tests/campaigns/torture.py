@@ -32,6 +32,7 @@ from calico_core.model.keys import IPAM
 from tests.campaigns.history import Account, account_of, overlaps
 from tests.campaigns.islands import HUB, Archipelago, Island, run_in_hub
 from tests.campaigns.writer import open_store, run_process
+from tests.command_line import positive
 from tests.doubles.etcd_cluster import EtcdCluster, Member
 from tests.doubles.ipam_store import Contents, add_pool, check_laws, configure, contents
 
@@ -295,7 +296,7 @@ def run(plan: Plan) -> Result:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--operations", type=int, default=20_000)
+    parser.add_argument("--operations", type=positive, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--store", choices=("etcd", "sqlite"), default="etcd")
     parser.add_argument("--members", type=int, choices=(1, 3), default=1)

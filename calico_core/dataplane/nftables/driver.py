@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from calico_core.dataplane.denials import Origins
-from calico_core.dataplane.iptables import removal as iptables
 from calico_core.dataplane.kernel_dataplane import KernelDataplane
 from calico_core.dataplane.nftables import removal
 from calico_core.dataplane.nftables.policy_table import PolicyTable
@@ -67,9 +66,13 @@ class NftablesDataplane(KernelDataplane[PolicyTable]):
         return ""
 
     def _other_kind_stands(self) -> bool:
+        from calico_core.dataplane.iptables import removal as iptables
+
         return not self._policy.stands() and iptables.stands(self._namespace_fd)
 
     def _remove_other_kinds(self) -> None:
+        from calico_core.dataplane.iptables import removal as iptables
+
         iptables.remove_ours(self._namespace_fd)
 
     def observe(self) -> Table | None:

@@ -15,13 +15,10 @@ import msgspec
 from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.kernel_dataplane import TableReport
 from calico_core.dataplane.nftables.beside_docker import BesideDocker
-from calico_core.dataplane.nftables.builder import TableBuilder
 from calico_core.dataplane.nftables.counts import NftCounts
 from calico_core.dataplane.nftables.library import NftLibrary
-from calico_core.dataplane.nftables.lost_addresses import lost_addresses
 from calico_core.dataplane.nftables.names import FAMILY, TABLE
 from calico_core.dataplane.nftables.netfilter import NftSocket
-from calico_core.dataplane.nftables.script import delete_table, render_plan
 from calico_core.dataplane.reconcile import Plan, Table, rebuild, reconcile
 from calico_core.errors import KernelRefused, ToolFailed
 from calico_core.interfaces.dataplane import Failure, Figure, RuleCount, timing_figures
@@ -31,6 +28,7 @@ from calico_core.model.hoststate import HostState
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from calico_core.dataplane.nftables.builder import TableBuilder
     from calico_core.interfaces.dataplane import DataplaneOptions
     from calico_core.model.hoststate import HostChanges, RulesId
 
@@ -47,6 +45,13 @@ _WHOLE_TABLE = f"table {FAMILY} {TABLE}"
 log = get_logger(__name__)
 
 
+def _builders() -> type[TableBuilder]:
+    """Imported here: a process for one call asks only whether the table stands."""
+    from calico_core.dataplane.nftables.builder import TableBuilder
+
+    return TableBuilder
+
+
 class PolicyTable:
     """The table of one network namespace. One thread."""
 
@@ -60,7 +65,7 @@ class PolicyTable:
         self._docker = BesideDocker(self._socket, namespace_fd, prefix=options.interface_prefix, families=families)
         self._state = HostState()
         self._origins = Origins() if origins is None else origins
-        self._builder = TableBuilder(options, self._origins)
+        self._built: TableBuilder | None = None
         self._observed: Table | None = None
         self._generation: int | None = None
         self._closed: dict[str, str] = {}
@@ -80,7 +85,7 @@ class PolicyTable:
         """The base with nobody in it, unless a table stands."""
         if self.stands():
             return
-        desired = TableBuilder(self._options, self._origins)
+        desired = _builders()(self._options, self._origins)
         plan = rebuild(desired.table)
         self._transact(plan, desired)
         self._generation = None
@@ -92,7 +97,7 @@ class PolicyTable:
         names: set[str] | None = None
         if changes.is_complete or self._closed:
             self._closed = {}
-            self._builder = TableBuilder.of(self._options, state, origins=self._origins)
+            self._builder = _builders().of(self._options, state, origins=self._origins)
         else:
             names = self._builder.update(changes, state)
         if self._generation is None:
@@ -106,7 +111,7 @@ class PolicyTable:
         retried = bool(self._closed)
         if retried:
             self._closed = {}
-            self._builder = TableBuilder.of(self._options, self._state, origins=self._origins)
+            self._builder = _builders().of(self._options, self._state, origins=self._origins)
         believed = self._observed
         if self._is_untouched():
             return self._make_right(None) if retried else TableReport(failures=self._failures())
@@ -124,6 +129,8 @@ class PolicyTable:
         First nobody enters it any more: a packet on its way through goes by the rules it began with, but by the sets
         as they are now, and would find itself unknown to them.
         """
+        from calico_core.dataplane.nftables.script import delete_table
+
         for lines in (self._empty_hooks(), delete_table()):
             errors = self._library.run("\n".join(lines) + "\n") if lines else []
             if errors:
@@ -162,7 +169,8 @@ class PolicyTable:
     def figures(self) -> tuple[Figure, ...]:
         """Any thread."""
         execution = timing_figures("exec_time_micros", self._docker.execution, units_a_second=1e6)
-        return (*self._counts.figures(self._builder.table), *execution)
+        table = Table() if self._built is None else self._built.table
+        return (*self._counts.figures(table), *execution)
 
     def observe(self) -> Table | None:
         """What the kernel holds now."""
@@ -172,6 +180,17 @@ class PolicyTable:
     def desired(self) -> Table:
         return self._builder.table
 
+    @property
+    def _builder(self) -> TableBuilder:
+        """Of the engine's thread."""
+        if self._built is None:
+            self._built = _builders()(self._options, self._origins)
+        return self._built
+
+    @_builder.setter
+    def _builder(self, built: TableBuilder) -> None:
+        self._built = built
+
     # --- commit -----------------------------------------------------------------------------------
 
     def _make_right(self, names: Iterable[str] | None) -> TableReport:
@@ -179,6 +198,8 @@ class PolicyTable:
         plan = reconcile(self._builder.table, before, names)
         if not plan:
             return TableReport(failures=self._failures())
+        from calico_core.dataplane.nftables.lost_addresses import lost_addresses
+
         lost = lost_addresses(plan, self._builder, before)
         path = self._commit(plan)
         if _WHOLE_TABLE in self._closed:
@@ -233,7 +254,7 @@ class PolicyTable:
         for subject, reason in guilty.items():
             log.error("table.closed", subject=subject, reason=reason)
         self._closed |= guilty
-        self._builder = TableBuilder.of(self._options, self._state, self._closed, self._origins)
+        self._builder = _builders().of(self._options, self._state, self._closed, self._origins)
 
     def _transact(self, plan: Plan, builder: TableBuilder, guilty: dict[str, str] | None = None) -> str:
         """One transaction. When it is refused nothing has changed, and ``guilty`` receives what could be told."""
@@ -261,6 +282,8 @@ class PolicyTable:
         return path
 
     def _run_script(self, plan: Plan, builder: TableBuilder, guilty: dict[str, str] | None) -> None:
+        from calico_core.dataplane.nftables.script import render_plan
+
         lines, subjects = render_plan(plan, builder.table, self._observed, builder.subject_of)
         errors = self._library.run("\n".join(lines) + "\n")
         if not errors:

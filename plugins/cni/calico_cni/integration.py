@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import msgspec
 
@@ -25,8 +25,6 @@ from calico_cni.migrations import Migrations
 from calico_cni.outcome import Outcome
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
 from calico_cni.results import encode_error, encode_versions
-from calico_cni.service_account import ACCOUNT_DIRECTORY, Refresher
-from calico_cni.token_request import TokenRequester
 from calico_cni.trace import is_traced
 from calico_cni.versions import NEWEST, VERSIONS, known_version
 from calico_cni.wire import read_version
@@ -46,6 +44,9 @@ from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.settings import Settings
 from calico_core.stopwatch import measured
+
+if TYPE_CHECKING:
+    from calico_cni.service_account import Refresher
 
 ABOUT = f"Calico CNI plugin {__version__}; CNI protocol versions supported: {', '.join(VERSIONS)}\n"
 FAILED = 1
@@ -203,6 +204,9 @@ def _refresher(settings: Settings) -> Refresher | None:
         raise InvalidSettings("cni_service_account", origin, "needs cni_kubeconfig, the file that its tokens go to")
     if not settings.cni_kubeconfig:
         return None
+    from calico_cni.service_account import ACCOUNT_DIRECTORY, Refresher  # a process for one call keeps no file current
+    from calico_cni.token_request import TokenRequester
+
     tokens = TokenRequester(settings, ACCOUNT_DIRECTORY) if settings.cni_service_account else None
     return Refresher(Path(settings.cni_kubeconfig), tokens=tokens)
 

@@ -12,7 +12,6 @@ from calico_cni.deferred import DeferredDetach, DeferredDetaches
 from calico_cni.environment import Invocation
 from calico_cni.errors import CheckFailed, InvalidEnvironment
 from calico_cni.identity import handle_of, legacy_handles
-from calico_cni.migration import Migration
 from calico_cni.migrations import Migrations
 from calico_cni.outcome import Outcome
 from calico_cni.previous import Previous
@@ -78,6 +77,8 @@ class IpamCommands:
         caller's files and environment."""
         if self._context.is_resident:
             raise InvalidEnvironment("CNI_COMMAND", "UPGRADE is no command: run calico-ipam -upgrade")
+        from calico_cni.migration import Migration  # once in the life of a host
+
         return Outcome(Migration(self._context, self._migrations, call.environment).run().encode())
 
     def _add(self, configuration: CommonConfiguration, invocation: Invocation) -> Outcome:

@@ -24,7 +24,7 @@ BUDGET_S = 2.0
 ATTEMPT_S = 0.9
 _PAUSE_S = 0.1
 _KEPT = 16
-_GOOD = frozenset({http.client.OK, http.client.CREATED})
+_GOOD = frozenset({200, 201})
 _TRY_AGAIN = frozenset({429, 500, 502, 503, 504})
 
 

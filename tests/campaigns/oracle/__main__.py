@@ -2,7 +2,8 @@
 
 Its last line is ``N verdicts, M differ``; it exits with 1 unless M is 0. Each case is a datastore and some packets,
 drawn at random (:mod:`cases`), and three opinions of every packet (:mod:`campaign`). A case that differs is made as
-small as it can be, printed, and written to a file that ``--replay FILE`` asks again.
+small as it can be (as it was drawn, if it does not differ again), printed, and written to a file that ``--replay FILE``
+asks again.
 """
 
 from __future__ import annotations
@@ -15,25 +16,29 @@ from pathlib import Path
 
 from tests.campaigns.oracle.bench import DRIVERS
 from tests.campaigns.oracle.campaign import replay, run
+from tests.command_line import json_file, positive, require_root
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="oracle", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cases", type=int, default=500)
+    parser.add_argument("--cases", type=positive, default=500)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dataplane", choices=sorted(DRIVERS), default="nftables")
-    parser.add_argument("--replay", type=Path, help="ask the one case of this file")
+    parser.add_argument("--replay", type=json_file, metavar="FILE", help="ask the one case of this file")
     parser.add_argument("--write-to", type=Path, default=Path("oracle-case.json"), help="where a differing case goes")
     chosen = parser.parse_args()
+    require_root(parser)
     logging.disable(logging.ERROR)
     if chosen.replay is not None:
-        result = replay(json.loads(chosen.replay.read_text()), dataplane=chosen.dataplane)
+        result = replay(chosen.replay, dataplane=chosen.dataplane)
     else:
         result = run(cases=chosen.cases, seed=chosen.seed, dataplane=chosen.dataplane)
     if result.disagreement is not None:
         case = json.dumps(result.disagreement.case, indent=1)
         chosen.write_to.write_text(case + "\n")
         print(f"{case}\n{result.disagreement}\nask it again: --replay {chosen.write_to}")
+        if not result.has_repeated:
+            print("it did not repeat: the same case, asked again, had other answers")
     outcomes = ", ".join(f"{count} {name}" for name, count in sorted(result.outcomes.items()))
     print(f"{chosen.dataplane}, seed {chosen.seed}: {result.seconds:.1f} s; {outcomes}")
     print(result.last_line)

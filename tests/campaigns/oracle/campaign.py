@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as with_seed
+from hypothesis.errors import Flaky
 from netaddr import IPAddress
 
 from calico_core.errors import CalicoError
@@ -98,9 +99,18 @@ class Oracle:
         self._bench = bench
         self.verdicts = 0
         self.outcomes: Counter[str] = Counter()
+        self.first: Disagreement | None = None
+        """Of the opinions that were found to differ."""
 
     def ask(self, case: dict[str, Any]) -> None:
         """:raises Disagreement: opinions differ."""
+        try:
+            self._ask(case)
+        except Disagreement as error:
+            self.first = self.first or error
+            raise
+
+    def _ask(self, case: dict[str, Any]) -> None:
         stored = merged(case["steps"])
         limit = int(stored[SET_LIMIT]) if SET_LIMIT in stored else None
         state = self._program(case, limit)
@@ -327,6 +337,8 @@ class Result(NamedTuple):
     outcomes: Counter[str]
     seconds: float
     disagreement: Disagreement | None
+    has_repeated: bool = True
+    """The disagreement, when the same case was asked again."""
 
     @property
     def differ(self) -> int:
@@ -340,18 +352,20 @@ class Result(NamedTuple):
 def run(*, cases: int, seed: int, dataplane: str) -> Result:
     """Random cases; the first that differs is made as small as it can be."""
     with Bench(dataplane) as bench:
-        oracle = Oracle(bench)
+        return ask_random(Oracle(bench), cases=cases, seed=seed)
 
-        @with_seed(seed)
-        @settings(
-            max_examples=cases, deadline=None, database=None, report_multiple_bugs=False, print_blob=False,
-            phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck),
-        )  # fmt: skip
-        @given(case=random_cases)
-        def every_case(case: dict[str, Any]) -> None:
-            oracle.ask(case)
 
-        return _result(oracle, every_case)
+def ask_random(oracle: Oracle, *, cases: int, seed: int) -> Result:
+    @with_seed(seed)
+    @settings(
+        max_examples=cases, deadline=None, database=None, report_multiple_bugs=False, print_blob=False,
+        phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(case=random_cases)
+    def every_case(case: dict[str, Any]) -> None:
+        oracle.ask(case)
+
+    return _result(oracle, every_case)
 
 
 def replay(case: dict[str, Any], *, dataplane: str) -> Result:
@@ -363,9 +377,13 @@ def replay(case: dict[str, Any], *, dataplane: str) -> Result:
 
 def _result(oracle: Oracle, ask: Callable[[], None]) -> Result:
     started = time.monotonic()
-    disagreement = None
+    disagreement, has_repeated = None, True
     try:
         ask()
     except Disagreement as error:
         disagreement = error
-    return Result(oracle.verdicts, oracle.outcomes, time.monotonic() - started, disagreement)
+    except Flaky:  # a case was asked again, and the opinions were others
+        if oracle.first is None:
+            raise
+        disagreement, has_repeated = oracle.first, False
+    return Result(oracle.verdicts, oracle.outcomes, time.monotonic() - started, disagreement, has_repeated)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from calico_cni import integration as integration_module
+from calico_cni import service_account
 from calico_cni.integration import CniIntegration
 from calico_cni.kubeconfig import AccessReader, Source
 from calico_cni.service_account import Refresher, kubeconfig_text
@@ -215,7 +216,7 @@ def test_by_the_node(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(integration_module, "ACCOUNT_DIRECTORY", account)
+    monkeypatch.setattr(service_account, "ACCOUNT_DIRECTORY", account)
     monkeypatch.setattr(integration_module, "REPLAY_INTERVAL_S", 0.01)
     for name, value in cluster.items():
         monkeypatch.setenv(name, value)
