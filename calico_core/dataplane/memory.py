@@ -78,7 +78,12 @@ class MemoryWiring(WorkloadWiring):
             standing = self._made.get(request.interface)
         if standing is None:
             return (f"interface {request.interface} does not exist",)
-        if not _same(standing[0], request):
+        made = standing[0]
+        if isinstance(made, WiringRequest):  # what plugins after us may change does not count
+            made = msgspec.structs.replace(
+                made, mac=request.mac, mtu_bytes=request.mtu_bytes, queues=request.queues, device=request.device
+            )
+        if not _same(made, request):
             return (f"interface {request.interface} was made for another request",)
         return ()
 

@@ -7,13 +7,12 @@ programs policy here, so a new interface stays closed until the runtime is back.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 
 if __name__ == "__main__":
-    from calico_core.node import lean_start
-
-    lean_start.begin()
+    gc.disable()  # it ends before there is garbage worth looking for, and an import makes many objects
 
 from calico_core import log as logging_setup
 from calico_core.errors import CalicoError, PluginBroken

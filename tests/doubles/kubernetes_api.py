@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,11 +28,13 @@ _BY_PATH = {path: kind for kind, path in KINDS.items()}
 
 class KubernetesApi:
     """``port`` is chosen at the first start and kept. ``refuse``: the status every request gets, 0: none.
+    ``tls``: the server's; who shows a certificate that it accepts needs no token.
     ``page``: objects in one answer to a list; ``delay_s`` before any answer. ``issued``: tokens that were asked for,
     each good for what was asked or ``token_life_s``, by the path of its account."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tls: ssl.SSLContext | None = None) -> None:
         self._folder = folder
+        self._tls = tls
         self._condition = threading.Condition()
         self._objects: dict[tuple[str, str, str], dict[str, Any]] = {}
         self._events: list[tuple[int, str, str, dict[str, Any]]] = []
@@ -51,12 +54,19 @@ class KubernetesApi:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'http' if self._tls is None else 'https'}://127.0.0.1:{self.port}"
 
-    def kubeconfig(self, token: str = TOKEN) -> str:
-        """Written to the folder; its path."""
-        path = self._folder / "kubeconfig"
-        user = {"token": token}
+    def kubeconfig(
+        self,
+        token: str = TOKEN,
+        *,
+        name: str = "kubeconfig",
+        user: dict[str, Any] | None = None,
+        cluster: dict[str, Any] | None = None,
+    ) -> str:
+        """Written to the folder; its path. ``user`` in place of the one with the ``token``; ``cluster``: further
+        keys."""
+        path = self._folder / name
         path.write_text(
             json.dumps(
                 {
@@ -64,8 +74,8 @@ class KubernetesApi:
                     "kind": "Config",
                     "current-context": "here",
                     "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],
-                    "clusters": [{"name": "c", "cluster": {"server": self.url}}],
-                    "users": [{"name": "u", "user": user}],
+                    "clusters": [{"name": "c", "cluster": {"server": self.url, **(cluster or {})}}],
+                    "users": [{"name": "u", "user": {"token": token} if user is None else user}],
                 }
             )
         )
@@ -103,6 +113,15 @@ class KubernetesApi:
             self._generation += 1
             self._condition.notify_all()
 
+    def restore_empty(self) -> None:
+        """As from a backup that is older than everything: versions begin anew, and nobody is told."""
+        with self._condition:
+            self._version, self._oldest = 1, 0
+            self._objects.clear()
+            self._events.clear()
+            self._generation += 1
+            self._condition.notify_all()
+
     def start(self) -> None:
         api = self
 
@@ -127,6 +146,8 @@ class KubernetesApi:
         assert self._server is None
         self._server = Server(("127.0.0.1", self.port), Handler)
         self.port = self._server.server_address[1]
+        if self._tls is not None:
+            self._server.socket = self._tls.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
@@ -155,7 +176,7 @@ class KubernetesApi:
             return
         if self.refuse:
             _reply(request, self.refuse, {"kind": "Status", "code": self.refuse, "message": "refused"})
-        elif request.headers.get("Authorization") != f"Bearer {self.token}":
+        elif not self._knows(request):
             _reply(request, 401, {"kind": "Status", "code": 401, "message": "Unauthorized"})
         elif parts.path in _BY_PATH and "watch" in query:
             self._watch(request, _BY_PATH[parts.path], int(query["resourceVersion"]))
@@ -163,6 +184,11 @@ class KubernetesApi:
             self._list(request, _BY_PATH[parts.path], int(query.get("continue", "0")))
         else:
             self._get(request, parts.path)
+
+    def _knows(self, request: BaseHTTPRequestHandler) -> bool:
+        if isinstance(request.connection, ssl.SSLSocket) and request.connection.getpeercert():
+            return True
+        return request.headers.get("Authorization") == f"Bearer {self.token}"
 
     def _issue(self, request: BaseHTTPRequestHandler) -> None:
         """A token of a service account, as the subresource ``token`` does."""
@@ -172,7 +198,7 @@ class KubernetesApi:
         known = [account[3], account[5]] if account[4:5] == ["serviceaccounts"] and account[6:] == ["token"] else []
         if self.refuse:
             _reply(request, self.refuse, {"kind": "Status", "code": self.refuse, "message": "refused"})
-        elif request.headers.get("Authorization") != f"Bearer {self.token}":
+        elif not self._knows(request):
             _reply(request, 401, {"kind": "Status", "code": 401, "message": "Unauthorized"})
         elif ("service_accounts", *known) not in self._objects:
             _reply(request, 404, {"kind": "Status", "code": 404, "message": f"{request.path} not found"})

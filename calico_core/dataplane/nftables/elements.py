@@ -8,7 +8,7 @@ destination.
 
 from __future__ import annotations
 
-import ipaddress
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -103,7 +103,7 @@ def find_kind(key_type: int, flags: int, data_type: int) -> str:
 def address_text(value: int, family: int) -> str:
     if family == 4:
         return f"{value >> 24}.{value >> 16 & 255}.{value >> 8 & 255}.{value & 255}"
-    return str(ipaddress.IPv6Address(value))
+    return str(IPv6Address(value))
 
 
 def range_text(first: int, last: int, family: int) -> str:

@@ -87,6 +87,10 @@ class _Cluster(_Wire, frozen=True):
 
 
 class _User(_Wire, frozen=True):
+    """``program`` and ``provider`` are what runs elsewhere for a token: known, to be refused."""
+
+    program: Any = msgspec.field(default=None, name="exec")
+    provider: Any = msgspec.field(default=None, name="auth-provider")
     token: str = ""
     token_file: str = msgspec.field(default="", name="tokenFile")
     client_certificate: str = ""
@@ -201,6 +205,7 @@ def _access(cluster: _Cluster, user: _User, files: list[str]) -> Access:
     parts = urlsplit(cluster.server if "://" in cluster.server else f"https://{cluster.server}")
     if parts.scheme not in _PORTS or not parts.hostname:
         raise InvalidRequest("kubernetes.k8s_api_root", f"{cluster.server!r} is not the address of a server")
+    _check_user(user)
     token = _text(user.token_file, "tokenFile", files).strip() if user.token_file else user.token
     if "\n" in token or "\r" in token:
         raise InvalidRequest("token", "holds more than one line")
@@ -213,10 +218,19 @@ def _access(cluster: _Cluster, user: _User, files: list[str]) -> Access:
     )
 
 
+def _check_user(user: _User) -> None:
+    if user.token or user.token_file or user.client_certificate or user.client_certificate_data:
+        return
+    for given, key in ((user.program, "exec"), (user.provider, "auth-provider")):
+        if given is not None:
+            reason = "is not supported: give the user a token, a tokenFile or a client-certificate"
+            raise InvalidRequest(f"user.{key}", reason)
+
+
 def _tls(cluster: _Cluster, user: _User, files: list[str]) -> ssl.SSLContext:
     authority = _decoded(cluster.certificate_authority_data, "certificate-authority-data")
     if not authority and cluster.certificate_authority:
-        authority = _text(cluster.certificate_authority, "certificate-authority", files)
+        authority = _pem(cluster.certificate_authority, "certificate-authority", files)
     try:
         context = ssl.create_default_context(cadata=authority or None)  # a cluster's own is the only one that counts
         if cluster.insecure_skip_tls_verify:
@@ -225,9 +239,9 @@ def _tls(cluster: _Cluster, user: _User, files: list[str]) -> ssl.SSLContext:
         certificate = _decoded(user.client_certificate_data, "client-certificate-data")
         key = _decoded(user.client_key_data, "client-key-data")
         if not certificate and user.client_certificate:
-            certificate = _text(user.client_certificate, "client-certificate", files)
+            certificate = _pem(user.client_certificate, "client-certificate", files)
         if not key and user.client_key:
-            key = _text(user.client_key, "client-key", files)
+            key = _pem(user.client_key, "client-key", files)
         if certificate:
             with _private_file(f"{certificate}\n{key}") as path:
                 context.load_cert_chain(path)
@@ -238,8 +252,8 @@ def _tls(cluster: _Cluster, user: _User, files: list[str]) -> ssl.SSLContext:
 
 def _decoded(data: str, field: str) -> str:
     try:
-        return base64.b64decode(data, validate=True).decode("ascii")
-    except (binascii.Error, UnicodeDecodeError):
+        return _ascii(base64.b64decode(data, validate=True))
+    except binascii.Error:
         raise InvalidRequest(field, "is not base64 of a PEM text") from None
 
 
@@ -256,12 +270,27 @@ def _private_file(text: str) -> Iterator[str]:
 
 
 def _text(path: str, field: str, files: list[str]) -> str:
+    try:
+        return _bytes(path, field, files).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(field, f"{path}: is not text") from error
+
+
+def _pem(path: str, field: str, files: list[str]) -> str:
+    return _ascii(_bytes(path, field, files))
+
+
+def _ascii(pem: bytes) -> str:
+    """Anything else stands in comments, which may be in any language and encoding."""
+    return pem.decode("ascii", "ignore")
+
+
+def _bytes(path: str, field: str, files: list[str]) -> bytes:
     files.append(path)
     try:
-        return Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not text"
-        raise InvalidRequest(field, f"{path}: {reason}") from error
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidRequest(field, f"{path}: {error.strerror}") from error
 
 
 def _signature(paths: Iterable[str]) -> Signature:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
@@ -112,6 +113,9 @@ class KubernetesApi:
                 if status not in _TRY_AGAIN:
                     raise PolicySourceFailed(f"{path}: status {status} {http.client.responses.get(status, '')}")
                 reason = f"status {status}"
+            except ssl.SSLCertVerificationError as error:
+                reason = f"its certificate is not accepted: {error.verify_message}"
+                raise PolicySourceFailed(f"the Kubernetes API at {access.host}:{access.port}: {reason}") from error
             except (OSError, http.client.HTTPException) as error:
                 reason = str(error) or type(error).__name__
             if self._clock() + _PAUSE_S >= deadline:

@@ -6,6 +6,7 @@ take megabytes for what we do not look at. A source is cheap: a new one for each
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -81,11 +82,20 @@ class _Status(msgspec.Struct, frozen=True):
 
 
 class Api:
-    """One connection's worth of credentials. Calls may come from one thread at a time."""
+    """One connection's worth of credentials. Calls come from one thread, but for :meth:`interrupt`."""
 
     def __init__(self, kubeconfig: str) -> None:
         """:raises InvalidSettings: the file cannot be used."""
         self._client, self._host, self._headers = _client(kubeconfig)
+        self._watched: Any = None
+
+    def check_access(self) -> None:
+        """Each kind may be listed.
+
+        :raises ApiError: no answer, or a refusal.
+        """
+        for kind in KINDS:
+            _body(self._get(kind.path, {"limit": "1"}, READ_TIMEOUT_S))
 
     def list(self, kind: Kind[ObjectT]) -> tuple[list[ObjectT], str]:
         """All objects, and the version to watch from.
@@ -106,7 +116,7 @@ class Api:
             query["continue"] = page.metadata.continuation
 
     def watch(self, kind: Kind[ObjectT], after: str) -> Iterator[Happened[ObjectT]]:
-        """Until the server ends it, about a minute.
+        """Returns when the server has agreed; iterate until it ends it, about a minute.
 
         :raises HistoryGone: :raises ApiError:
         """
@@ -116,14 +126,18 @@ class Api:
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(WATCH_S),
         }
-        response = self._get(kind.path, query, WATCH_S + READ_TIMEOUT_S)
-        try:
-            for line in _lines(response):
-                yield _happened(kind, line)
-        finally:
-            response.close()
+        self._watched = self._get(kind.path, query, WATCH_S + READ_TIMEOUT_S)
+        return (_happened(kind, line) for line in _lines(self._watched))
+
+    def interrupt(self) -> None:
+        """End the watch that another thread waits in."""
+        if self._watched is not None:
+            with contextlib.suppress(ValueError, RuntimeError, OSError):  # it has ended
+                self._watched.shutdown()
 
     def close(self) -> None:
+        if self._watched is not None:
+            self._watched.close()
         self._client.rest_client.pool_manager.clear()
 
     def _get(self, path: str, query: dict[str, str], read_timeout_s: float) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,9 @@ from calico_kubernetes.objects import Name, Snapshot
 
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 3.0
+RELIST_S = 600.0
+"""A watch that is over is followed by a list, if the last one is that old: what no watch tells, as that the API was
+restored to an earlier state, is found then."""
 
 log = get_logger(__name__)
 
@@ -32,6 +36,9 @@ class ApiCache:
         self._lock = threading.Lock()
         self._objects: dict[str, dict[Name, Any]] = {}
         self._versions: dict[str, str] = {}
+        self._listed: dict[str, float] = {}
+        self._away: dict[str, float] = {}
+        self._watching: dict[str, Api] = {}
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -39,8 +46,17 @@ class ApiCache:
             threading.Thread(target=self._follow, args=(kind,), name=f"kube-{kind.name}", daemon=True).start()
 
     def stop(self) -> None:
-        """The threads end with their next message, within a minute; nothing they do is seen any more."""
-        self._stop.set()
+        """Nothing that the threads do is seen any more; they end with what they have begun."""
+        with self._lock:
+            self._stop.set()
+            watching = list(self._watching.values())
+        for api in watching:
+            api.interrupt()
+
+    def away_s(self) -> float:
+        """How long the API has not served us, by the kind that misses it longest."""
+        with self._lock:
+            return time.monotonic() - min(self._away.values()) if self._away else 0.0
 
     def snapshot(self) -> Snapshot | None:
         """None while a kind has never been listed."""
@@ -52,18 +68,18 @@ class ApiCache:
     def _follow(self, kind: Kind[Any]) -> None:
         wait_s = FIRST_WAIT_S
         while not self._stop.is_set():
-            was_away = wait_s > FIRST_WAIT_S
             try:
                 self._watch(kind)
                 wait_s = FIRST_WAIT_S
             except HistoryGone:
                 self._versions.pop(kind.name, None)
             except CalicoError as error:
-                if not was_away:  # once is enough until it is back
+                if self._misses(kind):  # once is enough until it is back
                     log.warning("kubernetes.away", kind=kind.name, reason=str(error))
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
             except Exception:  # a thread that died would leave its kind stale for ever
                 log.exception("kubernetes.watch_failed", kind=kind.name)
+                self._misses(kind)
                 self._versions.pop(kind.name, None)
                 wait_s = LONGEST_WAIT_S
             # all kinds lose the server at once; let them not come back at once
@@ -73,21 +89,37 @@ class ApiCache:
         """On from the last version seen, or from a new list."""
         api = Api(self._kubeconfig)
         try:
-            if kind.name not in self._versions:
+            if kind.name not in self._versions or time.monotonic() - self._listed[kind.name] > RELIST_S:
                 self._versions[kind.name] = self._list(api, kind)
-            for event in api.watch(kind, self._versions[kind.name]):
+            happened = api.watch(kind, self._versions[kind.name])
+            with self._lock:
+                self._away.pop(kind.name, None)
+                self._watching[kind.name] = api
+                if self._stop.is_set():  # it came too late to interrupt this one
+                    return
+            for event in happened:
                 if self._stop.is_set():
                     break
                 self._take(kind, event.type, event.item)
                 # also when the watch breaks: what was seen once must not come again, older than what is held
                 self._versions[kind.name] = event.item.metadata.resource_version
         finally:
+            with self._lock:
+                self._watching.pop(kind.name, None)
             api.close()
+
+    def _misses(self, kind: Kind[Any]) -> bool:
+        """Whether the API is away for it from now on; it may have been before, and we may have left it ourselves."""
+        with self._lock:
+            is_new = kind.name not in self._away and not self._stop.is_set()
+            self._away.setdefault(kind.name, time.monotonic())
+            return is_new
 
     def _list(self, api: Api, kind: Kind[Any]) -> str:
         items, version = api.list(kind)
         with self._lock:
             self._objects[kind.name] = {_name(item.metadata): item for item in items}
+            self._listed[kind.name] = time.monotonic()
         log.info("kubernetes.listed", kind=kind.name, count=len(items))
         self._changed()
         return version

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
+import msgspec
 from netaddr import IPNetwork
 
 from calico_core.errors import CalicoError, InvalidRequest
@@ -21,7 +22,7 @@ from calico_core.model.addresses import parse_network
 from calico_core.model.kubernetes import NamedPort, Pod, named_ports
 from calico_core.model.policies import Policy
 from calico_core.model.rules import Rule
-from calico_kubernetes.objects import IpBlock, NetworkPolicy, NetworkPolicySpec, Peer, Port
+from calico_kubernetes.objects import IpBlock, NetworkPolicy, NetworkPolicySpec, Peer, PodsOfSpec, Port
 from calico_kubernetes.selectors import pods_in, pods_of
 
 ORDER = 1000.0
@@ -54,7 +55,13 @@ class PortNames:
 
 def policy_record(policy: NetworkPolicy, names: PortNames) -> Policy:
     """:raises InvalidRequest: something in it has a meaning that we do not know."""
-    namespace, spec = policy.metadata.namespace, policy.spec
+    try:
+        return _converted(policy.metadata.namespace, msgspec.json.decode(policy.spec, type=NetworkPolicySpec), names)
+    except ValueError as error:
+        raise InvalidRequest("spec", str(error)) from error
+
+
+def _converted(namespace: str, spec: NetworkPolicySpec, names: PortNames) -> Policy:
     types = _types(spec)
     inbound: list[Rule] = []
     outbound: list[Rule] = []
@@ -66,25 +73,28 @@ def policy_record(policy: NetworkPolicy, names: PortNames) -> Policy:
     if "egress" in types:
         for egress in spec.egress or ():
             outbound += _rules("egress", namespace, egress.peers, egress.ports, names.everywhere)
-    try:
-        return Policy(
-            selector=pods_of(namespace, spec.pod_selector),
-            order=ORDER,
-            inbound_rules=tuple(dict.fromkeys(inbound)),
-            outbound_rules=tuple(dict.fromkeys(outbound)),
-            types=types,
-        )
-    except ValueError as error:
-        raise InvalidRequest("spec", str(error)) from error
+    return Policy(
+        selector=pods_of(namespace, spec.pod_selector),
+        order=ORDER,
+        inbound_rules=tuple(dict.fromkeys(inbound)),
+        outbound_rules=tuple(dict.fromkeys(outbound)),
+        types=types,
+    )
 
 
 def closed_policy(policy: NetworkPolicy) -> Policy:
     """In place of one that does not convert: nothing goes in or out of its pods, or of the whole namespace if these
     cannot be told."""
+    namespace = policy.metadata.namespace
     try:
-        selector = pods_of(policy.metadata.namespace, policy.spec.pod_selector)
-    except CalicoError:
-        selector = pods_of(policy.metadata.namespace, None)
+        selected = msgspec.json.decode(policy.spec, type=PodsOfSpec).pod_selector
+        return closed(pods_of(namespace, selected))
+    except (CalicoError, ValueError):
+        return closed(pods_of(namespace, None))
+
+
+def closed(selector: str) -> Policy:
+    """No rule of its own; other policies may still allow."""
     return Policy(selector=selector, order=ORDER, types=("ingress", "egress"))
 
 
@@ -122,7 +132,7 @@ def _rules(
     numbers: Numbers,
 ) -> Iterator[Rule]:
     """One list of peers by one list of ports. Absent or empty lists do not narrow."""
-    sides = [_side(namespace, peer) for peer in peers] if peers else [_Side()]
+    sides = _sides(namespace, peers) if peers else [_Side()]
     groups = list(_port_groups(ports, numbers)) if ports else [_Ports()]
     for side in sides:
         for group in groups:
@@ -153,6 +163,19 @@ def _egress(side: _Side, group: _Ports) -> Rule:
     )
 
 
+def _sides(namespace: str, peers: tuple[Peer, ...]) -> list[_Side]:
+    """All blocks without exceptions are one side: people list them by the hundred."""
+    sides: list[_Side] = []
+    nets: dict[IPNetwork, None] = {}
+    for peer in peers:
+        side = _side(namespace, peer)
+        if side.nets is not None and side.not_nets is None:
+            nets.update(dict.fromkeys(side.nets))
+        else:
+            sides.append(side)
+    return [*sides, _Side(nets=tuple(nets))] if nets else sides
+
+
 def _side(namespace: str, peer: Peer) -> _Side:
     if peer.ip_block is not None:
         if peer.pod_selector is not None or peer.namespace_selector is not None:
@@ -177,6 +200,8 @@ def _port_groups(ports: tuple[Port, ...], numbers: Numbers) -> Iterator[_Ports]:
     for port in ports:
         protocol = _protocol(port)
         if port.port is None:
+            if port.end_port is not None:
+                raise InvalidRequest("ports.endPort", "stands without a port")
             by_protocol[protocol] = None
         elif isinstance(port.port, str):
             if port.end_port is not None:

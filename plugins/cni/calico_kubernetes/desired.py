@@ -8,6 +8,7 @@ node; here only their labels and profiles follow the pod.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from typing import NamedTuple
 
 import msgspec
@@ -42,10 +43,16 @@ from calico_core.model.kubernetes import (
 )
 from calico_core.model.policies import DEFAULT_TIER, Policy
 from calico_core.model.rules import Rule, RuleLists
-from calico_kubernetes.conversion import PortNames, closed_policy, policy_record
+from calico_kubernetes.conversion import PortNames, closed, closed_policy, policy_record
 from calico_kubernetes.objects import Name, NetworkPolicy, Snapshot
 
 POLICY_PREFIX = "knp.default."
+LARGEST_RECORD_BYTES = 1_000_000
+"""etcd takes requests of 1.5 MiB."""
+_TURNS: tuple[type, ...] = (PolicyKey, ProfileLabelsKey, WorkloadEndpointKey, ProfileTagsKey, ProfileRulesKey)
+"""What is written, in this order: a profile's rules open the pods that no policy selects, so policies, and the labels
+that these select by, stand before. What is deleted follows, the other way round: a policy goes last."""
+_LAST = 2 * len(_TURNS) - 1
 _OPEN = RuleLists(inbound_rules=(Rule(action="allow"),), outbound_rules=(Rule(action="allow"),))
 """A pod that no policy selects is not isolated."""
 _NOTHING = RuleLists()
@@ -67,6 +74,10 @@ class Change(NamedTuple):
     precondition: Compare
     operation: Operation
 
+    @property
+    def size_bytes(self) -> int:
+        return len(self.key) + (len(self.operation.value) if isinstance(self.operation, Put) else 0)
+
 
 def is_ours(key: Key | None) -> bool:
     """Whether the controller looks after the record of a key."""
@@ -78,20 +89,29 @@ def is_ours(key: Key | None) -> bool:
 
 
 def changes(snapshot: Snapshot, observed: Mapping[str, Stored]) -> Iterator[Change]:
-    """What leads from ``observed`` (records of ours by path) to what is wanted. Applied, nothing is left to change."""
-    wanted = {key.path: codec.encode(record) for key, record in desired_records(snapshot).items()}
-    for path, value in wanted.items():
+    """What leads from ``observed`` (records of ours by path) to what is wanted. Applied, nothing is left to change.
+
+    In an order in which a part of them opens nothing that the whole keeps closed.
+    """
+    wanted: set[str] = set()
+    found: list[tuple[int, Change]] = []
+    for key, record in desired_records(snapshot).items():
+        path, value = key.path, _encoded(key, record)
+        if value is None:
+            continue
+        wanted.add(path)
         stored = observed.get(path)
-        if stored is None:
-            yield Change(path, Compare(path, 0), Put(path, value))
-        elif stored.value != value:
-            yield Change(path, Compare(path, stored.mod_revision), Put(path, value))
+        if stored is None or stored.value != value:
+            condition = Compare(path, 0 if stored is None else stored.mod_revision)
+            found.append((_TURNS.index(type(key)), Change(path, condition, Put(path, value))))
     for path, stored in observed.items():
-        key = parse_key(path)
-        if isinstance(key, WorkloadEndpointKey):
-            yield from _endpoint_change(key, stored, snapshot.pods)
+        held = parse_key(path)
+        turn = _TURNS.index(type(held))
+        if isinstance(held, WorkloadEndpointKey):
+            found += [(turn, change) for change in _endpoint_change(held, stored, snapshot.pods)]
         elif path not in wanted:
-            yield Change(path, Compare(path, stored.mod_revision), Delete(path))
+            found.append((_LAST - turn, Change(path, Compare(path, stored.mod_revision), Delete(path))))
+    yield from (change for _, change in sorted(found, key=itemgetter(0)))
 
 
 def desired_records(snapshot: Snapshot) -> dict[Key, object]:
@@ -110,6 +130,19 @@ def desired_records(snapshot: Snapshot) -> dict[Key, object]:
         name = f"{POLICY_PREFIX}{policy.metadata.namespace}.{policy.metadata.name}"
         records[PolicyKey(DEFAULT_TIER, name)] = _policy(policy, names)
     return records
+
+
+def _encoded(key: Key, record: object) -> bytes | None:
+    """None: the datastore does not take it. Without the labels of a namespace, nothing selects it."""
+    value = codec.encode(record)
+    if len(value) <= LARGEST_RECORD_BYTES:
+        return value
+    reason = f"the record has {len(value)} bytes, more than {LARGEST_RECORD_BYTES}"
+    if isinstance(record, Policy):
+        log.error("policy.unconvertible", key=key.path, reason=reason, action="its pods are closed")
+        return codec.encode(closed(record.selector))
+    log.error("record.too_large", key=key.path, reason=reason, action="it is left out")
+    return None
 
 
 def _profile(name: str, rules: RuleLists, labels: dict[str, str]) -> dict[Key, object]:
@@ -148,7 +181,9 @@ def _endpoint_change(key: WorkloadEndpointKey, stored: Stored, pods: Mapping[Nam
     labels, profiles = endpoint_labels(pod), _profiles_of(endpoint, pod)
     if (endpoint.labels, endpoint.profile_ids) == (labels, profiles):
         return
-    value = codec.encode(msgspec.structs.replace(endpoint, labels=labels, profile_ids=profiles))
+    value = _encoded(key, msgspec.structs.replace(endpoint, labels=labels, profile_ids=profiles))
+    if value is None:
+        return
     yield Change(key.path, Compare(key.path, stored.mod_revision), Put(key.path, value))
 
 

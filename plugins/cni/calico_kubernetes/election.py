@@ -44,10 +44,12 @@ class Leadership:
             log.info("controller.lease_left", reason=str(error))
 
 
+def is_vacant(store: Datastore) -> bool:
+    return store.get(KEY) is None
+
+
 def try_win(store: Datastore, host: str) -> Leadership | None:
-    """None: another node has it."""
-    if store.get(KEY) is not None:
-        return None
+    """None: another node was faster."""
     lease = store.lease(TTL_S)
     try:
         revision = store.create(KEY, host.encode(), lease=lease.id)

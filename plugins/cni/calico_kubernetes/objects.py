@@ -10,8 +10,9 @@ import msgspec
 from calico_core.model.kubernetes import Metadata, Namespace, Pod, ServiceAccount
 
 
-class _Object(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Lists may come as null; where absent and empty differ in meaning, None is absent."""
+class _Object(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
+    """A part of a policy. Lists may come as null; where absent and empty differ in meaning, None is absent. A field we
+    do not know may narrow the part that it stands in, so it is refused."""
 
 
 class Requirement(_Object, frozen=True):
@@ -61,9 +62,20 @@ class NetworkPolicySpec(_Object, frozen=True):
     policy_types: tuple[str, ...] | None = None
 
 
-class NetworkPolicy(_Object, frozen=True):
+class PodsOfSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What of a spec says which pods it is for, whatever else it holds."""
+
+    pod_selector: LabelSelector | None = None
+
+
+class NetworkPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """``spec`` is decoded with the policy's conversion: one that cannot be must not keep the others from being read."""
+
     metadata: Metadata = Metadata()
-    spec: NetworkPolicySpec = NetworkPolicySpec()
+    spec: msgspec.Raw = msgspec.Raw(b"{}")
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "spec", self.spec.copy())  # not with the whole answer that it came in
 
 
 Name = tuple[str, str]

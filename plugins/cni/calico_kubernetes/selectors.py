@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from calico_core.errors import InvalidRequest
 from calico_core.model.kubernetes import (
+    NAME_LABEL,
     NAMESPACE_LABEL,
     NAMESPACE_LABEL_PREFIX,
     ORCHESTRATOR,
@@ -17,6 +18,8 @@ from calico_kubernetes.objects import LabelSelector, Requirement
 
 EVERY_POD = f'{ORCHESTRATOR_LABEL} == "{ORCHESTRATOR}"'
 """Endpoints of other orchestrators, and network sets, are no pods, whatever their labels."""
+LONGEST = 500_000
+"""Characters of one selector; its record has to fit into a transaction of the datastore."""
 
 # Source: syntax and character set of labels, Kubernetes documentation
 _KEY = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_./-]*[A-Za-z0-9])?")
@@ -25,12 +28,23 @@ _VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?")
 
 def pods_of(namespace: str, pods: LabelSelector | None) -> str:
     """Pods of one namespace; all of them when nothing narrows it."""
-    return " && ".join((EVERY_POD, f"{NAMESPACE_LABEL} == {_quoted(namespace)}", *_terms(pods, pod_label)))
+    return _all_of(EVERY_POD, f"{NAMESPACE_LABEL} == {_quoted(namespace)}", *_terms(pods, pod_label))
 
 
 def pods_in(namespaces: LabelSelector, pods: LabelSelector | None) -> str:
-    """Pods of the namespaces that are selected."""
-    return " && ".join((EVERY_POD, *_terms(namespaces, _namespace_label), *_terms(pods, pod_label)))
+    """Pods of the namespaces that are selected. One whose labels are not written yet is not, whatever it must not
+    have."""
+    terms = [EVERY_POD, *_terms(namespaces, _namespace_label), *_terms(pods, pod_label)]
+    if any(each.operator in {"NotIn", "DoesNotExist"} for each in namespaces.match_expressions or ()):
+        terms.insert(1, f"has({_namespace_label(NAME_LABEL)})")
+    return _all_of(*terms)
+
+
+def _all_of(*terms: str) -> str:
+    text = " && ".join(terms)
+    if len(text) > LONGEST:
+        raise InvalidRequest("selector", f"has more than {LONGEST} characters")
+    return text
 
 
 def _namespace_label(name: str) -> str:

@@ -131,11 +131,18 @@ def test_a_plugin_that_fails(
 def test_an_old_plugin_and_what_it_is_told(shared_host: LabHost, shared_container: Container, stand_in: Any) -> None:
     before = whole_state(shared_host)
     answer = """echo '{"cniVersion": "0.2.0", "ip4": {"ip": "10.77.0.9/24", "gateway": "10.77.0.1"}}'"""
-    configuration = a_network(ipam={"type": "odd-ipam", "colour": "blue"}, shade={"of": ["blue"]})
+    configuration = a_network(
+        ipam={"type": "odd-ipam", "colour": "blue"},
+        shade={"of": ["blue"]},
+        runtimeConfig={"bandwidth": {"ingressRate": 1}},
+        args={"cni": {"labels": []}, "org.example": {"x": 1.5}},
+    )
     result = shared_container.call("ADD", configuration, environment=stand_in(answer))
     assert result["ips"] == [{"address": "10.77.0.9/32", "interface": 1}]
     assert '"shade": {"of": ["blue"]}' in stand_in.stdin()
     assert '"colour": "blue"' in stand_in.stdin()
+    assert '"runtimeConfig": {"bandwidth": {"ingressRate": 1}}' in stand_in.stdin()
+    assert '"args": {"cni": {"labels": []}, "org.example": {"x": 1.5}}' in stand_in.stdin()
     assert shared_container.call("DEL", configuration, environment=stand_in(answer)) is None
     assert stand_in.heard() == ["ADD", "DEL"]
     assert_settles(shared_host, before)

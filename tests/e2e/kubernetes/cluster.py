@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,14 +26,17 @@ from calico_core.lab.station import PlainStation
 from calico_core.lab.topology import Laboratory
 
 TOKEN = "admintoken"
+NODE_TOKEN = "nodetoken"
+"""Of the user ``calico-node``, who may do what the guide says and nothing else."""
+GUIDE = Path(__file__).parents[3] / "docs" / "how-to" / "kubernetes.md"
 PAUSE_IMAGE = "registry.k8s.io/pause:3.6"
 IMAGE = "docker.io/library/bb:1"
 _PROGRAMS_OF_BUSYBOX = ("sh", "ip", "ping", "nc", "httpd", "sleep", "cat", "ls")
 
 
 class Cluster:
-    """``lab`` is up. :meth:`start` may take half a minute. ``kubeconfig`` is there from the beginning, so that nodes
-    can be told of it before the API runs."""
+    """``lab`` is up. :meth:`start` may take half a minute. ``kubeconfig`` may do anything; ``node_kubeconfig`` is there
+    from the beginning, so that nodes can be told of it before the API runs."""
 
     def __init__(self, lab: Laboratory, programs: Path, folder: Path) -> None:
         self.lab = lab
@@ -42,6 +46,7 @@ class Cluster:
         self._address = lab.fabric.addresses[0]
         self.server = f"https://{self._address}:6443"
         self.kubeconfig = folder / "kubeconfig"
+        self.node_kubeconfig = folder / "node-kubeconfig"
         self._write_credentials()
 
     # --- life ---------------------------------------------------------------------------------------------------
@@ -49,6 +54,7 @@ class Cluster:
     def start(self) -> None:
         self._start_etcd()
         self.start_api()
+        self.kubectl("apply", "-f", "-", stdin=rights_of_a_node())
         self._start("kube-controller-manager", *self._controller_manager())
         self._start("kube-scheduler", "--kubeconfig", str(self.kubeconfig), "--leader-elect=false")
         archive = self._image_archive()
@@ -207,26 +213,26 @@ class Cluster:
             process.wait(8)
 
     def _write_credentials(self) -> None:
-        (self._folder / "tokens.csv").write_text(f'{TOKEN},admin,1,"system:masters"\n')
+        users = f'{TOKEN},admin,1,"system:masters"\n{NODE_TOKEN},calico-node,2\n'
+        (self._folder / "tokens.csv").write_text(users)
         key = self._folder / "sa.key"
         subprocess.run(["openssl", "genrsa", "-out", key, "2048"], check=True, capture_output=True)
         subprocess.run(
             ["openssl", "rsa", "-in", key, "-pubout", "-out", self._folder / "sa.pub"], check=True, capture_output=True
         )
-        config = {
+        for path, token in ((self.kubeconfig, TOKEN), (self.node_kubeconfig, NODE_TOKEN)):
+            path.write_text(json.dumps(self._kubeconfig_of(token)))
+
+    def _kubeconfig_of(self, token: str) -> dict[str, Any]:
+        authority = str(self._folder / "apiserver.crt")
+        return {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "lab",
-            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "admin"}}],
-            "clusters": [
-                {
-                    "name": "lab",
-                    "cluster": {"server": self.server, "certificate-authority": str(self._folder / "apiserver.crt")},
-                }
-            ],
-            "users": [{"name": "admin", "user": {"token": TOKEN}}],
+            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "user"}}],
+            "clusters": [{"name": "lab", "cluster": {"server": self.server, "certificate-authority": authority}}],
+            "users": [{"name": "user", "user": {"token": token}}],
         }
-        self.kubeconfig.write_text(json.dumps(config))
 
     def _start_etcd(self) -> None:
         client, peer = "http://127.0.0.1:2379", "http://127.0.0.1:2380"
@@ -364,6 +370,12 @@ state = "{folder}/state"
             for name in ("manifest.json", "config.json", "layer.tar"):
                 tar.add(work / name, arcname=name)
         return archive
+
+
+def rights_of_a_node() -> str:
+    """As people are told to give them."""
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    return str(text)
 
 
 # --- objects --------------------------------------------------------------------------------------------------------

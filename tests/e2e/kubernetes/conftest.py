@@ -34,7 +34,7 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip(f"{LOOPBACK} is not there: the reference CNI plugins are not installed")
     with tempfile.TemporaryDirectory(prefix="kube-") as name:
         folder = Path(name)
-        environment = {"CALICO_KUBECONFIG": str(folder / "kubeconfig")}
+        environment = {"CALICO_KUBECONFIG": str(folder / "node-kubeconfig")}
         lab = Laboratory.create(f"k{os.getpid() % 100000}", 2, routing="bird", environment=environment)
         with lab:
             made = Cluster(lab, programs, folder)
@@ -57,7 +57,7 @@ def _install(host: LabHost, cluster: Cluster) -> None:
         "type": "calico",
         "ipam": {"type": "calico-ipam"},
         "policy": {"type": "k8s"},
-        "kubernetes": {"kubeconfig": str(cluster.kubeconfig)},
+        "kubernetes": {"kubeconfig": str(cluster.node_kubeconfig)},
     }
     conflist = {"cniVersion": "1.0.0", "name": "k8s-pod-network", "plugins": [plugin]}
     (host.cni_conf_directory / "10-calico.conflist").write_text(json.dumps(conflist))

@@ -9,7 +9,7 @@ import pytest
 
 from calico_cni.kubeconfig import AccessReader, Source
 from calico_cni.service_account import credentials_in, kubeconfig_text
-from tests.e2e.kubernetes.cluster import TOKEN, Cluster, a_namespace, a_pod
+from tests.e2e.kubernetes.cluster import NODE_TOKEN, Cluster, a_namespace, a_pod
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.slow]
 
@@ -35,10 +35,10 @@ def an_account(name: str) -> list[dict[str, object]]:
 
 
 def installed(cluster: Cluster, folder: Path) -> Path:
-    """A kubeconfig as the installer writes it, of an account that may do anything."""
+    """A kubeconfig as the installer writes it, of an account with the rights of a node."""
     account = folder / "account"
     account.mkdir()
-    (account / "token").write_text(TOKEN)
+    (account / "token").write_text(NODE_TOKEN)
     (account / "ca.crt").write_bytes((cluster.kubeconfig.parent / "apiserver.crt").read_bytes())
     host, _, port = cluster.server.removeprefix("https://").rpartition(":")
     path = folder / "calico-kubeconfig"
@@ -66,7 +66,7 @@ def test_pods_start_with_tokens_of_the_plugins_own(cluster: Cluster, tmp_path: P
         def token() -> str:
             return AccessReader(Source(kubeconfig=str(path))).read().token
 
-        cluster.await_(lambda: token() != TOKEN, "a token of the account")
+        cluster.await_(lambda: token() != NODE_TOKEN, "a token of the account")
         who = json.loads(cluster.kubectl("--token", token(), "auth", "whoami", "-o", "json"))
         assert who["status"]["userInfo"]["username"] == f"system:serviceaccount:kube-system:{NAME}"
         credentials = credentials_in(path)

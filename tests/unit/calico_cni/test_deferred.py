@@ -47,6 +47,22 @@ def test_del_succeeds_and_the_rest_is_done_later(setup: CniSetup, folder: Path) 
     assert setup.integration.replay() == 0
 
 
+def test_what_belongs_to_another_by_then_is_left_alone(setup: CniSetup) -> None:
+    result = stdout_of(setup.call("ADD"))
+    setup.workloads.failure = AWAY
+    assert setup.call("DEL") == CallReply()
+    (key,) = setup.workloads.attached
+    setup.records.delete(key)  # somebody tidied up meanwhile
+    setup.workloads.attached.clear()
+    setup.ipam.held.clear()
+    again = stdout_of(setup.call("ADD", container="another"))
+    assert again["ips"] == result["ips"]
+    held = dict(setup.ipam.held)
+    assert setup.integration.replay() == 1
+    assert setup.ipam.held == held
+    assert [key.workload for key in setup.workloads.attached] == ["another"]
+
+
 def test_a_repeated_del_is_put_off_once(setup: CniSetup, folder: Path) -> None:
     for _ in range(3):
         setup.workloads.failure = AWAY

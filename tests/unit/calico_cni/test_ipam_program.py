@@ -62,6 +62,8 @@ def test_add_again_and_del_again(setup: CniSetup) -> None:
 def test_del_frees_what_the_first_reference_plugin_named(setup: CniSetup) -> None:
     setup.ipam.held[IPAddress("10.65.0.9")] = (CONTAINER, {})
     setup.ipam.held[IPAddress("10.65.0.10")] = (f"{CONTAINER}0", {})
+    stdout_of(run(setup, "ADD", under_bridge()))  # both forms at once
+    assert len(setup.ipam.held) == 3
     run(setup, "DEL", under_bridge())
     assert list(setup.ipam.held) == [IPAddress("10.65.0.10")]
 

@@ -273,6 +273,16 @@ def test_annotations_ask_for_addresses_pools_and_a_mac(setup: CniSetup, api: Kub
     assert wanted.pools_v4 == (IPNetwork("10.65.0.0/24"),)
 
 
+@pytest.mark.parametrize(
+    ("families", "numbers"), [('["IPv4"]', (1, 0)), ('["IPv6"]', (0, 1)), ('["IPv4", "IPv6"]', (1, 1))]
+)
+def test_families(setup: CniSetup, api: KubernetesApi, families: str, numbers: tuple[int, int]) -> None:
+    annotate(api, ipFamilies=families)
+    stdout_of(setup.call("ADD", a_pod_network(api), CNI_ARGS=ARGUMENTS))
+    (wanted,) = setup.ipam.requests
+    assert (wanted.num_v4, wanted.num_v6) == numbers
+
+
 def test_the_pod_goes_before_its_namespace_and_that_before_the_configuration(
     setup: CniSetup, api: KubernetesApi
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import pytest
 
 from calico_core.datastore.memory import MemoryDatastore
 from calico_core.datastore.records import TypedRecords
-from calico_core.interfaces.datastore import Datastore
+from calico_core.errors import Unavailable
+from calico_core.interfaces.datastore import Datastore, Lease, Operation, Precondition, Put, TransactionResult
 from calico_core.model.addresses import parse_mac
 from calico_core.model.endpoints import EndpointAttachment, WorkloadEndpoint
 from calico_core.model.keys import PolicyKey, ProfileLabelsKey, ProfileRulesKey, WorkloadEndpointKey
-from calico_kubernetes import controller, election
+from calico_kubernetes import cache, controller, election
 from calico_kubernetes.controller import PolicyController
 from tests.doubles.kubernetes_api import KubernetesApi
 from tests.waiting import eventually
@@ -26,18 +27,29 @@ DENY_ALL = {"podSelector": {}, "policyTypes": ["Ingress"]}
 ENDPOINT = WorkloadEndpointKey("n1", "k8s", "shop.web-0", "0123")
 
 
+class LimitedDatastore(MemoryDatastore):
+    """With etcd's limit of a request, by default 1.5 MiB."""
+
+    def transact(
+        self, preconditions: Sequence[Precondition], operations: Sequence[Operation], otherwise: Sequence[str] = ()
+    ) -> TransactionResult:
+        if sum(len(each.value) for each in operations if isinstance(each, Put)) > 1.5 * 2**20:
+            raise Unavailable("limited", "request is too large")
+        return super().transact(preconditions, operations, otherwise)
+
+
 class Cluster:
     """An API, a datastore and controllers of several nodes."""
 
     def __init__(self, folder: Path) -> None:
         self.api = KubernetesApi(folder)
-        self.store: Datastore = MemoryDatastore()
+        self.store: Datastore = LimitedDatastore()
         self.records = TypedRecords(self.store)
         self._stops: dict[str, tuple[threading.Event, threading.Thread]] = {}
 
-    def start(self, host: str = "n1") -> None:
+    def start(self, host: str = "n1", kubeconfig: str = "") -> None:
         stop = threading.Event()
-        runner = PolicyController(self.store, host, self.api.kubeconfig())
+        runner = PolicyController(self.store, host, kubeconfig or self.api.kubeconfig())
         thread = threading.Thread(target=runner.run, args=(stop,))
         thread.start()
         self._stops[host] = (stop, thread)
@@ -182,6 +194,56 @@ def test_records_that_are_not_ours_are_never_touched(cluster: Cluster) -> None:
     assert all(after[entry.key] == entry for entry in before)
 
 
+def test_large_policies_keep_nothing_from_being_written(cluster: Cluster) -> None:
+    """Several that do not fit into one transaction together, and one that fits into none."""
+    cluster.api.page = 50
+    cluster.api.put("namespaces", "shop")
+    for number in range(8):
+        peers = [{"podSelector": {"matchLabels": {"app": f"{number}-{each}"}}} for each in range(1500)]
+        cluster.api.put("policies", f"large-{number}", "shop", spec={"podSelector": {}, "ingress": [{"from": peers}]})
+    peers = [{"podSelector": {"matchLabels": {"app": str(each)}}} for each in range(1500)]
+    ports = [{"port": 80, "protocol": protocol} for protocol in ("TCP", "UDP", "SCTP")] + [{"port": "http"}]
+    too_large = {"podSelector": {"matchLabels": {"app": "db"}}, "ingress": [{"from": peers, "ports": ports}] * 2}
+    too_large["egress"] = [{"to": peers, "ports": ports}]
+    cluster.api.put("policies", "too-large", "shop", spec=too_large)
+    cluster.api.put("policies", "closed", "shop", spec=DENY_ALL)
+    cluster.start()
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.shop")) and cluster.record(knp("shop.closed")))
+    eventually(lambda: all(cluster.record(knp(f"shop.large-{number}")) for number in range(8)))
+    assert len(cluster.record(knp("shop.large-7")).inbound_rules) == 1500
+    eventually(lambda: cluster.record(knp("shop.too-large")))
+    closed = cluster.record(knp("shop.too-large"))
+    assert (closed.inbound_rules, closed.outbound_rules, closed.types) == ((), (), ("ingress", "egress"))
+    assert closed.selector.endswith('app == "db"')
+
+
+def test_a_policy_that_is_not_understood_keeps_no_other_from_being_read(cluster: Cluster) -> None:
+    cluster.api.put("policies", "odd", "shop", spec={"podSelector": {"matchLabels": {"app": "db"}}, "ingress": "all"})
+    cluster.api.put("policies", "closed", "shop", spec=DENY_ALL)
+    cluster.start()
+    eventually(lambda: cluster.record(knp("shop.closed")) and cluster.record(knp("shop.odd")))
+    assert cluster.record(knp("shop.odd")).selector.endswith('app == "db"')
+    cluster.api.put("policies", "odd", "shop", spec=DENY_ALL)
+    eventually(lambda: cluster.record(knp("shop.odd")).types == ("ingress",))
+
+
+def test_a_fault_of_its_own_does_not_end_it(cluster: Cluster) -> None:
+    class Faulty(LimitedDatastore):
+        unforeseen = 1
+
+        def lease(self, ttl_s: float) -> Lease:
+            if self.unforeseen:
+                self.unforeseen -= 1
+                raise RuntimeError("no such thing was foreseen")
+            return super().lease(ttl_s)
+
+    cluster.store = Faulty()
+    cluster.records = TypedRecords(cluster.store)
+    cluster.api.put("namespaces", "shop")
+    cluster.start()
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.shop")))
+
+
 def test_while_the_api_is_away_everything_stays_and_then_follows(cluster: Cluster) -> None:
     cluster.api.put("namespaces", "shop")
     cluster.api.put("policies", "closed", "shop", spec=DENY_ALL)
@@ -202,7 +264,7 @@ def test_a_new_token_is_picked_up(cluster: Cluster) -> None:
     cluster.api.token = "another"
     cluster.api.put("namespaces", "shop")
     cluster.start()
-    eventually(lambda: any("pods" in path for path in cluster.api.requests))
+    eventually(lambda: len(cluster.api.requests) > 1)
     assert cluster.record(ProfileRulesKey("kns.shop")) is None
     cluster.api.kubeconfig(token="another")
     eventually(lambda: cluster.record(ProfileRulesKey("kns.shop")))
@@ -236,3 +298,61 @@ def test_a_node_that_lost_its_lease_does_not_write(cluster: Cluster) -> None:
 
     cluster.store.delete(election.KEY)
     eventually(lambda: cluster.record(ProfileRulesKey("kns.shop")))
+
+
+def test_a_node_that_does_not_reach_the_api_does_not_lead(cluster: Cluster) -> None:
+    cluster.start("astray", "/nowhere/kubeconfig")
+    cluster.start("refused", cluster.api.kubeconfig("no-such-token", name="refused"))
+    eventually(lambda: len(cluster.api.requests) > 1)
+    assert cluster.leader == ""
+    cluster.start("n1")
+    cluster.api.put("namespaces", "shop")
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.shop")))
+    assert cluster.leader == "n1"
+
+
+def test_a_leader_that_loses_the_api_makes_room(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller, "AWAY_S", 0.5)
+    cluster.start("n1", cluster.api.kubeconfig(name="first"))
+    eventually(lambda: cluster.leader == "n1")
+    cluster.start("n2")
+    cluster.api.kubeconfig("no-such-token", name="first")
+    cluster.api.forget_history()
+    cluster.api.put("namespaces", "lab")
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.lab")))
+    assert cluster.leader == "n2"
+
+
+def test_an_api_that_is_away_for_all_finds_a_leader_when_it_is_back(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller, "AWAY_S", 0.5)
+    cluster.api.put("policies", "closed", "shop", spec=DENY_ALL)
+    for host in ("n1", "n2"):
+        cluster.start(host)
+    eventually(lambda: cluster.record(knp("shop.closed")))
+    cluster.api.stop()
+    eventually(lambda: cluster.leader == "")
+    assert cluster.record(knp("shop.closed")) is not None
+    cluster.api.delete("policies", "closed", "shop")
+    cluster.api.start()
+    eventually(lambda: cluster.record(knp("shop.closed")) is None)
+
+
+def test_nothing_is_watched_any_more_by_who_does_not_lead(cluster: Cluster) -> None:
+    cluster.start()
+    eventually(lambda: sum("watch" in path for path in cluster.api.requests) == 4)
+    cluster.stop("n1")
+    eventually(lambda: not any(thread.name.startswith("kube-") for thread in threading.enumerate()), within_s=5)
+
+
+def test_an_api_that_was_restored_is_listed_again(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "RELIST_S", 0.0)
+    for name in ("shop", "lab", "field"):
+        cluster.api.put("namespaces", name)
+    cluster.start()
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.field")))
+    cluster.api.restore_empty()
+    cluster.api.put("namespaces", "shop")
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.field")) is None)
+    assert cluster.record(ProfileRulesKey("kns.shop")) is not None

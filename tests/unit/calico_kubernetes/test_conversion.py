@@ -116,7 +116,7 @@ def test_peers() -> None:
         ({"namespaceSelector": team, "podSelector": app}, f'{PODS} && pcns.team == "north" && app == "web"'),
         (
             {"namespaceSelector": {"matchExpressions": [{"key": "team", "operator": "NotIn", "values": ["north"]}]}},
-            f'{PODS} && pcns.team not in {{"north"}}',
+            f'{PODS} && has(pcns.projectcalico.org/name) && pcns.team not in {{"north"}}',
         ),
     ]
     for peer, selector in cases:
@@ -125,10 +125,39 @@ def test_peers() -> None:
     assert len(inbound(**{"from": [peer for peer, _ in cases]})) == len(cases)
 
 
+@pytest.mark.parametrize("what", [{"operator": "NotIn", "values": ["low"]}, {"operator": "DoesNotExist"}])
+def test_a_namespace_whose_labels_are_not_written_yet_is_no_peer(what: dict[str, Any]) -> None:
+    peer = {"namespaceSelector": {"matchExpressions": [{"key": "trust", **what}]}}
+    (rule,) = inbound(**{"from": [peer]})
+    selector = parse_selector(rule["src_selector"])
+    own = {"projectcalico.org/orchestrator": "k8s", "projectcalico.org/namespace": "evil"}
+    assert not selector.matches(own)
+    assert selector.matches(own | {"pcns.projectcalico.org/name": "evil"})
+    assert not selector.matches(own | {"pcns.projectcalico.org/name": "evil", "pcns.trust": "low"})
+
+
 def test_blocks_of_addresses() -> None:
     block = {"ipBlock": {"cidr": "10.1.2.3/8", "except": ["10.1.0.0/16", "10.2.0.0/16"]}}
     assert inbound(**{"from": [block]}) == [{"src_nets": ["10.0.0.0/8"], "!src_nets": ["10.1.0.0/16", "10.2.0.0/16"]}]
     assert outbound(to=[{"ipBlock": {"cidr": "fd00::/8"}}]) == [{"dst_nets": ["fd00::/8"]}]
+
+
+def test_blocks_without_exceptions_are_one_rule() -> None:
+    peers = [
+        {"ipBlock": {"cidr": "10.0.0.0/8"}},
+        {"podSelector": {}},
+        {"ipBlock": {"cidr": "192.0.2.0/24", "except": ["192.0.2.7/32"]}},
+        {"ipBlock": {"cidr": "fd00::/8"}},
+        {"ipBlock": {"cidr": "10.0.0.0/8"}},
+    ]
+    assert outbound(to=peers) == [
+        {"dst_selector": SHOP},
+        {"dst_nets": ["192.0.2.0/24"], "!dst_nets": ["192.0.2.7/32"]},
+        {"dst_nets": ["10.0.0.0/8", "fd00::/8"]},
+    ]
+    assert inbound(**{"from": peers[:1] + peers[3:], "ports": [{"port": 80}]}) == [
+        {"protocol": "tcp", "dst_ports": [80], "src_nets": ["10.0.0.0/8", "fd00::/8"]}
+    ]
 
 
 # --- ports --------------------------------------------------------------------------------------------------------
@@ -190,6 +219,7 @@ def test_a_name_that_no_pod_has_opens_nothing() -> None:
     [
         {"podSelector": {"matchExpressions": [{"key": "a", "operator": "Like", "values": ["x"]}]}},
         {"podSelector": {"matchLabels": {"a": '"'}}},
+        {"podSelector": {"matchExpressions": [{"key": "a", "operator": "In", "values": ["v" * 60] * 8000}]}},
         {"policyTypes": ["Sideways"]},
         {"ingress": [{"from": [{}]}]},
         {"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}, "podSelector": {}}]}]},
@@ -198,6 +228,19 @@ def test_a_name_that_no_pod_has_opens_nothing() -> None:
         {"ingress": [{"ports": [{"port": 90, "endPort": 80}]}]},
         {"ingress": [{"ports": [{"port": "http", "endPort": 80}]}]},
         {"ingress": [{"ports": [{"port": 0}]}]},
+        {"ingress": [{"ports": [{"endPort": 90}]}]},
+        {"ingress": [{"from": [{"podSelector": {"matchLabels": {"a" * 600: "x"}}}]}]},
+        {"podSelector": {"matchLabels": {"a" * 600: "x"}}},
+        # fields of a version after ours
+        {"ingress": [{"from": [{"podSelector": {}, "serviceSelector": {}}]}]},
+        {"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "only": ["10.0.0.0/9"]}}]}]},
+        {"ingress": [{"when": "never"}]},
+        {"egress": [{"ports": [{"port": 80, "name": "x"}]}]},
+        {"action": "deny"},
+        {"podSelector": {"matchFields": []}},
+        # not as any version writes it
+        {"ingress": [{"ports": [{"port": 1.5}]}]},
+        {"ingress": "all"},
     ],
 )
 def test_a_policy_that_is_not_understood_closes_its_pods(spec: dict[str, Any]) -> None:
@@ -208,6 +251,13 @@ def test_a_policy_that_is_not_understood_closes_its_pods(spec: dict[str, Any]) -
     assert (closed.inbound_rules, closed.outbound_rules, closed.types) == ((), (), ("ingress", "egress"))
     labels = {"projectcalico.org/orchestrator": "k8s", "projectcalico.org/namespace": "shop"}
     assert parse_selector(closed.selector).matches(labels)
+
+
+def test_of_a_policy_that_is_not_understood_the_pods_are() -> None:
+    """Only these are closed, where they can be told."""
+    for rest in ({"ingress": [{"when": "never"}]}, {"ingress": [{"from": [{"ipBlock": {"cidr": "ten"}}]}]}, {"x": 1}):
+        closed = closed_policy(a_policy(podSelector={"matchLabels": {"app": "db"}}, **rest))
+        assert closed.selector == f'{SHOP} && app == "db"'
 
 
 def test_what_was_written_is_read_back_equal() -> None:

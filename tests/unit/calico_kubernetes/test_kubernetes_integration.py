@@ -5,6 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +18,9 @@ from calico_core.model.keys import PolicyControllerKey
 from calico_core.settings import Settings
 from calico_kubernetes.integration import KubernetesIntegration
 from tests.doubles.ipam import MemoryIpam
+from tests.doubles.kubernetes_api import KubernetesApi
 from tests.doubles.workloads import MemoryWorkloads
+from tests.waiting import eventually
 
 
 def a_context(kubeconfig: str) -> IntegrationContext:
@@ -28,32 +33,45 @@ def a_context(kubeconfig: str) -> IntegrationContext:
     )
 
 
-def served(context: IntegrationContext, *, until_elected: bool) -> str | None:
-    """What stands at the controller's key while the integration serves."""
+@contextmanager
+def serving(context: IntegrationContext) -> Iterator[None]:
     integration = KubernetesIntegration()
     integration.prepare(context)
     stop = threading.Event()
     thread = threading.Thread(target=integration.serve, args=(stop,))
     thread.start()
-    found = None
-    for _ in range(500 if until_elected else 5):
-        found = context.records.get(PolicyControllerKey())
-        if found is not None:
-            break
-        stop.wait(0.02)
-    stop.set()
-    thread.join(20)
-    assert not thread.is_alive()
-    return None if found is None else str(found.record)
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def leader(context: IntegrationContext) -> str:
+    """What stands at the controller's key."""
+    found = context.records.get(PolicyControllerKey())
+    return "" if found is None else str(found.record)
 
 
 def test_without_a_kubeconfig_it_does_nothing() -> None:
-    assert served(a_context(""), until_elected=False) is None
+    context = a_context("")
+    before = set(threading.enumerate())
+    with serving(context):
+        assert len(set(threading.enumerate()) - before) == 1
+    assert leader(context) == ""
 
 
-def test_a_kubeconfig_that_is_not_there_yet_is_waited_for() -> None:
+def test_a_kubeconfig_that_is_not_there_yet_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("kubernetes")
-    assert served(a_context("/nowhere/kubeconfig"), until_elected=True) == "n1"
+    api = KubernetesApi(tmp_path)
+    context = a_context(str(tmp_path / "kubeconfig"))
+    with serving(context):
+        eventually(lambda: "controller.cannot_stand" in caplog.messages)
+        assert leader(context) == ""
+        api.kubeconfig()
+        eventually(lambda: leader(context) == "n1")
+    api.stop()
 
 
 def test_loading_it_is_cheap() -> None:

@@ -10,6 +10,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -236,6 +237,30 @@ def test_only_root_may_open_it_and_a_leftover_is_replaced(tmp_path: Path, handle
         assert [entry.name for entry in tmp_path.iterdir()] == ["node.sock"]
     finally:
         server.stop()
+
+
+def test_another_user_is_hung_up_on_even_if_the_file_lets_him_in(handler: Handler) -> None:
+    script = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.settimeout(10); s.connect(sys.argv[1])\n"
+        "try: s.sendall(sys.stdin.buffer.read()); print(len(s.recv(100)))\n"
+        "except OSError: print(0)"
+    )
+    call = encode_call(a_call(stdin=b"x"))
+    interpreter = os.path.realpath(sys.executable)
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others
+        path = Path(folder, "node.sock")
+        server = SocketServer(str(path), handler)
+        server.start()
+        try:
+            Path(folder).chmod(0o755)
+            path.chmod(0o666)
+            for user, is_answered in ((0, True), (65534, False)):
+                argv = [interpreter, "-I", "-S", "-c", script, str(path)]
+                done = subprocess.run(argv, input=call, capture_output=True, check=True, user=user, timeout=60)
+                assert (int(done.stdout) > 0) == is_answered
+        finally:
+            server.stop()
+    assert len(handler.calls) == 1
 
 
 def test_nobody_listening_is_an_os_error(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""What is written for a snapshot of the API, and in which order."""
+
+from __future__ import annotations
+
+from calico_core.interfaces.datastore import Delete, Put
+from calico_core.model import codec
+from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.keys import WorkloadEndpointKey
+from calico_core.model.kubernetes import Metadata, Namespace, Pod, ServiceAccount
+from calico_kubernetes.desired import Change, Stored, changes
+from calico_kubernetes.objects import NetworkPolicy, Snapshot
+
+NAMES = [f"n{number}" for number in range(20)]
+SNAPSHOT = Snapshot(
+    namespaces={("", name): Namespace(metadata=Metadata(name=name)) for name in NAMES},
+    service_accounts={
+        (name, "default"): ServiceAccount(metadata=Metadata(name="default", namespace=name)) for name in NAMES
+    },
+    policies={(name, "deny"): NetworkPolicy(metadata=Metadata(name="deny", namespace=name)) for name in NAMES},
+    pods={("n0", "web"): Pod(metadata=Metadata(name="web", namespace="n0", labels={"app": "web"}))},
+)
+ENDPOINT = WorkloadEndpointKey("h", "k8s", "n0.web", "e")
+STALE = {ENDPOINT.path: Stored(codec.encode(WorkloadEndpoint(state="active", name="cali0")), 1)}
+
+
+def what(change: Change) -> str:
+    kind = next(each for each in ("tier", "labels", "rules", "endpoint") if f"/{each}" in change.key)
+    return f"{'put' if isinstance(change.operation, Put) else 'delete'} {kind}"
+
+
+def applied(found: list[Change], observed: dict[str, Stored]) -> dict[str, Stored]:
+    after = dict(observed)
+    for change in found:
+        if isinstance(change.operation, Delete):
+            del after[change.key]
+        else:
+            after[change.key] = Stored(change.operation.value, 2)
+    return after
+
+
+def test_what_closes_is_written_before_what_opens_and_deleted_after_it() -> None:
+    made = list(changes(SNAPSHOT, STALE))
+    assert list(dict.fromkeys(map(what, made))) == ["put tier", "put labels", "put endpoint", "put rules"]
+    assert len(made) == 5 * len(NAMES) + 1
+
+    there = applied(made, STALE)
+    assert list(changes(SNAPSHOT, there)) == []
+    gone = list(changes(Snapshot(), there))
+    assert list(dict.fromkeys(map(what, gone))) == ["delete rules", "delete labels", "delete tier"]
+    assert set(applied(gone, there)) == {ENDPOINT.path}
+
+    # one in the place of another: there is no moment without any
+    renamed = SNAPSHOT._replace(
+        policies={("n0", "other"): NetworkPolicy(metadata=Metadata(name="other", namespace="n0"))}
+    )
+    turned = list(changes(renamed, there))
+    assert list(map(what, turned)) == ["put tier"] + ["delete tier"] * len(NAMES)
