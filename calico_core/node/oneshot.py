@@ -10,11 +10,6 @@ import contextlib
 import os
 import sys
 
-if __name__ == "__main__":
-    from calico_core.node import lean_start
-
-    lean_start.begin()
-
 from calico_core import log as logging_setup
 from calico_core.errors import CalicoError, PluginBroken
 from calico_core.interfaces.integration import Call, CallReply, Integration, IntegrationContext
