@@ -38,6 +38,7 @@ from calico_core.model.rules import PORT_PROTOCOLS, PROTOCOLS
 from calico_core.node.mailbox import LatestSlot
 from calico_core.policy.compiled import Evaluator
 from calico_core.policy.explain import Direction, Packet
+from calico_core.policy.set_limit import close_rules, sets_beyond
 
 _GATHER_S = 0.05
 _REST = 9
@@ -97,13 +98,14 @@ class Touched:
         self.gained |= other.gained
         self.lost |= other.lost
 
-    def concerns(self, state: HostState) -> Iterator[tuple[HostWorkload, Direction]]:
-        """The directions of workloads whose verdicts may be others now, and be denials."""
+    def concerns(self, state: HostState, closed: Collection[SetId] = ()) -> Iterator[tuple[HostWorkload, Direction]]:
+        """The directions of workloads whose verdicts may be others now, and be denials. ``closed``: sets that have so
+        many members that rules which name one deny (ADR 11)."""
         rules = self.rules | {
             rules.id
             for rules in (state.rules.values() if self.gained or self.lost else ())
             if not rules.is_staged
-            if any(self._may_deny(rule) for rule in (*rules.inbound, *rules.outbound))
+            if any(self._may_deny(rule, closed) for rule in (*rules.inbound, *rules.outbound))
         }
         for workload in state.workloads.values():
             is_touched = self.is_all or workload.key in self.workloads
@@ -112,8 +114,10 @@ class Touched:
             if is_touched or not rules.isdisjoint(_rules_in(workload.inbound)):
                 yield workload, "inbound"
 
-    def _may_deny(self, rule: HostRule) -> bool:
+    def _may_deny(self, rule: HostRule, closed: Collection[SetId]) -> bool:
         """Whether its sets changed so that something it permitted may be denied: it permits less, or denies more."""
+        if any(each in closed for each in (*rule.sets, *rule.port_sets) if each in self.gained):
+            return True
         if rule.action == "log":
             return False
         asked = {*rule.src_sets, *rule.dst_sets, *rule.src_port_sets, *rule.dst_port_sets}
@@ -139,8 +143,9 @@ class FlowCutter:
     """``note`` and ``next_look`` are the engine thread's, which asks ``wants`` and then calls ``look``. A look that
     failed goes to ``on_failure``, in the thread of the cutter, for the engine to ``take_back``."""
 
-    def __init__(self, dataplane: Dataplane, on_failure: Callable[[LookFailed], None]) -> None:
-        self._dataplane, self._on_failure = dataplane, on_failure
+    def __init__(self, dataplane: Dataplane, on_failure: Callable[[LookFailed], None], *, max_set_size: int) -> None:
+        """``max_set_size``: see ``DataplaneOptions``."""
+        self._dataplane, self._on_failure, self._max_set_size = dataplane, on_failure, max_set_size
         self._known = Known()
         self._touched = Touched()
         self._due: float | None = None
@@ -215,9 +220,12 @@ class FlowCutter:
                 self._on_failure(LookFailed(look.touched))
 
     def _judge(self, look: _Look) -> None:
-        concerned = list(look.touched.concerns(look.state))
+        closed = sets_beyond(look.state, self._max_set_size)
+        concerned = list(look.touched.concerns(look.state, closed))
         if not concerned:
             return
+        if closed:
+            close_rules(look.state, self._max_set_size)
         denied = denied_now(look.state, concerned, self._dataplane.connections(), look.own)
         if denied:
             count = self._dataplane.cut(denied)

@@ -159,6 +159,7 @@ class Runtime:
             resolver=composition.make_resolver(settings, self.host),
             cuts_denied_flows=cuts_denied_flows(settings),
             give_up_after_s=settings.loop_limit_s,
+            max_set_size=settings.max_set_size,
             remembered=RememberedInterfaces(
                 Path(settings.state_directory, "interfaces.json"), confirm_after_s=settings.confirm_removals_after_s
             ),

@@ -24,10 +24,18 @@ class SetsBeyond(Value, frozen=True):
     named: Mapping[tuple[RulesId, Direction], Mapping[int, SetId]]
 
 
+def sets_beyond(state: HostState, most: int) -> dict[SetId, int]:
+    """Those with more than ``most`` members, and how many they have."""
+    sizes = {set_id: size for set_id, members in state.sets.items() if (size := address_count(members)) > most}
+    for set_id, ports in state.port_sets.items():
+        if len(ports) > most and (size := port_count(ports)) > most:
+            sizes[set_id] = size
+    return sizes
+
+
 def close_rules(state: HostState, most: int) -> SetsBeyond:
     """Put denials into the state in the place of rules that name a set with more than ``most`` members."""
-    sizes = {set_id: size for set_id, members in state.sets.items() if (size := address_count(members)) > most}
-    sizes |= {set_id: size for set_id, members in state.port_sets.items() if (size := port_count(members)) > most}
+    sizes = sets_beyond(state, most)
     named: dict[tuple[RulesId, Direction], Mapping[int, SetId]] = {}
     for rules in list(state.rules.values()) if sizes else ():
         if rules.is_staged:

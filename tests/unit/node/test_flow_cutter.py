@@ -37,6 +37,8 @@ RULES = RulesId("profile/web")
 FRIENDS = SetId("sel-0123456789abcdef")
 ONE, TWO, FRIEND, STRANGER = (IPAddress(f"10.65.0.{number}") for number in (1, 2, 9, 77))
 HOST = IPAddress("192.0.2.1")
+LIMIT = 3
+"""Members of a set."""
 
 
 def workload(name: str, address: IPAddress, rules: RulesId = RULES) -> HostWorkload:
@@ -214,7 +216,7 @@ def test_what_could_not_be_judged_is_judged_with_the_next_look(refuses: str) -> 
     dataplane.apply(START)
     dataplane.connect(tcp(STRANGER, ONE))
     failed: SimpleQueue[LookFailed] = SimpleQueue()
-    cutter = FlowCutter(dataplane, failed.put)
+    cutter = FlowCutter(dataplane, failed.put, max_set_size=LIMIT)
     cutter.note(HostChanges(rules=START.rules, workloads=START.workloads), 0.0)
     cutter.start()
     try:
@@ -239,7 +241,7 @@ def test_what_could_not_be_judged_is_judged_with_the_next_look(refuses: str) -> 
 
 @pytest.fixture
 def cutter(dataplane: MemoryDataplane) -> Iterator[FlowCutter]:
-    made = FlowCutter(dataplane, lambda failed: pytest.fail(str(failed)))
+    made = FlowCutter(dataplane, lambda failed: pytest.fail(str(failed)), max_set_size=LIMIT)
     made.note(HostChanges(rules=START.rules, workloads=START.workloads), 0.0)
     made.start()
     yield made
@@ -262,3 +264,23 @@ def test_changes_gather_and_one_look_ends_what_is_denied(dataplane: MemoryDatapl
     eventually(lambda: cut not in dataplane.connections())
     assert dataplane.connections() == (kept,)
     assert cutter.next_look(200.0) is None
+
+
+@pytest.mark.parametrize("action", ["log", "allow", "deny"])
+def test_a_set_that_grows_beyond_its_limit_ends_what_its_rules_now_deny(
+    dataplane: MemoryDataplane, cutter: FlowCutter, action: Any
+) -> None:
+    named = HostChanges(rules=(rules(HostRule(action=action, dst_sets=(FRIENDS,), protocol=17), WEB),))
+    dataplane.apply(named)
+    cutter.note(named, 0.0)
+    dataplane.connect(tcp(STRANGER, ONE))
+    known, touched = Known(), Touched()
+    known.note(dataplane_as_changes(dataplane))
+    more = HostChanges(sets=(SetChange(id=FRIENDS, added=AddressSet.of([STRANGER, TWO])),))
+    dataplane.apply(more)
+    touched.note(more, known)
+    assert bool(list(touched.concerns(dataplane.wanted()))) is (action == "deny")  # were it for the rule alone
+    cutter.note(more, 0.0)
+    assert cutter.wants(time.monotonic())
+    cutter.look(dataplane.wanted(), frozenset())
+    eventually(lambda: dataplane.connections() == ())
