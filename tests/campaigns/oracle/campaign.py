@@ -235,9 +235,15 @@ def _place_of(case: dict[str, Any], *, answers_early: bool) -> ways.Place:
 
 
 def _beyond(state: HostState, limit: int) -> frozenset[str]:
-    """What a driver has to complain of: sets, and the rules that name them."""
-    found = close_rules(state.copy(), limit)
-    return frozenset({*found.sizes, *(rules_id for (rules_id, _), numbers in found.named.items() if numbers)})
+    """What a driver has to complain of: sets, and the rules that name them, of staged policies too."""
+    sizes = close_rules(state.copy(), limit).sizes
+    naming = {
+        rules.id
+        for rules in state.rules.values()
+        for rule in (*rules.inbound, *rules.outbound)
+        if not sizes.keys().isdisjoint((*rule.sets, *rule.port_sets))
+    }
+    return frozenset({*sizes, *naming})
 
 
 def _lets_spoof(case: dict[str, Any]) -> bool:
