@@ -1,7 +1,9 @@
 """Directories whose files run as root: nobody else may be able to put others in their place.
 
 That takes more than a look at the directory: who may rename one that leads to it, or a link on the way, may do the
-same. Sticky directories such as ``/tmp`` are no danger on the way, for only an owner may rename there.
+same. Sticky directories such as ``/tmp`` are no danger on the way, for only an owner may rename there. Members of a
+group that may write to one are trusted: who gave it the group's bit meant them, as Debian does ``staff`` in
+``/usr/local``.
 """
 
 from __future__ import annotations

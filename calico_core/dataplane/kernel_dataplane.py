@@ -397,10 +397,10 @@ class KernelDataplane(Dataplane, Generic[P]):
         failures: tuple[Failure, ...],
     ) -> ApplyReport:
         changes = len(links.changed) + (table.changes if table is not None else 0)
+        losers = () if table is None else self._claims.losers()
         found = [*links.failures]
         if table is not None:
             found += table.failures
-            found += (Failure(workload.key.path, reason) for workload, reason in self._claims.losers())
         missing: set[WorkloadEndpointKey] = set()
         for report in routes:
             changes += len(report.changed)
@@ -410,5 +410,6 @@ class KernelDataplane(Dataplane, Generic[P]):
         return ApplyReport(
             changes=changes,
             failures=(*found, *failures),
+            losers=tuple(Failure(workload.key.path, reason) for workload, reason in losers),
             endpoints_without_link=tuple(sorted(missing, key=lambda key: key.path)),
         )

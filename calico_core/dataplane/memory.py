@@ -308,13 +308,20 @@ class MemoryDataplane(Dataplane):
         for part in parts:
             wanted.update(part.items())
         wanted.update((interface.key, interface) for interface in self.state.interfaces.values())
-        refused = self.refused | {workload.key.path: reason for workload, reason in self._claims.losers()}
-        failures = [Failure(subject, reason) for subject, reason in refused.items() if subject in map(_subject, wanted)]
-        possible = {name: value for name, value in wanted.items() if _subject(name) not in refused}
+        losers = [Failure(workload.key.path, reason) for workload, reason in self._claims.losers()]
+        subjects = {_subject(name) for name in wanted}
+        failures = [Failure(subject, reason) for subject, reason in self.refused.items() if subject in subjects]
+        impossible = self.refused.keys() | dict(losers).keys()
+        possible = {name: value for name, value in wanted.items() if _subject(name) not in impossible}
         changed = [name for name, value in possible.items() if self._programmed.get(name, self) != value]
         changes = len(changed) + len(self._programmed.keys() - possible.keys())
         self._programmed = possible
-        return ApplyReport(changes=changes, failures=tuple(failures), endpoints_without_link=self._without_link())
+        return ApplyReport(
+            changes=changes,
+            failures=tuple(failures),
+            losers=tuple(losers),
+            endpoints_without_link=self._without_link(),
+        )
 
     def _without_link(self, interface: str = "") -> tuple[WorkloadEndpointKey, ...]:
         """Active workloads whose interface was not made here; of one interface when given."""

@@ -173,11 +173,13 @@ def is_whole_policy(subject: str) -> bool:
 
 
 class ApplyReport(Value, frozen=True):
-    """What one apply did. ``changes`` counts kernel objects touched (0: it was right already).
+    """What one apply did. ``changes`` counts kernel objects touched (0: it was right already). ``losers``: active
+    workloads whose interface another one has; that is of their records, and no other attempt would change it.
     ``endpoints_without_link``: programmed, but the interface is not there (yet), or is down."""
 
     changes: int = 0
     failures: tuple[Failure, ...] = ()
+    losers: tuple[Failure, ...] = ()
     endpoints_without_link: tuple[WorkloadEndpointKey, ...] = ()
     healed: tuple[str, ...] = ()
 
@@ -218,7 +220,7 @@ class Dataplane(abc.ABC):
     def apply(self, changes: HostChanges) -> ApplyReport:
         """Make the kernel follow one batch, atomically for policy. Traffic sees the old state or the new one. What
         fails stays wanted, also when this raises: the next apply tries it again. Of active workloads with one interface
-        the first by its key's path is in force, and the others are failures."""
+        the first by its key's path is in force, and the others are losers."""
 
     @abc.abstractmethod
     def resync(self) -> ApplyReport:

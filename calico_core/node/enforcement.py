@@ -36,6 +36,7 @@ class Enforcement:
         self._pace = Pace(refresh_interval_s)
         self._is_behind = True  # the dataplane does not have all that it was to have
         self._failures: dict[str, str] = {}
+        self._losers: dict[str, str] = {}
         self._refused_since: float | None = None
         self.refusal = ""
         """Why policy as a whole is not in force as it was to be, or ''."""
@@ -117,7 +118,7 @@ class Enforcement:
     def _take_report(self, report: ApplyReport, looked_at: Iterable[WorkloadEndpointKey]) -> None:
         """What an apply or a resync says of everything we want."""
         self._note(report, looked_at)
-        self._failures = dict(report.failures)
+        self._failures, self._losers = dict(report.failures), dict(report.losers)
         self._counters.failing = len(self._failures)
         if report.is_clean:
             self._pace.note_success()
@@ -129,7 +130,7 @@ class Enforcement:
         """Tell waiting attaches which records are in force now."""
         whole = next((reason for subject, reason in self._failures.items() if is_whole_policy(subject)), "")
         self._note_refused(whole)
-        self._progress.decide(self._failures, whole=whole)
+        self._progress.decide(self._losers | self._failures, whole=whole)
         if not whole:
             self.applied.set()
 
@@ -143,9 +144,10 @@ class Enforcement:
 
     def _note(self, report: ApplyReport, looked_at: Iterable[WorkloadEndpointKey]) -> None:
         self._counters.note_report(report)
-        for failure in report.failures:
-            if self._failures.get(failure.subject) != failure.reason:
-                log.warning("dataplane.object_failed", subject=failure.subject, reason=failure.reason)
+        known = self._losers | self._failures
+        for subject, reason in (*report.losers, *report.failures):
+            if known.get(subject) != reason:
+                log.warning("dataplane.object_failed", subject=subject, reason=reason)
         for healed in report.healed:
             log.warning("dataplane.healed", what=healed)
         self._progress.note_links(looked_at, report.endpoints_without_link)

@@ -3,7 +3,8 @@
 Inbound: untracked, pre-DNAT, then what ends at the host or what is forwarded. Outbound: the last, and before it
 untracked for what the host itself sends. What one hook allows is not asked at the later ones of the same interface;
 the policy of a workload behind it is asked all the same. Fail-safe ports and neighbour discovery are open at all of
-them but the one for forwarded traffic. Source: felix specification 4.5 and 6.11.
+them but the one for forwarded traffic. Where there is no policy of IPv6 the last hook denies all else of it, and the
+early ones are not asked. Source: felix specification 4.5 and 6.11.
 """
 
 from __future__ import annotations
@@ -47,9 +48,11 @@ def explain_interface(
     is_forwarded: bool,
     original: Packet | None = None,
     failsafe: Iterable[Failsafe] = (),
+    why_closed: str = "",
 ) -> list[HookSteps]:
     """The hooks up to the one that decides; where none does, the packet passes. ``original``: inbound, the packet
-    before its destination was translated. ``failsafe``: of this direction."""
+    before its destination was translated. ``failsafe``: of this direction. ``why_closed``: there is no policy for
+    packets of its family, and why."""
     before = packet if original is None else original
     found: list[HookSteps] = []
     what = "neighbour discovery" if is_discovery(before) else "a fail-safe port"
@@ -58,7 +61,14 @@ def explain_interface(
         reason = f"{what}: open whatever policy says"
         safe = Step(endpoint=interface.key, direction=direction, outcome="allow", reason=reason)
         return [HookSteps(hook="normal", policies=PolicyList(), packet=packet, steps=(safe,))]
-    for hook, policies in _hooks(interface, direction, is_forwarded=is_forwarded):
+    hooks = _hooks(interface, direction, is_forwarded=is_forwarded)
+    if why_closed:
+        hook, policies = hooks[-1]
+        if is_forwarded and not policies.tiers:
+            return []
+        step = Step(endpoint=interface.key, direction=direction, outcome="deny", reason=why_closed, hook=hook)
+        return [HookSteps(hook=hook, policies=PolicyList(), packet=packet, steps=(step,))]
+    for hook, policies in hooks:
         if is_safe and hook != "forward":
             continue
         asked = before if hook in {"untracked", "pre_dnat"} else packet

@@ -18,7 +18,7 @@ from calico_core.model.hoststate import HostInterface, HostState
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.policy.explain import Direction, Packet, explain_side, holder, translated
 from calico_core.policy.explain_host import HookSteps, explain_interface
-from calico_core.policy.host_settings import ENDPOINT_TO_HOST, SOURCE_SPOOFING
+from calico_core.policy.host_settings import ENDPOINT_TO_HOST, IPV6_SUPPORT, SOURCE_SPOOFING
 from calico_core.policy.led_back import lead_back, passed_over
 from calico_core.policy.masquerade import is_masqueraded
 from calico_core.policy.own_host import always_passes, is_to_metadata, tunnel_kind
@@ -29,6 +29,7 @@ from calico_core.policy.verdicts import FlowVerdict, PassedOver, RuleStep, Side,
 __all__ = ["Cluster", "FlowVerdict", "PassedOver", "RuleStep", "Side"]
 
 _TCP = 6
+_NO_IPV6 = f"IPv6 is off: {IPV6_SUPPORT} of the host is false"
 
 
 class Cluster(Snapshot):
@@ -117,6 +118,8 @@ class Cluster(Snapshot):
         tunnel = tunnel_kind(packet)
         if tunnel is not None and not self.lets_tunnel(key.host, tunnel):
             return f"{tunnel} from a workload: it could come out of the hosts' tunnels, beyond all policy"
+        if self._is_without(key.host, packet):
+            return f"{_NO_IPV6}, and its workloads have none"
         if contains(LOOPBACK, packet.dst):
             return f"{packet.dst} is a loopback address: a host takes such packets from no workload"
         reason = self._why_spoofed(key, packet)
@@ -149,6 +152,10 @@ class Cluster(Snapshot):
         return [*found, _with_reason(side, f"let in untracked, so not translated: arrives as to {original.dst}")]
 
     def _received(self, key: WorkloadEndpointKey, packet: Packet) -> Side:
+        if self._is_without(key.host, packet) and self._is_active(key):
+            reason = f"{_NO_IPV6}, and its workloads have none"
+            return Side(direction="inbound", address=packet.dst, place="workload", outcome="deny", reason=reason,
+                        host=key.host, workload=key)  # fmt: skip
         if self.hosts.get(packet.src) == key.host and self._is_active(key):
             reason = "a host reaches its own workloads whatever policy says"
             return Side(direction="inbound", address=packet.dst, place="workload", outcome=None, reason=reason,
@@ -189,6 +196,10 @@ class Cluster(Snapshot):
         is_denied = any(side.outcome == "deny" for side in sides)
         return FlowVerdict(outcome="deny" if is_denied else "allow", packet=packet, sides=tuple(sides))
 
+    def _is_without(self, host: str, packet: Packet) -> bool:
+        """Whether the host knows nothing of the packet's family."""
+        return packet.src.version == 6 and not self.has_ipv6(host)
+
     def _is_active(self, key: WorkloadEndpointKey) -> bool:
         return self.endpoints[key].state == "active"
 
@@ -228,7 +239,7 @@ class Cluster(Snapshot):
     def _tunnel_of(self, host: str, packet: Packet) -> str | None:
         """The kind of tunnel of the host that the packet belongs to."""
         kind = tunnel_kind(packet)
-        if kind is None:
+        if kind is None or self._is_without(host, packet):
             return None
         peers = self.state(host).peers
         is_used = peers.is_vxlan if kind == "VXLAN" else peers.is_ipip and packet.src.version == 4
@@ -278,6 +289,7 @@ class Cluster(Snapshot):
                 is_forwarded=is_forwarded,
                 original=original,
                 failsafe=self.failsafe_ports(host, direction),
+                why_closed=f"{_NO_IPV6}; fail-safe ports pass alone" if self._is_without(host, packet) else "",
             )
             if is_encapsulated:
                 hooks = [each for each in hooks if each.hook != "normal"]
@@ -319,6 +331,8 @@ class Cluster(Snapshot):
         """A floating address leads to a workload's own, on the workload's host: which host, and the packet there."""
         for key in sorted(self.endpoints, key=lambda key: key.path) if destination is None else [destination]:
             endpoint = self.endpoints[key]
+            if self._is_without(key.host, packet):
+                continue
             if any(nat.ext_ip == packet.dst for nat in endpoint.ipv4_nat + endpoint.ipv6_nat):
                 inner = translated(self.state(key.host), packet)
                 if inner != packet:

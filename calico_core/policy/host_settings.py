@@ -24,7 +24,7 @@ ENDPOINT_TO_HOST, SOURCE_SPOOFING, MAX_SET_SIZE = (
     "WorkloadSourceSpoofing",
     "MaxIpsetSize",
 )
-DROP_OVERRIDE = "DropActionOverride"
+DROP_OVERRIDE, IPV6_SUPPORT = "DropActionOverride", "Ipv6Support"
 _FIELDS = {field.name: field for field in FIELDS}
 
 
@@ -59,6 +59,10 @@ class HostSettings:
 
     def has_floating(self, host: str) -> bool:
         return bool(self._setting(host, "floating_ips") == "Enabled")
+
+    def has_ipv6(self, host: str) -> bool:
+        """Whether workloads and policy of the host know IPv6; where that is its kernel's to say, it is taken to."""
+        return bool(self._setting(host, "ipv6_support") != "false")
 
     def action_to_host(self, host: str) -> str:
         """What becomes of packets that its workloads send to it."""

@@ -204,10 +204,12 @@ def test_of_two_workloads_with_one_interface_the_loser_is_named(bench: Bench) ->
     idle = a_workload(1, is_active=False)
     winner, loser = (msgspec.structs.replace(a_workload(number), interface="cali1") for number in (2, 3))
     report = bench.dataplane.apply(a_state(idle, winner, loser))
-    assert [failure.subject for failure in report.failures] == [loser.key.path]
-    assert winner.key.path in report.failures[0].reason
-    assert bench.dataplane.resync().failures == report.failures
-    assert bench.dataplane.apply(HostChanges(removed_workloads=(winner.key,))).is_clean
+    assert [each.subject for each in report.losers] == [loser.key.path]
+    assert winner.key.path in report.losers[0].reason
+    assert report.is_clean, "no other attempt would change it"
+    assert bench.dataplane.resync().losers == report.losers
+    report = bench.dataplane.apply(HostChanges(removed_workloads=(winner.key,)))
+    assert (report.losers, report.is_clean) == ((), True)
 
 
 def test_interfaces_are_watched(bench: Bench) -> None:

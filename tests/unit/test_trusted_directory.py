@@ -79,6 +79,15 @@ def test_a_sticky_directory_may_lead_there_and_not_be_it(tmp_path: Path) -> None
         prepare_directory(shared)
 
 
+def test_a_group_that_may_write_is_trusted(tmp_path: Path) -> None:
+    """As Debian's ``/usr/local``, which is of ``staff``."""
+    local = tmp_path / "local"
+    local.mkdir()
+    local.chmod(0o2775)
+    prepare_directory(local / "bin")
+    prepare_directory(local)
+
+
 def test_links_that_nobody_else_could_change(tmp_path: Path) -> None:
     """As ``/lib`` on hosts that have all under ``/usr``."""
     (tmp_path / "usr" / "lib").mkdir(parents=True)

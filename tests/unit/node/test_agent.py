@@ -292,6 +292,9 @@ def test_of_two_endpoints_with_one_interface_one_is_in_force(bench: Bench) -> No
     assert not agent.wait_programmed(second, second_revision, WAIT_S)
     eventually(lambda: bench.status(first) == "up" and bench.status(second) == "error")
     assert first.path in bench.states[-1].endpoints[second][1]
+    # that is of the records: nothing is tried again, and the next real failure is not waited for longer
+    assert bench.states[-1].last_error == ""
+    assert agent.figures().counters.failing == 0
     bench.write("a", state="inactive")
     eventually(lambda: bench.status(first) == "down" and bench.status(second) == "up")
     assert agent.wait_programmed(second, second_revision, WAIT_S)

@@ -9,10 +9,20 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from calico_core.model.endpoints import HostEndpoint, Nat
-from calico_core.model.keys import GlobalConfigKey, HostEndpointKey, Key, PolicyKey, PoolKey, ProfileRulesKey
+from calico_core.model.keys import (
+    BgpHostAddressKey,
+    GlobalConfigKey,
+    HostConfigKey,
+    HostEndpointKey,
+    Key,
+    PolicyKey,
+    PoolKey,
+    ProfileRulesKey,
+)
 from calico_core.model.policies import Policy
 from calico_core.model.pools import Pool
 from calico_core.model.rules import Rule, RuleLists
+from calico_core.policy.explain import Packet
 from calico_core.policy.flows import Cluster, FlowVerdict, Side
 from tests.unit.policy.test_flows import A, B, ask, records
 
@@ -214,3 +224,44 @@ def test_what_hosts_encapsulate_passes_between_them_and_from_nobody_else(
     assert outcome(OUTSIDE, "192.0.2.2") != "deny"
     found[PolicyKey("default", "early")] = inbound(DENY, pre_dnat=True, apply_on_forward=True)
     assert outcome("192.0.2.1", "192.0.2.2") == "deny", "policy before that is asked all the same"
+
+
+HERE, THERE = "2001:db8::2", "2001:db8:1::5"
+
+
+def test_a_host_that_is_told_to_have_no_ipv6_lets_fail_safe_ports_of_it_pass_alone() -> None:
+    both = Policy(selector="role == 'edge'", inbound_rules=(Rule(),), outbound_rules=(Rule(),), apply_on_forward=True)
+    found = edge(("all", both), expected_ipv4_addrs=(IPAddress("192.0.2.2"),), expected_ipv6_addrs=(IPAddress(HERE),))
+    assert ask(found, THERE, HERE).outcome == ask(found, HERE, THERE).outcome == "allow"
+    found[HostConfigKey("h2", "Ipv6Support")] = "false"
+    for ends in ((THERE, HERE), (HERE, THERE)):
+        denied = ask(found, *ends)
+        assert (denied.outcome, len(of_edge(denied).steps)) == ("deny", 1)
+        assert of_edge(denied).steps[0].reason.startswith("IPv6 is off: Ipv6Support of the host is false")
+    assert ask(found, THERE, HERE, port=22).outcome == "allow"
+    discovery = Packet(src=IPAddress(THERE), dst=IPAddress(HERE), protocol=58, icmp=(135, 0))
+    assert Cluster(found.items()).explain(discovery).outcome == "allow"
+    assert ask(found, OUTSIDE, "192.0.2.2").outcome == "allow", "of IPv4 policy is asked"
+    # earlier policy of the interface is none for it
+    found[PolicyKey("default", "early")] = inbound(Rule(), pre_dnat=True, apply_on_forward=True)
+    assert ask(found, THERE, HERE).outcome == "deny"
+
+
+def test_workloads_of_a_host_that_is_told_to_have_no_ipv6_have_none() -> None:
+    found = records()
+    found[ProfileRulesKey("p")] = RuleLists(inbound_rules=(Rule(),), outbound_rules=(Rule(),))
+    for key, address in ((A, "fd00::1"), (B, "fd00::2")):
+        found[key] = msgspec.structs.replace(found[key], ipv6_nets=(IPNetwork(f"{address}/128"),))
+    found[BgpHostAddressKey("h2", 6)] = HERE
+    assert ask(found, "fd00::1", "fd00::2").outcome == ask(found, HERE, "fd00::2").outcome == "allow"
+    found[HostConfigKey("h2", "Ipv6Support")] = "false"
+    verdict = ask(found, "fd00::1", "fd00::2")
+    assert [side.outcome for side in verdict.sides] == ["allow", "deny"]
+    assert verdict.sides[1].reason.startswith("IPv6 is off: Ipv6Support of the host is false")
+    for ends in ((HERE, "fd00::2"), ("fd00::2", "fd00::1"), ("fd00::2", HERE)):
+        denied = ask(found, *ends)
+        assert (denied.outcome, any("IPv6 is off" in side.reason for side in denied.sides)) == ("deny", True)
+    assert ask(found).outcome == "allow", "IPv4 is not concerned"
+    nat = Nat(int_ip=IPAddress("fd00::2"), ext_ip=IPAddress(THERE))
+    found[B] = msgspec.structs.replace(found[B], ipv6_nat=(nat,))
+    assert [side.place for side in ask(found, "fd00::1", THERE).sides] == ["workload", "outside"], "nor floating ones"
