@@ -340,10 +340,14 @@ def test_an_api_that_is_away_for_all_finds_a_leader_when_it_is_back(
 
 
 def test_nothing_is_watched_any_more_by_who_does_not_lead(cluster: Cluster) -> None:
+    before = set(threading.enumerate())  # those of earlier tests may not have ended yet
     cluster.start()
     eventually(lambda: sum("watch" in path for path in cluster.api.requests) == 4)
+    assert any(each.name.startswith("kube-") for each in set(threading.enumerate()) - before)
     cluster.stop("n1")
-    eventually(lambda: not any(thread.name.startswith("kube-") for thread in threading.enumerate()), within_s=5)
+    eventually(
+        lambda: not any(each.name.startswith("kube-") for each in set(threading.enumerate()) - before), within_s=5
+    )
 
 
 def test_an_api_that_was_restored_is_listed_again(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
