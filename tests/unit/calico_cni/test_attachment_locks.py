@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import io
 import os
 import subprocess
@@ -191,3 +193,25 @@ def test_another_process_is_waited_for_and_leaves_nothing(
         pass
     (left,) = (tmp_path / "cni").iterdir()
     assert left.stat().st_size == 0
+
+
+def test_a_file_system_without_locks(
+    setup: CniSetup, monkeypatch: pytest.MonkeyPatch, log_text: io.StringIO, tmp_path: Path
+) -> None:
+    def refuse(*_arguments: object) -> int:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    stdout_of(setup.call("ADD"))
+    assert setup.call("DEL") == CallReply()
+    assert setup.workloads.attached == {}
+    (told,) = [line for line in log_text.getvalue().splitlines() if "attachment.no_locks" in line]
+    assert str(tmp_path / "state" / "cni" / "attachments.lock") in told
+
+
+def test_a_directory_that_cannot_be_written(log_text: io.StringIO) -> None:
+    locks = AttachmentLocks(Path("/dev/null/state"))
+    for _ in range(2):
+        with locks.hold("calico", "net1", DEL), locks.hold("calico", "net1", DEL):
+            pass
+    assert log_text.getvalue().count("attachment.no_locks") == 1
