@@ -7,6 +7,7 @@ import io
 import json
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -479,7 +480,10 @@ def test_status_counts_free_addresses(setup: CniSetup) -> None:
 # --- log and trace ---------------------------------------------------------------------------------------------
 
 
-def test_one_line_a_call_with_the_steps_and_without_secrets(setup: CniSetup, log_text: io.StringIO) -> None:
+def test_one_line_a_call_with_the_steps_and_without_secrets(
+    namespace_fd: int, log_text: io.StringIO, tmp_path: Path
+) -> None:
+    setup = CniSetup(namespace_fd, state=tmp_path)
     stdout_of(setup.call("ADD", a_network(policy={"k8s_auth_token": "hunter2"}, shade="hunter2")))
     setup.workloads.failure = NotReady("draining")
     setup.call("DEL")
