@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import msgspec
@@ -57,11 +57,16 @@ class IntegrationContext(Value, frozen=True):
     listeners: Listeners = msgspec.field(default_factory=Listeners)
 
 
+def _stays() -> bool:
+    return False
+
+
 class Call(Value, frozen=True):
     """One execution of a shim: program name, its environment and standard input; ``namespace_fd`` is the network
     namespace it opened for us, if any. ``mounts_fd`` is the mount namespace it stands in, where that is another than
     the node's, and ``root_fd`` the directory that is its root there: files that the call names lie below it. All are
-    valid until the reply."""
+    valid until the reply. ``caller_left`` says whether the shim has gone, as it does when its runtime gives up: ask it
+    after a long wait, for what begins then may come after what is to undo it."""
 
     program: str
     environment: dict[str, str]
@@ -69,6 +74,7 @@ class Call(Value, frozen=True):
     namespace_fd: int | None = None
     mounts_fd: int | None = None
     root_fd: int | None = None
+    caller_left: Callable[[], bool] = _stays
 
 
 class CallReply(Value, frozen=True):

@@ -6,6 +6,7 @@ Answers shims and calicoctl. Only root may speak (SO_PEERCRED). Each call runs i
 from __future__ import annotations
 
 import array
+import functools
 import os
 import select
 import socket
@@ -106,7 +107,9 @@ class SocketServer:
                     log.warning("call.abandoned", program=call.program)
                     return
                 mounts_fd, root_fd = _other_mounts(pid, descriptors)
-                call = msgspec.structs.replace(call, mounts_fd=mounts_fd, root_fd=root_fd)
+                call = msgspec.structs.replace(
+                    call, mounts_fd=mounts_fd, root_fd=root_fd, caller_left=functools.partial(_has_left, connection)
+                )
                 with bound(program=call.program):
                     reply = self._answer(call, pid)
                 connection.settimeout(_READ_TIMEOUT_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class CniSetup:
         container: str = CONTAINER,
         interface: str = "eth0",
         namespace_fd: int | None = -1,
+        caller_left: Callable[[], bool] = lambda: False,
         **environment: str,
     ) -> CallReply:
         stdin = configuration if isinstance(configuration, bytes) else json.dumps(configuration or a_network()).encode()
@@ -68,6 +70,7 @@ class CniSetup:
                 environment=variables,
                 stdin=stdin,
                 namespace_fd=self.namespace_fd if namespace_fd == -1 else namespace_fd,
+                caller_left=caller_left,
             )
         )
 

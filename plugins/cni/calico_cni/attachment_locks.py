@@ -2,8 +2,10 @@
 
 Two calls may meet in the node, or one of them in a process of its own, because the node was down when it began. So the
 lock is the kernel's, on one byte of a file: which one follows from the attachment. It goes with whoever holds it, the
-file stays empty, and different attachments do not wait for each other. Source: fcntl(2), open file description locks;
-cni specification 5.3 and 6.
+file stays empty, and different attachments do not wait for each other. Those that wait have no order: an ADD whose
+runtime gave up and sent DEL may come after that DEL, and so does nothing.
+
+Source: fcntl(2), open file description locks; cni specification 5.3 and 6.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import hashlib
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from calico_cni.environment import Invocation
@@ -42,10 +44,13 @@ class AttachmentLocks:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @contextlib.contextmanager
-    def hold(self, program: str, network: str, invocation: Invocation) -> Iterator[None]:
+    def hold(
+        self, program: str, network: str, invocation: Invocation, has_left: Callable[[], bool] = lambda: False
+    ) -> Iterator[None]:
         """For an ADD or a DEL of ``program``, whose plugins may have another program of ours do a part of the work.
+        ``has_left``: whether the caller did, while the call waited.
 
-        :raises NotReady: an earlier one does not end; nothing was done then.
+        :raises NotReady: an earlier one does not end, or nobody is there any more; nothing was done then.
         """
         try:
             descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
@@ -59,6 +64,8 @@ class AttachmentLocks:
                 log.info("attachment.busy", network=network, container=invocation.container_id)
                 self._wait(descriptor, whole, TIMEOUTS_S[invocation.command])
                 lap("attachment")
+                if has_left():
+                    raise NotReady(f"the caller of {invocation.command} for {whole} left while an earlier call ran")
             yield
         finally:
             os.close(descriptor)

@@ -103,7 +103,7 @@ class NetworkCommands:
             log.info("configuration.unknown_keys", network=configuration.name, keys=", ".join(strangers))
         check_add(configuration)
         check_supported(configuration, host=self._context.host)
-        with self._locks.hold(NETWORK_PROGRAM, configuration.name, invocation):
+        with self._locks.hold(NETWORK_PROGRAM, configuration.name, invocation, call.caller_left):
             return self._attach(call, invocation, configuration)
 
     def _attach(self, call: Call, invocation: Invocation, configuration: NetworkConfiguration) -> Outcome:

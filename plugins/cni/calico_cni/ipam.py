@@ -55,7 +55,7 @@ class IpamCommands:
         check_command(configuration.version, invocation.command)
         match invocation.command:
             case "ADD":
-                return self._add(configuration, invocation)
+                return self._add(call, configuration, invocation)
             case "CHECK":
                 return self._check(configuration, invocation)
             case "GC":
@@ -81,10 +81,10 @@ class IpamCommands:
 
         return Outcome(Migration(self._context, self._migrations, call.environment).run().encode())
 
-    def _add(self, configuration: CommonConfiguration, invocation: Invocation) -> Outcome:
+    def _add(self, call: Call, configuration: CommonConfiguration, invocation: Invocation) -> Outcome:
         handle = handle_of(configuration.name, invocation.container_id, invocation.interface)
         request = address_request(configuration, invocation, handle=handle, host=self._context.host)
-        with self._locks.hold(IPAM_PROGRAM, configuration.name, invocation):
+        with self._locks.hold(IPAM_PROGRAM, configuration.name, invocation, call.caller_left):
             self._deferred.cancel(IPAM_PROGRAM, configuration.name, invocation)
             require_ready(self._context.records)
             with self._migrations.admitted(configuration.name, IPAM_PROGRAM):

@@ -21,7 +21,7 @@ from calico_cni.attachment_locks import AttachmentLocks
 from calico_cni.environment import Invocation
 from calico_core.errors import NotReady
 from calico_core.interfaces.integration import CallReply
-from tests.doubles.cni import CniSetup, a_network, error_of, stdout_of
+from tests.doubles.cni import CONTAINER, CniSetup, a_network, error_of, stdout_of
 from tests.waiting import eventually
 
 DEL = Invocation("DEL", "c1", "", "eth0")
@@ -92,6 +92,26 @@ def test_a_del_that_waits_too_long_is_repeated(
     assert not (tmp_path / "state" / "cni" / "deferred").exists()  # done later, it would find nothing to do
     assert call(setup, ipam, "DEL") == CallReply()
     assert setup.workloads.attached == {}
+
+
+@pytest.mark.parametrize("program", ["calico", "calico-ipam"])
+@pytest.mark.parametrize("has_left", [True, False])
+def test_an_add_whose_caller_left_while_it_waited_does_nothing(
+    setup: CniSetup, log_text: io.StringIO, tmp_path: Path, *, program: str, has_left: bool
+) -> None:
+    """The DEL of its runtime may have been first."""
+    locks = AttachmentLocks(tmp_path / "state" / "cni")
+    with ThreadPoolExecutor(1) as pool:
+        with locks.hold(program, "net1", Invocation("DEL", CONTAINER, "", "eth0")):
+            adding = pool.submit(setup.call, "ADD", program=program, caller_left=lambda: has_left)
+            eventually(lambda: "attachment.busy" in log_text.getvalue())
+        reply = adding.result()
+    if not has_left:
+        stdout_of(reply)
+        return
+    error = error_of(reply)
+    assert (error["code"], "left" in error["msg"]) == (11, True)
+    assert (setup.workloads.attach_requests, setup.ipam.held) == ([], {})
 
 
 def test_another_interface_or_network_does_not_wait(setup: CniSetup, ipam: SlowIpam) -> None:

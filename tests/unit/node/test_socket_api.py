@@ -101,6 +101,17 @@ def test_the_answer_may_be_to_do_it_yourself(path: str) -> None:
     assert call_node(path, a_call("shim")) is None
 
 
+def test_a_call_that_runs_can_ask_whether_its_caller_left(path: str, handler: Handler) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        connection.sendall(encode_call(a_call("slow")))
+        connection.shutdown(socket.SHUT_WR)
+        assert handler.entered.wait(WAIT_S)
+        (call,) = handler.calls
+        assert not call.caller_left()
+    assert call.caller_left()
+
+
 def test_an_unknown_program_is_named(path: str) -> None:
     reply = call_node(path, a_call("nobody"))
     assert reply is not None
