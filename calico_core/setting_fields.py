@@ -117,7 +117,7 @@ FIELDS: tuple[Field, ...] = (
     _field("nat_interfaces", values.or_none(values.interface_match), (), "IptablesNATOutgoingInterfaceFilter"),
     _field("max_set_size", values.integer(1, 1 << 30), (), "MaxIpsetSize", has_fallback=True),
     _field("log_prefix", values.text, (), "LogPrefix"),
-    _field("log_rate", values.rate, (), "LogActionRateLimit"),
+    _field("log_limit", values.rate, (), "LogActionRateLimit"),
     _field("log_burst", values.integer(1, 10000), (), "LogActionRateLimitBurst"),
     _field("denied_group", values.integer(0, 65535), ("CALICO_DENIED_GROUP",)),
     _field("mark_mask", values.mark_mask, (), "IptablesMarkMask", "NftablesMarkMask", has_fallback=True),

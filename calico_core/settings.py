@@ -81,7 +81,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     nat_interfaces: str = ""
     max_set_size: int = 1048576
     log_prefix: str = "calico-packet"
-    log_rate: str = ""
+    log_limit: str = ""
     log_burst: int = 5
     denied_group: int = 80
     mark_mask: int = 0xFF000000
@@ -217,7 +217,7 @@ def load_settings(
 def report_ttl_s(settings: Settings) -> float:
     """For how long a report of liveness stands: one that would end before the next comes lasts longer."""
     interval_s, ttl_s = settings.reporting_interval_s, settings.reporting_ttl_s
-    return ttl_s if ttl_s > interval_s else interval_s * _TTL_INTERVALS
+    return ttl_s if ttl_s > interval_s or interval_s <= 0 else interval_s * _TTL_INTERVALS
 
 
 def _note_of_ttl(settings: Settings) -> tuple[str, ...]:

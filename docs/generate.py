@@ -105,7 +105,7 @@ MEANINGS = {
     "[deny until it has shrunk](../adr/0011-sets-beyond-their-limit-are-closed.md). A value that cannot be used counts "
     "as the default",
     "log_prefix": "how the kernel's log lines of rules with the action `log` begin, where the rule names nothing",
-    "log_rate": "how many such lines a rule writes at most, `10/second` or `10` a second, or a `minute`, `hour` or "
+    "log_limit": "how many such lines a rule writes at most, `10/second` or `10` a second, or a `minute`, `hour` or "
     "`day`; empty or 0: no limit",
     "log_burst": "and how many at once",
     "denied_group": "the NFLOG group that denied packets are told to; 0: none, and nobody can watch them",

@@ -96,12 +96,12 @@ class CliContext:
 
         answer_one(self, value, text)
 
-    def ask_node(self, question: str) -> Any:
-        """The answer of the node on this host; None when none answers."""
+    def ask_node(self, question: str, *, socket: str = "") -> Any:
+        """The answer of the node on this host, or of the one at a ``socket``; None when none answers."""
         from calico_core.cli.running import ask_node
 
         try:
-            return ask_node(question, required=False)
+            return ask_node(question, required=False, socket=socket)
         except NotReady:
             return None
 

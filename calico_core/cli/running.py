@@ -14,13 +14,13 @@ def run_directory() -> str:
     return load_local_settings(os.environ).run_directory
 
 
-def ask_node(command: str = "status", *, required: bool = True, timeout_s: float = 5) -> Any:
-    """What the node answers (its own status); None when none answers and it is not ``required``. Raises
-    ``NotReady``."""
+def ask_node(command: str = "status", *, required: bool = True, timeout_s: float = 5, socket: str = "") -> Any:
+    """What the node answers (its own status); None when none answers and it is not ``required``. ``socket``: its path,
+    where it is not the settings that say it. Raises ``NotReady``."""
     from calico_core.interfaces.integration import Call
     from calico_core.node.socket_api import call_node
 
-    path = load_local_settings(os.environ).socket
+    path = socket or load_local_settings(os.environ).socket
     try:
         reply = call_node(path, Call(program="node", environment={}, stdin=command.encode()), timeout_s=timeout_s)
     except OSError as error:

@@ -88,9 +88,8 @@ class Cluster:
 
     def __init__(self, addresses: tuple[Address, ...], options: DatastoreOptions, *, secure: bool) -> None:
         self._addresses = random.sample(addresses, len(addresses))
-        if secure and not options.ca_file:
-            options = options._replace(ca_file=_trusted_by_host())
         self._options, self._secure = options, secure
+        self._ca_file = options.ca_file or (_trusted_by_host() if secure else "")
         self._files = self._read_files()
         self._members = self._make_members()
         self._retired: list[Member] = []
@@ -188,7 +187,7 @@ class Cluster:
             return describe(error)
         if not options.cert_file:
             return "TLS: the server wants a client certificate, and no cert_file is set"
-        verdict = options.ca_file and tls_verdict.judge(options.ca_file, options.cert_file, options.key_file)
+        verdict = tls_verdict.judge(options.ca_file, options.cert_file, options.key_file)
         return f"TLS: the server refused our certificate {options.cert_file}" + (f": {verdict}" if verdict else "")
 
     def _make_members(self) -> list[Member]:
@@ -204,7 +203,7 @@ class Cluster:
             missing = "key_file" if options.cert_file else "cert_file"
             raise InvalidSettings(missing, "options", "a client certificate and its key are given together")
         return (
-            _read_file("ca_file", options.ca_file),
+            _read_file("ca_file", self._ca_file),
             _read_file("cert_file", options.cert_file),
             _read_file("key_file", options.key_file),
         )

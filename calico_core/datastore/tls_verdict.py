@@ -8,11 +8,14 @@ import ssl
 
 def judge(ca_file: str, cert_file: str, key_file: str) -> str:
     """What is wrong with the certificate as one signed by ``ca_file``: ``certificate has expired``, say. Empty when it
-    is in order. No network: a handshake with ourselves, in memory."""
+    is in order. ``ca_file`` '': nobody told us who should have signed it, and it is judged but for that. No network: a
+    handshake with ourselves, in memory."""
     try:
         checking = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         checking.load_cert_chain(cert_file, key_file)
-        checking.load_verify_locations(ca_file)
+        checking.load_verify_locations(ca_file or cert_file)
+        if not ca_file:
+            checking.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the certificate vouches for itself
         checking.verify_mode = ssl.CERT_REQUIRED
         showing = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         showing.check_hostname = False

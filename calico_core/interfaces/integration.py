@@ -80,7 +80,8 @@ class CallReply(Value, frozen=True):
 
 
 class Gauge(Value, frozen=True):
-    """A figure for metrics, whose name there is ``calico_<integration>_<name>``; ``text`` says what it is."""
+    """A figure for metrics, whose name there is ``calico_<integration>_<name>``, with ``_`` for each character that is
+    no letter of ASCII, digit or ``_``; ``text`` says what it is."""
 
     name: str
     text: str

@@ -59,7 +59,8 @@ class WorkloadEndpoint(Record, frozen=True):
     fields after ``profile_id`` are ours: readers of the reference system ignore them; absence means unknown.
     ``created`` is seconds since the epoch; ``own_profiles`` are deleted with the endpoint. ``network`` and ``ifname``
     are of the attachment that made it. ``attachments`` are those that stand now, where several networks may share the
-    endpoint, and ``handle`` holds its addresses then: the last one to go releases them, whoever made the endpoint."""
+    endpoint, and ``handle`` holds its addresses then: the last one to go releases them, whoever made the endpoint.
+    ``is_borrowed``: interface and addresses are somebody else's, who takes both back."""
 
     state: Literal["active", "inactive"]
     name: str
@@ -83,6 +84,7 @@ class WorkloadEndpoint(Record, frozen=True):
     created: float | None = None
     attachments: tuple[EndpointAttachment, ...] = ()
     handle: str | None = None
+    is_borrowed: bool = False
 
     def __post_init__(self) -> None:
         try:

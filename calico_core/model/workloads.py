@@ -52,7 +52,8 @@ class Attach(Value, frozen=True):
     only with ``replaces``. ``shared_handle``: further networks of the container may share the endpoint, and join it if
     it stands; the handle that holds its addresses if it does not. Of what joins, only profiles count.
     ``requires_mtu``: fail where neither the request nor the node names an MTU. ``queues``: of each end, both ways.
-    ``device``: what a new pair is made of.
+    ``device``: what a new pair is made of. ``is_borrowed``: the interface and its addresses are somebody else's, who
+    takes both back.
     """
 
     key: WorkloadEndpointKey
@@ -78,6 +79,7 @@ class Attach(Value, frozen=True):
     floating: tuple[IPAddress, ...] = ()
     allowed_source_prefixes: tuple[IPNetwork, ...] = ()
     allow_ip_forwarding: bool = False
+    is_borrowed: bool = False
     policy_timeout_s: float = 10.0
 
 
@@ -101,7 +103,7 @@ class Detach(Value, frozen=True):
     """Undo an attach. Everything already gone is success.
 
     ``handles``: released in the same transaction as the record goes (the first that exists in the caller's naming);
-    not where the record is of another interface than ``interface``, which somebody else made with addresses of its own.
+    not where the record says that the addresses are somebody else's.
     ``container_id``: the record is deleted only if it names the same container or none, so that a late call cannot
     hit the next owner; ``network`` is compared in the same way. An endpoint that several networks share loses what
     ``network`` brought under ``container_interface``, and goes with the last of them. ``is_shared``: it may be such a

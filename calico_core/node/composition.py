@@ -174,12 +174,15 @@ def load_saved_settings(run_directory: str) -> Settings:
 
 def save_shortcuts(settings: Settings, dataplane: str, integrations: Iterable[LoadedPlugin]) -> None:
     """The classes that these settings led to, for a one-shot process. ``dataplane``: the driver that was chosen.
-    Raises as :func:`save_settings`."""
+    It goes without them where they cannot be written."""
     store = driver_of_url(settings.datastore)
     asked = {dataplane, KERNEL_DATAPLANES[0]} if settings.dataplane_driver == "auto" else {dataplane}
     named = {DATASTORES: {store}, IPAM: {IPAM_DRIVER}, DATAPLANES: asked}
     drivers = {namespace: {name: load_driver(namespace, name) for name in names} for namespace, names in named.items()}
-    _save(settings, SHORTCUTS_FILE, msgspec.json.encode(take_shortcuts(drivers, integrations)))
+    try:
+        _save(settings, SHORTCUTS_FILE, msgspec.json.encode(take_shortcuts(drivers, integrations)))
+    except InvalidSettings as error:
+        log.warning("node.shortcuts_not_saved", reason=error.reason)
 
 
 def load_shortcuts(run_directory: str) -> Shortcuts:

@@ -23,7 +23,7 @@ _LOOSE = "2"
 
 def dataplane_options(settings: Settings, host: str) -> DataplaneOptions:
     """Raises ``InvalidSettings`` for a metadata address that no resolver knows, and for IPv6 the kernel has not."""
-    log_rate, _, log_unit = (settings.log_rate or "0/second").partition("/")
+    log_rate, _, log_unit = (settings.log_limit or "0/second").partition("/")
     return DataplaneOptions(
         host=host,
         interface_prefix=settings.interface_prefix,

@@ -11,11 +11,13 @@ import threading
 from netaddr import IPAddress
 
 from calico_core.errors import PluginError
-from calico_core.interfaces.integration import Call, CallReply, Gauge, Integration, IntegrationContext
+from calico_core.interfaces.integration import Call, CallReply, Integration, IntegrationContext
 from calico_core.log import get_logger
 from calico_core.model import codec
 from calico_core.node import composition
 from calico_core.node.local_view import ask_integrations
+from calico_core.node.metric import Metric
+from calico_core.node.metrics import of_integration
 from calico_core.plugin_host.loader import LoadedPlugin
 
 log = get_logger(__name__)
@@ -67,12 +69,12 @@ class HostedIntegrations:
         """Who has which address, by integration."""
         return ask_integrations({name: each for name, each in self._prepared.items() if self.states[name] == "ready"})
 
-    def gauges(self) -> dict[str, tuple[Gauge, ...]]:
+    def metrics(self) -> list[Metric]:
         """What each tells of itself, but for those that cannot."""
-        found: dict[str, tuple[Gauge, ...]] = {}
+        found: list[Metric] = []
         for name, integration in list(self._prepared.items()):
             try:
-                found[name] = tuple(integration.gauges())
+                found += of_integration(name, integration.gauges())
             except Exception:  # it may come from a third party
                 log.exception("integration.gauges_unknown", integration=name)
         return found

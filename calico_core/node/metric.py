@@ -9,7 +9,8 @@ from calico_core.stopwatch import Timing
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Kind = Literal["counter", "gauge", "summary"]
-_ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+_HELP_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n"})
+_ESCAPES = _HELP_ESCAPES | str.maketrans({'"': r"\""})
 
 
 class Metric(NamedTuple):
@@ -24,9 +25,10 @@ class Metric(NamedTuple):
 def render(metrics: Iterable[Metric]) -> bytes:
     lines: list[str] = []
     for metric in metrics:
-        lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
+        text = metric.help.translate(_HELP_ESCAPES)
+        lines += [f"# HELP {metric.name} {text}", f"# TYPE {metric.name} {metric.kind}"]
         lines += [f"{metric.name}{suffix}{_labels(labels)} {value:.17g}" for suffix, labels, value in metric.samples]
-    return ("\n".join(lines) + "\n").encode()
+    return ("\n".join(lines) + "\n").encode(errors="replace")
 
 
 def gauge(name: str, text: str, value: float, **labels: str) -> Metric:

@@ -5,10 +5,10 @@ Source: felix specification 9, node specification 10.3.
 
 from __future__ import annotations
 
+import re
 import resource
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from calico_core.datastore.syncer import SyncStatus
@@ -41,6 +41,7 @@ _CLUSTER: dict[str, type[Key]] = {
 }
 _DENYING = frozenset({"deny", "reject"})
 _MOST_RULES = 500
+_NOT_OF_NAMES = re.compile(r"[^a-zA-Z0-9_]")
 
 
 class AgentFigures(NamedTuple):
@@ -68,9 +69,9 @@ def collect(
     agent: AgentFigures | None,
     routing: RoutingStatus | None,
     logs: LogCounts | None = None,
-    integrations: Mapping[str, Sequence[Gauge]] = MappingProxyType({}),
+    integrations: Sequence[Metric] = (),
 ) -> list[Metric]:
-    """``started``: seconds since the epoch. None: not there yet. ``integrations``: what each tells, by name."""
+    """``started``: seconds since the epoch. None: not there yet. ``integrations``: what they tell of themselves."""
     metrics = [gauge("felix_host", "This host.", 1, host=host), *_process(started), *_logs(logs or LogCounts())]
     if agent is not None:
         metrics += [
@@ -82,9 +83,15 @@ def collect(
         metrics += [_denied(agent.rules), *_removals(agent)]
     if routing is not None:
         metrics.append(_peers(routing))
-    for name, gauges in integrations.items():
-        metrics += [gauge(f"calico_{name}_{each.name}", each.text, each.value) for each in gauges]
-    return metrics
+    return [*metrics, *integrations]
+
+
+def of_integration(integration: str, gauges: Iterable[Gauge]) -> list[Metric]:
+    """They may come from a third party: what cannot stand on the page raises here, and not when it is rendered."""
+    return [
+        gauge(_NOT_OF_NAMES.sub("_", f"calico_{integration}_{each.name}"), str(each.text), float(each.value))
+        for each in gauges
+    ]
 
 
 def _logs(counts: LogCounts) -> list[Metric]:

@@ -18,11 +18,11 @@ def open_lock(run_directory: str) -> IO[str]:
     path = Path(run_directory, _FILE)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        os.fchmod(descriptor, 0o600)  # one of an earlier version
+        lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "r+")
+        os.fchmod(lock.fileno(), 0o600)  # one of an earlier version
     except OSError as error:
         raise InvalidSettings("run_directory", "lock", f"{path} cannot be opened: {error.strerror}") from error
-    return os.fdopen(descriptor, "r+")
+    return lock
 
 
 def take_run_directory(run_directory: str) -> IO[str]:

@@ -238,7 +238,7 @@ class Runtime:
             agent.figures() if agent else None,
             routing.status() if routing else None,
             self._log_targets.counts,
-            self._hosted.gauges(),
+            self._hosted.metrics(),
         )
 
     # --- phases --------------------------------------------------------------------------------------

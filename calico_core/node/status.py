@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from calico_core.errors import DatastoreError
@@ -37,7 +37,7 @@ from calico_core.node.mailbox import LatestSlot
 log = get_logger(__name__)
 
 _NODE_TTL_S = 90.0
-_RETRY_S = 5.0
+_RETRY_S = 5.0  # give or take a half: an etcd that was away for a moment failed all nodes at once
 _GATHER_S = 0.02
 _BEAT_JITTER = 1.1
 _EndpointKey = WorkloadEndpointKey | HostEndpointKey
@@ -137,7 +137,7 @@ class StatusReporter:
                         next_beat = time.monotonic() + self._beat_interval_s * random.uniform(1.0, _BEAT_JITTER)
             except DatastoreError as error:
                 log.warning("status.not_written", reason=str(error))
-                next_beat = self._endpoints_at = time.monotonic() + _RETRY_S
+                next_beat = self._endpoints_at = time.monotonic() + _RETRY_S * random.uniform(0.5, 1.5)
                 self._lease = self._felix_lease = None
                 self._node_written = None
                 self._forget_endpoints()
@@ -151,10 +151,10 @@ class StatusReporter:
         """Whether there was anything to write."""
         if not self._reports_endpoints:
             return False
-        if not self._is_swept:
-            self._sweep(state)
         wanted: dict[_EndpointKey, tuple[str, str]] = dict(state.endpoints.items())
         wanted.update(state.host_endpoints.items())
+        if not self._is_swept:
+            self._sweep(wanted)
         changed = {key: said for key, said in wanted.items() if self._written.get(key) != said}
         gone = self._written.keys() - wanted.keys()
         operations: list[Operation] = [_put(key, *said) for key, said in changed.items()]
@@ -167,20 +167,22 @@ class StatusReporter:
         return bool(operations)
 
     def _forget_endpoints(self) -> None:
-        """Nobody knows what the datastore still has of them: it is swept, and all is written again."""
+        """Nobody knows what the datastore still has of them: it is looked at again, and what differs is written."""
         self._written.clear()
         self._is_swept = False
         self._is_behind = self._state is not None
 
-    def _sweep(self, state: AgentState) -> None:
-        """Statuses of endpoints that went while we, or the datastore, were away."""
-        known = {_status_key(key).path for key in state.endpoints} | {
-            _status_key(key).path for key in state.host_endpoints
-        }
+    def _sweep(self, wanted: Mapping[_EndpointKey, tuple[str, str]]) -> None:
+        """Statuses of endpoints that went while we, or the datastore, were away go too; those that are as wanted
+        count as written."""
+        keys = {_status_key(key).path: key for key in wanted}
         for kind in ("workload", "endpoint"):
             for entry in self._records.store.list(f"{FELIX_STATUS}{self._host}/{kind}/").entries:
-                if entry.key not in known:
+                key = keys.get(entry.key)
+                if key is None:
                     self._records.store.delete(entry.key)
+                elif entry.value == _put(key, *wanted[key]).value:
+                    self._written[key] = wanted[key]
         self._is_swept = True
 
     def _beat(self) -> None:

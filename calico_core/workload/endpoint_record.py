@@ -39,6 +39,7 @@ def _unchecked(request: Attach, mac: EUI, addresses: tuple[IPAddress, ...], now:
         created=round(now, 3),
         attachments=(attachment_of(request, now),) if request.shared_handle is not None else (),
         handle=request.shared_handle,
+        is_borrowed=request.is_borrowed,
     )
 
 

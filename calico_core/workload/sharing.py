@@ -79,8 +79,7 @@ def departure(record: WorkloadEndpoint | None, request: Detach) -> Departure:
         return Departure(record, is_changed=False, handles=request.handles)
     if request.is_shared and (record.ifname or _FIRST_INTERFACE) != request.container_interface:
         return Departure(record, is_changed=False, handles=())  # what is named like a shared one's is this endpoint's
-    # the endpoint of an interface that somebody else made has addresses that somebody else gives back
-    handles = request.handles if record.name == request.interface else ()
+    handles = () if record.is_borrowed else request.handles
     return Departure(None, is_changed=True, handles=handles, own_profiles=record.own_profiles)
 
 

@@ -41,6 +41,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             store.close()
 
 
+def open_without_ca(site: Site, pair: Pair) -> Etcd3Datastore:
+    given = DatastoreOptions(cert_file=str(pair.certificate), key_file=str(pair.key), timeout_s=3.0)
+    site.opened.append(Etcd3Datastore.open(f"etcd3://{site.cluster.endpoints}", given))
+    return site.opened[-1]
+
+
 def refusal(site: Site, store: Etcd3Datastore) -> str:
     """The cause, the same for reading, writing and watching; nothing was applied."""
     causes = set()
@@ -76,14 +82,22 @@ def test_without_a_file_the_authorities_count_that_the_host_trusts(site: Site, m
     """A client certificate means TLS, whatever the URL says."""
     pair = site.ca.issue("node")
 
-    def opened(trusted: Authority) -> Etcd3Datastore:
-        monkeypatch.setenv("SSL_CERT_FILE", str(trusted.certificate))
-        given = DatastoreOptions(cert_file=str(pair.certificate), key_file=str(pair.key), timeout_s=3.0)
-        site.opened.append(Etcd3Datastore.open(f"etcd3://{site.cluster.endpoints}", given))
-        return site.opened[-1]
+    monkeypatch.setenv("SSL_CERT_FILE", str(site.ca.certificate))
+    assert open_without_ca(site, pair).put("/calico/a", b"1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(site.stranger.certificate))
+    assert "the server's certificate is not accepted" in refusal(site, open_without_ca(site, pair))
 
-    assert opened(site.ca).put("/calico/a", b"1")
-    assert "the server's certificate is not accepted" in refusal(site, opened(site.stranger))
+
+def test_without_a_file_nobody_knows_who_should_have_signed_our_certificate(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The authority of clients is seldom one that the host trusts; what the certificate says of itself is told."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(site.ca.certificate))
+    pair = site.stranger.issue("private")
+    cause = f"TLS: the server refused our certificate {pair.certificate}"
+    assert refusal(site, open_without_ca(site, pair)) == cause
+    site.stranger.issue("private", is_expired=True)  # the same file names
+    assert refusal(site, open_without_ca(site, pair)) == f"{cause}: certificate has expired"
 
 
 def test_an_expired_certificate_is_named(site: Site) -> None:
@@ -190,4 +204,5 @@ def test_the_verdict_on_a_good_certificate_is_empty(tmp_path: Path) -> None:
     pair = authority.issue("node")
     files = (str(authority.certificate), str(pair.certificate), str(pair.key))
     assert tls_verdict.judge(*files) == ""
+    assert tls_verdict.judge("", *files[1:]) == ""
     assert "PEM" in tls_verdict.judge(files[0], files[1], files[1])

@@ -132,6 +132,7 @@ class AttachCall:
             self._request(namespace_fd, previous.addresses),
             interface=host_end,
             namespace_fd=None,
+            is_borrowed=True,
             mac=parse_mac(previous.mac, field="prevResult.interfaces.mac") if previous.mac else None,
         )
         self._attached(request)

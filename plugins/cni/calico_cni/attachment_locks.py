@@ -32,10 +32,12 @@ log = get_logger(__name__)
 
 
 class AttachmentLocks:
-    """Of one host. Any thread, and any process. A directory that cannot be written has no locks."""
+    """Of one host. Any thread, and any process. A directory that cannot be written has no locks, and neither has one on
+    a file system that knows none: calls go on without."""
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / "attachments.lock"
+        self._is_lack_told = False
         with contextlib.suppress(OSError):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -47,33 +49,40 @@ class AttachmentLocks:
         """
         try:
             descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
-        except OSError:
+        except OSError as error:
+            self._tell_lack(error)
             yield
             return
         try:
             whole = f"{program}:{network}:{invocation.container_id}:{invocation.interface}"
-            if not _try(descriptor, whole):
+            if not self._try(descriptor, whole):
                 log.info("attachment.busy", network=network, container=invocation.container_id)
-                _wait(descriptor, whole, TIMEOUTS_S[invocation.command])
+                self._wait(descriptor, whole, TIMEOUTS_S[invocation.command])
                 lap("attachment")
             yield
         finally:
             os.close(descriptor)
 
+    def _wait(self, descriptor: int, attachment: str, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not self._try(descriptor, attachment):
+            if time.monotonic() >= deadline:
+                raise NotReady(f"an earlier call for {attachment} has not ended within {timeout_s:g} s")
+            time.sleep(_PAUSE_S)
 
-def _wait(descriptor: int, attachment: str, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not _try(descriptor, attachment):
-        if time.monotonic() >= deadline:
-            raise NotReady(f"an earlier call for {attachment} has not ended within {timeout_s:g} s")
-        time.sleep(_PAUSE_S)
+    def _try(self, descriptor: int, attachment: str) -> bool:
+        """False while another call holds it."""
+        number = hashlib.sha1(attachment.encode(), usedforsecurity=False).digest()[:8]
+        start = int.from_bytes(number, "big") >> 1  # an offset is signed
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0))
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            self._tell_lack(error)
+        return True
 
-
-def _try(descriptor: int, attachment: str) -> bool:
-    number = hashlib.sha1(attachment.encode(), usedforsecurity=False).digest()[:8]
-    start = int.from_bytes(number, "big") >> 1  # an offset is signed
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0))
-    except BlockingIOError:
-        return False
-    return True
+    def _tell_lack(self, error: OSError) -> None:
+        if not self._is_lack_told:  # once is enough
+            self._is_lack_told = True
+            log.warning("attachment.no_locks", file=str(self._file), reason=error.strerror)

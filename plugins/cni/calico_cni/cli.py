@@ -262,7 +262,7 @@ def status(
         left_s = None if credentials.left_s is None else round(credentials.left_s)
         ages[str(secret)] = {"age_s": round(credentials.age_s), "left_s": left_s}
     tool = context.find_root().obj
-    differing = other_mtus(tool, below(root, conf_dir) / conf_name)
+    differing = other_mtus(tool, below(root, Path(socket)), below(root, conf_dir) / conf_name)
     width = max(len(path) for path, _ in rows)
     lines = [f"{path:<{width}}  {state}{_age_text(ages[path]) if path in ages else ''}" for path, state in rows]
     lines += [

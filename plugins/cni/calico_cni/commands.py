@@ -144,7 +144,10 @@ class NetworkCommands:
             may_share_interface=may_share_interface(call.stdin),
             is_policy_only=is_policy_only(call.stdin),
         )
+        # with another name no ADD can have succeeded
+        has_delegated = ipam != IPAM_PROGRAM and NAME.fullmatch(ipam) is not None and not detach.is_policy_only
         try:
+            has_delegated = has_delegated and not self._is_borrowed(detach)
             self.detach_deferred(detach, call.namespace_fd)
             if self._migrations.is_under_way:
                 self._deferred.put(detach)  # its address may become ours only now
@@ -152,10 +155,15 @@ class NetworkCommands:
             log.warning("datastore.away", reason=str(error))
             self._deferred.put(detach)
         finally:
-            # with another name no ADD can have succeeded
-            if ipam != IPAM_PROGRAM and NAME.fullmatch(ipam) and not detach.is_policy_only:
+            if has_delegated:
                 Delegate(ipam, call).delete()
                 lap("delegate")
+
+    def _is_borrowed(self, detach: DeferredDetach) -> bool:
+        """Whether the plugin that made the interface gives its addresses back, and none was asked for any by us."""
+        pod = PodName.of(detach.invocation.arguments) if detach.is_of_kubernetes else None
+        found = self._context.records.get(self._identity(detach.network, detach.invocation, pod).key)
+        return found is not None and found.record.is_borrowed
 
     def detach_deferred(self, detach: DeferredDetach, namespace_fd: int | None = None) -> None:
         """What :meth:`run` could not tell the datastore at its time; the namespace is gone by then."""

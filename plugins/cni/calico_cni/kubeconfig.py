@@ -7,7 +7,6 @@ be used is refused with the name of the key; neither tokens nor keys are ever lo
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import os
 import ssl
@@ -253,7 +252,7 @@ def _tls(cluster: _Cluster, user: _User, files: list[str]) -> ssl.SSLContext:
 def _decoded(data: str, field: str) -> str:
     try:
         return _ascii(base64.b64decode(data, validate=True))
-    except binascii.Error:
+    except ValueError:  # of base64, or of what is not ASCII
         raise InvalidRequest(field, "is not base64 of a PEM text") from None
 
 

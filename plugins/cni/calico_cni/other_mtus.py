@@ -10,10 +10,10 @@ from calico_cni.identity import ORCHESTRATORS
 from calico_cni.programs import NETWORK_PROGRAM
 
 
-def other_mtus(context: Any, network_list: Path) -> list[dict[str, Any]]:
-    """JSON-ready. ``context``: of the command line, which asks the node; empty when none answers, or when neither the
-    network list nor the node names an MTU, which leaves it to the kernel."""
-    answer = context.ask_node("mtus")
+def other_mtus(context: Any, socket: Path, network_list: Path) -> list[dict[str, Any]]:
+    """JSON-ready. ``context``: of the command line, which asks the node at the socket. Empty when none answers, or when
+    neither the network list nor the node names an MTU, which leaves it to the kernel."""
+    answer = context.ask_node("mtus", socket=str(socket))
     would_be = answer and (_listed(network_list) or answer["given_bytes"])
     if not would_be:
         return []

@@ -335,7 +335,10 @@ def _decode(stdin: bytes, kind: type[C]) -> C:
 
 
 def _without_nulls(value: object) -> object:
-    """What goes on as it came, or has a null that means something, is not looked into."""
+    """What goes on as it came, or has a null that means something, is not looked into. An element of a list that is
+    null stays: it is no key."""
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value]
     if not isinstance(value, dict):
         return value
     whole = {key: each if key in _VERBATIM else _without_nulls(each) for key, each in value.items()}

@@ -6,6 +6,7 @@ matter, so nothing is lost with an event, and a record that somebody else change
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,7 @@ SHARE = 4
 """After a pass, so many times its length belongs to the rest of the node: one over 10,000 pods takes a tenth of a
 second."""
 CANDIDATE_S = 2.0
+"""On average: as long as none leads every node asks the API, and not all of them at once."""
 AWAY_S = 30.0
 """A leader that has been without the API for so long lets another try."""
 
@@ -56,7 +58,7 @@ class PolicyController:
                 log.warning("controller.interrupted", reason=str(error))
             except Exception:  # without a controller the cluster's policy would stand still
                 log.exception("controller.failed")
-            stop.wait(CANDIDATE_S)
+            stop.wait(CANDIDATE_S * random.uniform(0.5, 1.5))
 
     def _reaches_api(self) -> bool:
         """Who does not must not keep the place from those who do."""

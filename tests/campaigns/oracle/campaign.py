@@ -367,11 +367,14 @@ def run(*, cases: int, seed: int, dataplane: str) -> Result:
         return ask_random(Oracle(bench), cases=cases, seed=seed)
 
 
-def ask_random(oracle: Oracle, *, cases: int, seed: int) -> Result:
+FIND, FIND_SMALLEST = (Phase.generate,), (Phase.generate, Phase.shrink)
+
+
+def ask_random(oracle: Oracle, *, cases: int, seed: int, phases: tuple[Phase, ...] = FIND_SMALLEST) -> Result:
     @with_seed(seed)
     @settings(
         max_examples=cases, deadline=None, database=None, report_multiple_bugs=False, print_blob=False,
-        phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck),
+        phases=phases, suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(case=random_cases)
     def every_case(case: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from calico_core.model.hoststate import HostPeers, PolicyList
+from tests.integration.dataplane_nftables.conftest import patience_s
 from tests.integration.dataplane_nftables.test_nftables_nat import _receives_ipip, _receives_udp, _with_neighbour
 
 if TYPE_CHECKING:
@@ -37,10 +38,10 @@ def test_workloads_may_encapsulate_as_options_say(make_lab: Callable[..., Any], 
     lab = make_lab(allows_ipip=allows[0], allows_vxlan=allows[1])
     a, b = lab.workload(), lab.workload()
     assert lab.start(a.endpoint(), b.endpoint()).is_clean
-    assert (_hears_ipip(a, b), _hears_vxlan(a, b)) == allows
+    assert _hear(a, b, allows) == allows
     # policy is asked all the same
     lab.apply(workloads=(a.endpoint(inbound=PolicyList()),))
-    assert (_hears_ipip(a, b), _hears_vxlan(a, b)) == (False, False)
+    assert _hear(a, b, (False, False)) == (False, False)
 
 
 def test_hosts_that_are_none_of_ours_may_encapsulate_if_they_are_named(make_lab: Callable[..., Any]) -> None:
@@ -53,10 +54,11 @@ def test_hosts_that_are_none_of_ours_may_encapsulate_if_they_are_named(make_lab:
     ):
         host = _with_neighbour(make_lab(external_peers=tuple(map(IPNetwork, named))))
         assert host.start(peers=ours).is_clean
-        assert (_receives_ipip(host), _receives_udp(host, 4789)) == (is_heard, is_heard), named
+        assert _receives_ipip(host, is_allowed=is_heard) is is_heard, named
+        assert _receives_udp(host, 4789, is_allowed=is_heard) is is_heard, named
         assert host.dataplane.resync().healed == ()
         host.apply(peers=HostPeers())
-        assert _receives_udp(host, 4789), "nobody encapsulates: no business of ours"
+        assert _receives_udp(host, 4789, is_allowed=True), "nobody encapsulates: no business of ours"
 
 
 @pytest.mark.parametrize("allows", [False, True])
@@ -67,34 +69,38 @@ def test_no_service_leads_a_workload_into_the_tunnels(make_lab: Callable[..., An
     lab.host.run("ip", "route", "add", "10.96.0.0/16", "via", "192.0.2.2")
     peers = HostPeers(addresses=(IPAddress("192.0.2.2"),), is_vxlan=True)
     assert lab.start(a.endpoint(), peers=peers).is_clean
-    assert _hears(neighbour, 4790, a, ("10.96.0.1", 81))
-    assert _hears(neighbour, 4789, a, ("10.96.0.1", 80)) is allows
+    assert _hears(neighbour, 4790, a, ("10.96.0.1", 81), is_allowed=True)
+    assert _hears(neighbour, 4789, a, ("10.96.0.1", 80), is_allowed=allows) is allows
     assert lab.dataplane.resync().healed == ()
 
 
-def _hears_ipip(listening: Any, sending: Any) -> bool:
+def _hear(listening: Any, sending: Any, expected: tuple[bool, bool]) -> tuple[bool, bool]:
+    """By IPIP and by VXLAN."""
+    return (
+        _hears_ipip(listening, sending, is_allowed=expected[0]),
+        _hears(listening, 4789, sending, (listening.v4, 4789), is_allowed=expected[1]),
+    )
+
+
+def _hears_ipip(listening: Any, sending: Any, *, is_allowed: bool) -> bool:
     with (
         listening.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_IPIP) as listener,
         sending.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_IPIP) as sender,
     ):
-        listener.settimeout(0.4)
+        listener.settimeout(patience_s(is_allowed=is_allowed))
         sender.sendto(INNER, (listening.v4, 0))
         with contextlib.suppress(TimeoutError):
             return listener.recv(256).endswith(INNER)
         return False
 
 
-def _hears_vxlan(listening: Any, sending: Any) -> bool:
-    return _hears(listening, 4789, sending, (listening.v4, 4789))
-
-
-def _hears(listening: Any, port: int, sending: Any, to: tuple[str, int]) -> bool:
+def _hears(listening: Any, port: int, sending: Any, to: tuple[str, int], *, is_allowed: bool) -> bool:
     with (
         listening.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener,
         sending.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
     ):
         listener.bind(("0.0.0.0", port))
-        listener.settimeout(0.4)
+        listener.settimeout(patience_s(is_allowed=is_allowed))
         sender.sendto(b"frame", to)
         with contextlib.suppress(TimeoutError):
             return listener.recv(64) == b"frame"

@@ -12,6 +12,7 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from calico_core.model.hoststate import HostNat, HostPeers, HostPools, HostWorkload, PolicyList
+from tests.integration.dataplane_nftables.conftest import patience_s
 from tests.integration.dataplane_nftables.test_nftables_traffic import P, _peer, allow, inbound, only
 
 if TYPE_CHECKING:
@@ -201,42 +202,43 @@ def test_without_metadata_there_is_none(lab: Any) -> None:
 
 
 def test_encapsulated_packets_come_from_hosts_only(host: Any) -> None:
-    def arrives() -> tuple[bool, bool]:
-        return _receives_ipip(host), _receives_udp(host, 4789)
+    def check(*allowed: bool) -> None:
+        assert _receives_ipip(host, is_allowed=allowed[0]) is allowed[0]
+        assert _receives_udp(host, 4789, is_allowed=allowed[1]) is allowed[1]
 
     host.start()
-    assert arrives() == (True, True), "nobody encapsulates: no business of ours"
+    check(True, True)  # nobody encapsulates: no business of ours
     host.apply(peers=HostPeers(addresses=(IPAddress("192.0.2.77"),), is_ipip=True, is_vxlan=True))
-    assert arrives() == (False, False)
-    assert _receives_udp(host, 4790)
+    check(False, False)
+    assert _receives_udp(host, 4790, is_allowed=True)
     host.apply(peers=HostPeers(addresses=(IPAddress("192.0.2.77"), IPAddress(NEIGHBOUR)), is_ipip=True, is_vxlan=True))
-    assert arrives() == (True, True)
+    check(True, True)
     host.apply(peers=HostPeers(addresses=(IPAddress("192.0.2.77"),), is_ipip=True))
-    assert arrives() == (False, True)
+    check(False, True)
     host.apply(peers=HostPeers())
-    assert arrives() == (True, True)
+    check(True, True)
 
 
-def _receives_ipip(host: Any) -> bool:
+def _receives_ipip(host: Any, *, is_allowed: bool) -> bool:
     inner = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20, 0, 0, 64, 17, 0, bytes(4), bytes(4))
     with (
         host.host.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_IPIP) as listener,
         host.neighbour.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_IPIP) as sender,
     ):
-        listener.settimeout(0.4)
+        listener.settimeout(patience_s(is_allowed=is_allowed))
         sender.sendto(inner, (HOST, 0))
         with contextlib.suppress(TimeoutError):
             return bool(listener.recv(256))
         return False
 
 
-def _receives_udp(host: Any, port: int) -> bool:
+def _receives_udp(host: Any, port: int, *, is_allowed: bool) -> bool:
     with (
         host.host.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener,
         host.neighbour.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
     ):
         listener.bind((HOST, port))
-        listener.settimeout(0.4)
+        listener.settimeout(patience_s(is_allowed=is_allowed))
         sender.sendto(b"frame", (HOST, port))
         with contextlib.suppress(TimeoutError):
             return listener.recv(64) == b"frame"

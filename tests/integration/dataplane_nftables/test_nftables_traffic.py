@@ -26,6 +26,7 @@ from calico_core.model.hoststate import (
     SetId,
     TierPolicies,
 )
+from tests.integration.dataplane_nftables.conftest import patience_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -378,7 +379,7 @@ def test_an_address_that_leaves_the_record_takes_its_connections_and_no_others(l
             client.settimeout(2)
             client.connect((address, 80))
             accepted = stack.enter_context(server.accept()[0])
-            accepted.settimeout(0.4)
+            accepted.settimeout(patience_s(is_allowed=family == socket.AF_INET6))
             ends[family] = (client, accepted)
         only_v6 = tuple(net for net in b.nets if net.version == 6)
         lab.apply(workloads=(msgspec.structs.replace(b.endpoint(), nets=only_v6),))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -120,14 +122,15 @@ def test_the_same_add_twice_at_once(setup: CniSetup, ipam: SlowIpam, log_text: i
 
 
 def test_del_during_the_readiness_gates(setup: CniSetup, log_text: io.StringIO) -> None:
-    deletes: list[CallReply] = []
+    deletes: list[Future[CallReply]] = []
 
     class Gate(BaseHTTPRequestHandler):
-        """Answers when a DEL waits for the ADD that asks."""
+        """Answers when a DEL waits for the ADD that asks, and that may ask again."""
 
         def do_GET(self) -> None:
-            pool.submit(lambda: deletes.append(setup.call("DEL", configuration)))
-            eventually(lambda: "attachment.busy" in log_text.getvalue() or deletes)
+            if not deletes:
+                deletes.append(pool.submit(setup.call, "DEL", configuration))
+            eventually(lambda: "attachment.busy" in log_text.getvalue() or deletes[0].done())
             self.send_response(200)
             self.end_headers()
 
@@ -137,10 +140,11 @@ def test_del_during_the_readiness_gates(setup: CniSetup, log_text: io.StringIO) 
     with ThreadPoolExecutor(2) as pool, ThreadingHTTPServer(("127.0.0.1", 0), Gate) as server:
         configuration = a_network(readiness_gates=[f"http://127.0.0.1:{server.server_address[1]}/"])
         pool.submit(server.serve_forever, 0.02)
-        stdout_of(setup.call("ADD", configuration))
-        server.shutdown()
-        eventually(lambda: deletes)
-    assert deletes == [CallReply()]
+        try:
+            stdout_of(setup.call("ADD", configuration))
+        finally:
+            server.shutdown()
+    assert [each.result() for each in deletes] == [CallReply()]
     assert (setup.workloads.attached, setup.ipam.held) == ({}, {})
 
 
@@ -189,3 +193,25 @@ def test_another_process_is_waited_for_and_leaves_nothing(
         pass
     (left,) = (tmp_path / "cni").iterdir()
     assert left.stat().st_size == 0
+
+
+def test_a_file_system_without_locks(
+    setup: CniSetup, monkeypatch: pytest.MonkeyPatch, log_text: io.StringIO, tmp_path: Path
+) -> None:
+    def refuse(*_arguments: object) -> int:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    stdout_of(setup.call("ADD"))
+    assert setup.call("DEL") == CallReply()
+    assert setup.workloads.attached == {}
+    (told,) = [line for line in log_text.getvalue().splitlines() if "attachment.no_locks" in line]
+    assert str(tmp_path / "state" / "cni" / "attachments.lock") in told
+
+
+def test_a_directory_that_cannot_be_written(log_text: io.StringIO) -> None:
+    locks = AttachmentLocks(Path("/dev/null/state"))
+    for _ in range(2):
+        with locks.hold("calico", "net1", DEL), locks.hold("calico", "net1", DEL):
+            pass
+    assert log_text.getvalue().count("attachment.no_locks") == 1

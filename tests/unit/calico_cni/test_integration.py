@@ -16,6 +16,7 @@ from netaddr import IPAddress, IPNetwork
 import calico_cni.check
 import calico_cni.status
 from calico_cni.identity import identify
+from calico_cni.integration import CniIntegration
 from calico_cni.versions import VERSIONS
 from calico_core.errors import CalicoError, KernelRefused, NotReady, Unavailable
 from calico_core.interfaces.integration import Call, CallReply
@@ -541,3 +542,13 @@ def test_a_datastore_that_hangs_is_given_up(setup: CniSetup, monkeypatch: pytest
         assert "does not answer" in error_of(setup.call("TEST"))["msg"]
     finally:
         over.set()
+
+
+def test_del_frees_what_was_given_under_another_interface_prefix(setup: CniSetup) -> None:
+    stdout_of(setup.call("ADD"))
+    settings = msgspec.structs.replace(setup.context.settings, interface_prefix="pod")
+    later = CniIntegration()
+    later.prepare(msgspec.structs.replace(setup.context, settings=settings))
+    setup.integration = later
+    assert setup.call("DEL") == CallReply()
+    assert setup.ipam.held == {}

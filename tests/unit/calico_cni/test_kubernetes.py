@@ -239,6 +239,10 @@ def test_keys_of_old_configurations_name_the_api_too(setup: CniSetup, api: Kuber
             f"{{{CONTEXT}, clusters: [{{name: c, cluster: {{server: h, certificate-authority-data: '!'}}}}]}}",
             "authority-data",
         ),
+        (
+            f"{{{CONTEXT}, clusters: [{{name: c, cluster: {{server: h, certificate-authority-data: 'Zäh'}}}}]}}",
+            "certificate-authority-data: is not base64",
+        ),
         (f"{{{CONTEXT}, {CLUSTER}, users: [{{name: u, user: {{tokenFile: none}}}}]}}", "none: No such file"),
     ],
 )

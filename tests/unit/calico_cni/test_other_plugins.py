@@ -345,6 +345,7 @@ def test_addresses_of_the_plugin_before_us_are_its_own(setup: CniSetup, program:
     assert call(setup, program, "DEL", **behind) == CallReply()
     assert setup.workloads.attached == {}
     assert list(setup.ipam.held) == [IPAddress("10.65.0.1")]
+    assert program.heard == [], "what its ADD did not run"
     if mode:  # no record tells any more, and the plugin that an ADD did not run is not run by DEL
         assert call(setup, program, "DEL", **behind) == CallReply()
         assert list(setup.ipam.held) == [IPAddress("10.65.0.1")]

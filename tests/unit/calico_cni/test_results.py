@@ -94,6 +94,14 @@ def test_a_result_that_names_no_version_is_of_the_configuration_s() -> None:
     assert decode_result(b'{"ips": [{"address": "10.1.2.3/24"}]}', "1.0.0").ips == (Ip(address="10.1.2.3/24"),)
 
 
+def test_null_is_as_if_the_key_were_not_there() -> None:
+    raw = b'{"interfaces": [{"name": "eth0", "mac": null}], "ips": [{"address": "10.1.2.3/24", "gateway": null}]}'
+    found = decode_result(raw, "1.0.0")
+    assert (found.interfaces, found.ips) == ((Interface(name="eth0"),), (Ip(address="10.1.2.3/24"),))
+    with pytest.raises(InvalidRequest, match="interfaces"):
+        decode_result(b'{"interfaces": [null]}', "1.0.0")
+
+
 @pytest.mark.parametrize("raw", [b"[]", b'{"ips": 5}', b"rubbish", b'{"ips": [{"interface": 1}]}'])
 def test_what_is_no_result(raw: bytes) -> None:
     with pytest.raises(InvalidRequest, match="prevResult"):

@@ -339,11 +339,32 @@ def test_an_api_that_is_away_for_all_finds_a_leader_when_it_is_back(
     eventually(lambda: cluster.record(knp("shop.closed")) is None)
 
 
+def test_candidates_do_not_ask_all_at_once(cluster: Cluster) -> None:
+    class Counted(threading.Event):
+        """Set after so many waits, which take no time."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            waits.append(timeout)
+            if len(waits) == 20:
+                self.set()
+            return self.is_set()
+
+    waits: list[float | None] = []
+    cluster.store.create(election.KEY, b"n2")
+    PolicyController(cluster.store, "n1", cluster.api.kubeconfig()).run(Counted())
+    assert len(set(waits)) > 10
+    assert all(each is not None and 0.5 <= each / controller.CANDIDATE_S <= 1.5 for each in waits)
+
+
 def test_nothing_is_watched_any_more_by_who_does_not_lead(cluster: Cluster) -> None:
+    before = set(threading.enumerate())  # those of earlier tests may not have ended yet
     cluster.start()
     eventually(lambda: sum("watch" in path for path in cluster.api.requests) == 4)
+    assert any(each.name.startswith("kube-") for each in set(threading.enumerate()) - before)
     cluster.stop("n1")
-    eventually(lambda: not any(thread.name.startswith("kube-") for thread in threading.enumerate()), within_s=5)
+    eventually(
+        lambda: not any(each.name.startswith("kube-") for each in set(threading.enumerate()) - before), within_s=5
+    )
 
 
 def test_an_api_that_was_restored_is_listed_again(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,23 +48,25 @@ HOST = "rack-a"
 
 
 class FaultyDataplane(MemoryDataplane):
-    """``errors``: raised by the next applies, in order. ``whole``: why nothing can be programmed, or ''. ``tries``: how
-    many applies there were. ``unread``: so often the connection table cannot be read."""
+    """``errors``: raised by the next applies, in order. ``error``: raised by every apply as long as it is there.
+    ``whole``: why nothing can be programmed, or ''. ``tries``: how many applies there were. ``unread``: so often the
+    connection table cannot be read."""
 
     def __init__(self, options: DataplaneOptions) -> None:
         super().__init__(options)
         self.errors: list[Exception] = []
+        self.error: Exception | None = None
         self.whole = ""
         self.tries = 0
         self.unread = 0
 
     def apply(self, changes: HostChanges) -> ApplyReport:
         self.tries += 1
-        if self.errors:
+        if error := self.errors.pop(0) if self.errors else self.error:
             # what is wanted is kept, as the seam demands
             self.state.update(changes)
             self._is_complete = True
-            raise self.errors.pop(0)
+            raise error
         report = super().apply(changes)
         return ApplyReport(failures=(Failure("table inet calico", self.whole),)) if self.whole else report
 
@@ -76,7 +78,7 @@ class FaultyDataplane(MemoryDataplane):
 
     def cut(self, connections: Iterable[Connection]) -> int:
         """What older policy permits is back with its next packet."""
-        return 0 if self.whole or self.errors else super().cut(connections)
+        return 0 if self.whole or self.errors or self.error else super().cut(connections)
 
 
 class Bench:
@@ -339,13 +341,13 @@ def test_a_connection_denied_while_the_kernel_refuses_policy_ends_once_it_does_n
     bench.dataplane.connect(flow := flow_to_a())
     tries = bench.dataplane.tries
     if raises:
-        bench.dataplane.errors = [KernelRefused("commit", 12)] * 3
+        bench.dataplane.error = KernelRefused("commit", 12)
     else:
         bench.dataplane.whole = "another program holds the lock"
     bench.write_profile("web", Rule(action="deny"))
     eventually(lambda: bench.dataplane.tries >= tries + 3)  # longer than changes gather before a look
     assert flow in bench.dataplane.connections()
-    bench.dataplane.whole = ""
+    bench.dataplane.whole, bench.dataplane.error = "", None
     eventually(lambda: bench.dataplane.connections() == ())
 
 

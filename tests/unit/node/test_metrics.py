@@ -29,13 +29,13 @@ def figures(text: bytes) -> dict[str, float]:
 def test_text_form() -> None:
     metrics = [
         Metric("a_total", "counter", "What.", (("", {}, 3.0),)),
-        Metric("b", "summary", "How long.", (("_sum", {}, 0.25), ("_count", {"x": 'q"\\\n'}, 1e9))),
+        Metric("b", "summary", "How\nlong \\ \ud800.", (("_sum", {}, 0.25), ("_count", {"x": 'q"\\\n'}, 1e9))),
     ]
     assert render(metrics).decode().splitlines() == [
         "# HELP a_total What.",
         "# TYPE a_total counter",
         "a_total 3",
-        "# HELP b How long.",
+        "# HELP b How\\nlong \\\\ ?.",
         "# TYPE b summary",
         "b_sum 0.25",
         'b_count{x="q\\"\\\\\\n"} 1000000000',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -85,6 +86,11 @@ def bench() -> Iterator[Bench]:
 
 def status_key(name: str) -> WorkloadStatusKey:
     return WorkloadStatusKey(HOST, "cni", "pod", name)
+
+
+def node_state(bench: Bench) -> str:
+    found = bench.records.get(NodeStatusKey(HOST))
+    return found.record.state if found is not None else ""
 
 
 def state(*, is_applied: bool = True, **endpoints: tuple[str, str]) -> AgentState:
@@ -204,11 +210,7 @@ def test_the_nodes_own_report(bench: Bench) -> None:
     reporter = bench.start(interval_s=0.02)
     reporter.put(state(a=("up", ""), b=("up", ""), c=("down", "no link")))
 
-    def is_running() -> bool:
-        found = bench.records.get(NodeStatusKey(HOST))
-        return found is not None and found.record.state == "running"
-
-    eventually(is_running)
+    eventually(lambda: node_state(bench) == "running")
     record = bench.records.get(NodeStatusKey(HOST)).record
     assert record.version == "1.2.3"
     assert record.endpoints == {"up": 2, "down": 1}
@@ -259,6 +261,43 @@ def test_what_a_datastore_lost_while_it_was_away_is_written_again(
     eventually(lambda: "status.not_written" in caplog.messages)
     bench.store.faults.down = False
     eventually(lambda: bench.endpoint("a") and bench.endpoint("b") and bench.endpoint("gone") is None)
+
+
+def test_after_a_failure_only_what_differs_is_written(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calico_core.node.status._RETRY_S", 0.05)
+    reporter = bench.start(interval_s=0.05)
+    reporter.put(state(same=("up", ""), reasoned=("error", "no such set"), altered=("up", "")))
+    eventually(lambda: node_state(bench) == "running")
+    keys = (status_key("same"), status_key("reasoned"), NodeStatusKey(HOST))
+    before = [bench.records.get(key).mod_revision for key in keys]
+    bench.records.put(status_key("altered"), EndpointStatus(status="down"))
+    bench.store.faults.refuse(1)  # one failed heartbeat
+    eventually(lambda: bench.records.get(keys[-1]).mod_revision > before[-1])  # comes after those of endpoints
+    assert [bench.records.get(key).mod_revision for key in keys[:-1]] == before[:-1]
+    assert bench.endpoint("altered") == EndpointStatus(status="up")
+
+
+def test_what_stands_there_from_an_earlier_run_is_not_written_again(bench: Bench) -> None:
+    key = status_key("a")
+    revision = bench.records.put(key, EndpointStatus(status="up"))
+    reporter = bench.start()
+    reporter.put(state(a=("up", ""), b=("up", "")))
+    eventually(lambda: bench.endpoint("b"))
+    assert bench.records.get(key).mod_revision == revision
+
+
+def test_nodes_do_not_come_back_all_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("calico_core.node.status._RETRY_S", 0.3)
+    bench.store.faults.down = True
+    bench.start()
+
+    def waits_s() -> list[float]:
+        at = [each.created for each in caplog.records if each.message == "status.not_written"]
+        return [later - earlier for earlier, later in pairwise(at)]
+
+    eventually(lambda: any(each < 0.28 for each in waits_s()))
 
 
 def test_a_datastore_that_was_replaced_unnoticed_gets_all_statuses(bench: Bench) -> None:
