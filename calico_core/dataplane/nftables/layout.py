@@ -160,7 +160,9 @@ def _from_peers(peers: HostPeers, options: DataplaneOptions, families: Sequence[
     if peers.is_ipip:
         refused += verdicts.drop(f"meta nfproto ipv4 meta l4proto {IPIP_PROTOCOL}", "IPIP from no host of ours")
     if peers.is_vxlan:
-        refused += verdicts.drop(f"udp dport {VXLAN_PORT}", "VXLAN from no host of ours")
+        # a host that has no tunnels of IPv6 leaves such packets to its other services
+        used = "" if 6 in families else "meta nfproto ipv4 "
+        refused += verdicts.drop(f"{used}udp dport {VXLAN_PORT}", "VXLAN from no host of ours")
     return _of_peers(peers, options, families, "saddr") + refused
 
 

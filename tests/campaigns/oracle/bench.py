@@ -118,13 +118,16 @@ class Bench:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def dataplane(self, to_host: str, set_limit: int | None = None, metadata: str | None = None) -> Dataplane:
+    def dataplane(
+        self, to_host: str, set_limit: int | None = None, metadata: str | None = None, *, has_ipv6: bool = True
+    ) -> Dataplane:
         """The driver, started anew when it has to be told otherwise: as an agent does that restarts."""
-        told = to_host, set_limit, metadata
+        told = to_host, set_limit, metadata, has_ipv6
         if self._dataplane is None or told != self._told:
             self._close_dataplane()
             options = DataplaneOptions(
                 endpoint_to_host=to_host,
+                is_ipv6_enabled=has_ipv6,
                 failsafe_inbound=tuple(FailsafePort(*each) for each in FAILSAFE_IN),
                 failsafe_outbound=tuple(FailsafePort(*each) for each in FAILSAFE_OUT),
                 metadata=None if metadata is None else (IPAddress(metadata), METADATA_PORT),

@@ -37,6 +37,7 @@ from tests.campaigns.oracle.cases import (
     FAILSAFE_IN,
     FAILSAFE_OUT,
     FAILSAFE_TEXTS,
+    IPV6_SUPPORT,
     KNOWN_HOST,
     LOOPBACK,
     METADATA_PORT,
@@ -128,7 +129,9 @@ class Oracle:
         )
         server = stored.get(METADATA_SERVER)
         place = _place_of(case, answers_early=self._bench.answers_early)
-        place = place._replace(metadata=None if server is None else (server, METADATA_PORT))
+        place = place._replace(
+            metadata=None if server is None else (server, METADATA_PORT), has_ipv6=IPV6_SUPPORT not in stored
+        )
         is_untracked = any(isinstance(record, Policy) and record.untracked for _, record in good)
         asked = list(self._chosen(records, place, case["probes"], is_untracked=is_untracked))
         seen = self._bench.send(_sending(each.probe, each.number) for each in asked)
@@ -169,7 +172,10 @@ class Oracle:
 
     def _program(self, case: dict[str, Any], limit: int | None) -> HostState:
         """By the resolver and the driver, step by step. ``limit``: members of one set."""
-        dataplane = self._bench.dataplane(case["to_host"], limit, case["steps"][0].get(METADATA_SERVER))
+        first = case["steps"][0]
+        dataplane = self._bench.dataplane(
+            case["to_host"], limit, first.get(METADATA_SERVER), has_ipv6=IPV6_SUPPORT not in first
+        )
         resolver, state = PolicyResolver(ways.HOST, lets_spoof=_lets_spoof(case)), HostState()
         resolver.set_interface(ways.UPLINK, frozenset(map(IPAddress, KNOWN_HOST)))
         for step in case["steps"]:

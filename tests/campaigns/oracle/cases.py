@@ -45,8 +45,9 @@ FAILSAFE_TEXTS = "tcp:443,udp:10.66.0.0/31:53", "udp:90"
 LOOPBACK = "127.0.0.1"
 SET_LIMIT = "/calico/v1/config/MaxIpsetSize"
 METADATA_SERVER, METADATA_PORT, METADATA = "/calico/v1/config/MetadataAddr", 8775, "169.254.169.254"
-"""What a node reads once stands from the beginning, where it does: how many members a set may have, and where the
-metadata address leads."""
+IPV6_SUPPORT = "/calico/v1/config/Ipv6Support"
+"""What a node reads once stands from the beginning, where it does: how many members a set may have, where the metadata
+address leads, and that there is no IPv6."""
 OWN_MAC, OTHER_MAC = "02:00:00:00:65:0{}", "02:00:00:00:99:09"
 _PREFIXES = (
     "10.66.0.0/31", "10.65.0.0/16", "10.65.2.0/25", "198.51.100.0/24", "0.0.0.0/1",
@@ -202,6 +203,7 @@ def _step(draw: st.DrawFn, *, is_first: bool) -> dict[str, Any]:
         found |= {} if limit is None else {SET_LIMIT: limit}
         server = draw(st.sampled_from([None, None, KNOWN_HOST[0], LOOPBACK, OUTSIDE[0][0], REMOTE[0][0]]))
         found |= {} if server is None else {METADATA_SERVER: server}
+        found |= {IPV6_SUPPORT: "false"} if draw(st.integers(0, 7)) == 0 else {}
         for cidr in draw(some(TUNNEL_POOLS, 2)):
             found[_pool_path(cidr)] = {"cidr": cidr, **draw(st.sampled_from(_ENCAPSULATIONS))}
     for cidr in (*_OWN_POOLS, *_REMOTE_POOLS):

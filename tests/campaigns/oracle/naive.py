@@ -78,7 +78,7 @@ def _from_elsewhere(records: Stored, place: Place, flow: Flow, way: Way, interfa
         return "either" if interface and place.answers_early else "deny"
     if interface:
         found = _at_uplink(records, place, flow, way.flow, "inbound", is_forwarded=not is_to_host)
-        if is_to_host and found == "allow" and _is_tunnelled(records, flow):
+        if is_to_host and found == "allow" and not place.is_without(flow) and _is_tunnelled(records, flow):
             return "allow" if flow.src in _hosts(records) else "deny"
         if found != "allow" or is_to_host:
             return found
@@ -88,7 +88,7 @@ def _from_elsewhere(records: Stored, place: Place, flow: Flow, way: Way, interfa
 
 def _from_workload(records: Stored, place: Place, flow: Flow, way: Way, interface: str, mac: str) -> Outcome:
     sender = next((each for each in local(records) if each["name"] == interface), None)
-    if sender is None or sender["state"] != "active" or _is_tunnel(flow):
+    if sender is None or sender["state"] != "active" or _is_tunnel(flow) or place.is_without(flow):
         return "deny"
     prefixes = sender.get("allow_spoofed_source_ips", ()) if place.lets_spoof else ()
     if contains("127.0.0.0/8", flow.dst):
@@ -151,6 +151,8 @@ def _at_uplink(
     if endpoint is None:
         return "allow"
     is_safe = _is_safe(place, flow, direction)
+    if place.is_without(flow) and not is_forwarded:
+        return "allow" if is_safe else "deny"
     hooks = ["forward" if is_forwarded else "normal"]
     if direction == "inbound":
         hooks = ["untracked", "pre_dnat", *hooks]
@@ -179,7 +181,7 @@ def _at_uplink(
 def _is_untracked(records: Stored, place: Place, flow: Flow) -> bool:
     """Whether policy before connection tracking lets it in, which keeps it out of that."""
     endpoint = _uplink_endpoint(records, place)
-    if endpoint is None or _is_safe(place, flow, "inbound"):
+    if endpoint is None or _is_safe(place, flow, "inbound") or place.is_without(flow):
         return False
     return _tiers_say(records, endpoint, "inbound", flow, "untracked") == "allow"
 

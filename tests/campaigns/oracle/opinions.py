@@ -47,6 +47,8 @@ def real(
     if is_certain and not is_to_other and is_as_sent and _is_routed_as_pools_say(records, cluster, way):
         sides = [side for side in cluster.explain(packet, source=sender).sides if side.host in (ways.HOST, None)]
         flows = "deny" if any(side.outcome == "deny" for side in sides) else "allow"
+    # nor does ``explain`` know of a host without IPv6
+    is_own = is_own and (packet.src.version == 4 or cluster.has_ipv6(ways.HOST))
     return flows, _told(state, packet, way, to_host, via) if is_own else None
 
 

@@ -35,7 +35,7 @@ class Place(NamedTuple):
     address or nobody, what it does with packets of workloads to them, its fail-safe ports as (protocol, port, whom),
     whether its kernel can answer before connection tracking and translation: iptables rejects in its filter table only
     (iptables-extensions(8)), whether it lets workloads send from the prefixes that their records allow, and where it
-    leads what they send to the metadata address, if anywhere."""
+    leads what they send to the metadata address, if anywhere, and whether it knows IPv6 for them and its policy."""
 
     host_addresses: frozenset[str]
     uplink_addresses: frozenset[str]
@@ -46,6 +46,11 @@ class Place(NamedTuple):
     answers_early: bool = True
     lets_spoof: bool = False
     metadata: tuple[str, int] | None = None
+    has_ipv6: bool = True
+
+    def is_without(self, flow: Flow) -> bool:
+        """Whether it knows nothing of its family."""
+        return flow.version == 6 and not self.has_ipv6
 
 
 class Way(NamedTuple):
@@ -64,11 +69,13 @@ def way_of(
     """What is not tracked is not translated."""
     if is_from_workload and place.metadata is not None and is_to_metadata(flow):
         flow = flow._replace(dst=place.metadata[0], dport=place.metadata[1])
-    external = _floating(records, flow.dst)
+    external = None if place.is_without(flow) else _floating(records, flow.dst)
     if external is not None and is_tracked:
         flow = flow._replace(dst=external[1])
     # a floating address has a route of its own: to whom it leads
     receiver = holder(records, flow.dst) if external is None else external[0]
+    if place.is_without(flow):
+        receiver = None
     if flow.dst in place.host_addresses:
         return Way(TO_HOST, None, flow, frozenset({flow.src}))
     to = receiver["name"] if receiver is not None else UPLINK

@@ -149,7 +149,7 @@ def test_tunnels_are_for_hosts() -> None:
         "ip saddr @peers4 meta l4proto 4 accept",
         "ip saddr @peers4 udp dport 4789 accept",
         "meta nfproto ipv4 meta l4proto 4 counter drop",
-        "udp dport 4789 counter drop",
+        "meta nfproto ipv4 udp dport 4789 counter drop",
         'iifname "cali*" goto workload_to_host',
     ], "a workload that may encapsulate is a stranger there, too"
     assert list(table.sets["peers4"].elements) == [int(IPAddress("192.0.2.7"))]

@@ -191,6 +191,14 @@ def test_what_leaves_by_a_tunnel_of_either_family_has_its_address() -> None:
         assert [rule.split()[1] for rule in leaving] == devices
 
 
+def test_a_host_that_has_no_ipv6_looks_for_tunnels_in_the_other_family_alone() -> None:
+    state = HostState()
+    state.update(HostChanges(is_complete=True, peers=HostPeers((IPAddress("192.0.2.1"),), is_vxlan=True)))
+    for is_enabled, drop in ((True, "udp dport 4789"), (False, "meta nfproto ipv4 udp dport 4789")):
+        options = msgspec.structs.replace(OPTIONS, is_ipv6_enabled=is_enabled)
+        assert f"{drop} counter drop" in texts(TableBuilder.of(options, state), "input")
+
+
 @pytest.mark.parametrize("option", ["allows_ipip", "allows_vxlan"])
 def test_what_workloads_encapsulate_is_dropped_unless_it_is_allowed(option: str) -> None:
     drops = {"allows_ipip": "meta l4proto 4 counter drop", "allows_vxlan": "udp dport 4789 counter drop"}
