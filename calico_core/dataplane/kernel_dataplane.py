@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 from netaddr import IPAddress
@@ -18,6 +18,7 @@ from netaddr import IPAddress
 from calico_core.dataplane.claims import Claims
 from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.denied_packets import DeniedPackets
+from calico_core.dataplane.kernel_policy import Policy, TableReport
 from calico_core.dataplane.linux import sysctl
 from calico_core.dataplane.linux.conntrack import Conntrack
 from calico_core.dataplane.linux.link_table import LinkTable
@@ -52,39 +53,6 @@ if TYPE_CHECKING:
     from calico_core.model.workloads import InterfaceEvent
 
 log = get_logger(__name__)
-
-
-class TableReport(msgspec.Struct, frozen=True, kw_only=True):
-    """``healed``: differences found that were not ours. ``lost``: addresses (family, value) that an interface had and
-    no longer has. ``path``: how it went to the kernel, in the driver's words."""
-
-    changes: int = 0
-    failures: tuple[Failure, ...] = ()
-    healed: tuple[str, ...] = ()
-    lost: frozenset[tuple[int, int]] = frozenset()
-    path: str = "none"
-
-
-class Policy(Protocol):
-    """The policy of one network namespace in the kernel. One thread."""
-
-    def ensure_closed(self) -> None:
-        """The base with nobody in it, unless it stands."""
-
-    def follow(self, changes: HostChanges, state: HostState) -> TableReport:
-        """``state`` has taken in the batch."""
-
-    def resync(self) -> TableReport:
-        """Compare with the kernel, and repair."""
-
-    def purge(self) -> None:
-        """Remove all of it."""
-
-    def figures(self) -> tuple[Figure, ...]:
-        """For metrics; any thread."""
-
-    def close(self) -> None:
-        """Free what it holds in this process."""
 
 
 P = TypeVar("P", bound=Policy)

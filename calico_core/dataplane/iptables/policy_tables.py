@@ -20,7 +20,7 @@ from calico_core.dataplane.iptables.ipsets import parse_saved as parse_sets
 from calico_core.dataplane.iptables.ipsets import room, write_commands
 from calico_core.dataplane.iptables.names import NAT, RAW
 from calico_core.dataplane.iptables.saved import Line, SavedTable
-from calico_core.dataplane.kernel_dataplane import TableReport
+from calico_core.dataplane.kernel_policy import TableReport
 from calico_core.dataplane.linux import sysctl
 from calico_core.dataplane.reconcile import Table, reconcile
 from calico_core.errors import ToolFailed

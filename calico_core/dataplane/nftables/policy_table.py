@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from calico_core.dataplane.denials import Origins
-from calico_core.dataplane.kernel_dataplane import TableReport
+from calico_core.dataplane.kernel_policy import TableReport
 from calico_core.dataplane.nftables.beside_docker import BesideDocker
 from calico_core.dataplane.nftables.counts import NftCounts
 from calico_core.dataplane.nftables.library import NftLibrary
