@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
-from calico_core.cli.context import CliContext
 from calico_core.errors import InvalidRequest
 
 
-def answer(context: CliContext, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
+class Asked(Protocol):
+    """Who knows in what form the answer was asked for: ``table``, ``json`` or ``yaml``."""
+
+    output: str
+
+
+def answer(context: Asked, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
     """Print ``rows``: JSON-ready mappings. ``columns`` maps heading to field, for the table only."""
     if context.output == "json":
         click.echo(json.dumps(list(rows), indent=2))
@@ -22,7 +27,7 @@ def answer(context: CliContext, rows: Sequence[Mapping[str, Any]], columns: Mapp
         click.echo(table(list(columns), [[_cell(row.get(field)) for field in columns.values()] for row in rows]))
 
 
-def answer_one(context: CliContext, value: Mapping[str, Any], text: str) -> None:
+def answer_one(context: Asked, value: Mapping[str, Any], text: str) -> None:
     """One object, or the sentence that says it."""
     if context.output == "json":
         click.echo(json.dumps(value, indent=2))
