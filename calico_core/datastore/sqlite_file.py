@@ -39,6 +39,7 @@ _NOT_COMMITTED = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY)
 _CHECKPOINT_PAGES = 8000
 """SQLite copies its log into the file in the commit that passes this; eight times its own habit, so that whoever
 listens does it first, see :meth:`SqliteFile.checkpoint`. Every write to that disk waits while it is done."""
+_TURNED_AWAY_S = 0.002
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -188,9 +189,22 @@ class SqliteFile:
             raise
         return connection
 
+    def _keep_a_log(self, connection: sqlite3.Connection) -> None:
+        """For as long as the file stands. Of several that do so to a new file at once SQLite turns some away without
+        letting them wait: each holds what the others want."""
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(_TURNED_AWAY_S)
+
     def _prepare(self, connection: sqlite3.Connection) -> str:
         """The store id."""
-        connection.execute("PRAGMA journal_mode=WAL")
+        self._keep_a_log(connection)
         connection.execute("BEGIN IMMEDIATE")
         meta = _read_meta(connection)
         if meta.get("schema", SCHEMA) != SCHEMA:

@@ -127,3 +127,31 @@ def test_a_ring_wakes_only_who_waits_for_its_keys(tmp_path: Path) -> None:
     sleepers["/c/"].join(10)
     assert not sleepers["/c/"].is_alive()
     bell.close()
+
+
+def test_who_opens_a_new_file_waits_for_others_that_do(store: SqliteDatastore, tmp_path: Path) -> None:
+    file = tmp_path / "calico.db"
+    file.touch(mode=0o600)
+    other = sqlite3.connect(file, isolation_level=None)
+    failures: list[Exception] = []
+
+    def put() -> None:
+        try:
+            store.put("/calico/a", b"1")
+        except Unavailable as error:
+            failures.append(error)
+
+    other.execute("BEGIN IMMEDIATE")  # SQLite lets nobody wait for its end who would change how the file is kept
+    thread = threading.Thread(target=put)
+    thread.start()
+    try:
+        thread.join(0.3)
+        assert thread.is_alive()
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+        thread.join(20)
+    assert failures == []
+    found = store.get("/calico/a")
+    assert found is not None
+    assert found.value == b"1"
