@@ -247,7 +247,7 @@ class VethWiring(WorkloadWiring):
             inner.index,
             wanted,
             has_default_route=request.is_default_route,
-            destinations=[prefix_of(each) for each in request.routes],
+            destinations=_destinations(request),
         )
         if not found:
             return wired_interface(link, inner.mac, is_new=False, missing_routes=others)
@@ -283,7 +283,7 @@ class VethWiring(WorkloadWiring):
             link.peer_index,
             wanted,
             has_default_route=request.is_default_route,
-            destinations=[prefix_of(each) for each in request.routes],
+            destinations=_destinations(request),
             # as read back from the kernel: a wrong entry would be a black hole
             gateway_mac=link.mac if self._pins_gateway else b"",
         )
@@ -338,7 +338,7 @@ class VethWiring(WorkloadWiring):
             inner,
             wanted,
             has_default_route=request.is_default_route,
-            destinations=[prefix_of(each) for each in request.routes],
+            destinations=_destinations(request),
         )
         routed = {route.destination for route in host.routes(index=link.index)}
         found += [f"host route {each} through {link.name} is missing" for each in wanted.all if each not in routed]
@@ -381,3 +381,8 @@ def _restore(namespace_fd: int, settings: tuple[Setting, ...]) -> None:
 def _refuse_missing_ipv6(wanted: WantedAddresses) -> None:
     if wanted.v6 and not sysctl.has_ipv6():
         raise KernelRefused("wire IPv6 addresses", errno.EAFNOSUPPORT, "this kernel has no IPv6")
+
+
+def _destinations(request: WiringRequest) -> list[Prefix]:
+    """Of the routes beside the default one."""
+    return [prefix_of(each) for each in request.routes]
