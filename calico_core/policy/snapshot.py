@@ -172,7 +172,8 @@ class Snapshot(HostSettings):
 
 
 def _looks_at_port(rules: HostRules, protocol: int) -> bool:
-    return any(
+    """For a decision: staged ones make none."""
+    return not rules.is_staged and any(
         rule.protocol == protocol
         and (rule.dst_ports or rule.not_dst_ports or rule.dst_port_sets or rule.not_dst_port_sets)
         for rule in rules.inbound + rules.outbound

@@ -267,6 +267,16 @@ def test_whether_policy_asks_for_ports() -> None:
     assert not Cluster(found.items()).asks_for_port(Packet(src=packet.src, dst=packet.dst, protocol=17))
 
 
+def test_a_staged_policy_asks_for_no_port() -> None:
+    found = records()
+    packet = Packet(src=IPAddress("10.0.0.1"), dst=IPAddress("10.0.0.2"), protocol=6)
+    policy = Policy(selector="", inbound_rules=(Rule(action="deny", protocol="tcp", dst_ports=(80,)),), staged=True)
+    found[PolicyKey("t", "tried")] = policy
+    assert not Cluster(found.items()).asks_for_port(packet)
+    found[PolicyKey("t", "tried")] = msgspec.structs.replace(policy, staged=False)
+    assert Cluster(found.items()).asks_for_port(packet)
+
+
 def test_an_inactive_workload_is_closed_to_its_host_and_from_it() -> None:
     """Nothing is routed to it, and nothing it sends has a known source: the exceptions for a host are not for it."""
     found = records()
