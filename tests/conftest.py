@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from calico_core.datastore.etcd3 import Etcd3Datastore
 from calico_core.interfaces.datastore import DatastoreOptions
 from calico_core.log import PACKAGES
+from tests.doubles.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -73,7 +73,7 @@ class EtcdServer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._port, self._peer_port = _free_port(), _free_port()
+        self._port, self._peer_port = free_ports(2)
         self._process: subprocess.Popen[bytes] | None = None
         self.endpoint = f"127.0.0.1:{self._port}"
         self.url = f"etcd3://{self.endpoint}"
@@ -157,10 +157,3 @@ def etcd(etcd_server: EtcdServer) -> EtcdServer:
     etcd_server.start()
     etcd_server.wipe()
     return etcd_server
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

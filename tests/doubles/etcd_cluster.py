@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from tests.doubles.certificates import Authority
+from tests.doubles.ports import free_ports
 
 START_TIMEOUT_S = 30.0
 _ENVIRONMENT = {"ETCDCTL_API": "3", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -24,7 +24,7 @@ class Member:
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
         self.folder = folder
-        self.client_port, self.peer_port, self.metrics_port = _free_ports(3)
+        self.client_port, self.peer_port, self.metrics_port = free_ports(3)
         self.endpoint = f"127.0.0.1:{self.client_port}"
         self.peer_url = f"http://127.0.0.1:{self.peer_port}"
         self.process: subprocess.Popen[bytes] | None = None
@@ -79,15 +79,13 @@ class EtcdCluster:
     def start(self) -> None:
         """Every member that does not run; returns when all are healthy."""
         started = [member for member in self.members if member.process is None]
-        for member in started:
-            self._spawn(member)
-        deadline = time.monotonic() + START_TIMEOUT_S
-        for member in started:
-            while not member.is_healthy:
-                assert member.process is not None
-                assert member.process.poll() is None, self.log_of(member)
-                assert time.monotonic() < deadline, self.log_of(member)
-                time.sleep(0.05)
+        try:
+            for member in started:
+                self._spawn(member)
+            self._wait_healthy(started)
+        except BaseException:  # who gets no cluster stops none
+            self.stop()
+            raise
 
     def stop(self) -> None:
         for member in self.members:
@@ -130,6 +128,15 @@ class EtcdCluster:
             )  # fmt: skip
         self.start()
 
+    def _wait_healthy(self, members: Sequence[Member]) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        for member in members:
+            while not member.is_healthy:
+                assert member.process is not None
+                assert member.process.poll() is None, self.log_of(member)
+                assert time.monotonic() < deadline, self.log_of(member)
+                time.sleep(0.05)
+
     def log_of(self, member: Member) -> str:
         return (member.folder / "log").read_text()[-3000:]
 
@@ -160,15 +167,3 @@ class EtcdCluster:
             return ()
         pair = self.authority.issue("etcdctl")
         return (f"--cacert={self.authority.certificate}", f"--cert={pair.certificate}", f"--key={pair.key}")
-
-
-def _free_ports(count: int) -> Any:
-    """Open together, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

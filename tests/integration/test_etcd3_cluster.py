@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from calico_core.datastore.syncer import SyncBatch, Syncer, SyncStatus
 from calico_core.errors import KeyExists, Unavailable
 from calico_core.interfaces.datastore import Batch, CompactedAway, DatastoreOptions, Progress
 from tests.doubles.etcd_cluster import EtcdCluster
+from tests.doubles.ports import free_ports
 
 PATIENCE_S = 30.0
 CONFIG = "/calico/v1/config/"
@@ -26,6 +28,17 @@ CONFIG = "/calico/v1/config/"
 def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EtcdCluster]:
     with EtcdCluster(tmp_path / "etcd", getattr(request, "param", 1)) as cluster:
         yield cluster
+
+
+def test_a_member_that_cannot_start_leaves_none_of_the_others(tmp_path: Path) -> None:
+    """What runs on would be found by another test, as a process that nobody waited for."""
+    cluster = EtcdCluster(tmp_path / "etcd", 3)
+    with (
+        socket.create_server(("127.0.0.1", cluster.members[1].client_port)),
+        pytest.raises(AssertionError, match="bind"),
+    ):
+        cluster.start()
+    assert [member.process for member in cluster.members] == [None] * 3
 
 
 class Writer:
@@ -181,7 +194,7 @@ def _restore_and_write(cluster: EtcdCluster, snapshot: Path) -> None:
     """The syncer is kept out until others have carried the revision beyond what it saw: it knows another address."""
     inside = cluster.members[0]
     inside.process = None
-    kept_out, inside.client_port = inside.client_port, _free_port()
+    kept_out, inside.client_port = inside.client_port, free_ports(1)[0]
     inside.endpoint = f"127.0.0.1:{inside.client_port}"
     cluster.restore(snapshot)
     other = Etcd3Datastore.open(cluster.url, DatastoreOptions())
@@ -202,14 +215,6 @@ def wait_for_silence(consumer: Consumer, syncer: Syncer) -> None:
     time.sleep(0.5)  # it meets the closed door a few times
     assert consumer.state == before
     assert syncer.status is SyncStatus.IN_SYNC
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # --- watches -----------------------------------------------------------------------------------------------

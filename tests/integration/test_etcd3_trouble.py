@@ -14,6 +14,7 @@ from calico_core.datastore.etcd3 import Etcd3Datastore
 from calico_core.datastore.etcd3_watch import Etcd3Watch
 from calico_core.errors import InvalidSettings, Unavailable
 from calico_core.interfaces.datastore import Batch, DatastoreOptions, Event, Lost, Put
+from tests.doubles.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,8 +45,7 @@ def silent() -> Iterator[str]:
 
 @pytest.fixture
 def refusing() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"127.0.0.1:{server.getsockname()[1]}"
+    return f"127.0.0.1:{free_ports(1)[0]}"
 
 
 def test_a_closed_port_is_named_and_nothing_was_applied(
