@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -53,6 +55,34 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         _, _, reason = report.longrepr if isinstance(report.longrepr, tuple) else ("", 0, str(report.longrepr))
         report.outcome, report.longrepr = "failed", f"not run: {reason.removeprefix('Skipped: ')}"
     return report
+
+
+class _Leftovers:
+    """What a failed test left open is part of its failure: the collector must not find it in the middle of another
+    test, which would fail for it."""
+
+    def __init__(self) -> None:
+        self._any = False
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._any = self._any or report.outcome not in ("passed", "skipped")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        if not self._any:
+            return
+        self._any = False
+        for name in ("last_exc", "last_type", "last_value", "last_traceback"):  # pytest keeps the failure here
+            vars(sys).pop(name, None)
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        try:
+            gc.collect()
+        finally:
+            sys.unraisablehook = hook
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_Leftovers())
 
 
 @pytest.fixture(autouse=True)
