@@ -245,12 +245,13 @@ def denied_now(
         "inbound": defaultdict(list),
         "outbound": defaultdict(list),
     }
+    evaluator = Evaluator(state)
     for workload, direction in concerned:
         for net in workload.nets:
-            judges[direction][net.ip].append(workload)
+            if evaluator.holder(net) is workload:  # what another record says of the address has no say
+                judges[direction][net.ip].append(workload)
     outbound, inbound = judges["outbound"], judges["inbound"]
     foreign = _ForeignSources(state, (each for each, direction in concerned if direction == "outbound"))
-    evaluator = Evaluator(state)
     found = []
     for connection in connections:
         sender, receiver = connection.src, connection.reply_src

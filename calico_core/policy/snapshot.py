@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from netaddr import IPAddress, IPNetwork
 
-from calico_core.model.addresses import contains, parse_address
+from calico_core.model.addresses import contains
 from calico_core.model.endpoints import HostEndpoint, WorkloadEndpoint
 from calico_core.model.hoststate import HostRules, HostState, PolicyList, RulesId
 from calico_core.model.keys import (
@@ -20,6 +20,7 @@ from calico_core.model.keys import (
 )
 from calico_core.model.pools import Pool
 from calico_core.model.rules import PORT_PROTOCOLS, Rule
+from calico_core.policy.cluster_wide import host_address
 from calico_core.policy.effective_labels import effective_labels
 from calico_core.policy.explain import Direction, Packet, holder
 from calico_core.policy.host_settings import MAX_SET_SIZE, HostSettings
@@ -54,8 +55,10 @@ class Snapshot(HostSettings):
         for key, record in self._records.items():
             if isinstance(key, WorkloadEndpointKey):
                 self.endpoints[key] = record
-            elif isinstance(key, HostIpKey | BgpHostAddressKey) and record:
-                address = parse_address(record)
+            elif isinstance(key, HostIpKey | BgpHostAddressKey):
+                address = host_address(key, record)
+                if address is None:
+                    continue
                 self.hosts[address] = key.host
                 self._addresses[key.host, address.version] = address
             elif isinstance(key, HostEndpointKey):

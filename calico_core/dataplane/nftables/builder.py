@@ -265,7 +265,7 @@ class TableBuilder:
             self._problems[subject] = f"{error}; it is closed"
             return None
         elements: list[tuple[str, Any]] = []
-        for net in workload.nets:
+        for net in dict.fromkeys(workload.nets):  # a record may name one twice
             if net.version not in self.families:
                 continue
             if net.prefixlen != WIDTH[net.version]:

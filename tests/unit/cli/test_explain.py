@@ -12,6 +12,7 @@ from netaddr import IPNetwork
 from calico_core.model.endpoints import EndpointStatus, HostEndpoint, WorkloadEndpoint
 from calico_core.model.hosts import NodeStatus
 from calico_core.model.keys import (
+    BgpHostAddressKey,
     GlobalConfigKey,
     HostEndpointKey,
     HostIpKey,
@@ -280,3 +281,10 @@ def test_where_policy_is_switched_off_it_is_said(calicoctl: Calicoctl, records: 
     assert note not in calicoctl(*asked).json["notes"]
     records.put(GlobalConfigKey("DropActionOverride"), "log-and-accept")
     assert note in calicoctl(*asked).json["notes"]
+
+
+def test_a_host_address_that_is_none_stops_no_answer(calicoctl: Calicoctl, records: TypedRecords) -> None:
+    records.put(HostIpKey("rack-x"), "garbage")
+    records.put(BgpHostAddressKey("rack-x", 6), "zz")
+    asked = ("explain", "--from", "web", "--to", "db", "--port", "5432")
+    assert calicoctl.ok(*asked).startswith("ALLOWED")

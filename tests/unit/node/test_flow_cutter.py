@@ -119,6 +119,19 @@ def test_what_comes_from_a_prefix_is_judged_as_its_workloads(dataplane: MemoryDa
     assert judge(state, touched, denied, *others) == [denied]
 
 
+@pytest.mark.parametrize("is_active", [True, False])
+def test_what_another_record_says_of_an_address_ends_no_connection(dataplane: MemoryDataplane, is_active: bool) -> None:
+    """As while a workload moves: who has the address is judged, and the other one is closed by the address."""
+    other = msgspec.structs.replace(workload("zzz", ONE), is_active=True)
+    dataplane.apply(HostChanges(workloads=(other,)))
+    closed = msgspec.structs.replace(other, is_active=is_active, inbound=PolicyList(), outbound=PolicyList())
+    state, touched = after(dataplane, workloads=(closed,))
+    assert judge(state, touched, tcp(STRANGER, ONE)) == []
+    state, touched = after(dataplane, removed_workloads=(workload("one", ONE).key,), workloads=(closed, other))
+    state, touched = after(dataplane, workloads=(closed,))
+    assert judge(state, touched, tcp(STRANGER, ONE)) == [tcp(STRANGER, ONE)]
+
+
 def test_the_host_is_never_cut_off(dataplane: MemoryDataplane) -> None:
     state, touched = after(dataplane, rules=(rules(outbound=()),))
     assert judge(state, touched, tcp(HOST, TWO), tcp(TWO, HOST)) == []
