@@ -26,7 +26,7 @@ def dataplane_options(settings: Settings, host: str) -> DataplaneOptions:
     log_rate, _, log_unit = (settings.log_limit or "0/second").partition("/")
     return DataplaneOptions(
         host=host,
-        interface_prefix=settings.interface_prefix,
+        interface_prefixes=settings.interface_prefixes,
         endpoint_to_host=settings.endpoint_to_host,
         is_ipv6_enabled=not ipv6_lack(settings),
         route_protocol=settings.route_protocol,

@@ -337,7 +337,7 @@ class Runtime:
             records=records,
             ipam=ipam,
             host=self.host,
-            look_locally=lambda: read_local_view(self.host, settings.interface_prefix, lists=self._hosted.lists()),
+            look_locally=lambda: read_local_view(self.host, settings.interface_prefixes, lists=self._hosted.lists()),
             memory=Path(settings.state_directory, "collector.json"),
             interval_s=settings.collector_interval_s,
             grace_s=settings.collector_grace_s,

@@ -50,6 +50,7 @@ from calico_core.dataplane.reconcile import Chain
 from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.addresses import LOOPBACK, WIDTH
 from calico_core.model.always_open import DHCP_PORTS, DISCOVERY_TYPES, DNS_PORT, NEIGHBOUR_TYPES
+from calico_core.model.interface_names import separate_prefixes
 from calico_core.model.tunnels import IPIP_PROTOCOL, VXLAN_PORT
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ class Layout:
 
     def __init__(self, options: DataplaneOptions, families: tuple[int, ...], origins: Origins) -> None:
         self.options, self.families = options, families
+        #: Patterns of workloads' interfaces. A name matches one at most: a rule that jumps stands once for each.
+        self.workloads = tuple(f"{prefix}+" for prefix in separate_prefixes(options.interface_prefixes))
         self._verdicts = {
             (family, table): Verdicts(options, origins, family, table) for family in (4, 6) for table in TABLES
         }
@@ -157,13 +160,13 @@ class Layout:
 
     def forwarded(self, family: int, leaving: list[str]) -> list[str]:
         """What comes from workloads or goes to them. ``leaving``: how host endpoints' policy is asked, after theirs."""
-        workload, verdicts = f"{self.options.interface_prefix}+", self.verdicts(family)
+        verdicts = self.verdicts(family)
         return [
             *self._unconnected(family),
             f"{_ESTABLISHED} {verdicts.allow}",
-            *self._encapsulated_vxlan(verdicts, f"-i {workload} "),
-            f"-i {workload} -j {FROM_ROOT}",
-            f"-o {workload} -j {TO_ROOT}",
+            *(rule for each in self.workloads for rule in self._encapsulated_vxlan(verdicts, f"-i {each} ")),
+            *(f"-i {each} -j {FROM_ROOT}" for each in self.workloads),
+            *(f"-o {each} -j {TO_ROOT}" for each in self.workloads),
             *leaving,
             verdicts.allow,
         ]

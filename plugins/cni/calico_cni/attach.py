@@ -124,9 +124,9 @@ class AttachCall:
         is_forced = self._configuration.mode == POLICY_ONLY
         if not is_forced and host_end not in previous.host_interfaces:
             raise InvalidRequest("prevResult", f"does not name {host_end}, the host's end of the container's interface")
-        prefix = self._context.settings.interface_prefix
-        if not host_end.startswith(prefix):
-            reason = f"{host_end} does not begin with the node's interface prefix ({prefix})"
+        settings = self._context.settings
+        if not host_end.startswith(settings.interface_prefixes):
+            reason = f"{host_end} does not begin with the node's interface prefix ({settings.interface_prefix})"
             raise InvalidRequest("prevResult", f"{reason}, so no policy would be in force on it")
         request = msgspec.structs.replace(
             self._request(namespace_fd, previous.addresses),

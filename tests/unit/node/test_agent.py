@@ -110,7 +110,7 @@ class Bench:
             reporter=self.states.append,
             on_death=lambda: self.deaths.append(True),
             remembered=remembered,
-            resolver=PolicyResolver(HOST, interface_prefix="cali", is_excluded=is_excluded, lets_spoof=lets_spoof),
+            resolver=PolicyResolver(HOST, interface_prefixes=("cali",), is_excluded=is_excluded, lets_spoof=lets_spoof),
             give_up_after_s=give_up_after_s,
         )
         self.agents.append(agent)
