@@ -30,6 +30,7 @@ from calico_core.node.agent_state import AgentState
 from calico_core.node.collector import Collector
 from calico_core.node.dataplane_options import (
     cuts_denied_flows,
+    ipv6_lack,
     refresh_interval_s,
     refuse_loose_rpf,
     tell_ipv6,
@@ -160,6 +161,7 @@ class Runtime:
             cuts_denied_flows=cuts_denied_flows(settings),
             give_up_after_s=settings.loop_limit_s,
             max_set_size=settings.max_set_size,
+            has_ipv6=not ipv6_lack(settings),
             remembered=RememberedInterfaces(
                 Path(settings.state_directory, "interfaces.json"), confirm_after_s=settings.confirm_removals_after_s
             ),

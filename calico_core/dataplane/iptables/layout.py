@@ -211,9 +211,10 @@ class Layout:
 
     def _no_source(self, family: int) -> list[str]:
         """What a workload may send without an address of its own."""
+        rules: list[str] = []
         if family == 4:
             rules = [f"-s 0.0.0.0/32 {_DHCP[4]} {RETURN}"]
-        else:
+        elif family in self.families:
             rules = [
                 f"-s {source} -p 58 -m icmp6 --icmpv6-type {kind} {RETURN}"
                 for source in _LINK_LOCAL_SOURCES

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 from netaddr import cidr_merge
 
+from calico_core.dataplane.host_hooks import IPV6_IS_OFF
 from calico_core.dataplane.nftables.elements import mac_text
 from calico_core.dataplane.nftables.names import kernel_name, readable, tag
 from calico_core.dataplane.nftables.rules import from_any_of
@@ -97,7 +98,14 @@ def fixed_chains(options: DataplaneOptions, families: Sequence[int], verdicts: V
                 *verdicts.drop("", "from an unknown endpoint"),
             ]
         ),
-        "to_workload": chain([f"oifname vmap @{TO_MAP}", *verdicts.drop("", "to an unknown endpoint")]),
+        "to_workload": chain(
+            [
+                # an interface is asked for, whatever the family
+                *([] if 6 in families else verdicts.drop("meta nfproto ipv6", IPV6_IS_OFF)),
+                f"oifname vmap @{TO_MAP}",
+                *verdicts.drop("", "to an unknown endpoint"),
+            ]
+        ),
         "workload_to_host": chain(_workload_to_host(options, verdicts, is_v6=6 in families)),
     }
 
