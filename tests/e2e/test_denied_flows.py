@@ -24,7 +24,7 @@ def test_denied_connections_end_and_permitted_ones_notice_nothing(make_lab: Make
     second.attach(network="net1")
     stranger.attach(network="other")
     host.calicoctl("profile", "net1", "rule", "add", "inbound", "allow", "from", "tag", "other")
-    assert probe_until(stranger, first, "tcp", is_reachable=True, within_s=5).is_reachable
+    assert probe_until(stranger, first, "tcp", is_reachable=True, within_s=20).is_reachable
     with TcpStream(second, first) as permitted, TcpStream(stranger, first) as denied:
         for port in range(1, 16):
             rule = ("inbound", "allow", "tcp", "to", "ports", str(port))
@@ -50,10 +50,10 @@ def test_the_reference_systems_way_keeps_what_stands(make_lab: MakeLab) -> None:
     first.attach(network="net1")
     stranger.attach(network="other")
     host.calicoctl("profile", "net1", "rule", "add", "inbound", "allow", "from", "tag", "other")
-    assert probe_until(stranger, first, "tcp", is_reachable=True, within_s=5).is_reachable
+    assert probe_until(stranger, first, "tcp", is_reachable=True, within_s=20).is_reachable
     with TcpStream(stranger, first) as stream:
         host.calicoctl("profile", "net1", "rule", "remove", "inbound", "allow", "from", "tag", "other")
-        assert not probe_until(stranger, first, "tcp", is_reachable=False, within_s=5).is_reachable
+        assert not probe_until(stranger, first, "tcp", is_reachable=False, within_s=20).is_reachable
         before = stream.report().bytes_arrived
         deadline = time.monotonic() + _WITHIN_S
         while stream.report().bytes_arrived < before + 4096:

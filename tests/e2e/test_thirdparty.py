@@ -55,7 +55,7 @@ def test_a_strangers_integration_attaches_a_workload(make_lab: MakeLab, tmp_path
         answer = json.loads(shim(host, do="attach", id="job-7", netns=str(path)))
         assert answer["is_safe"] is True
         address = answer["addresses"][0].partition("/")[0]
-        host.run(["ping", "-c", "1", "-W", "2", address])
+        host.run(["ping", "-c", "1", "-W", "10", address])
         shim(host, do="detach", id="job-7")
         assert workload_keys(host) == []
     finally:

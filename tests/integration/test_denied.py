@@ -72,7 +72,7 @@ def test_who_is_denied_whom_and_by_which_rule(lab: Laboratory, pair: tuple[LabWo
     both, other = Followed(host), Followed(host, "--endpoint", "192.0.2.200")
     wait_for_listener(host)
     for _ in range(3):
-        assert probe_until(first, second, "tcp", is_reachable=False, within_s=5).is_reachable is False
+        assert probe_until(first, second, "tcp", is_reachable=False, within_s=20).is_reachable is False
     lines = both.end()
     assert other.end() == []
     found = [each for each in lines if each["protocol"] == "tcp" and each["destination"] == str(second.addresses[0])]

@@ -13,6 +13,7 @@ from calico_core.dataplane.linux.nflog import NflogReader
 from calico_core.errors import KernelRefused
 from calico_core.interfaces.dataplane import DeniedPacket
 from calico_core.model.hoststate import HostRule, HostRules, PolicyList, RulesId, TierPolicies
+from tests.integration.dataplane_nftables.conftest import DENIED_S
 from tests.integration.dataplane_nftables.test_nftables_hosts import endpoint
 from tests.integration.dataplane_nftables.test_nftables_traffic import P, allow, inbound, only
 
@@ -73,7 +74,7 @@ def test_a_rule_that_denies_is_named(lab: Any, listener: Listener) -> None:
     assert packet.length_bytes == 60, "a SYN with its options"
     assert abs(packet.time - time.time()) < 60
     assert listener.refused(b, a.v6, 82).src == IPAddress(b.v6)
-    assert not b.pings(a.v4)
+    assert not b.pings(a.v4, within_s=DENIED_S)
     assert (listener.wait_for(protocol=1).icmp, listener.wait_for(protocol=1).origin.rule) == ((8, 0), 2)
 
 
