@@ -140,6 +140,12 @@ class Engine:
             if response.status >= 300:
                 pytest.fail(f"{path}: {text}")
 
+    def remove(self, *names: str) -> None:
+        """One after the other. Of endpoints that begin or end at the same moment version 20.10 sometimes counts one too
+        many for ever: "has active endpoints", though its own store has none of the network and we have none either."""
+        for name in names:
+            self("rm", "-f", name)
+
     def remove_containers(self) -> None:
         containers = self("ps", "-aq", check=False).stdout.decode().split()
         if containers:
@@ -240,7 +246,7 @@ def test_networks_connect_and_separate_and_nothing_is_left(engine: Engine) -> No
     assert {net1, net2} <= set(host.calicoctl("profile", "show").stdout.split())
     assert engine("network", "rm", "net1", check=False).returncode != 0
 
-    engine("rm", "-f", "alpha", "beta", "gamma")
+    engine.remove("alpha", "beta", "gamma")
     assert endpoints(host) == []
     engine("network", "rm", "net1", "net2")
     assert workload_keys(host) == []
@@ -275,7 +281,7 @@ def test_both_address_families(engine: Engine) -> None:
     assert settings["GlobalIPv6Address"].startswith("fd80:24e2:f998:72d6:")
     assert engine.pings("alpha", settings["IPAddress"])
     eventually(lambda: not engine.is_kept_from("alpha", settings["GlobalIPv6Address"]))  # once the address is settled
-    engine("rm", "-f", "alpha", "beta")
+    engine.remove("alpha", "beta")
     engine("network", "rm", "net1")
     assert workload_keys(engine.host) == []
 
@@ -290,7 +296,7 @@ def test_addresses_of_the_engine(engine: Engine) -> None:
     address = engine.run("beta", "--net", "net1")
     assert address.startswith("10.99.0.")
     assert engine.pings("alpha", address)
-    engine("rm", "-f", "alpha", "beta")
+    engine.remove("alpha", "beta")
     engine("network", "rm", "net1")
     assert host.calicoctl("pool", "show", "-o", "json").stdout == before
     assert workload_keys(host) == []
@@ -317,7 +323,7 @@ def test_engines_that_share_a_store(cluster_store: tuple[Laboratory, str]) -> No
         assert one.is_kept_from("alpha", stranger)
         assert one("network", "rm", "net1", check=False).returncode != 0
         one("rm", "-f", "alpha")
-        two("rm", "-f", "beta", "gamma")
+        two.remove("beta", "gamma")
         one("network", "rm", "net1", "net2")
         assert workload_keys(lab.hosts[0]) == []
 
@@ -363,7 +369,7 @@ def test_second_network_of_a_running_container(engine: Engine) -> None:
     assert engine.pings("alpha", other)
     engine("network", "disconnect", "net2", "alpha")
     assert engine.is_kept_from("alpha", other)
-    engine("rm", "-f", "alpha", "beta")
+    engine.remove("alpha", "beta")
     assert workload_keys(host) == []
 
 
@@ -401,7 +407,7 @@ def test_node_that_restarts_under_running_containers(engine: Engine) -> None:
     engine.host.start_node(environment={"CALICO_LIBNETWORK_SCOPE": "local"})
     engine.run("beta", "--net", "net1")
     assert engine.pings("beta", address)
-    engine("rm", "-f", "alpha", "beta")
+    engine.remove("alpha", "beta")
     engine("network", "rm", "net1")
     assert workload_keys(engine.host) == []
 
@@ -417,5 +423,5 @@ def test_calls_of_the_engine_while_the_node_starts_anew(engine: Engine) -> None:
     assert len(set(addresses)) == 6
     assert engine.pings("c0", addresses[-1])
     engine("rm", "-f", *names)
-    # not "network rm": the engine miscounts endpoints that begin at one moment, with any driver, and keeps the network
+    # not "network rm": the engine may have miscounted those that began at one moment, see Engine.remove
     assert workload_keys(engine.host) == []
