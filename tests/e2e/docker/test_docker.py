@@ -216,7 +216,9 @@ def cluster_store(make_lab: MakeLab) -> Iterator[tuple[Laboratory, str]]:
              "--listen-client-urls", client, "--advertise-client-urls", client,
              "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"store={peer}"],
         )  # fmt: skip
+        ask = ["etcdctl", f"--endpoints={client}", "endpoint", "health"]
         try:
+            eventually(lambda: lab.hosts[0].run(ask, environment={"ETCDCTL_API": "3"}, check=False).returncode == 0)
             yield lab, f"etcd://{address}:12379"
         finally:
             process.kill()
