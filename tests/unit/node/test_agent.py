@@ -317,7 +317,7 @@ def test_when_nothing_can_be_programmed_no_endpoint_is_in_force(bench: Bench) ->
 @pytest.mark.parametrize("raises", [True, False])
 def test_a_kernel_that_refuses_policy_for_long_ends_the_agent(bench: Bench, *, raises: bool) -> None:
     """Its supervisor starts another. One refusal, or some within the time, end nothing."""
-    agent = bench.start(give_up_after_s=0.3)
+    agent = bench.start(give_up_after_s=1.5)
     assert agent.wait_in_sync(WAIT_S)
     bench.dataplane.errors = [KernelRefused("commit", 12)]
     key, revision = bench.write()
