@@ -91,6 +91,14 @@ def ipv6_lack(settings: Settings, sysctls: Path = _IPV6) -> str:
     return lack
 
 
+def check_kernel(settings: Settings) -> None:
+    """Before the dataplane is opened. Raises ``InvalidSettings``; what only someone should look at is in the log."""
+    refuse_loose_rpf(settings)
+    warn_of_strict_rpf(settings)
+    warn_of_open_policy(settings)
+    tell_ipv6(settings)
+
+
 def tell_ipv6(settings: Settings) -> None:
     """Once a start, when there is none."""
     if lack := ipv6_lack(settings):
