@@ -84,6 +84,8 @@ class TablesBuilder:
         self.desired = Desired()
         #: Addresses (of a family) an interface may send from, by family and chain.
         self.sources: dict[tuple[int, str], frozenset[int]] = {}
+        #: By interface: what its source chains were made of, and whose they are.
+        self._senders: dict[str, tuple[object, ...]] = {}
         self._layout = Layout(options, self._families, Origins() if origins is None else origins)
         for family in kernel_families:
             for table, chains in self._layout.fixed_chains(family).items():
@@ -206,15 +208,16 @@ class TablesBuilder:
         self._note_nats(interface, workload if after is not None else None)
 
     def _note_rules(self, interface: str, workload: HostWorkload | None) -> None:
-        for rules_id in self._named_rules.pop(interface, frozenset()):
+        before = self._named_rules.pop(interface, frozenset())
+        named: frozenset[RulesId] = frozenset()
+        if workload is not None:
+            named = frozenset({*rules_in(workload.inbound), *rules_in(workload.outbound)})
+            self._named_rules[interface] = named
+        for rules_id in before - named:
             self._rules_users[rules_id].discard(interface)
             if not self._rules_users[rules_id]:
                 del self._rules_users[rules_id]
-        if workload is None:
-            return
-        named = frozenset({*rules_in(workload.inbound), *rules_in(workload.outbound)})
-        self._named_rules[interface] = named
-        for rules_id in named:
+        for rules_id in named - before:
             self._rules_users[rules_id].add(interface)
 
     def _is_open(self, workload: HostWorkload) -> bool:
@@ -285,11 +288,18 @@ class TablesBuilder:
             addresses[net.version].add(net.first)
         for family, each in addresses.items():
             self.sources[family, name] = frozenset(each)
+        # most changes are of policies
+        senders = (workload.mac, addresses, workload.allowed_source_prefixes, subject)
+        if self._senders.get(workload.interface) == senders:
+            return
+        self._senders[workload.interface] = senders
+        for family, each in addresses.items():
             chain = self._layout.source_chain(workload.mac, each, workload.allowed_source_prefixes, family)
             self.desired.put_chain((family, RAW), name, chain, subject)
 
     def _drop_sources(self, interface: str) -> None:
         name = source_chain_name(interface)
+        self._senders.pop(interface, None)
         for family in self._families:
             self.sources.pop((family, name), None)
             self.desired.drop_chain((family, RAW), name)
