@@ -50,10 +50,14 @@ def number(low: float, high: float) -> Callable[[str], float]:
         except (ValueError, OverflowError):
             raise InvalidRequest("value", f"{value!r} is not a number") from None
         if not low <= found <= high:
-            raise InvalidRequest("value", f"{value} is not between {low:g} and {high:g}")
+            raise InvalidRequest("value", f"{value} is not between {_plain(low)} and {_plain(high)}")
         return found
 
     return parse
+
+
+def _plain(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:
