@@ -167,8 +167,9 @@ def _metadata(settings: Settings) -> tuple[IPAddress, int] | None:
         return None
     try:
         found = socket.getaddrinfo(settings.metadata_address, None, socket.AF_INET, socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: what is no name at all
         origin = settings.origins.get("metadata_address", "default")
-        reason = f"{settings.metadata_address!r} has no IPv4 address: {error.strerror or error}; give one, or none"
+        why = getattr(error, "strerror", None) or error
+        reason = f"{settings.metadata_address!r} has no IPv4 address: {why}; give one, or none"
         raise InvalidSettings("metadata_address", origin, reason) from error
     return IPAddress(str(found[0][4][0])), settings.metadata_port

@@ -99,7 +99,7 @@ class Runtime:
         self._dataplane_name = settings.dataplane_driver
         self._dataplane_lack = ""
         self._listeners = listeners or Listeners()
-        self.restart = Restart(self.stopping, self._prepare_restart)
+        self.restart = Restart(self.stopping, self._prepare_restart, self._doubts_store)
         self._server = SocketServer(settings.socket, self._answer, listeners=self._listeners)
         self._has_waiting = False
         self._is_open = False
@@ -149,6 +149,9 @@ class Runtime:
         self.stopping.set()
         self.restart.cancel()
         self._stack.close()
+
+    def _doubts_store(self) -> bool:
+        return self._agent is not None and self._agent.doubts_store
 
     def _prepare_restart(self) -> None:
         """Callers wait for the next program, and so does the routing daemon. Any thread."""
