@@ -109,7 +109,9 @@ class Detach(Value, frozen=True):
     ``network`` brought under ``container_interface``, and goes with the last of them. ``is_shared``: it may be such a
     one, so its interface stays while nobody can say, and an endpoint under another interface's name is not meant.
     ``needs_ready``: while the datastore is not ready only the interface goes, and ``StoreNotReady`` says that the rest
-    is to be done later. ``namespace_fd`` is not needed.
+    is to be done later. ``is_replaceable``: another container's attach may have taken the endpoint over (``replaces``),
+    and calls its interface the same, so while nobody can say whose it is only ``namespace_fd`` tells: the interface
+    goes if it leads there. Without a namespace it is nobody's or the other's.
     """
 
     key: WorkloadEndpointKey
@@ -120,6 +122,8 @@ class Detach(Value, frozen=True):
     container_interface: str = "eth0"
     is_shared: bool = False
     needs_ready: bool = False
+    is_replaceable: bool = False
+    namespace_fd: int | None = None
 
 
 class WiringRequest(Value, frozen=True):

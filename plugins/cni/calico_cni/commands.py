@@ -16,7 +16,7 @@ from calico_cni.delegate import Delegate
 from calico_cni.environment import NAME, Invocation
 from calico_cni.errors import InvalidEnvironment
 from calico_cni.garbage import Garbage, valid_attachments
-from calico_cni.identity import FIRST_INTERFACE, Identity, identify
+from calico_cni.identity import FIRST_INTERFACE, ORCHESTRATOR, Identity, identify
 from calico_cni.interface_mode import may_share_interface, shares_interface
 from calico_cni.kubernetes import PodName, Pods
 from calico_cni.legacy import LegacyEndpoints
@@ -176,7 +176,7 @@ class NetworkCommands:
         if not wanted or shared.key != own.key:
             wanted.append(own)
         # each of them is done, whatever the others find
-        found = [self._detach(detach, identity) for identity in wanted]
+        found = [self._detach(detach, identity, namespace_fd) for identity in wanted]
         if not any(found) and invocation.interface == FIRST_INTERFACE:
             self._legacy.detach(own, invocation.container_id, namespace_fd)
 
@@ -187,7 +187,7 @@ class NetworkCommands:
         attachments = found.record.attachments if found is not None else ()
         return any((each.network, each.ifname) == (network, invocation.interface) for each in attachments)
 
-    def _detach(self, detach: DeferredDetach, identity: Identity) -> bool:
+    def _detach(self, detach: DeferredDetach, identity: Identity, namespace_fd: int | None) -> bool:
         invocation = detach.invocation
         return self._context.workloads.detach(
             Detach(
@@ -201,6 +201,9 @@ class NetworkCommands:
                 container_interface=invocation.interface,
                 is_shared=identity.is_shared,
                 needs_ready=True,
+                # a late call must not take the interface of the pod's next sandbox, which has the same name
+                is_replaceable=identity.key.orchestrator != ORCHESTRATOR,
+                namespace_fd=namespace_fd,
             )
         )
 

@@ -446,6 +446,31 @@ def test_detach_removes_the_interface_though_the_store_is_down(bench: Bench) -> 
     assert _record(bench) is None
 
 
+@pytest.mark.parametrize("container", ["c1", "c2"])
+@pytest.mark.parametrize("has_namespace", [True, False])
+def test_the_store_being_down_only_the_namespace_tells_whose_interface_it_is(
+    bench: Bench, container: str, has_namespace: bool
+) -> None:
+    """Both containers of a pod call it the same. The second one has it now."""
+    with open("/proc/self/ns/net") as other:
+        descriptors = {"c1": other.fileno(), "c2": bench.namespace_fd}
+        for each, descriptor in descriptors.items():
+            bench.service.attach(
+                bench.attach_request(each, replaces=True, interface="calipod", namespace_fd=descriptor)
+            )
+        bench.store.faults.down = True
+        with pytest.raises(Unavailable):
+            bench.service.detach(
+                bench.detach_request(
+                    container,
+                    interface="calipod",
+                    is_replaceable=True,
+                    namespace_fd=descriptors[container] if has_namespace else None,
+                )
+            )
+    assert bench.wiring.exists("calipod") is not (container == "c2" and has_namespace)
+
+
 @pytest.mark.parametrize("is_shared", [False, True])
 def test_detach_from_a_store_that_is_not_ready(bench: Bench, is_shared: bool) -> None:
     """Only who can do the rest later asks for that. What others may share stays."""
