@@ -102,7 +102,9 @@ class EndpointTransactions:
         self, request: Attach, expected: Compare, profiles: tuple[NewProfile, ...], before: tuple[str, ...]
     ) -> tuple[WorkloadEndpoint, int]:
         """The record as it stands now, and its revision. ``before``: own profiles of the record it replaces."""
-        mac = request.mac or local_mac(os.urandom(6))
+        mac = request.mac
+        if mac is None and not request.may_change_mac:
+            mac = local_mac(os.urandom(6))
         written = profile_writes(profiles)
         gone = profile_deletions(set(before) - {profile.name for profile in profiles})
         made: list[WorkloadEndpoint] = []

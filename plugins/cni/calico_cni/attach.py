@@ -28,7 +28,6 @@ from calico_cni.routes import ContainerRoutes, container_routes
 from calico_cni.wire import POLICY_ONLY, Dns, NetworkConfiguration
 from calico_core.errors import InvalidRequest, NotReady
 from calico_core.interfaces.integration import Call, IntegrationContext
-from calico_core.model.addresses import parse_mac
 from calico_core.model.workloads import AddressRequest, Attach, Attached
 from calico_core.stopwatch import lap
 
@@ -133,7 +132,7 @@ class AttachCall:
             interface=host_end,
             namespace_fd=None,
             is_borrowed=True,
-            mac=parse_mac(previous.mac, field="prevResult.interfaces.mac") if previous.mac else None,
+            mac=None,  # the result need not say it, and who comes after us may change it
         )
         self._attached(request)
         return Outcome(previous.encode(self._configuration.version))
@@ -153,6 +152,7 @@ class AttachCall:
             new_profiles=(profile,),
             labels=endpoint_labels(configuration.args, invocation.arguments),
             mac=requested_mac(configuration, invocation),
+            may_change_mac=True,  # a tuning plugin after us, of which no configuration tells
             mtu_bytes=configuration.mtu or None,
             requires_mtu=configuration.require_mtu_file,
             queues=configuration.num_queues,

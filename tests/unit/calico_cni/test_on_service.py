@@ -11,8 +11,12 @@ from typing import Any
 import pytest
 
 from calico_core.interfaces.integration import CallReply
+from calico_core.model.addresses import parse_mac
+from calico_core.model.keys import HOSTS
+from calico_core.model.workloads import WiringRequest
 from tests.doubles.cni import CniOnService, a_network, stdout_of
 
+MAC = "02:00:5e:00:00:07"
 POD = "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0"
 
 
@@ -34,8 +38,44 @@ def of_kubernetes(**changes: Any) -> dict[str, Any]:
     return a_network(orchestrator="k8s", **changes)
 
 
+def a_wiring(node: CniOnService, interface: str) -> WiringRequest:
+    """A pair of another plugin's."""
+    return WiringRequest(
+        interface=interface,
+        container_interface="eth0",
+        namespace_fd=node.namespace_fd,
+        namespace="/run/netns/c1",
+        addresses=(),
+    )
+
+
 def host_end(result: dict[str, Any]) -> str:
     return str(result["interfaces"][0]["name"])
+
+
+def mac_of(node: CniOnService) -> object:
+    (found,) = node.records.list(HOSTS)
+    return found.record.mac
+
+
+@pytest.mark.parametrize(("asked", "recorded"), [({}, None), ({"mac": MAC}, parse_mac(MAC))])
+def test_a_container_is_held_to_a_mac_that_was_asked_for(
+    node: CniOnService, asked: dict[str, str], recorded: object
+) -> None:
+    """A ``tuning`` plugin after us may give it another one."""
+    result = stdout_of(node.call("ADD", a_network(runtimeConfig=asked)))
+    assert mac_of(node) == recorded
+    assert result["interfaces"][1]["mac"] == asked.get("mac", result["interfaces"][1]["mac"]) != ""
+
+
+@pytest.mark.parametrize("said", [{}, {"mac": MAC}])
+def test_an_interface_of_another_plugin_keeps_the_mac_it_has(node: CniOnService, said: dict[str, str]) -> None:
+    """A result need not say it."""
+    node.wiring.attach(a_wiring(node, "cali77"))
+    interfaces = [{"name": "cali77"}, {"name": "eth0", "sandbox": "/run/netns/c1", **said}]
+    previous = {"cniVersion": "1.0.0", "interfaces": interfaces, "ips": [{"address": "10.78.0.2/24", "interface": 1}]}
+    stdout_of(node.call("ADD", a_network(prevResult=previous, ipam=None)))
+    assert mac_of(node) is None
 
 
 @pytest.mark.parametrize("has_namespace", [True, False])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 import pytest
-from netaddr import IPAddress, IPNetwork
+from netaddr import EUI, IPAddress, IPNetwork
 
 from calico_core.errors import (
     AddressInUse,
@@ -23,6 +23,7 @@ from calico_core.errors import (
     Unavailable,
 )
 from calico_core.interfaces.datastore import Batch
+from calico_core.model.addresses import parse_mac
 from calico_core.model.endpoints import Nat
 from calico_core.model.keys import (
     HandleKey,
@@ -169,6 +170,14 @@ def test_attach_gives_address_record_profile_and_interface(bench: Bench) -> None
     assert bench.records.get(ProfileTagsKey("web")).record == ("web",)
     assert bench.records.get(ProfileLabelsKey("web")).record == {}
     check_laws(bench.store)
+
+
+@pytest.mark.parametrize("mac", [None, parse_mac("02:00:00:00:00:99")])
+def test_a_mac_that_others_may_change_is_recorded_only_if_it_was_asked_for(bench: Bench, mac: EUI | None) -> None:
+    attached = bench.service.attach(bench.attach_request(mac=mac, may_change_mac=True))
+    assert _record(bench).mac == attached.endpoint.mac == mac
+    assert attached.mac is not None
+    assert mac in {None, attached.mac}
 
 
 def test_everything_is_committed_at_one_revision(bench: Bench) -> None:
