@@ -41,6 +41,7 @@ from calico_cni.wire import (
 from calico_core.errors import StoreNotReady, Unavailable
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.log import get_logger
+from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.workloads import Detach
 from calico_core.stopwatch import lap
 
@@ -160,10 +161,14 @@ class NetworkCommands:
                 lap("delegate")
 
     def _is_borrowed(self, detach: DeferredDetach) -> bool:
-        """Whether the plugin that made the interface gives its addresses back, and none was asked for any by us."""
+        """Whether the plugin that made the interface gives its addresses back, and none was asked for any by us. While
+        nobody can say, a plugin is rather told once too often."""
         pod = PodName.of(detach.invocation.arguments) if detach.is_of_kubernetes else None
-        found = self._context.records.get(self._identity(detach.network, detach.invocation, pod).key)
-        return found is not None and found.record.is_borrowed
+        try:
+            record = self._record(self._identity(detach.network, detach.invocation, pod))
+        except Unavailable:
+            return False
+        return record is not None and record.is_borrowed
 
     def detach_deferred(self, detach: DeferredDetach, namespace_fd: int | None = None) -> None:
         """What :meth:`run` could not tell the datastore at its time; the namespace is gone by then."""
@@ -171,21 +176,23 @@ class NetworkCommands:
         pod = PodName.of(invocation.arguments) if detach.is_of_kubernetes else None
         own = self._identity(network, invocation, pod)
         shared = self._identity(network, invocation, pod, is_shared=True)
+        # its own before a shared one: it goes though the datastore is away, and nobody can say whether there is another
+        may_be_shared = detach.may_share_interface and shared.key == own.key
+        is_found = self._detach(detach, shared if may_be_shared else own, namespace_fd)
         # the mode may have been another one when the interface was made: the record says which it was
-        wanted = [shared] if detach.may_share_interface or self._has_joined(shared, own, network, invocation) else []
-        if not wanted or shared.key != own.key:
-            wanted.append(own)
-        # each of them is done, whatever the others find
-        found = [self._detach(detach, identity, namespace_fd) for identity in wanted]
-        if not any(found) and invocation.interface == FIRST_INTERFACE:
+        if shared.key != own.key and (detach.may_share_interface or self._has_joined(shared, network, invocation)):
+            is_found = self._detach(detach, shared, namespace_fd) or is_found
+        if not is_found and invocation.interface == FIRST_INTERFACE:
             self._legacy.detach(own, invocation.container_id, namespace_fd)
 
-    def _has_joined(self, shared: Identity, own: Identity, network: str, invocation: Invocation) -> bool:
-        if shared.key == own.key:
-            return False
-        found = self._context.records.get(shared.key)
-        attachments = found.record.attachments if found is not None else ()
+    def _has_joined(self, shared: Identity, network: str, invocation: Invocation) -> bool:
+        record = self._record(shared)
+        attachments = record.attachments if record is not None else ()
         return any((each.network, each.ifname) == (network, invocation.interface) for each in attachments)
+
+    def _record(self, identity: Identity) -> WorkloadEndpoint | None:
+        found = self._context.records.get(identity.key)
+        return found.record if found is not None else None
 
     def _detach(self, detach: DeferredDetach, identity: Identity, namespace_fd: int | None) -> bool:
         invocation = detach.invocation

@@ -38,6 +38,18 @@ def of_kubernetes(**changes: Any) -> dict[str, Any]:
     return a_network(orchestrator="k8s", **changes)
 
 
+def with_other_ipam(folder: Path) -> tuple[dict[str, Any], str]:
+    """A network and the ``CNI_PATH`` where its IPAM plugin lies, which writes down what it hears."""
+    program = folder / "other-ipam"
+    answer = """{"cniVersion": "1.0.0", "ips": [{"address": "10.77.0.9/24"}]}"""
+    program.write_text(
+        f"#!/bin/sh\ncat > /dev/null\necho $CNI_COMMAND >> {folder}/heard\n"
+        f"[ $CNI_COMMAND = ADD ] && echo '{answer}'\n:\n"
+    )
+    program.chmod(0o755)
+    return a_network(ipam={"type": program.name}), str(folder)
+
+
 def a_wiring(node: CniOnService, interface: str) -> WiringRequest:
     """A pair of another plugin's."""
     return WiringRequest(
@@ -51,6 +63,36 @@ def a_wiring(node: CniOnService, interface: str) -> WiringRequest:
 
 def host_end(result: dict[str, Any]) -> str:
     return str(result["interfaces"][0]["name"])
+
+
+@pytest.mark.parametrize("mode", ["per-attachment", "single"])
+def test_any_interface_goes_while_the_datastore_is_away(node: CniOnService, mode: str) -> None:
+    """Whether a further one is shared by now stands in the record of the first."""
+    made = [
+        host_end(stdout_of(node.call("ADD", a_network(interface_mode="per-attachment"), interface=interface)))
+        for interface in ("eth0", "net1")
+    ]
+    node.store.faults.down = True
+    assert node.call("DEL", a_network(interface_mode=mode), interface="net1") == CallReply()
+    assert [node.wiring.exists(each) for each in made] == [True, False]
+    node.store.faults.down = False
+    assert node.integration.replay() == 1
+    assert len(node.left()) == 2
+
+
+def test_an_interface_with_another_plugins_addresses_goes_while_the_datastore_is_away(
+    node: CniOnService, tmp_path: Path
+) -> None:
+    """The plugin frees them, whatever the datastore does."""
+    network, search = with_other_ipam(tmp_path)
+    made = host_end(stdout_of(node.call("ADD", network, CNI_PATH=search)))
+    node.store.faults.down = True
+    assert node.call("DEL", network, CNI_PATH=search) == CallReply()
+    assert not node.wiring.exists(made)
+    assert (tmp_path / "heard").read_text().split() == ["ADD", "DEL"]
+    node.store.faults.down = False
+    assert node.integration.replay() == 1
+    assert node.left() == []
 
 
 def mac_of(node: CniOnService) -> object:
