@@ -182,8 +182,27 @@ class NetworkCommands:
         # the mode may have been another one when the interface was made: the record says which it was
         if shared.key != own.key and (detach.may_share_interface or self._has_joined(shared, network, invocation)):
             is_found = self._detach(detach, shared, namespace_fd) or is_found
+        is_found = is_found or self._detach_renamed(detach, namespace_fd)
         if not is_found and invocation.interface == FIRST_INTERFACE:
             self._legacy.detach(own, invocation.container_id, namespace_fd)
+
+    def _detach_renamed(self, detach: DeferredDetach, namespace_fd: int | None) -> bool:
+        """The list may have come to name endpoints after pods since the ADD, or ceased to. What goes by the other name
+        is this container's only if its record says so."""
+        invocation = detach.invocation
+        pod = PodName.of(invocation.arguments)
+        if pod is None:
+            return False
+        named = None if detach.is_of_kubernetes else pod
+        identities = [
+            self._identity(detach.network, invocation, named, is_shared=is_shared) for is_shared in (False, True)
+        ]
+        is_found = False
+        for identity in {each.key: each for each in reversed(identities)}.values():
+            record = self._record(identity)
+            if record is not None and record.container_id == invocation.container_id:
+                is_found = self._detach(detach, identity, namespace_fd) or is_found
+        return is_found
 
     def _has_joined(self, shared: Identity, network: str, invocation: Invocation) -> bool:
         record = self._record(shared)

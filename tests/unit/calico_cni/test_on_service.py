@@ -95,6 +95,51 @@ def test_an_interface_with_another_plugins_addresses_goes_while_the_datastore_is
     assert node.left() == []
 
 
+NAMED_AFTER = {"pod": of_kubernetes(), "container": a_network()}
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+@pytest.mark.parametrize("interface", ["eth0", "net1"])
+@pytest.mark.parametrize(("before", "since"), [("pod", "container"), ("container", "pod")])
+def test_a_list_that_names_endpoints_otherwise_since(
+    node: CniOnService, before: str, since: str, interface: str, is_away: bool
+) -> None:
+    """It got or lost ``policy.type`` or ``orchestrator``."""
+    added = node.call("ADD", NAMED_AFTER[before], interface=interface, CNI_ARGS=POD)
+    node.store.faults.down = is_away
+    assert node.call("DEL", NAMED_AFTER[since], interface=interface, CNI_ARGS=POD) == CallReply()
+    node.store.faults.down = False
+    assert node.integration.replay() == int(is_away)
+    assert node.left() == []
+    assert not node.wiring.exists(host_end(stdout_of(added)))
+
+
+@pytest.mark.parametrize("interface", ["eth0", "net1"])
+def test_a_list_that_shared_an_interface_and_names_endpoints_otherwise_since(
+    node: CniOnService, interface: str
+) -> None:
+    shared = {"interface_mode": "single"}
+    made = host_end(stdout_of(node.call("ADD", of_kubernetes(**shared), CNI_ARGS=POD)))
+    stdout_of(node.call("ADD", of_kubernetes(name="net2", **shared), interface="net1", CNI_ARGS=POD))
+    networks = {"eth0": "net1", "net1": "net2"}
+    for each in (interface, *(networks.keys() - {interface})):
+        assert node.wiring.exists(made)
+        assert node.call("DEL", a_network(name=networks[each]), interface=each, CNI_ARGS=POD) == CallReply()
+    assert node.left() == []
+    assert not node.wiring.exists(made)
+
+
+@pytest.mark.parametrize(("first", "second"), [("pod", "container"), ("container", "pod")])
+def test_what_another_sandbox_of_the_pod_has_by_the_other_name_stays(
+    node: CniOnService, first: str, second: str
+) -> None:
+    made = host_end(stdout_of(node.call("ADD", NAMED_AFTER[first], container="y", CNI_ARGS=POD)))
+    before = node.left()
+    assert node.call("DEL", NAMED_AFTER[second], container="x", CNI_ARGS=POD) == CallReply()
+    assert node.wiring.exists(made)
+    assert node.left() == before
+
+
 def mac_of(node: CniOnService) -> object:
     (found,) = node.records.list(HOSTS)
     return found.record.mac
