@@ -26,8 +26,9 @@ from calico_cni.requested import address_request, requested_mac
 from calico_cni.results import Interface, Ip, Result, Route, encode_result
 from calico_cni.routes import ContainerRoutes, container_routes
 from calico_cni.wire import POLICY_ONLY, Dns, NetworkConfiguration
-from calico_core.errors import InvalidRequest, NotReady
+from calico_core.errors import InvalidRecord, InvalidRequest, NotReady
 from calico_core.interfaces.integration import Call, IntegrationContext
+from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.workloads import AddressRequest, Attach, Attached
 from calico_core.stopwatch import lap
 
@@ -101,9 +102,9 @@ class AttachCall:
     def _delegated(self) -> Iterator[Delegated]:
         """Addresses of another IPAM plugin, given back when the body fails. An attachment that stands keeps its own:
         the plugin is not asked twice, and what it said of DNS is not known any more."""
-        standing = self._context.records.get(self._identity.key)
-        if standing is not None and standing.record.container_id == self._invocation.container_id:
-            yield Delegated(tuple(IPAddress(net.first, net.version) for net in standing.record.nets))
+        standing = self._standing()
+        if standing is not None and standing.container_id == self._invocation.container_id:
+            yield Delegated(tuple(IPAddress(net.first, net.version) for net in standing.nets))
             return
         delegate = Delegate(self._configuration.ipam.type, self._call)
         delegated = delegate.add(self._configuration.version)
@@ -113,6 +114,14 @@ class AttachCall:
         except BaseException:
             delegate.delete_quietly()
             raise
+
+    def _standing(self) -> WorkloadEndpoint | None:
+        """The record now, as far as it can be read; the service replaces one that cannot."""
+        try:
+            found = self._context.records.get(self._identity.key)
+        except InvalidRecord:
+            return None
+        return found.record if found is not None else None
 
     def _add_policy(self, namespace_fd: int) -> Outcome:
         """The result of the plugins before goes on as it came."""

@@ -38,7 +38,7 @@ from calico_cni.wire import (
     parse_configuration,
     unknown_keys,
 )
-from calico_core.errors import StoreNotReady, Unavailable
+from calico_core.errors import InvalidRecord, StoreNotReady, Unavailable
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.log import get_logger
 from calico_core.model.endpoints import WorkloadEndpoint
@@ -210,7 +210,11 @@ class NetworkCommands:
         return any((each.network, each.ifname) == (network, invocation.interface) for each in attachments)
 
     def _record(self, identity: Identity) -> WorkloadEndpoint | None:
-        found = self._context.records.get(identity.key)
+        """None also for one that cannot be read: it tells nothing, and must not keep anything from going."""
+        try:
+            found = self._context.records.get(identity.key)
+        except InvalidRecord:
+            return None
         return found.record if found is not None else None
 
     def _detach(self, detach: DeferredDetach, identity: Identity, namespace_fd: int | None) -> bool:

@@ -95,6 +95,39 @@ def test_an_interface_with_another_plugins_addresses_goes_while_the_datastore_is
     assert node.left() == []
 
 
+@pytest.mark.parametrize("broken", ["eth0", "net1"])
+@pytest.mark.parametrize("is_foreign", [False, True])
+def test_del_where_a_record_of_the_container_does_not_decode(
+    node: CniOnService, tmp_path: Path, broken: str, is_foreign: bool
+) -> None:
+    network, search = with_other_ipam(tmp_path) if is_foreign else (a_network(), "")
+    made = {}
+    for interface in ("eth0", "net1"):
+        added = node.call("ADD", network, interface=interface, CNI_PATH=search)
+        made[interface] = host_end(stdout_of(added))
+    for found in node.records.list(HOSTS):
+        if found.record.name == made[broken]:
+            node.store.put(found.key.path, b"{")
+    for interface in ("net1", "eth0"):
+        assert node.call("DEL", network, interface=interface, CNI_PATH=search) == CallReply()
+        assert not node.wiring.exists(made[interface])
+    assert node.left() == []
+
+
+@pytest.mark.parametrize("is_foreign", [False, True])
+def test_add_of_the_next_sandbox_where_the_record_does_not_decode(
+    node: CniOnService, tmp_path: Path, is_foreign: bool
+) -> None:
+    network, search = with_other_ipam(tmp_path) if is_foreign else (a_network(), "")
+    network = {**network, "orchestrator": "k8s"}
+    stdout_of(node.call("ADD", network, container="x", CNI_ARGS=POD, CNI_PATH=search))
+    (found,) = node.records.list(HOSTS)
+    node.store.put(found.key.path, b"{")
+    stdout_of(node.call("ADD", network, container="y", CNI_ARGS=POD, CNI_PATH=search))
+    (found,) = node.records.list(HOSTS)
+    assert found.record.container_id == "y"
+
+
 NAMED_AFTER = {"pod": of_kubernetes(), "container": a_network()}
 
 

@@ -229,6 +229,18 @@ def test_another_container_is_refused(bench: Bench) -> None:
     assert not bench.wiring.exists("calic2")
 
 
+@pytest.mark.parametrize("shared_handle", [None, "net.c1"])
+@pytest.mark.parametrize("container", ["c1", "c2"])
+def test_a_record_that_does_not_decode_is_replaced(bench: Bench, container: str, shared_handle: str | None) -> None:
+    bench.service.attach(bench.attach_request())
+    bench.store.put(KEY.path, b"{")
+    attached = bench.service.attach(bench.attach_request(container, shared_handle=shared_handle))
+    assert _record(bench) == attached.endpoint
+    assert bench.ipam.by_handle(f"net.{container}") == tuple(net.ip for net in attached.addresses)
+    bench.service.detach(bench.detach_request(container))
+    assert _record(bench) is None
+
+
 def test_another_container_replaces_when_it_may(bench: Bench) -> None:
     first = bench.service.attach(bench.attach_request("c1"))
     second = bench.service.attach(bench.attach_request("c2", replaces=True))
