@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from calico_core.datastore.checks import check_transaction, prefix_end
+from calico_core.datastore.sqlite_changes import ChangedKeys
 from calico_core.datastore.sqlite_doorbell import Doorbell
 from calico_core.datastore.sqlite_file import SqliteFile
 from calico_core.errors import InvalidSettings, KeyMissing, Unavailable
@@ -55,7 +56,7 @@ class SqliteDatastore(Datastore):
 
     def __init__(self, path: str, *, timeout_s: float = 5.0, synchronous: str = "NORMAL") -> None:
         self._file = SqliteFile(path, timeout_s=max(timeout_s, 5.0), synchronous=synchronous)
-        self._doorbell = Doorbell(path, self._tend)
+        self._doorbell = Doorbell(path, self._tend, ChangedKeys(self._file).take)
         self._checkpointed = 0
         self._closed = False
 
