@@ -44,7 +44,8 @@ KEPT_CHANGES = 10_000
 KEPT_S = 3600.0
 COMPACT_EVERY = 512
 """Writes between two looks at what may be forgotten."""
-_CHECKPOINT_COMMITS = 1000
+_CHECKPOINT_REVISIONS = 250
+"""An attach writes some twenty pages: this many stay well below what SQLite lets a writer wait for."""
 READ_REVISIONS = 1000
 """Revisions a watch reads at once; whole ones, so that none is split."""
 
@@ -181,8 +182,10 @@ class SqliteDatastore(Datastore):
     def _tend(self) -> None:
         """About once a second, in the listening thread."""
         self._sweep()
-        if self._doorbell.count - self._checkpointed >= _CHECKPOINT_COMMITS:
-            self._checkpointed = self._doorbell.count
+        with self._file.borrow() as connection:
+            revision = _revision(connection)
+        if abs(revision - self._checkpointed) >= _CHECKPOINT_REVISIONS:  # another file may be at an earlier one
+            self._checkpointed = revision
             self._file.checkpoint()
 
     def _extend(self, lease: int, ttl_s: float) -> bool:

@@ -182,6 +182,17 @@ def test_which_keys_changed_since_the_last_time(store: SqliteDatastore, tmp_path
     file.close()
 
 
+def test_who_listens_copies_the_log_into_the_file_before_a_writer_has_to(
+    store: SqliteDatastore, tmp_path: Path
+) -> None:
+    file = tmp_path / "calico.db"
+    store.watch("/calico/", store.put("/calico/a", b"1"))
+    size = file.stat().st_size
+    for number in range(300):
+        store.put(f"/calico/{number}", b"1" * 1000)
+    eventually(lambda: file.stat().st_size > size)
+
+
 def test_who_opens_a_new_file_waits_for_others_that_do(store: SqliteDatastore, tmp_path: Path) -> None:
     file = tmp_path / "calico.db"
     file.touch(mode=0o600)
