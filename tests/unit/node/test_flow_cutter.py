@@ -27,7 +27,7 @@ from calico_core.model.hoststate import (
     SetId,
 )
 from calico_core.model.keys import WorkloadEndpointKey
-from calico_core.node.flow_cutter import FlowCutter, Known, LookFailed, Touched, denied_now
+from calico_core.node.flow_cutter import FlowCutter, Known, LookFailed, Touched, denied_now, rest_s
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
@@ -291,6 +291,13 @@ def test_changes_gather_and_one_look_ends_what_is_denied(dataplane: MemoryDatapl
     eventually(lambda: cut not in dataplane.connections())
     assert dataplane.connections() == (kept,)
     assert cutter.next_look(200.0) is None
+
+
+@pytest.mark.parametrize(("took_s", "rests_s"), [(0.0001, 0.0099), (0.011, 1.0), (0.1, 1.0), (0.5, 4.5)])
+def test_changes_that_follow_on_each_other_leave_the_connection_table_alone_meanwhile(
+    took_s: float, rests_s: float
+) -> None:
+    assert rest_s(took_s) == pytest.approx(rests_s)
 
 
 @pytest.mark.parametrize("action", ["log", "allow", "deny"])
