@@ -5,7 +5,9 @@ Everything is done by the real executables, as an operator would; the figures ar
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -27,6 +29,12 @@ _SETTLE_S = 20.0
 _FLOOD_PER_S = 2000.0
 _FLOOD_S = 0.5
 _POLL_S = 0.01
+
+
+def _tool() -> str:
+    """How the reader calls this program: by its path where that is no command of theirs."""
+    started = os.path.abspath(sys.argv[0])
+    return "calicoctl" if shutil.which("calicoctl", path=os.defpath) == started else started
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +67,7 @@ def demonstrate(name: str = DEFAULT_NAME, *, hosts: int = 1, keep: bool = False)
             removal = time.monotonic()
             lab.down()
     if is_finished and keep:
-        yield Step(title="Kept", text=f"Look around, then: calicoctl lab down --name {name}", seconds=0.0)
+        yield Step(title="Kept", text=f"Look around, then: {_tool()} lab down --name {name}", seconds=0.0)
     elif is_finished:
         yield Step(
             title="Everything removed",

@@ -179,7 +179,7 @@ class Runtime:
 
     def _take_place(self) -> None:
         """One node a host, whose health can be asked for from now on."""
-        lock = take_run_directory(self._settings.run_directory)
+        lock = take_run_directory(self._settings.run_directory, self._settings.origins.get("run_directory", "default"))
         self._stack.callback(lock.close)
         self._watch_over_waiting()
         self._stack.callback(self._pages.stop)
