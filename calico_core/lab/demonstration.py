@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -33,7 +34,7 @@ _POLL_S = 0.01
 
 def _tool() -> str:
     """How the reader calls this program: by its path where that is no command of theirs."""
-    started = os.path.abspath(sys.argv[0])
+    started = str(Path(sys.argv[0]).absolute())
     return "calicoctl" if shutil.which("calicoctl", path=os.defpath) == started else started
 
 
