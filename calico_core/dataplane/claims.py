@@ -1,8 +1,9 @@
 """Who has an interface, and who has an address, when several workloads claim it: the first by its key's path, of those
-that are active.
+that are active; an address of several goes to the first whose interface is up, as long as there is such a one.
 
 Such conflicts are passing states (a migration, a record written before the old one went) or mistakes; either way the
-answer must not depend on the order of events. Pure.
+answer must not depend on the order of events. Which interfaces are up is told from outside: whoever changes that places
+those of :meth:`rivals` anew. Pure.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from netaddr import IPNetwork
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from netaddr import IPAddress
 
@@ -24,13 +25,16 @@ T = TypeVar("T")
 
 
 class Claims:
-    """The workloads of a host by interface and by address."""
+    """The workloads of a host by interface and by address. ``down``: those of rivals' interfaces that are not up, or
+    not there; it may change."""
 
-    def __init__(self) -> None:
+    def __init__(self, down: Collection[str] = ()) -> None:
+        self._down = down
         self._workloads: dict[WorkloadEndpointKey, HostWorkload] = {}
         self._by_interface: defaultdict[str, set[WorkloadEndpointKey]] = defaultdict(set)
         self._by_network: defaultdict[IPNetwork, set[WorkloadEndpointKey]] = defaultdict(set)
         self._contested: set[str] = set()  # interfaces that several claim
+        self._shared: set[IPNetwork] = set()  # addresses that several claim
 
     def put(self, workload: HostWorkload) -> set[str]:
         """Gives the interfaces for which something may be different now."""
@@ -46,6 +50,7 @@ class Claims:
             for network in _networks(workload):
                 touched |= self._interfaces(network)
                 self._by_network[network].add(workload.key)
+                self._note_shared(network)
         return touched
 
     def keep(self, workload: HostWorkload) -> bool:
@@ -62,11 +67,12 @@ class Claims:
         touched = {workload.interface}
         for network in _networks(workload):
             _discard(self._by_network, network, key)
+            self._note_shared(network)
             touched |= self._interfaces(network)
         return touched
 
     def clear(self) -> None:
-        for index in (self._workloads, self._by_interface, self._by_network, self._contested):
+        for index in (self._workloads, self._by_interface, self._by_network, self._contested, self._shared):
             index.clear()
 
     def owner(self, interface: str) -> HostWorkload | None:
@@ -92,14 +98,14 @@ class Claims:
         workload = self.owner(interface)
         if workload is None or not workload.is_active:
             return ()
-        own = [net for net in dict.fromkeys(workload.nets) if _first(self._by_network[net]) == workload.key]
+        own = [net for net in dict.fromkeys(workload.nets) if self._holder(self._by_network[net]) == workload.key]
         externals = [IPNetwork(nat.external) for nat in workload.nats if self.leads(workload, nat)]
         return tuple(dict.fromkeys([*own, *externals]))
 
     def has(self, key: WorkloadEndpointKey, address: IPAddress) -> bool:
         """Whether it is this workload that has the address."""
         claims = self._by_network.get(IPNetwork(address))
-        return claims is not None and _first(claims) == key
+        return claims is not None and self._holder(claims) == key
 
     def leads(self, workload: HostWorkload, nat: HostNat) -> bool:
         """Whether the floating address is the workload's, and so is the address it stands for: else it leads nobody
@@ -109,7 +115,11 @@ class Claims:
     def claimant(self, address: IPAddress) -> HostWorkload | None:
         """Who has the address."""
         claims = self._by_network.get(IPNetwork(address))
-        return self._workloads[_first(claims)] if claims else None
+        return self._workloads[self._holder(claims)] if claims else None
+
+    def rivals(self) -> set[str]:
+        """Interfaces whose workloads claim an address of each other."""
+        return {interface for network in self._shared for interface in self._interfaces(network)}
 
     def interfaces(self) -> set[str]:
         return set(self._by_interface)
@@ -121,6 +131,16 @@ class Claims:
     def _note_claims(self, interface: str) -> None:
         is_contested = len(self._by_interface.get(interface, ())) > 1
         (self._contested.add if is_contested else self._contested.discard)(interface)
+
+    def _note_shared(self, network: IPNetwork) -> None:
+        is_shared = len(self._by_network.get(network, ())) > 1
+        (self._shared.add if is_shared else self._shared.discard)(network)
+
+    def _holder(self, keys: set[WorkloadEndpointKey]) -> WorkloadEndpointKey:
+        """Of those that claim an address."""
+        if len(keys) > 1 and self._down:
+            keys = {key for key in keys if self._workloads[key].interface not in self._down} or keys
+        return _first(keys)
 
     def _interfaces(self, network: IPNetwork) -> set[str]:
         return {self._workloads[key].interface for key in self._by_network.get(network, ())}

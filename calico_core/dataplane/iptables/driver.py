@@ -35,8 +35,9 @@ class IptablesDataplane(KernelDataplane[PolicyTables]):
         for prefix in options.interface_prefixes:
             if len(prefix) > _PREFIX_LENGTH:
                 raise InvalidRequest("interface_prefixes", f"{prefix!r} must have at most {_PREFIX_LENGTH} characters")
-        origins = Origins()
-        super().__init__(options, namespace_fd, PolicyTables(options, Tools(namespace_fd, backend), origins), origins)
+        origins, down = Origins(), set[str]()
+        policy = PolicyTables(options, Tools(namespace_fd, backend), origins, down)
+        super().__init__(options, namespace_fd, policy, origins, down)
 
     @classmethod
     def open(cls, options: DataplaneOptions) -> IptablesDataplane:

@@ -31,7 +31,7 @@ from calico_core.model.ids import check_interface
 from calico_core.model.interface_names import prefixes_in_words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from calico_core.dataplane.nftables.policy_chains import CountedChain
     from calico_core.interfaces.dataplane import DataplaneOptions
@@ -64,16 +64,18 @@ class TableBuilder:
 
     *Subjects* name what can fail by itself, as reports do: a workload or a host endpoint by its key's path, rules and
     sets by their id, ``pools``, ``peers``. A closed subject stays wanted: its workload has no way in or out, its rules
-    deny. ``origins`` learns what is behind each denial.
+    deny. ``origins`` learns what is behind each denial. ``down``: see :class:`Claims`.
     """
 
-    def __init__(self, options: DataplaneOptions, origins: Origins | None = None) -> None:
+    def __init__(
+        self, options: DataplaneOptions, origins: Origins | None = None, down: Collection[str] = frozenset()
+    ) -> None:
         self._options = options
         self._verdicts = Verdicts(options, Origins() if origins is None else origins)
         self.families: tuple[int, ...] = (4, 6) if options.is_ipv6_enabled else (4,)
         self._problems: dict[str, str] = {}
         self._closed: dict[str, str] = {}
-        self._claims = Claims()
+        self._claims = Claims(down)
         self._placed: dict[str, _Placed] = {}
         self._named_rules: dict[str, frozenset[RulesId]] = {}
         self._rules_users: defaultdict[RulesId, set[str]] = defaultdict(set)
@@ -107,9 +109,10 @@ class TableBuilder:
         state: HostState,
         closed: Mapping[str, str] | None = None,
         origins: Origins | None = None,
+        down: Collection[str] = frozenset(),
     ) -> TableBuilder:
         """The table of a whole state, with these subjects closed."""
-        built = cls(options, origins)
+        built = cls(options, origins, down)
         built._closed.update(closed or {})
         for set_id in state.sets:
             built._sets.put_addresses(set_id, state.sets[set_id])

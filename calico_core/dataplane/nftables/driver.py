@@ -26,8 +26,8 @@ class NftablesDataplane(KernelDataplane[PolicyTable]):
 
     def __init__(self, options: DataplaneOptions, namespace_fd: int | None = None) -> None:
         check_options(options)
-        origins = Origins()
-        super().__init__(options, namespace_fd, PolicyTable(options, namespace_fd, origins), origins)
+        origins, down = Origins(), set[str]()
+        super().__init__(options, namespace_fd, PolicyTable(options, namespace_fd, origins, down), origins, down)
 
     @classmethod
     def open(cls, options: DataplaneOptions) -> NftablesDataplane:
