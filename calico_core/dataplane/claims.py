@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from netaddr import IPNetwork
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterable, Iterator
 
     from netaddr import IPAddress
 
@@ -24,17 +24,39 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Claims:
-    """The workloads of a host by interface and by address. ``down``: those of rivals' interfaces that are not up, or
-    not there; it may change."""
+class Down:
+    """Interfaces of rivals that are not up, or not there. Told by one, read by all who go by it; one thread."""
 
-    def __init__(self, down: Collection[str] = ()) -> None:
-        self._down = down
+    def __init__(self) -> None:
+        self.names: frozenset[str] = frozenset()
+        self.generation = 0
+
+    def tell(self, names: Iterable[str]) -> bool:
+        """Whether that is news."""
+        found = frozenset(names)
+        if found == self.names:
+            return False
+        self.names = found
+        self.generation += 1
+        return True
+
+
+class Claims:
+    """The workloads of a host by interface and by address."""
+
+    def __init__(self, down: Down | None = None) -> None:
+        self._down = Down() if down is None else down
         self._workloads: dict[WorkloadEndpointKey, HostWorkload] = {}
         self._by_interface: defaultdict[str, set[WorkloadEndpointKey]] = defaultdict(set)
         self._by_network: defaultdict[IPNetwork, set[WorkloadEndpointKey]] = defaultdict(set)
         self._contested: set[str] = set()  # interfaces that several claim
         self._shared: set[IPNetwork] = set()  # addresses that several claim
+        self._changes = 0
+
+    @property
+    def generation(self) -> int:
+        """Another number after each change of who has what."""
+        return self._changes + self._down.generation
 
     def put(self, workload: HostWorkload) -> set[str]:
         """Gives the interfaces for which something may be different now."""
@@ -42,6 +64,7 @@ class Claims:
             self._workloads[workload.key] = workload
             return {workload.interface}
         touched = self.remove(workload.key)
+        self._changes += 1
         self._workloads[workload.key] = workload
         self._by_interface[workload.interface].add(workload.key)
         self._note_claims(workload.interface)
@@ -62,6 +85,7 @@ class Claims:
         workload = self._workloads.pop(key, None)
         if workload is None:
             return set()
+        self._changes += 1
         _discard(self._by_interface, workload.interface, key)
         self._note_claims(workload.interface)
         touched = {workload.interface}
@@ -72,6 +96,7 @@ class Claims:
         return touched
 
     def clear(self) -> None:
+        self._changes += 1
         for index in (self._workloads, self._by_interface, self._by_network, self._contested, self._shared):
             index.clear()
 
@@ -138,8 +163,8 @@ class Claims:
 
     def _holder(self, keys: set[WorkloadEndpointKey]) -> WorkloadEndpointKey:
         """Of those that claim an address."""
-        if len(keys) > 1 and self._down:
-            keys = {key for key in keys if self._workloads[key].interface not in self._down} or keys
+        if len(keys) > 1 and self._down.names:
+            keys = {key for key in keys if self._workloads[key].interface not in self._down.names} or keys
         return _first(keys)
 
     def _interfaces(self, network: IPNetwork) -> set[str]:

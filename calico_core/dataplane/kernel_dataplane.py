@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import msgspec
 from netaddr import IPAddress
 
-from calico_core.dataplane.claims import Claims
+from calico_core.dataplane.claims import Claims, Down
 from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.denied_packets import DeniedPackets
 from calico_core.dataplane.kernel_policy import Policy, TableReport
@@ -72,7 +72,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         namespace_fd: int | None,
         policy: P,
         origins: Origins | None = None,
-        down: set[str] | None = None,
+        down: Down | None = None,
     ) -> None:
         self._namespace_fd = namespace_fd
         self._policy = policy
@@ -85,7 +85,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         self._is_complete = False
         self._is_alone = False
         self._families = (4, 6) if options.is_ipv6_enabled else (4,)
-        self._down: set[str] = set() if down is None else down
+        self._down = Down() if down is None else down
         self._claims = Claims(self._down)
         self._route_socket = RouteSocket(namespace_fd, options.netlink_timeout_s)
         self._link_table = LinkTable()
@@ -243,7 +243,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         failures = self._routes.resync().failures
         self._state, self._is_complete = HostState(), False
         self._claims.clear()
-        self._down.clear()
+        self._down.tell(())
         self._renamed.clear()
         if failures:
             reasons = "; ".join(f"{each.subject}: {each.reason}" for each in failures)
@@ -286,11 +286,7 @@ class KernelDataplane(Dataplane, Generic[P]):
             return set()
         # by the carrier: the kernel takes its time to call a link operational
         down = {name for name in names if (link := links.get(name)) is None or not (link.is_up and link.has_carrier)}
-        if down == self._down:
-            return set()
-        self._down.clear()
-        self._down |= down
-        return set(names)
+        return set(names) if self._down.tell(down) else set()
 
     def _with_those_of(self, interfaces: set[str], changes: HostChanges) -> HostChanges:
         """The batch with the workloads that claim these as well, so that policy places them anew."""
@@ -311,7 +307,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         self._unsettled |= rivals
         table = self._policy.follow(self._with_those_of(rivals, HostChanges()), self._state)
         self._uncut |= table.lost
-        log.info("dataplane.addresses_passed_on", down=sorted(self._down), changes=table.changes)
+        log.info("dataplane.addresses_passed_on", down=sorted(self._down.names), changes=table.changes)
         return table
 
     def _want(self, interfaces: Iterable[str]) -> list[str]:

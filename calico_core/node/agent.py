@@ -196,6 +196,12 @@ class Agent:
         freeze = self._removals.freeze
         return freeze.reason if freeze is not None else ""
 
+    @property
+    def doubts_store(self) -> bool:
+        """Whether what the datastore no longer has may be lost rather than deleted: removals wait, or it is not in
+        sync. Any thread."""
+        return self._removals.is_waiting or self._syncer.status is not SyncStatus.IN_SYNC
+
     def confirm_removals(self) -> str:
         """What is deleted in the datastore shall go from the kernel too. Gives what it was held back for; '' when it
         was not."""

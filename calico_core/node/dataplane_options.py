@@ -91,6 +91,14 @@ def ipv6_lack(settings: Settings, sysctls: Path = _IPV6) -> str:
     return lack
 
 
+def check_kernel(settings: Settings) -> None:
+    """Before the dataplane is opened. Raises ``InvalidSettings``; what only someone should look at is in the log."""
+    refuse_loose_rpf(settings)
+    warn_of_strict_rpf(settings)
+    warn_of_open_policy(settings)
+    tell_ipv6(settings)
+
+
 def tell_ipv6(settings: Settings) -> None:
     """Once a start, when there is none."""
     if lack := ipv6_lack(settings):
@@ -159,8 +167,9 @@ def _metadata(settings: Settings) -> tuple[IPAddress, int] | None:
         return None
     try:
         found = socket.getaddrinfo(settings.metadata_address, None, socket.AF_INET, socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: what is no name at all
         origin = settings.origins.get("metadata_address", "default")
-        reason = f"{settings.metadata_address!r} has no IPv4 address: {error.strerror or error}; give one, or none"
+        why = getattr(error, "strerror", None) or error
+        reason = f"{settings.metadata_address!r} has no IPv4 address: {why}; give one, or none"
         raise InvalidSettings("metadata_address", origin, reason) from error
     return IPAddress(str(found[0][4][0])), settings.metadata_port

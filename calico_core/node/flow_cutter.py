@@ -4,8 +4,10 @@ The kernel decides about a connection once, at its first packet; without this, w
 as it likes (so it does in the reference system). After a change the connections of the workloads concerned are judged
 again, and those that are denied are deleted from the connection table: their next packet is a first one.
 
-The engine thread notes changes and hands over a copy of the state; a thread of its own reads the table and judges, for
-at most a tenth of the time. Connections that the host itself is an end of are left alone.
+The engine thread notes changes and hands over a copy of the state; a thread of its own reads the table and judges.
+While the kernel goes through its table, whoever attaches waits: where changes follow on each other, a hundredth of the
+time goes into it, or one look a second, and where a look takes long a tenth. Connections that the host itself is an end
+of are left alone.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ from calico_core.policy.set_limit import close_rules, sets_beyond
 
 _GATHER_S = 0.05
 _REST = 9
-"""So many times as long as a look took, the next one is not begun."""
+"""So many times as long as a look took, the next one is not begun at least."""
+_SHORT_REST = 99
+_SHORT_REST_MAX_S = 1.0
 _ICMP = frozenset({PROTOCOLS["icmp"], PROTOCOLS["icmpv6"]})
 _RETRY_FIRST_S = 1.0
 _RETRY_MAX_S = 60.0
@@ -222,7 +226,7 @@ class FlowCutter:
                 else:
                     log.exception("flows.not_judged", retry_s=retry_s)
             now = time.monotonic()
-            self._rest_until = now + max(_REST * (now - started), retry_s)
+            self._rest_until = now + max(rest_s(now - started), retry_s)
             self._is_looking = False
             if retry_s:
                 self._on_failure(LookFailed(look.touched))
@@ -241,6 +245,11 @@ class FlowCutter:
             log.info("flows.cut", connections=count, first=_text(denied[0]))
 
 
+def rest_s(took_s: float) -> float:
+    """Until the next look begins at the earliest, after one that took so long."""
+    return max(_REST * took_s, min(_SHORT_REST * took_s, _SHORT_REST_MAX_S))
+
+
 def denied_now(
     state: HostState,
     concerned: Collection[tuple[HostWorkload, Direction]],
@@ -257,12 +266,13 @@ def denied_now(
         "inbound": defaultdict(list),
         "outbound": defaultdict(list),
     }
+    evaluator = Evaluator(state)
     for workload, direction in concerned:
         for net in workload.nets:
-            judges[direction][net.ip].append(workload)
+            if evaluator.holder(net) is workload:  # what another record says of the address has no say
+                judges[direction][net.ip].append(workload)
     outbound, inbound = judges["outbound"], judges["inbound"]
     foreign = _ForeignSources(state, (each for each, direction in concerned if direction == "outbound"))
-    evaluator = Evaluator(state)
     found = []
     for connection in connections:
         sender, receiver = connection.src, connection.reply_src

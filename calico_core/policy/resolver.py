@@ -61,6 +61,11 @@ Pending = defaultdict[type[Key], dict[Any, Any]]
 """The latest value of each key; None: deleted."""
 
 
+def refusal(record: WorkloadEndpoint, prefixes: tuple[str, ...]) -> str:
+    """Why a host whose workloads' interfaces begin with one of these does not obey the record. Or ''."""
+    return "" if record.name.startswith(prefixes) else f"its name does not begin with {prefixes_in_words(prefixes)}"
+
+
 class PolicyResolver:
     """``apply`` what the datastore says and ``set_interface`` what the host has, then ``flush``: one batch."""
 
@@ -219,9 +224,7 @@ class PolicyResolver:
 
     def refusal(self, record: WorkloadEndpoint) -> str:
         """Why a record of this host is not obeyed: it claims an interface which is no workload's. Or ''."""
-        if not self._prefixes or record.name.startswith(self._prefixes):
-            return ""
-        return f"its name does not begin with {prefixes_in_words(self._prefixes)}"
+        return refusal(record, self._prefixes) if self._prefixes else ""
 
     def _checked(self, key: WorkloadEndpointKey, record: WorkloadEndpoint | None) -> WorkloadEndpoint | None:
         reason = self.refusal(record) if record is not None else ""

@@ -28,7 +28,7 @@ from calico_core.routing.peerings import PeeringTable
 from tests.doubles.broken_records import HOST, records
 from tests.waiting import eventually
 
-WAIT_S = 5.0
+WAIT_S = 30.0
 INTERFACES = {"eth0": frozenset({IPAddress("10.0.0.1")}), "eth1": frozenset({IPAddress("192.0.2.1")})}
 MARK = WorkloadEndpointKey(HOST, "test", "mark", "eth0")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from calico_core.dataplane.claims import Claims
+from calico_core.dataplane.claims import Claims, Down
 from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.iptables import layout
 from calico_core.dataplane.iptables.desired import Desired
@@ -32,7 +32,7 @@ from calico_core.model.interface_names import prefixes_in_words
 from calico_core.model.tunnels import IPIP_PROTOCOL, VXLAN_PORT
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from netaddr import IPAddress
 
@@ -58,7 +58,7 @@ class TablesBuilder:
     ``pools``, ``peers``, ``floating addresses``. A closed subject stays wanted: its endpoint has no way in or out, its
     rules drop. ``kernel_families``: those the kernel speaks; one that is not enabled gets the fixed chains,
     which drop, and lets fail-safe ports alone pass where an interface has a host endpoint. ``down``: see
-    :class:`Claims`.
+    :class:`Down`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class TablesBuilder:
         kernel_families: tuple[int, ...] = _BOTH,
         origins: Origins | None = None,
         closed: Mapping[str, str] | None = None,
-        down: Collection[str] = frozenset(),
+        down: Down | None = None,
     ) -> None:
         self._options = options
         self.kernel_families = kernel_families
@@ -86,6 +86,8 @@ class TablesBuilder:
         self.desired = Desired()
         #: Addresses (of a family) an interface may send from, by family and chain.
         self.sources: dict[tuple[int, str], frozenset[int]] = {}
+        #: By interface: what its source chains were made of, and whose they are.
+        self._senders: dict[str, tuple[object, ...]] = {}
         self._layout = Layout(options, self._families, Origins() if origins is None else origins)
         for family in kernel_families:
             for table, chains in self._layout.fixed_chains(family).items():
@@ -122,7 +124,7 @@ class TablesBuilder:
         state: HostState,
         closed: Mapping[str, str] | None = None,
         origins: Origins | None = None,
-        down: Collection[str] = frozenset(),
+        down: Down | None = None,
     ) -> TablesBuilder:
         """The tables of a whole state, with these subjects closed."""
         built = cls(options, kernel_families, origins, closed, down)
@@ -209,15 +211,16 @@ class TablesBuilder:
         self._note_nats(interface, workload if after is not None else None)
 
     def _note_rules(self, interface: str, workload: HostWorkload | None) -> None:
-        for rules_id in self._named_rules.pop(interface, frozenset()):
+        before = self._named_rules.pop(interface, frozenset())
+        named: frozenset[RulesId] = frozenset()
+        if workload is not None:
+            named = frozenset({*rules_in(workload.inbound), *rules_in(workload.outbound)})
+            self._named_rules[interface] = named
+        for rules_id in before - named:
             self._rules_users[rules_id].discard(interface)
             if not self._rules_users[rules_id]:
                 del self._rules_users[rules_id]
-        if workload is None:
-            return
-        named = frozenset({*rules_in(workload.inbound), *rules_in(workload.outbound)})
-        self._named_rules[interface] = named
-        for rules_id in named:
+        for rules_id in named - before:
             self._rules_users[rules_id].add(interface)
 
     def _is_open(self, workload: HostWorkload) -> bool:
@@ -288,11 +291,18 @@ class TablesBuilder:
             addresses[net.version].add(net.first)
         for family, each in addresses.items():
             self.sources[family, name] = frozenset(each)
+        # most changes are of policies
+        senders = (workload.mac, addresses, workload.allowed_source_prefixes, subject)
+        if self._senders.get(workload.interface) == senders:
+            return
+        self._senders[workload.interface] = senders
+        for family, each in addresses.items():
             chain = self._layout.source_chain(workload.mac, each, workload.allowed_source_prefixes, family)
             self.desired.put_chain((family, RAW), name, chain, subject)
 
     def _drop_sources(self, interface: str) -> None:
         name = source_chain_name(interface)
+        self._senders.pop(interface, None)
         for family in self._families:
             self.sources.pop((family, name), None)
             self.desired.drop_chain((family, RAW), name)

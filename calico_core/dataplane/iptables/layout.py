@@ -86,6 +86,8 @@ _INVALID = "-m conntrack --ctstate INVALID"
 _LINK_LOCAL_SOURCES = ("::/128", "fe80::/10")
 _DHCP = {family: "-p 17 -m udp --sport {} --dport {}".format(*ports) for family, ports in DHCP_PORTS.items()}
 _PORTS_A_MATCH = 15
+#: So many policies are skipped one by one at most, once a packet is accepted.
+_POLICIES_A_LOOK = 8
 _NO_CONNECTION = "belongs to no connection"
 
 
@@ -251,9 +253,12 @@ class Layout:
                 rules.append(verdicts.clear_pass)
             passed_before = True
             for position, rules_id in enumerate(tier.policies):
+                if position and position % _POLICIES_A_LOOK == 0:
+                    rules.append(accepted)
                 step = f"-j {rules_chain_name(rules_id, purpose.direction)}"
-                # only after a policy may the pass mark be set
-                rules += [f"{verdicts.if_not_passed} {step}" if position else step, accepted]
+                # only after a policy may a mark be set
+                rules.append(f"{verdicts.if_undecided} {step}" if position else step)
+            rules.append(accepted)
             if ends_tiers and tier.default_action == "deny":
                 origin = DenialOrigin(reason="end of tier", direction=purpose.direction, tier=tier.tier)
                 rules += verdicts.deny(verdicts.if_not_passed, origin, note=f"end of tier {readable(tier.tier, 40)}")

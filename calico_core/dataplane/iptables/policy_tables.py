@@ -29,8 +29,7 @@ from calico_core.log import get_logger
 from calico_core.model.hoststate import HostState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
+    from calico_core.dataplane.claims import Down
     from calico_core.dataplane.iptables.tools import Tools
     from calico_core.dataplane.reconcile import Plan
     from calico_core.interfaces.dataplane import DataplaneOptions
@@ -91,9 +90,9 @@ class PolicyTables:
         options: DataplaneOptions,
         tools: Tools,
         origins: Origins | None = None,
-        down: Collection[str] = frozenset(),
+        down: Down | None = None,
     ) -> None:
-        """``down``: see :class:`Claims`."""
+        """``down``: see :class:`Down`."""
         self._options, self._tools, self._down = options, tools, down
         self._appends = options.chain_insert == "Append"
         self._families: tuple[int, ...] = (4, 6) if sysctl.has_ipv6() else (4,)

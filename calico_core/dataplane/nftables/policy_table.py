@@ -26,8 +26,9 @@ from calico_core.log import get_logger
 from calico_core.model.hoststate import HostState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable
 
+    from calico_core.dataplane.claims import Down
     from calico_core.dataplane.nftables.builder import TableBuilder
     from calico_core.interfaces.dataplane import DataplaneOptions
     from calico_core.model.hoststate import HostChanges, RulesId
@@ -60,9 +61,9 @@ class PolicyTable:
         options: DataplaneOptions,
         namespace_fd: int | None = None,
         origins: Origins | None = None,
-        down: Collection[str] = frozenset(),
+        down: Down | None = None,
     ) -> None:
-        """``down``: see :class:`Claims`."""
+        """``down``: see :class:`Down`."""
         self._options, self._down = options, down
         self._library = NftLibrary(namespace_fd)
         self._socket = NftSocket(namespace_fd, options.netlink_timeout_s)

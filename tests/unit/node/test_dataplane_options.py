@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from netaddr import IPAddress, IPNetwork
 
@@ -122,6 +123,15 @@ def test_the_shortest_refresh_interval_counts(given: dict[str, str], counts: flo
 def test_a_metadata_name_that_nobody_knows_is_refused() -> None:
     with pytest.raises(InvalidSettings, match="no IPv4 address") as caught:
         dataplane_options(load_settings({"FELIX_METADATAADDR": "metadata.invalid"}), "rack-a")
+    assert caught.value.name == "metadata_address"
+
+
+@pytest.mark.parametrize("name", ["a..b", "a\0b"])
+def test_a_metadata_address_that_is_no_name_is_refused_too(name: str) -> None:
+    """As a file that an older version left may hold it."""
+    settings = msgspec.structs.replace(load_settings({}), metadata_address=name)
+    with pytest.raises(InvalidSettings, match="no IPv4 address") as caught:
+        dataplane_options(settings, "rack-a")
     assert caught.value.name == "metadata_address"
 
 
