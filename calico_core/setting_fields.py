@@ -59,7 +59,7 @@ FIELDS: tuple[Field, ...] = (
     _field("socket", values.path, ("CALICO_SOCKET",)),
     _field("run_directory", values.path, ("CALICO_RUN_DIRECTORY",)),
     _field("state_directory", values.path, ("CALICO_STATE_DIRECTORY",)),
-    _field("dataplane_driver", values.dataplane_driver, ("CALICO_DATAPLANE_DRIVER",), local=("NFTablesMode",)),
+    _field("dataplane_driver", values.dataplane_driver, ("CALICO_DATAPLANE_DRIVER",), "NFTablesMode"),
     _field("routing_driver", values.text, ("CALICO_ROUTING_DRIVER", "CALICO_NETWORKING_BACKEND")),
     _field("integrations", values.names, ("CALICO_INTEGRATIONS",)),
     _field("ip", values.own_address(4), ("IP",)),

@@ -43,7 +43,9 @@ MEANINGS = {
     "run_directory": "what may go at a reboot: lock, saved settings, BIRD's files",
     "state_directory": "what stays: the node's name",
     "dataplane_driver": "a name from [`calico.dataplanes`](entry-points.md), or `auto`: nftables, or iptables where "
-    "the kernel has no nftables. At a change, policy of the other one stays until the new one's is complete",
+    "the kernel has no nftables; the reference system's words `Enabled` (nftables), `Disabled` (iptables) and `Auto` "
+    "too. At a change, policy of the other one stays until the new one's is complete. One that the datastore names and "
+    "this host cannot have is logged, and `auto` counts",
     "routing_driver": "a name from [`calico.routing`](entry-points.md)",
     "integrations": "names, separated by commas; `-NAME` leaves one out; empty means all that are installed",
     "ip": "an IPv4 address of this host, `autodetect` or `none`",

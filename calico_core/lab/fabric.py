@@ -62,6 +62,13 @@ def build(fabric: FabricRecord, hosts: Sequence[HostRecord]) -> None:
         await_operational(fabric_fd, inside, [gateway for host in hosts for gateway in host.gateways])
 
 
+def rejoin(fabric: FabricRecord, host: HostRecord) -> None:
+    """Make the namespace of one host anew, and its link, as after a reboot."""
+    with opened(netns.NAMED / fabric.namespace) as fabric_fd, RouteSocket(fabric_fd) as inside:
+        _join(host, inside, fabric_fd, _index(inside, BRIDGE) if fabric.kind == "bridge" else 0)
+        await_operational(fabric_fd, inside, host.gateways)
+
+
 def create_stub(name: str) -> Path:
     """A namespace with nothing but its loopback, up: what a container runtime makes before it calls CNI."""
     path = netns.create_namespace(name)

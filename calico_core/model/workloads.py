@@ -9,6 +9,7 @@ from netaddr import EUI, IPAddress, IPNetwork
 
 from calico_core.model.endpoints import Dns, WorkloadEndpoint
 from calico_core.model.keys import WorkloadEndpointKey
+from calico_core.model.pools import Use
 from calico_core.model.record import Value
 from calico_core.model.rules import RuleLists
 
@@ -18,8 +19,8 @@ Device = Literal["veth", "netkit"]
 
 class AddressRequest(Value, frozen=True):
     """Addresses wanted. ``requested`` are exact addresses (they count towards the numbers); ``pools_v4`` and
-    ``pools_v6`` empty means any enabled pool. The same handle asking again gets what it already holds, up to the
-    number asked for."""
+    ``pools_v6`` empty means any enabled pool. ``use``: what for; pools that are not for it give none. The same handle
+    asking again gets what it already holds, up to the number asked for."""
 
     handle: str
     num_v4: int = 0
@@ -27,6 +28,7 @@ class AddressRequest(Value, frozen=True):
     requested: tuple[IPAddress, ...] = ()
     pools_v4: tuple[IPNetwork, ...] = ()
     pools_v6: tuple[IPNetwork, ...] = ()
+    use: Use = "Workload"
     attributes: dict[str, Any] = msgspec.field(default_factory=dict)
 
 

@@ -240,7 +240,7 @@ class TunnelKeeper:
         published = self._records.get(tunnel.address_key(self._host))
         if held and published is not None and published.record == str(held[0]):
             return
-        usable = tuple(pool.cidr for pool in pools if pool.is_assignable)
+        usable = tuple(pool.cidr for pool in pools if pool.gives("Tunnel"))
         if not held and not usable:
             raise NoPools(tunnel.version, tuple(str(pool.cidr) for pool in pools))
         request = AddressRequest(
@@ -249,6 +249,7 @@ class TunnelKeeper:
             num_v6=1 if tunnel.version == 6 else 0,
             pools_v4=usable if tunnel.version == 4 else (),
             pools_v6=usable if tunnel.version == 6 else (),
+            use="Tunnel",
             attributes={"node": self._host, "type": f"{tunnel.kind}TunnelAddress"},
         )
         addresses = self._ipam.auto_assign(

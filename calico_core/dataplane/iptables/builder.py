@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from calico_core.dataplane.claims import Claims
+from calico_core.dataplane.claims import Claims, Down
 from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.iptables import layout
 from calico_core.dataplane.iptables.desired import Desired
@@ -57,7 +57,8 @@ class TablesBuilder:
     *Subjects* name what can fail by itself, as reports do: an endpoint by its key's path, rules and sets by their id,
     ``pools``, ``peers``, ``floating addresses``. A closed subject stays wanted: its endpoint has no way in or out, its
     rules drop. ``kernel_families``: those the kernel speaks; one that is not enabled gets the fixed chains,
-    which drop, and lets fail-safe ports alone pass where an interface has a host endpoint.
+    which drop, and lets fail-safe ports alone pass where an interface has a host endpoint. ``down``: see
+    :class:`Down`.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class TablesBuilder:
         kernel_families: tuple[int, ...] = _BOTH,
         origins: Origins | None = None,
         closed: Mapping[str, str] | None = None,
+        down: Down | None = None,
     ) -> None:
         self._options = options
         self.kernel_families = kernel_families
@@ -73,7 +75,7 @@ class TablesBuilder:
         self._families = tuple(family for family in enabled if family in kernel_families)
         self.problems: dict[str, str] = {}
         self._closed: dict[str, str] = dict(closed or {})
-        self._claims = Claims()
+        self._claims = Claims(down)
         self._placed: dict[str, _Placed] = {}
         self._nats: dict[str, HostWorkload] = {}
         self._are_nats_dirty = False
@@ -122,9 +124,10 @@ class TablesBuilder:
         state: HostState,
         closed: Mapping[str, str] | None = None,
         origins: Origins | None = None,
+        down: Down | None = None,
     ) -> TablesBuilder:
         """The tables of a whole state, with these subjects closed."""
-        built = cls(options, kernel_families, origins, closed)
+        built = cls(options, kernel_families, origins, closed, down)
         for set_id, members in state.sets.items():
             built._sets.put_addresses(set_id, members)
         for set_id, ports in state.port_sets.items():

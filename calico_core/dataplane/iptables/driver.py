@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from calico_core.dataplane.claims import Down
 from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.iptables import removal
 from calico_core.dataplane.iptables.policy_tables import PolicyTables
@@ -35,8 +36,9 @@ class IptablesDataplane(KernelDataplane[PolicyTables]):
         for prefix in options.interface_prefixes:
             if len(prefix) > _PREFIX_LENGTH:
                 raise InvalidRequest("interface_prefixes", f"{prefix!r} must have at most {_PREFIX_LENGTH} characters")
-        origins = Origins()
-        super().__init__(options, namespace_fd, PolicyTables(options, Tools(namespace_fd, backend), origins), origins)
+        origins, down = Origins(), Down()
+        policy = PolicyTables(options, Tools(namespace_fd, backend), origins, down)
+        super().__init__(options, namespace_fd, policy, origins, down)
 
     @classmethod
     def open(cls, options: DataplaneOptions) -> IptablesDataplane:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from netaddr import IPAddress
 
-from calico_core.dataplane.claims import Claims
+from calico_core.dataplane.claims import Claims, Down
 from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.nftables import layout
 from calico_core.dataplane.nftables.desired import Desired
@@ -54,16 +54,16 @@ class TableBuilder:
 
     *Subjects* name what can fail by itself, as reports do: a workload or a host endpoint by its key's path, rules and
     sets by their id, ``pools``, ``peers``. A closed subject stays wanted: its workload has no way in or out, its rules
-    deny. ``origins`` learns what is behind each denial.
+    deny. ``origins`` learns what is behind each denial. ``down``: see :class:`Down`.
     """
 
-    def __init__(self, options: DataplaneOptions, origins: Origins | None = None) -> None:
+    def __init__(self, options: DataplaneOptions, origins: Origins | None = None, down: Down | None = None) -> None:
         self._options = options
         self._verdicts = Verdicts(options, Origins() if origins is None else origins)
         self.families: tuple[int, ...] = (4, 6) if options.is_ipv6_enabled else (4,)
         self._problems: dict[str, str] = {}
         self._closed: dict[str, str] = {}
-        self._claims = Claims()
+        self._claims = Claims(down)
         self._placed: dict[str, Placed] = {}
         self._named_rules: dict[str, frozenset[RulesId]] = {}
         self._rules_users: defaultdict[RulesId, set[str]] = defaultdict(set)
@@ -97,9 +97,10 @@ class TableBuilder:
         state: HostState,
         closed: Mapping[str, str] | None = None,
         origins: Origins | None = None,
+        down: Down | None = None,
     ) -> TableBuilder:
         """The table of a whole state, with these subjects closed."""
-        built = cls(options, origins)
+        built = cls(options, origins, down)
         built._closed.update(closed or {})
         for set_id in state.sets:
             built._sets.put_addresses(set_id, state.sets[set_id])

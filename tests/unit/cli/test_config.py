@@ -150,7 +150,6 @@ def test_values_that_others_come_before_are_shown(
 def test_a_name_without_effect_says_why(calicoctl: Calicoctl) -> None:
     for name, reason in (
         ("IpInIpEnabled", "a pool says itself"),
-        ("NFTablesMode", "from environment and file alone"),
         ("EtcdAddr", "from environment and file alone"),
     ):
         done = calicoctl("config", "set", name, "true")

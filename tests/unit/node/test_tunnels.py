@@ -11,12 +11,14 @@ from netaddr import IPAddress, IPNetwork
 from calico_core.dataplane.linux.tunnels import TunnelReport, Tunnels, Uplink
 from calico_core.datastore.memory import MemoryDatastore
 from calico_core.datastore.records import TypedRecords
+from calico_core.errors import NoPools
 from calico_core.interfaces.dataplane import Failure
 from calico_core.interfaces.datastore import DatastoreOptions
 from calico_core.ipam.allocator import BlockIpam
 from calico_core.model.keys import BgpHostAddressKey, HostConfigKey, PoolKey
-from calico_core.model.pools import Pool
+from calico_core.model.pools import Pool, Use
 from calico_core.model.tunnels import HostTunnels, TunnelId
+from calico_core.model.workloads import AddressRequest
 from calico_core.node.tunnels import TunnelKeeper
 from tests.waiting import eventually
 
@@ -64,8 +66,10 @@ class _Node:
             kernel=self.kernel,
         )
 
-    def put_pool(self, cidr: IPNetwork, *, is_vxlan: bool = True, is_disabled: bool = False) -> None:
-        pool = Pool(cidr=cidr, vxlan_mode="always" if is_vxlan else "", disabled=is_disabled)
+    def put_pool(
+        self, cidr: IPNetwork, *, is_vxlan: bool = True, is_disabled: bool = False, uses: tuple[Use, ...] = ()
+    ) -> None:
+        pool = Pool(cidr=cidr, vxlan_mode="always" if is_vxlan else "", disabled=is_disabled, allowed_uses=uses)
         self.records.put(PoolKey(cidr), pool)
 
     @property
@@ -199,6 +203,17 @@ def test_a_pool_without_addresses_is_told(node: _Node) -> None:
     node.keeper.start()
     eventually(lambda: "tunnel address of vxlan.calico" in node.keeper.last_error)
     assert node.published == ""
+
+
+def test_a_pool_that_is_for_tunnels_alone_gives_theirs(node: _Node) -> None:
+    node.put_pool(FIRST, uses=("Workload",))
+    node.keeper.start()
+    eventually(lambda: "tunnel address of vxlan.calico" in node.keeper.last_error)
+    node.put_pool(FIRST, uses=("Tunnel",))
+    eventually(lambda: node.published != "")
+    assert IPAddress(node.published) in FIRST
+    with pytest.raises(NoPools):
+        node.ipam.auto_assign(AddressRequest(handle="w", num_v4=1))
 
 
 def test_what_the_kernel_refuses_is_told_and_tried_again(node: _Node) -> None:
