@@ -46,7 +46,7 @@ from calico_core.node.log_targets import LogTargets
 from calico_core.node.metric import Metric
 from calico_core.node.pages import NodePages
 from calico_core.node.questions import Parts
-from calico_core.node.remembered import RememberedInterfaces
+from calico_core.node.remembered import Remembered
 from calico_core.node.remembered_mtu import RememberedMtu
 from calico_core.node.restart import Restart
 from calico_core.node.router import Router
@@ -55,6 +55,7 @@ from calico_core.node.socket_api import ABOUT_THE_NODE, SOCKET_NAME, SocketServe
 from calico_core.node.status import StatusReporter
 from calico_core.node.stored_config import read_stored_config, tell_settings, with_stored_config
 from calico_core.node.tunnels import TunnelKeeper
+from calico_core.node.unready_store import UnreadyStore
 from calico_core.node.vital_signs import VitalSigns
 from calico_core.plugin_host.loader import load_driver
 from calico_core.plugin_host.namespaces import ROUTING
@@ -108,6 +109,7 @@ class Runtime:
         self._server = SocketServer(settings.socket, self._answer, listeners=self._listeners)
         self._has_waiting = False
         self._is_open = False
+        self._unready: UnreadyStore | None = None
         self._ends_routing = os.getpid() == 1
         """A container takes its processes along."""
 
@@ -123,8 +125,7 @@ class Runtime:
         self._close_to_unknown(settings)
         records = composition.open_records(settings)
         self._stack.callback(records.store.close)
-        if not startup.wait_for_store(records, self.stopping, on_away=self._send_waiting_away):
-            raise NotReady("stopped while waiting for the datastore")
+        remembered = self._await_store(records)
         stored = read_stored_config(records, self.host)
         settings = self._settings = with_stored_config(settings, self._environment, stored)
         tell_settings(settings, self._environment, stored)
@@ -160,9 +161,8 @@ class Runtime:
             cuts_denied_flows=cuts_denied_flows(settings),
             give_up_after_s=settings.loop_limit_s,
             max_set_size=settings.max_set_size,
-            remembered=RememberedInterfaces(
-                Path(settings.state_directory, "interfaces.json"), confirm_after_s=settings.confirm_removals_after_s
-            ),
+            settings_differ=lambda: bool(live.differing),
+            remembered=remembered,
         )
         self._start_endpoint_files(settings, self._agent)
         self._stack.callback(self._agent.stop)
@@ -262,6 +262,25 @@ class Runtime:
         if self._has_waiting:
             self._server.start()
 
+    def _await_store(self, records: Records) -> Remembered:
+        """Until it answers and may be begun with; gives what an earlier life of the node had."""
+        settings = self._settings
+        if not startup.wait_for_store(records, self.stopping, on_away=self._send_waiting_away):
+            raise NotReady("stopped while waiting for the datastore")
+        confirm_after_s = settings.confirm_removals_after_s
+        remembered = Remembered(Path(settings.state_directory, "interfaces.json"), confirm_after_s=confirm_after_s)
+        self._unready = UnreadyStore(records, self.host, remembered, confirm_after_s=confirm_after_s)
+        if not self._unready.wait(self.stopping, self._tell_unready):
+            raise NotReady("stopped while waiting for the datastore to be ready")
+        return remembered
+
+    def _tell_unready(self, reason: str) -> None:
+        """Whoever asks this node is to hear why it does not go on. '': it does."""
+        self._signs.start_waits_for = reason
+        if reason:
+            self._stack.callback(self._server.stop)
+            self._server.start()
+
     def _close_to_unknown(self, settings: Settings) -> None:
         """Before anything that may wait: a host that has just booted must not pass what nobody has judged."""
         # whether it is to be made a router, the datastore may say
@@ -352,7 +371,9 @@ class Runtime:
 
     def _answer(self, call: Call) -> CallReply | None:
         if not self._is_open:
-            return _STARTING if call.program == ABOUT_THE_NODE else None
+            if call.program != ABOUT_THE_NODE:
+                return None
+            return self._unready.answer(call) if self._unready is not None and self._unready.reason else _STARTING
         if call.program == ABOUT_THE_NODE:
             return questions.answer(call, self._parts())
         return self._hosted.answer(call)
