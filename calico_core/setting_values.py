@@ -181,13 +181,14 @@ def name(value: str) -> str:
     return check_name(value.strip(), field="value")
 
 
-def interface_prefix(value: str) -> str:
-    """One alone: rules of the kernel ask for it, and for no list."""
+def interface_prefixes(value: str) -> str:
+    """One or a list, each once, in order."""
     from calico_core.model.ids import check_interface
 
-    if "," in value:
-        raise InvalidRequest("value", f"{value!r}: give one prefix, lists of them are not taken")
-    return check_interface(value.strip(), field="value")
+    found = dict.fromkeys(check_interface(each, field="value") for each in names(value))
+    if not found:
+        raise InvalidRequest("value", f"{value!r} names no prefix of interfaces such as cali or cali,tap")
+    return ",".join(found)
 
 
 def url(value: str) -> str:

@@ -72,12 +72,14 @@ class Agent:
         cuts_denied_flows: bool = True,
         give_up_after_s: float = 90.0,
         max_set_size: int = 1 << 20,
+        has_ipv6: bool = True,
     ) -> None:
         """``on_config`` hears, in the engine thread, of every configuration key of the datastore. ``settings_differ``:
         whether the node is to start anew because of what it heard: then it does not begin with the old ones.
         ``confirm_removals_after_s``: see ``RemovalGuard``. ``resolver``: a new one, of this host; the engine's own from
         now on. ``remembered``: what an earlier life of the node had. ``give_up_after_s``: how long the kernel may
-        refuse policy as a whole before the agent ends; 0: for ever. ``max_set_size``: see ``DataplaneOptions``."""
+        refuse policy as a whole before the agent ends; 0: for ever. ``max_set_size`` and ``has_ipv6``: as
+        ``DataplaneOptions`` has them."""
         self._host = host
         self._dataplane = dataplane
         self._reporter = reporter
@@ -95,7 +97,9 @@ class Agent:
         self._stop_addresses: Callable[[], None] = lambda: None
         self.rule_counts = RuleCounts(dataplane, self._mailbox.post)
         self._cutter = (
-            FlowCutter(dataplane, self._mailbox.post, max_set_size=max_set_size) if cuts_denied_flows else None
+            FlowCutter(dataplane, self._mailbox.post, max_set_size=max_set_size, has_ipv6=has_ipv6)
+            if cuts_denied_flows
+            else None
         )
         # Owned by the engine thread.
         self._gathering = Gathering(self._mailbox, host)

@@ -95,7 +95,7 @@ def follow() -> Iterator[Callable[..., tuple[Syncer, Consumer]]]:
     for syncer in running:
         began = time.monotonic()
         syncer.stop()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
         assert not syncer.is_alive
 
 

@@ -118,7 +118,7 @@ class Bench:
             remembered=remembered,
             on_config=on_config,
             settings_differ=settings_differ,
-            resolver=PolicyResolver(HOST, interface_prefix="cali", is_excluded=is_excluded, lets_spoof=lets_spoof),
+            resolver=PolicyResolver(HOST, interface_prefixes=("cali",), is_excluded=is_excluded, lets_spoof=lets_spoof),
             give_up_after_s=give_up_after_s,
         )
         self.agents.append(agent)
@@ -325,7 +325,7 @@ def test_when_nothing_can_be_programmed_no_endpoint_is_in_force(bench: Bench) ->
 @pytest.mark.parametrize("raises", [True, False])
 def test_a_kernel_that_refuses_policy_for_long_ends_the_agent(bench: Bench, *, raises: bool) -> None:
     """Its supervisor starts another. One refusal, or some within the time, end nothing."""
-    agent = bench.start(give_up_after_s=0.3)
+    agent = bench.start(give_up_after_s=1.5)
     assert agent.wait_in_sync(WAIT_S)
     bench.dataplane.errors = [KernelRefused("commit", 12)]
     key, revision = bench.write()
@@ -654,9 +654,10 @@ def test_nothing_is_begun_with_settings_that_the_store_no_longer_has(bench: Benc
     differing: set[str] = {"interface_prefix"}
     agent = bench.start(settings_differ=lambda: bool(differing))
     eventually(agent.knows_ready)
-    passes = len(bench.states)
-    bench.link("z")
-    eventually(lambda: len(bench.states) > passes + 1)
+    for name in ("y", "z"):  # the first pass may have been under way
+        passes = len(bench.states)
+        bench.link(name)
+        eventually(lambda before=passes: len(bench.states) > before)
     assert bench.dataplane.applied == []
     differing.clear()
     bench.records.put(GlobalConfigKey("InterfacePrefix"), "cali")

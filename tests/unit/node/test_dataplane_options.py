@@ -27,7 +27,7 @@ def test_every_option_follows_its_setting() -> None:
     options = dataplane_options(
         load_settings(
             {
-                "FELIX_INTERFACEPREFIX": "tap",
+                "FELIX_INTERFACEPREFIX": "tap, cali",
                 "FELIX_DEFAULTENDPOINTTOHOSTACTION": "DROP",
                 "FELIX_IPV6SUPPORT": "false",
                 "FELIX_IPTABLESFILTERDENYACTION": "REJECT",
@@ -61,7 +61,7 @@ def test_every_option_follows_its_setting() -> None:
         ),
         "rack-a",
     )
-    assert (options.host, options.interface_prefix, options.endpoint_to_host) == ("rack-a", "tap", "DROP")
+    assert (options.host, options.interface_prefixes, options.endpoint_to_host) == ("rack-a", ("tap", "cali"), "DROP")
     assert (options.is_ipv6_enabled, options.route_protocol) == (False, 99)
     assert (options.deny_action, options.drop_override) == ("REJECT", "LOG-and-DROP")
     assert options.failsafe_inbound == (FailsafePort(6, 22), FailsafePort(17, 53, IPNetwork("192.0.2.0/24")))
