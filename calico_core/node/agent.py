@@ -207,6 +207,12 @@ class Agent:
         sync. Any thread."""
         return self._removals.is_waiting or self._syncer.status is not SyncStatus.IN_SYNC
 
+    @property
+    def trusts_store(self) -> bool:
+        """Whether what is deleted at this moment may go: the agent has begun, hears of changes and doubts nothing. Any
+        thread."""
+        return self._is_in_sync and self._syncer.is_following and not self.doubts_store
+
     def confirm_removals(self) -> str:
         """What is deleted in the datastore shall go from the kernel too. Gives what it was held back for; '' when it
         was not."""

@@ -156,6 +156,9 @@ class Runtime:
     def _doubts_store(self) -> bool:
         return self._agent is not None and self._agent.doubts_store
 
+    def _trusts_store(self) -> bool:
+        return self._agent is not None and self._agent.trusts_store
+
     def _prepare_restart(self) -> None:
         """Callers wait for the next program, and so does the routing daemon. Any thread."""
         self._ends_routing = False
@@ -336,7 +339,9 @@ class Runtime:
         return self._routing
 
     def _start_routing(self, records: Records) -> None:
-        self._router = Router(store=records.store, host=self.host, routing=self._require_routing())
+        self._router = Router(
+            store=records.store, host=self.host, routing=self._require_routing(), trusts_store=self._trusts_store
+        )
         self._stack.callback(self._router.stop)
         self._router.start()
         self._signs.routing_status, self._signs.router = self._require_routing().status, self._router
@@ -350,6 +355,7 @@ class Runtime:
             refresh_interval_s=refresh_interval_s(self._settings),
             mtu_interfaces=self._settings.mtu_interfaces,
             on_mtu=RememberedMtu(self._settings).note,
+            trusts_store=self._trusts_store,
         )
         self._stack.callback(self._tunnels.stop)
         self._tunnels.start()

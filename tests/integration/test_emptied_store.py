@@ -5,6 +5,7 @@ is written into the store, before somebody says so.
 from __future__ import annotations
 
 import contextlib
+import json
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from calico_core.model.rules import Rule
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.needs_root
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 @pytest.fixture
@@ -50,12 +51,15 @@ def says(host: LabHost, text: str) -> bool:
 def enforce(host: LabHost, records: TypedRecords) -> str:
     """A policy on a host endpoint, and a setting that is not the default; gives the rules of the kernel."""
     records.put(GlobalConfigKey("InterfacePrefix"), "tap")
-    host.start_node()
+    host.start_node(timeout_s=WAIT_S)
     rule = Rule(action="deny", protocol="udp", src_net="198.51.100.0/24")
     records.put(PolicyKey("default", "closed"), Policy(selector="all()", inbound_rules=(rule,)))
     records.put(HostEndpointKey(host.name, "uplink"), HostEndpoint(name="eth0", labels={"a": "b"}))
-    eventually(lambda: "198.51.100." in ruleset(host), within_s=WAIT_S)
-    host.calicoctl("node", "restart")  # what it has in force is remembered
+    eventually(lambda: "198.51.100." in ruleset(host), within_s=WAIT_S, every_s=0.2)
+    memory = host.directory / "state" / "interfaces.json"
+    eventually(
+        lambda: {"policies", "host endpoints"} <= set(json.loads(memory.read_bytes())["records"]), within_s=WAIT_S
+    )
     return ruleset(host)
 
 
@@ -86,7 +90,7 @@ def test_an_emptied_store_is_not_begun_with_until_it_is_back(host: LabHost, reco
         assert ruleset(host) == before
         records.store.transact([], [Put(entry.key, entry.value) for entry in kept])
         started.result()
-    eventually(lambda: host.calicoctl("status", check=False).returncode == 0, within_s=WAIT_S)
+    eventually(lambda: host.calicoctl("status", check=False).returncode == 0, within_s=WAIT_S, every_s=0.2)
     assert ruleset(host) == before
     assert records.get(ReadyKey()).record == "true"
     found = records.get(GlobalConfigKey("InterfacePrefix"))
@@ -103,5 +107,5 @@ def test_an_emptied_store_is_begun_with_when_that_is_meant(host: LabHost, record
         eventually(lambda: says(host, "removals.frozen"), within_s=WAIT_S)
         assert "Confirmed: " in host.calicoctl("node", "confirm-removals").stdout
         started.result()
-    eventually(lambda: "198.51.100." not in ruleset(host), within_s=WAIT_S)
+    eventually(lambda: "198.51.100." not in ruleset(host), within_s=WAIT_S, every_s=0.2)
     assert ReadyKey().path in stored(records)

@@ -568,10 +568,11 @@ def test_a_tree_that_is_deleted_takes_nothing_away_however_small(bench: Bench) -
     key, revision = bench.write()
     agent = bench.start(on_config=lambda key, value: heard.append((key, value)))
     assert agent.wait_programmed(key, revision, WAIT_S)
-    assert not agent.doubts_store
+    eventually(lambda: agent.trusts_store)
     kept = bench.store.list("/calico/").entries
     bench.store.transact([], [Delete(entry.key) for entry in kept])
     eventually(lambda: agent.doubts_store)
+    assert not agent.trusts_store
     bench.store.transact([], [Put(entry.key, entry.value) for entry in kept])
     eventually(lambda: not agent.doubts_store)
     other, revision = bench.write("new", ipv4_nets=(IPNetwork("10.65.1.1/32"),))
@@ -588,6 +589,8 @@ def test_what_waits_is_doubted_before_people_are_told(bench: Bench) -> None:
     assert agent.wait_programmed(key, revision, WAIT_S)
     bench.store.faults.down = True
     bench.store.faults.break_watches()
+    eventually(lambda: not agent.trusts_store)
+    assert not agent.doubts_store, "what it says is known to be so"
     raw = bench.store._store
     with raw.changed:  # the agent hears of it by a snapshot
         bench.store.faults.down = False
