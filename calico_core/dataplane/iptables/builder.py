@@ -28,6 +28,7 @@ from calico_core.errors import InvalidRequest
 from calico_core.model.addresses import WIDTH
 from calico_core.model.hoststate import AddressSet, HostPeers
 from calico_core.model.ids import check_interface
+from calico_core.model.interface_names import prefixes_in_words
 from calico_core.model.tunnels import IPIP_PROTOCOL, VXLAN_PORT
 
 if TYPE_CHECKING:
@@ -227,8 +228,10 @@ class TablesBuilder:
             return False
         try:
             check_interface(workload.interface, field="interface")
-            if not workload.interface.startswith(self._options.interface_prefix):
-                raise InvalidRequest("interface", f"must start with {self._options.interface_prefix!r}")
+            if not workload.interface.startswith(self._options.interface_prefixes):
+                raise InvalidRequest(
+                    "interface", f"must start with {prefixes_in_words(self._options.interface_prefixes)}"
+                )
             missing = sorted(each for each in self._named_rules[workload.interface] if each not in self.policies)
             if missing:
                 raise InvalidRequest("policies", f"there are no rules for {', '.join(missing)}")
@@ -357,19 +360,22 @@ class TablesBuilder:
 
     def _put_bases(self) -> None:
         """The chains the kernel's own lead to."""
-        workload = f"{self._options.interface_prefix}+"
+        workloads = self._layout.workloads
         for family in self.kernel_families:
             entering, leaving = self._hosts.forward_steps(family)
             verdicts = self._layout.verdicts(family)
-            passing = [f"-i {workload} -g {layout.WORKLOADS}", f"-o {workload} -g {layout.WORKLOADS}"]
+            passing = [f"{side} {each} -g {layout.WORKLOADS}" for each in workloads for side in ("-i", "-o")]
             if entering or leaving:
                 passing = [*entering, *passing, *leaving, f"{verdicts.if_accepted} {verdicts.allow}"]
             bases = {
                 (FILTER, layout.WORKLOADS): self._layout.forwarded(family, leaving),
                 (FILTER, "calico-FORWARD"): passing,
-                (FILTER, "calico-INPUT"): [*self._from_peers(family), f"-i {workload} -g calico-wl-host"],
+                (FILTER, "calico-INPUT"): [
+                    *self._from_peers(family),
+                    *(f"-i {each} -g calico-wl-host" for each in workloads),
+                ],
                 (FILTER, "calico-OUTPUT"): [],
-                (RAW, "calico-PREROUTING"): [f"-i {workload} -g {layout.WORKLOAD_SOURCE}"],
+                (RAW, "calico-PREROUTING"): [f"-i {each} -g {layout.WORKLOAD_SOURCE}" for each in workloads],
                 (RAW, "calico-OUTPUT"): [],
                 (MANGLE, "calico-PREROUTING"): [],
             }

@@ -50,6 +50,7 @@ from calico_core.dataplane.reconcile import Chain
 from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.addresses import LOOPBACK, WIDTH
 from calico_core.model.always_open import DHCP_PORTS, DISCOVERY_TYPES, DNS_PORT, NEIGHBOUR_TYPES
+from calico_core.model.interface_names import separate_prefixes
 from calico_core.model.tunnels import IPIP_PROTOCOL, VXLAN_PORT
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ class Layout:
 
     def __init__(self, options: DataplaneOptions, families: tuple[int, ...], origins: Origins) -> None:
         self.options, self.families = options, families
+        #: Patterns of workloads' interfaces. A name matches one at most: a rule that jumps stands once for each.
+        self.workloads = tuple(f"{prefix}+" for prefix in separate_prefixes(options.interface_prefixes))
         self._verdicts = {
             (family, table): Verdicts(options, origins, family, table) for family in (4, 6) for table in TABLES
         }
@@ -159,13 +162,13 @@ class Layout:
 
     def forwarded(self, family: int, leaving: list[str]) -> list[str]:
         """What comes from workloads or goes to them. ``leaving``: how host endpoints' policy is asked, after theirs."""
-        workload, verdicts = f"{self.options.interface_prefix}+", self.verdicts(family)
+        verdicts = self.verdicts(family)
         return [
             *self._unconnected(family),
             f"{_ESTABLISHED} {verdicts.allow}",
-            *self._encapsulated_vxlan(verdicts, f"-i {workload} "),
-            f"-i {workload} -j {FROM_ROOT}",
-            f"-o {workload} -j {TO_ROOT}",
+            *(rule for each in self.workloads for rule in self._encapsulated_vxlan(verdicts, f"-i {each} ")),
+            *(f"-i {each} -j {FROM_ROOT}" for each in self.workloads),
+            *(f"-o {each} -j {TO_ROOT}" for each in self.workloads),
             *leaving,
             verdicts.allow,
         ]
@@ -210,9 +213,10 @@ class Layout:
 
     def _no_source(self, family: int) -> list[str]:
         """What a workload may send without an address of its own."""
+        rules: list[str] = []
         if family == 4:
             rules = [f"-s 0.0.0.0/32 {_DHCP[4]} {RETURN}"]
-        else:
+        elif family in self.families:
             rules = [
                 f"-s {source} -p 58 -m icmp6 --icmpv6-type {kind} {RETURN}"
                 for source in _LINK_LOCAL_SOURCES

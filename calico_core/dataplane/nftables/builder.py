@@ -28,6 +28,7 @@ from calico_core.dataplane.reconcile import NamedSet, Table
 from calico_core.errors import InvalidRequest
 from calico_core.model.addresses import WIDTH
 from calico_core.model.ids import check_interface
+from calico_core.model.interface_names import prefixes_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -247,8 +248,10 @@ class TableBuilder:
             return None
         try:
             check_interface(workload.interface, field="interface")
-            if not workload.interface.startswith(self._options.interface_prefix):
-                raise InvalidRequest("interface", f"must start with {self._options.interface_prefix!r}")
+            if not workload.interface.startswith(self._options.interface_prefixes):
+                raise InvalidRequest(
+                    "interface", f"must start with {prefixes_in_words(self._options.interface_prefixes)}"
+                )
             missing = self._policies.missing(self._named_rules[workload.interface])
             if missing:
                 raise InvalidRequest("policies", f"there are no rules for {', '.join(missing)}")
@@ -275,7 +278,7 @@ class TableBuilder:
     def _own(self, workload: HostWorkload) -> Own:
         subject = workload.key.path
         elements: list[tuple[str, Any]] = []
-        for net in workload.nets:
+        for net in dict.fromkeys(workload.nets):  # a record may name one twice
             if net.version not in self.families:
                 continue
             if net.prefixlen != WIDTH[net.version]:
@@ -360,7 +363,7 @@ class TableBuilder:
         """Why a host endpoint cannot be programmed as it is wanted."""
         if interface.key.path in self._closed:
             return "refused by the kernel"
-        if interface.interface.startswith(self._options.interface_prefix):
+        if interface.interface.startswith(self._options.interface_prefixes):
             return f"{interface.interface} is a workload's interface"
         missing = sorted({each for each in rules_of(interface) if each not in self._policies})
         return f"there are no rules for {', '.join(missing)}" if missing else None
