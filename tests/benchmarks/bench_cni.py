@@ -4,9 +4,9 @@
 containernetworking-plugins and, for the row of the compiled shim, a C compiler. First the bare start (VERSION).
 In every round each plugin does one ADD, in shuffled order; then the same for DEL; then bursts: 30 by 8 workers, 16 and
 100 at once. Then one at a time, 16 and 100 at once again while a profile changes 100 times a second that 30 standing
-endpoints of ours follow, so that each change goes to the kernel. Last the node is stopped, and a call runs in a process
-of its own. Clock: from just before the program is spawned to its end. Prints a JSON line a workload, yardsticks first
-and last.
+endpoints of ours follow, so that each change goes to the kernel, on a host with a hundred connections, so that they are
+looked through for what is denied now. Last the node is stopped, and a call runs in a process of its own. Clock: from
+just before the program is spawned to its end. Prints a JSON line a workload, yardsticks first and last.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from calico_core.model.keys import ProfileRulesKey
 from calico_core.model.rules import Rule, RuleLists
 from calico_core.plugin_host.loader import load_driver
 from calico_core.plugin_host.namespaces import DATASTORES
-from tests.benchmarks import namespaces, yardsticks
+from tests.benchmarks import connections, namespaces, yardsticks
 from tests.benchmarks.cni_plugin import Plugin, ours
 from tests.benchmarks.laboratory import Store, a_host, install_plugin, run_inside
 from tests.command_line import positive
@@ -44,6 +44,7 @@ BURSTS = ((30, 8), (16, 16), (100, 100))
 CHURNED_BURSTS = ((16, 16), (100, 100))
 CHURN_INTERVAL_S = 0.01
 STANDING = 30
+CONNECTIONS = 100
 NODE_DOWN_AIM = 10
 
 
@@ -76,6 +77,7 @@ def inside(plan: dict[str, Any]) -> None:
         (first, *_) = plugins
         for container in standing:
             first.call("ADD", container)
+        connections.enter(CONNECTIONS)
         with _churn(plan["url"]):
             churned = plan | {"workload": "cni.churn100"}
             times = _one_at_a_time(compared, churned, quiet)
