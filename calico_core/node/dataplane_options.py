@@ -26,7 +26,7 @@ def dataplane_options(settings: Settings, host: str) -> DataplaneOptions:
     log_rate, _, log_unit = (settings.log_limit or "0/second").partition("/")
     return DataplaneOptions(
         host=host,
-        interface_prefix=settings.interface_prefix,
+        interface_prefixes=settings.interface_prefixes,
         endpoint_to_host=settings.endpoint_to_host,
         is_ipv6_enabled=not ipv6_lack(settings),
         route_protocol=settings.route_protocol,
@@ -167,8 +167,9 @@ def _metadata(settings: Settings) -> tuple[IPAddress, int] | None:
         return None
     try:
         found = socket.getaddrinfo(settings.metadata_address, None, socket.AF_INET, socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: what is no name at all
         origin = settings.origins.get("metadata_address", "default")
-        reason = f"{settings.metadata_address!r} has no IPv4 address: {error.strerror or error}; give one, or none"
+        why = getattr(error, "strerror", None) or error
+        reason = f"{settings.metadata_address!r} has no IPv4 address: {why}; give one, or none"
         raise InvalidSettings("metadata_address", origin, reason) from error
     return IPAddress(str(found[0][4][0])), settings.metadata_port

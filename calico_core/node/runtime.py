@@ -30,7 +30,7 @@ from calico_core.node.addresses import node_addresses
 from calico_core.node.agent import Agent
 from calico_core.node.agent_state import AgentState
 from calico_core.node.collector import Collector
-from calico_core.node.dataplane_options import check_kernel, cuts_denied_flows, refresh_interval_s
+from calico_core.node.dataplane_options import check_kernel, cuts_denied_flows, ipv6_lack, refresh_interval_s
 from calico_core.node.denied import DeniedLog
 from calico_core.node.endpoint_files import DIRECTORY as ENDPOINT_FILES
 from calico_core.node.endpoint_files import EndpointFiles
@@ -99,7 +99,7 @@ class Runtime:
         self._dataplane_name = settings.dataplane_driver
         self._dataplane_lack = ""
         self._listeners = listeners or Listeners()
-        self.restart = Restart(self.stopping, self._prepare_restart)
+        self.restart = Restart(self.stopping, self._prepare_restart, self._doubts_store)
         self._server = SocketServer(settings.socket, self._answer, listeners=self._listeners)
         self._has_waiting = False
         self._is_open = False
@@ -149,6 +149,9 @@ class Runtime:
         self.stopping.set()
         self.restart.cancel()
         self._stack.close()
+
+    def _doubts_store(self) -> bool:
+        return self._agent is not None and self._agent.doubts_store
 
     def _prepare_restart(self) -> None:
         """Callers wait for the next program, and so does the routing daemon. Any thread."""
@@ -279,6 +282,7 @@ class Runtime:
             cuts_denied_flows=cuts_denied_flows(settings),
             give_up_after_s=settings.loop_limit_s,
             max_set_size=settings.max_set_size,
+            has_ipv6=not ipv6_lack(settings),
             remembered=RememberedInterfaces(
                 Path(settings.state_directory, "interfaces.json"), confirm_after_s=settings.confirm_removals_after_s
             ),
@@ -355,7 +359,7 @@ class Runtime:
             records=records,
             ipam=ipam,
             host=self.host,
-            look_locally=lambda: read_local_view(self.host, settings.interface_prefix, lists=self._hosted.lists()),
+            look_locally=lambda: read_local_view(self.host, settings.interface_prefixes, lists=self._hosted.lists()),
             memory=Path(settings.state_directory, "collector.json"),
             interval_s=settings.collector_interval_s,
             grace_s=settings.collector_grace_s,
