@@ -12,7 +12,6 @@ just before the program is spawned to its end. Prints a JSON line a workload, ya
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -36,8 +35,8 @@ from calico_core.plugin_host.loader import load_driver
 from calico_core.plugin_host.namespaces import DATASTORES
 from tests.benchmarks import connections, namespaces, yardsticks
 from tests.benchmarks.cni_plugin import Plugin, ours
-from tests.benchmarks.laboratory import Store, a_host, install_plugin, run_inside
-from tests.command_line import positive
+from tests.benchmarks.laboratory import Store, a_host, arguments_or_plan, install_plugin, run_inside
+from tests.command_line import positive, require_root
 
 REFERENCE = Path("/usr/lib/cni")
 BURSTS = ((30, 8), (16, 16), (100, 100))
@@ -274,30 +273,28 @@ def _reference(name: str, options: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "executable": str(REFERENCE / name), "path": str(REFERENCE), "config": config}
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=positive, default=60)
     parser.add_argument("--bursts", type=positive, default=5)
     parser.add_argument("--store", choices=["sqlite", "etcd"], action="append", help="only this one")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--churn", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments, plan = arguments_or_plan(parser)
     if arguments.churn:
         churn(arguments.churn)
-        return 0
-    if arguments.inside:
-        inside(json.load(sys.stdin))
-        return 0
-    if os.geteuid() != 0 or not (REFERENCE / "ptp").exists():
-        sys.stderr.write("needs root and the package containernetworking-plugins\n")
-        return 2
+        return
+    if plan is not None:
+        inside(plan)
+        return
+    require_root(parser)
+    if not (REFERENCE / "ptp").exists():
+        parser.error("needs the package containernetworking-plugins")
     try:
         outside(arguments.rounds, arguments.bursts, tuple(arguments.store or ("sqlite", "etcd")))
     finally:
         for name in ("ptp", "bridge"):
             subprocess.run(["rm", "-rf", f"/run/calico-bench-{name}"], check=False)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
