@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 from netaddr import EUI, IPAddress, IPNetwork
 
-from calico_core.model.endpoints import WorkloadEndpoint
+from calico_core.model.endpoints import Dns, WorkloadEndpoint
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.record import Value
 from calico_core.model.rules import RuleLists
@@ -48,9 +48,11 @@ class Attach(Value, frozen=True):
     already holds. ``namespace``: path or description for messages; ``namespace_fd`` None means no interface is made
     (the caller or a later :meth:`Workloads.make_pair` does it). ``routes``: destinations beside the default route.
     ``floating``: addresses that lead to the workload's own of the same family. ``allowed_source_prefixes``: what it may
-    send from beside its own. ``labels`` go to the record. An existing record of another ``container_id`` is replaced
-    only with ``replaces``. ``shared_handle``: further networks of the container may share the endpoint, and join it if
-    it stands; the handle that holds its addresses if it does not. Of what joins, only profiles count.
+    send from beside its own. ``labels`` and ``dns`` go to the record. An existing record of another ``container_id`` is
+    replaced only with ``replaces``. ``shared_handle``: further networks of the container may share the endpoint, and
+    join it if it stands; the handle that holds its addresses if it does not. Of what joins, only profiles count.
+    ``mac`` None: a random one; with ``may_change_mac`` others may give the interface another later, so what nobody
+    asked for is not recorded, and the workload not held to it.
     ``requires_mtu``: fail where neither the request nor the node names an MTU. ``queues``: of each end, both ways.
     ``device``: what a new pair is made of. ``is_borrowed``: the interface and its addresses are somebody else's, who
     takes both back.
@@ -66,10 +68,12 @@ class Attach(Value, frozen=True):
     new_profiles: tuple[NewProfile, ...] = ()
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     mac: EUI | None = None
+    may_change_mac: bool = False
     mtu_bytes: int | None = None
     requires_mtu: bool = False
     queues: int = 1
     device: Device = "veth"
+    dns: Dns | None = None
     container_id: str | None = None
     network: str | None = None
     replaces: bool = False
@@ -109,7 +113,9 @@ class Detach(Value, frozen=True):
     ``network`` brought under ``container_interface``, and goes with the last of them. ``is_shared``: it may be such a
     one, so its interface stays while nobody can say, and an endpoint under another interface's name is not meant.
     ``needs_ready``: while the datastore is not ready only the interface goes, and ``StoreNotReady`` says that the rest
-    is to be done later. ``namespace_fd`` is not needed.
+    is to be done later. ``is_replaceable``: another container's attach may have taken the endpoint over (``replaces``),
+    and calls its interface the same, so while nobody can say whose it is only ``namespace_fd`` tells: the interface
+    goes if it leads there. Without a namespace it is nobody's or the other's.
     """
 
     key: WorkloadEndpointKey
@@ -120,6 +126,8 @@ class Detach(Value, frozen=True):
     container_interface: str = "eth0"
     is_shared: bool = False
     needs_ready: bool = False
+    is_replaceable: bool = False
+    namespace_fd: int | None = None
 
 
 class WiringRequest(Value, frozen=True):

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 
 import msgspec
 
-from calico_core.errors import InvalidRequest, NotReady, RouteTaken, StoreNotReady, Unavailable
+from calico_core.errors import InvalidRequest, NamespaceGone, NotReady, RouteTaken, StoreNotReady, Unavailable
 from calico_core.interfaces.dataplane import WorkloadWiring
 from calico_core.interfaces.datastore import Records, Versioned
 from calico_core.interfaces.ipam import Ipam
@@ -179,8 +179,8 @@ class WorkloadService(Workloads):
             try:
                 standing = self._transactions.standing(request.key)
             except Unavailable:
-                if not request.is_shared:
-                    self._wiring.detach(request.interface)  # whoever's it is: nobody can say, and it must not leak
+                if not request.is_shared and (not request.is_replaceable or self._leads_to_container(request)):
+                    self._wiring.detach(request.interface)  # nobody can say whose it is, and it must not leak
                 raise
             is_shared = standing is not None and standing.record is not None and bool(standing.record.attachments)
             if request.needs_ready:
@@ -196,6 +196,14 @@ class WorkloadService(Workloads):
                 lap("interface")
         log.info("endpoint.detached", endpoint=request.key.path)
         return going is not None and going.is_changed
+
+    def _leads_to_container(self, request: Detach) -> bool:
+        if request.namespace_fd is None:
+            return False
+        try:
+            return self._wiring.host_end(request.namespace_fd, request.container_interface) == request.interface
+        except NamespaceGone:
+            return False
 
     def _await_ready(
         self, request: Detach, standing: Versioned[WorkloadEndpoint | None] | None, *, is_shared: bool

@@ -57,7 +57,8 @@ def joined(record: WorkloadEndpoint, request: Attach, now: float) -> WorkloadEnd
     if strange:
         raise InvalidRequest("addresses", _refusal(record, f"the addresses {', '.join(map(str, held))}", strange[0]))
     if request.mac is not None and request.mac != record.mac:
-        raise InvalidRequest("mac", _refusal(record, f"the MAC {record.mac}", str(request.mac)))
+        has = f"the MAC {record.mac}" if record.mac is not None else "a MAC that nobody asked for"
+        raise InvalidRequest("mac", _refusal(record, has, str(request.mac)))
     own = (new.name for new in request.new_profiles if new.is_own)
     return msgspec.structs.replace(
         record,

@@ -48,7 +48,7 @@ class Bench:
             confirm_removals_after_s=0,
             on_death=self._die,
             reporter=self._hear,
-            resolver=PolicyResolver(HOST, interface_prefix="cali"),
+            resolver=PolicyResolver(HOST, interface_prefixes=("cali",)),
             cuts_denied_flows=False,
         )
         self.bad_records: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ def running(dataplane: Dataplane) -> Iterator[Bench]:
 
 def readable(stored: dict[str, bytes]) -> tuple[HostState, set[str]]:
     """What is to be in force, and the paths that cannot be read."""
-    resolver, good, bad = PolicyResolver(HOST, interface_prefix="cali"), [], set()
+    resolver, good, bad = PolicyResolver(HOST, interface_prefixes=("cali",)), [], set()
     for name, addresses in INTERFACES.items():
         resolver.set_interface(name, addresses)
     for path, value in stored.items():

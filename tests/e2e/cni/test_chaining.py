@@ -177,14 +177,18 @@ CHAIN: list[dict[str, Any]] = [
 def test_tuning_bandwidth_and_portmap_after_us(make_lab: MakeLab) -> None:
     host: LabHost = make_lab(1).hosts[0]
     before = whole_state(host)
-    with containers(host, 1) as (container,):
+    with containers(host, 2) as (container, other):
+        alone = other.call("ADD")
         result = chain(container, "ADD", CHAIN)
         link = result["interfaces"][0]["name"]
         assert "02:00:5e:00:00:07" in container.ip("link", "show", "eth0")
         assert "tbf" in host.run(["tc", "qdisc", "show", "dev", link]).stdout
         assert "8088" in host.run(["iptables", "-t", "nat", "-S"]).stdout
         chain(container, "CHECK", CHAIN[:1], prevResult=result)
+        assert pings(other, address_of(result)), "the host reaches it under the MAC that tuning gave it"
+        assert pings(container, address_of(alone)), "and lets it send from there"
         chain(container, "DEL", CHAIN, prevResult=result)
+        other.call("DEL")
         assert "8088" not in host.run(["iptables", "-t", "nat", "-S"]).stdout
         assert_settles(host, before)
 
@@ -244,6 +248,11 @@ def test_an_interface_on_which_no_policy_would_be_in_force(
     shared_container.call("DEL", a_network(prevResult=result))
     shared_container.call("DEL", ptp, program="ptp")
     assert_settles(shared_host, before)
+
+
+def address_of(result: dict[str, Any]) -> str:
+    (found,) = result["ips"]
+    return str(found["address"]).partition("/")[0]
 
 
 def pings(container: Container, address: str) -> bool:
