@@ -175,7 +175,8 @@ def test_a_new_interface_checks_sources_from_its_first_packet_on(make_lab: Calla
 
 def test_forwarding_is_left_alone_when_somebody_else_has_it(make_lab: Callable[..., Any]) -> None:
     lab = make_lab(makes_router=False)
-    assert sysctl(lab, "ipv4.ip_forward") == sysctl(lab, "ipv6.conf.all.forwarding") == "0"
+    # a new namespace begins as the machine is: with container engines on it, as a router
+    lab.host.run("sysctl", "-qw", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0")
     lab.start()
     assert lab.dataplane.resync().healed == ()
     assert sysctl(lab, "ipv4.ip_forward") == sysctl(lab, "ipv6.conf.all.forwarding") == "0"
