@@ -184,7 +184,7 @@ def test_everything_is_committed_at_one_revision(bench: Bench) -> None:
     before = bench.revision
     watch = bench.store.watch("/calico/", before)
     bench.service.attach(bench.attach_request())
-    message = watch.next(5)
+    message = watch.next(30)
     assert isinstance(message, Batch)
     written = {event.key for event in message.events}
     assert written >= {KEY.path, HandleKey("net.c1").path, ProfileRulesKey("web").path, ProfileTagsKey("web").path}
