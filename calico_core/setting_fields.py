@@ -75,7 +75,7 @@ FIELDS: tuple[Field, ...] = (
     _field("etcd_username", values.text, ("ETCD_USERNAME",)),
     _field("etcd_password", values.text, ("ETCD_PASSWORD",)),
     # what the dataplane does
-    _field("interface_prefix", values.interface_prefix, (), "InterfacePrefix"),
+    _field("interface_prefix", values.interface_prefixes, (), "InterfacePrefix"),
     _field("endpoint_to_host", values.choice("DROP", "RETURN", "ACCEPT"), (), "DefaultEndpointToHostAction"),
     _field("ipv6_support", values.choice("true", "false", "auto"), (), "Ipv6Support"),
     _field("deny_action", values.choice("DROP", "REJECT"), (), "IptablesFilterDenyAction", "NftablesFilterDenyAction"),

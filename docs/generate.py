@@ -60,7 +60,9 @@ MEANINGS = {
     "etcd_key_file": "its key",
     "etcd_username": "user of etcd",
     "etcd_password": "its password",
-    "interface_prefix": "how names of workload interfaces begin; one alone, the reference system's lists are refused",
+    "interface_prefix": "how names of workload interfaces begin: one prefix, or several separated by commas, of which "
+    "new interfaces get the first. An interface that begins with none of them is no workload's: its endpoint has the "
+    "status `error`, and the routes of ours to one that we made go",
     "endpoint_to_host": "traffic of workloads to their host: `DROP`; `RETURN` (as the workload's outbound policy "
     "says, then the host's own rules); `ACCEPT`",
     "ipv6_support": "`true`, `false` or `auto`: as the kernel has it, and the log says why not (`ipv6.off`). "

@@ -31,6 +31,8 @@ class Claims:
         self._by_interface: defaultdict[str, set[WorkloadEndpointKey]] = defaultdict(set)
         self._by_network: defaultdict[IPNetwork, set[WorkloadEndpointKey]] = defaultdict(set)
         self._contested: set[str] = set()  # interfaces that several claim
+        #: Another number after each change of who claims what.
+        self.generation = 0
 
     def put(self, workload: HostWorkload) -> set[str]:
         """Gives the interfaces for which something may be different now."""
@@ -38,6 +40,7 @@ class Claims:
             self._workloads[workload.key] = workload
             return {workload.interface}
         touched = self.remove(workload.key)
+        self.generation += 1
         self._workloads[workload.key] = workload
         self._by_interface[workload.interface].add(workload.key)
         self._note_claims(workload.interface)
@@ -57,6 +60,7 @@ class Claims:
         workload = self._workloads.pop(key, None)
         if workload is None:
             return set()
+        self.generation += 1
         _discard(self._by_interface, workload.interface, key)
         self._note_claims(workload.interface)
         touched = {workload.interface}
@@ -66,6 +70,7 @@ class Claims:
         return touched
 
     def clear(self) -> None:
+        self.generation += 1
         for index in (self._workloads, self._by_interface, self._by_network, self._contested):
             index.clear()
 

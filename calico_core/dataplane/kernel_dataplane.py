@@ -85,7 +85,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         self._link_table = LinkTable()
         self._routes = WorkloadRoutes(
             self._route_socket,
-            prefix=options.interface_prefix,
+            prefixes=options.interface_prefixes,
             protocol=options.route_protocol,
             makes_routes=options.makes_routes,
             sources=options.route_sources,
@@ -93,7 +93,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         self._conntrack = Conntrack(namespace_fd, options.netlink_timeout_s)
         self._cutting = Timing()
         self._denied = DeniedPackets(options.denied_group, Origins() if origins is None else origins, namespace_fd)
-        self._prefix, self._address_poll_s = options.interface_prefix, options.address_poll_s
+        self._prefixes, self._address_poll_s = options.interface_prefixes, options.address_poll_s
         opens_loopback = options.metadata is not None and contains(LOOPBACK, options.metadata[0])
         self._links = WorkloadLinks(
             self._route_socket,
@@ -104,7 +104,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         )
         self._wiring = VethWiring(
             namespace_fd,
-            interface_prefix=self._prefix,
+            interface_prefixes=self._prefixes,
             opens_loopback=opens_loopback,
             on_settings=self._links.was_set,
         )
@@ -164,7 +164,7 @@ class KernelDataplane(Dataplane, Generic[P]):
             return ApplyReport()
         if event.kind == "resync":
             return self._follow_all_links()
-        if not event.name.startswith(self._prefix) or self._claims.owner(event.name) is None:
+        if not event.name.startswith(self._prefixes) or self._claims.owner(event.name) is None:
             self._renamed.discard(event.name)
             return ApplyReport()
         left, healed = RouteReport(), ""
@@ -200,7 +200,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         from calico_core.dataplane.linux.addresses import AddressMonitor
 
         monitor = AddressMonitor(
-            callback, prefix=self._prefix, namespace_fd=self._namespace_fd, poll_s=self._address_poll_s
+            callback, prefixes=self._prefixes, namespace_fd=self._namespace_fd, poll_s=self._address_poll_s
         )
         monitor.start()
         return monitor.stop
@@ -229,7 +229,7 @@ class KernelDataplane(Dataplane, Generic[P]):
     def purge(self) -> None:
         self._policy.purge()
         self._routes.want_nothing()
-        self._links.want_nothing(self._prefix)
+        self._links.want_nothing(self._prefixes)
         failures = self._routes.resync().failures
         self._state, self._is_complete = HostState(), False
         self._claims.clear()
@@ -267,7 +267,7 @@ class KernelDataplane(Dataplane, Generic[P]):
     def _want(self, interfaces: Iterable[str]) -> list[str]:
         """What they shall have of links and routes; gives those that shall have none. No others than workloads'."""
         leaving: list[str] = []
-        for interface in sorted(each for each in interfaces if each.startswith(self._prefix)):
+        for interface in sorted(each for each in interfaces if each.startswith(self._prefixes)):
             networks = self._claims.networks(interface)
             if not networks:
                 leaving.append(interface)

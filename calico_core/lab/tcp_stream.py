@@ -119,13 +119,16 @@ class TcpStream(TrafficThread):
         due, last = self._started, float("inf")
         while not self._failure:
             now = time.monotonic()
-            if now >= last or (last < float("inf") and self._bytes_arrived >= self._bytes_sent):
+            if last < float("inf") and self._bytes_arrived >= self._bytes_sent:
                 break
             if last == float("inf") and now >= due:
                 self._send(client)
                 due = max(due + self._interval_s, now)
             wait_s = (due if last == float("inf") else last) - time.monotonic()
-            for descriptor, _ in poller.poll(max(0.0, wait_s) * 1000):
+            ready = poller.poll(max(0.0, wait_s) * 1000)
+            if not ready and time.monotonic() >= last:
+                break  # and not before: what came while this thread did not run is no loss
+            for descriptor, _ in ready:
                 if descriptor == self._stop_fd:
                     poller.unregister(self._stop_fd)
                     last = time.monotonic() + _QUIET_S

@@ -39,7 +39,7 @@ log = get_logger(__name__)
 
 DEFAULT_NAME = "calico-lab"
 _STOP_GRACE_S = 5.0
-_GONE_WAIT_S = 2.0
+_GONE_WAIT_S = 10.0
 
 
 class Laboratory:

@@ -71,11 +71,13 @@ class Agent:
         cuts_denied_flows: bool = True,
         give_up_after_s: float = 90.0,
         max_set_size: int = 1 << 20,
+        has_ipv6: bool = True,
     ) -> None:
         """``on_config`` hears, in the engine thread, of every configuration key of the datastore.
         ``confirm_removals_after_s``: see ``RemovalGuard``. ``resolver``: a new one, of this host; the engine's own from
         now on. ``remembered``: what an earlier life of the node had. ``give_up_after_s``: how long the kernel may
-        refuse policy as a whole before the agent ends; 0: for ever. ``max_set_size``: see ``DataplaneOptions``."""
+        refuse policy as a whole before the agent ends; 0: for ever. ``max_set_size`` and ``has_ipv6``: as
+        ``DataplaneOptions`` has them."""
         self._host = host
         self._dataplane = dataplane
         self._reporter = reporter
@@ -92,7 +94,9 @@ class Agent:
         self._stop_addresses: Callable[[], None] = lambda: None
         self.rule_counts = RuleCounts(dataplane, self._mailbox.post)
         self._cutter = (
-            FlowCutter(dataplane, self._mailbox.post, max_set_size=max_set_size) if cuts_denied_flows else None
+            FlowCutter(dataplane, self._mailbox.post, max_set_size=max_set_size, has_ipv6=has_ipv6)
+            if cuts_denied_flows
+            else None
         )
         # Owned by the engine thread.
         self._gathering = Gathering(self._mailbox, host)
@@ -191,6 +195,12 @@ class Agent:
         """Why the kernel keeps what the datastore no longer has, or ''."""
         freeze = self._removals.freeze
         return freeze.reason if freeze is not None else ""
+
+    @property
+    def doubts_store(self) -> bool:
+        """Whether what the datastore no longer has may be lost rather than deleted: removals wait, or it is not in
+        sync. Any thread."""
+        return self._removals.is_waiting or self._syncer.status is not SyncStatus.IN_SYNC
 
     def confirm_removals(self) -> str:
         """What is deleted in the datastore shall go from the kernel too. Gives what it was held back for; '' when it

@@ -90,7 +90,7 @@ def make_resolver(settings: Settings, host: str) -> PolicyResolver:
 
     return PolicyResolver(
         host,
-        interface_prefix=settings.interface_prefix,
+        interface_prefixes=settings.interface_prefixes,
         lets_spoof=settings.source_spoofing == "Any",
         has_floating=settings.floating_ips == "Enabled",
         is_excluded=parse_interface_names(settings.excluded_interfaces),

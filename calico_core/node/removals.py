@@ -24,6 +24,11 @@ class Removals:
         self._has_begun = False
         self.freeze: RemovalFreeze | None = None
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether anything does, told to people or not yet. Any thread."""
+        return self._guard.is_waiting or self.freeze is not None
+
     def pass_on(self, batch: SyncBatch) -> list[Update]:
         return self._guard.pass_on(batch, time.monotonic())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +16,9 @@ Store = Literal["etcd", "sqlite"]
 
 
 @contextmanager
-def a_host(name: str, datastore: Store) -> Iterator[LabHost]:
+def a_host(name: str, datastore: Store, environment: Mapping[str, str] | None = None) -> Iterator[LabHost]:
     """Its node is not started yet, and it has no routing daemon."""
-    lab = Laboratory.create(name, 1, datastore=datastore, routing="none")
+    lab = Laboratory.create(name, 1, datastore=datastore, routing="none", environment=environment)
     try:
         lab.up()
         (host,) = lab.hosts

@@ -15,6 +15,7 @@ from calico_core.datastore.etcd3_watch import Etcd3Watch
 from calico_core.errors import InvalidSettings, Unavailable
 from calico_core.interfaces.datastore import Batch, DatastoreOptions, Event, Lost, Put
 from tests.doubles.ports import free_ports
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,7 +72,7 @@ def test_a_closed_port_is_named_and_nothing_was_applied(
 def test_every_call_is_bounded_and_a_write_is_uncertain(
     etcd: EtcdServer, open_store: Callable[..., Etcd3Datastore], silent: str
 ) -> None:
-    store = open_store(etcd.url, timeout_s=0.5)
+    store = open_store(etcd.url, timeout_s=1.0)
     revision = store.put("/calico/a", b"1")
     etcd.pause()
     try:
@@ -85,7 +86,7 @@ def test_every_call_is_bounded_and_a_write_is_uncertain(
         assert refused.value.endpoint == etcd.endpoint
         with pytest.raises(Unavailable, match="timeout"):
             open_store(f"etcd3://{silent}", timeout_s=0.5).get("/calico/a")
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 10
     finally:
         etcd.resume()
 
@@ -101,7 +102,7 @@ def test_a_silent_store_is_not_waited_for_again_and_again(
         for _ in range(3):
             with pytest.raises(Unavailable, match="timeout"):
                 store.get("/calico/a")
-        assert 4.5 < time.monotonic() - began < 7
+        assert 4.5 < time.monotonic() - began < 8.5, "three times the full time are 9"
     finally:
         etcd.resume()
     deadline = time.monotonic() + 10
@@ -255,7 +256,4 @@ def test_closing_leaves_no_thread(etcd: EtcdServer) -> None:
     store.transact([], [Put("/calico/a", b"")])
     store.watch("/calico/", 0)
     store.close()
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before:
-        assert time.monotonic() < deadline, threading.enumerate()
-        time.sleep(0.01)
+    eventually(lambda: threading.active_count() <= before)

@@ -68,7 +68,7 @@ def test_a_detached_container_is_cut_off_and_can_come_back(
     first, second = pair
     before = second.addresses
     second.detach()
-    assert probe_until(first, lab.hosts[0], "icmp", is_reachable=True, within_s=5).is_reachable
+    assert probe_until(first, lab.hosts[0], "icmp", is_reachable=True, within_s=20).is_reachable
     second.attach(network="net")
     assert second.addresses != ()
     assert before != ()

@@ -32,8 +32,9 @@ class IptablesDataplane(KernelDataplane[PolicyTables]):
         self, options: DataplaneOptions, namespace_fd: int | None = None, backend: Backend | None = None
     ) -> None:
         check_options(options)
-        if len(options.interface_prefix) > _PREFIX_LENGTH:
-            raise InvalidRequest("interface_prefix", f"must have at most {_PREFIX_LENGTH} characters")
+        for prefix in options.interface_prefixes:
+            if len(prefix) > _PREFIX_LENGTH:
+                raise InvalidRequest("interface_prefixes", f"{prefix!r} must have at most {_PREFIX_LENGTH} characters")
         origins = Origins()
         super().__init__(options, namespace_fd, PolicyTables(options, Tools(namespace_fd, backend), origins), origins)
 

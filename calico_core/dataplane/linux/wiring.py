@@ -71,7 +71,7 @@ class VethWiring(WorkloadWiring):
         self,
         namespace_fd: int | None = None,
         *,
-        interface_prefix: str = "cali",
+        interface_prefixes: tuple[str, ...] = ("cali",),
         pins_gateway: bool = True,
         opens_loopback: bool = False,
         on_settings: SettingsCallback | None = None,
@@ -80,7 +80,7 @@ class VethWiring(WorkloadWiring):
         self._on_settings = on_settings
         self._sockets = RouteSockets(namespace_fd)
         self._reaper = LinkReaper(self._sockets)
-        self._interface_prefix = interface_prefix
+        self._interface_prefixes = interface_prefixes
         self._pins_gateway = pins_gateway
         self._opens_loopback = opens_loopback
         self._has_netkit = True  # until the kernel says otherwise
@@ -165,7 +165,7 @@ class VethWiring(WorkloadWiring):
 
     def orphans(self) -> Mapping[str, int]:
         with self._sockets.borrow() as host:
-            return {link.name: link.index for link in find_orphans(host, self._interface_prefix, HOST_MAC)}
+            return {link.name: link.index for link in find_orphans(host, self._interface_prefixes)}
 
     def remove_orphans(self, indexes: Collection[int]) -> None:
         with self._sockets.borrow() as host:
@@ -313,7 +313,7 @@ class VethWiring(WorkloadWiring):
             [workload_route(each, link.index) for each in wanted.all],
             addresses=[add_address(link.index, GATEWAY_V6, scope=SCOPE_LINK)] if wanted.v6 else [],
             ipv4_settings=carried,
-            interface_prefix=self._interface_prefix,
+            interface_prefixes=self._interface_prefixes,
         )
 
     def _differences(

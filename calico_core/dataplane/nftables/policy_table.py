@@ -62,7 +62,7 @@ class PolicyTable:
         self._library = NftLibrary(namespace_fd)
         self._socket = NftSocket(namespace_fd, options.netlink_timeout_s)
         families = (4, 6) if options.is_ipv6_enabled else (4,)
-        self._docker = BesideDocker(self._socket, namespace_fd, prefix=options.interface_prefix, families=families)
+        self._docker = BesideDocker(self._socket, namespace_fd, prefixes=options.interface_prefixes, families=families)
         self._state = HostState()
         self._origins = Origins() if origins is None else origins
         self._built: TableBuilder | None = None

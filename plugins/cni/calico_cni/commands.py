@@ -274,7 +274,7 @@ class NetworkCommands:
             network=network,
             container_id=invocation.container_id,
             container_interface=invocation.interface,
-            prefix=self._context.settings.interface_prefix,
+            prefix=self._context.settings.interface_prefixes[0],
             pod=pod,
             is_shared=is_shared,
         )

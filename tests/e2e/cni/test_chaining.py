@@ -23,6 +23,7 @@ from tests.e2e.cni.containers import (
     whole_state,
 )
 from tests.e2e.observing import MakeLab
+from tests.waiting import eventually
 
 pytestmark = [
     pytest.mark.needs_root,
@@ -227,7 +228,7 @@ def test_policy_on_the_interface_of_another_plugin(make_lab: MakeLab, leases: Pa
         assert target != source
         assert not pings(second, target)
         host.calicoctl("profile", "net1", "rule", "add", "inbound", "allow", "from", "tag", "other")
-        assert any(pings(second, target) for _ in range(5))
+        eventually(lambda: pings(second, target), every_s=0.1)
         chain(first, "CHECK", plugins[1:], prevResult=result)
         chain(first, "DEL", plugins, prevResult=result)
         chain(second, "DEL", others, name="other", prevResult=other)

@@ -20,6 +20,7 @@ from calico_core.model.hoststate import (
     TierPolicies,
 )
 from calico_core.model.keys import HostEndpointKey
+from tests.integration.dataplane_nftables.conftest import DENIED_S
 from tests.integration.dataplane_nftables.test_nftables_traffic import allow
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def test_endpoint_without_policy_lets_fail_safes_pass_alone(host: Any) -> None:
     assert there.is_blocked_from(HOST, 80)
     assert there.is_blocked_from(HOST6, 80)
     assert there.is_blocked_from(HOST, 23), "for another network only"
-    assert not there.pings(HOST)
+    assert not there.pings(HOST, within_s=DENIED_S)
     assert here.reaches(NEIGHBOUR, 179)
     assert here.reaches(NEIGHBOUR6, 179)
     assert here.reaches(NEIGHBOUR, 23)

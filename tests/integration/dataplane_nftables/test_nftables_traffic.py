@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from netaddr import IPAddress, IPNetwork
 
+from calico_core.dataplane.linux import netns
 from calico_core.dataplane.linux.conntrack import Conntrack
 from calico_core.dataplane.nftables.netfilter import NftSocket
 from calico_core.errors import KernelRefused
@@ -27,6 +28,7 @@ from calico_core.model.hoststate import (
     TierPolicies,
 )
 from tests.integration.dataplane_nftables.conftest import patience_s
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -189,8 +191,8 @@ def test_icmp(lab: Any, match: dict[str, Any], echo: bool, timestamp: bool) -> N
     a, b = lab.workload(), lab.workload()
     lab.start(a.endpoint(only(P)), b.endpoint(), **inbound(allow(**match)))
     assert a.reaches(b.v4, 80), "neighbours know each other from here on"
-    assert b.pings(a.v4) is echo
-    assert b.pings(a.v4, kind=13) is timestamp
+    assert b.pings(a.v4, within_s=patience_s(is_allowed=echo)) is echo
+    assert b.pings(a.v4, kind=13, within_s=patience_s(is_allowed=timestamp)) is timestamp
 
 
 def test_long_lists_of_ports(lab: Any) -> None:
@@ -321,6 +323,36 @@ def test_names_and_leases_may_be_asked_for_by_a_closed_workload(make_lab: Callab
             assert _receives(listener) is is_heard, (source_port, port)
 
 
+@pytest.mark.parametrize("has_ipv6", [True, False])
+def test_workloads_have_no_ipv6_where_it_is_off(make_lab: Callable[..., Any], *, has_ipv6: bool) -> None:
+    """Whatever policy says: no neighbours, no leases, and nothing comes to them by a way that somebody else made."""
+    lab = make_lab(is_ipv6_enabled=has_ipv6)
+    a, far = lab.workload(), lab.outside()
+    lab.start(a.endpoint())
+    lab.host.run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+    far.run("ip", "-6", "route", "add", "fd65::/64", "via", "2001:db8::1")
+    lab.host.run("ip", "-6", "route", "replace", a.v6, "dev", a.interface, "proto", "static", "metric", "1")
+    mac = str(a.mac).replace("-", ":")
+    lab.host.run("ip", "-6", "neighbour", "replace", a.v6, "lladdr", mac, "dev", a.interface)
+    with _listener(a, a.v6) as listener:
+        assert _heard(far, listener, a.v6, "2001:db8::2") is has_ipv6
+
+    scope = socket.AF_INET6, socket.SOCK_DGRAM
+    gateway = ("fe80::ecee:eeff:feee:eeee", 547, 0, netns.run_in(a.fd, lambda: socket.if_nametoindex("eth0")))
+    with lab.host.socket(*scope) as listener, a.socket(*scope) as client:
+        listener.bind(("::", 547))
+        listener.settimeout(patience_s(is_allowed=has_ipv6))
+        client.bind(("::", 546))
+        client.sendto(b"lease", gateway)
+        assert _receives(listener) is has_ipv6
+
+    lab.host.run("ip", "address", "add", "fe80::99/64", "dev", a.interface, "nodad")
+    with a.socket(*scope) as client:
+        client.sendto(b"who", ("fe80::99", 9, 0, gateway[3]))
+    outcome = "fe80::99 lladdr" if has_ipv6 else "fe80::99 FAILED"
+    eventually(lambda: outcome in a.run("ip", "-6", "neighbour", "show", "dev", "eth0"))
+
+
 def test_workload_to_host(make_lab: Callable[..., Any]) -> None:
     for action, is_open in (("DROP", False), ("RETURN", True), ("ACCEPT", True)):
         lab = make_lab(endpoint_to_host=action)
@@ -444,7 +476,7 @@ def test_connections_that_could_not_be_cut_are_cut_by_the_next_attempt(
 
 @contextlib.contextmanager
 def _listener(workload: Any, address: str) -> Any:
-    with workload.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+    with workload.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as made:
         made.bind((address, 4000))
         made.settimeout(0.4)
         yield made

@@ -575,9 +575,20 @@ def test_a_datastore_that_hangs_is_given_up(setup: CniSetup, monkeypatch: pytest
 
 def test_del_frees_what_was_given_under_another_interface_prefix(setup: CniSetup) -> None:
     stdout_of(setup.call("ADD"))
-    settings = msgspec.structs.replace(setup.context.settings, interface_prefix="pod")
-    later = CniIntegration()
-    later.prepare(msgspec.structs.replace(setup.context, settings=settings))
-    setup.integration = later
+    set_prefix(setup, "pod")
     assert setup.call("DEL") == CallReply()
     assert setup.ipam.held == {}
+
+
+def test_new_interfaces_begin_with_the_first_of_several_prefixes(setup: CniSetup) -> None:
+    set_prefix(setup, "pod,cali")
+    (first, *_) = stdout_of(setup.call("ADD"))["interfaces"]
+    assert first["name"].startswith("pod")
+    setup.call("DEL")
+
+
+def set_prefix(setup: CniSetup, prefix: str) -> None:
+    """As a node that was started anew with it."""
+    settings = msgspec.structs.replace(setup.context.settings, interface_prefix=prefix)
+    setup.integration = CniIntegration()
+    setup.integration.prepare(msgspec.structs.replace(setup.context, settings=settings))

@@ -78,7 +78,7 @@ def test_a_check_that_looks_again_does_not_run_it_again(
     setup: CniSetup, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is run when nothing else is wrong, and what it says is final."""
-    monkeypatch.setattr(calico_cni.check, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(calico_cni.check, "PATIENCE_S", 1.0)
     result = stdout_of(call(setup, program, "ADD"))
     (key,) = setup.workloads.attached
     status = WorkloadStatusKey(key.host, key.orchestrator, key.workload, key.endpoint)
@@ -113,7 +113,7 @@ def test_its_own_failure_is_passed_on(setup: CniSetup, program: Program) -> None
 
 
 def test_one_that_hangs_is_ended(setup: CniSetup, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(delegate.TIMEOUTS_S, "ADD", 0.2)
+    monkeypatch.setitem(delegate.TIMEOUTS_S, "ADD", 2.0)  # it is heard of by then
     program.write("exec sleep 60")
     started = time.monotonic()
     assert error_of(call(setup, program, "ADD"))["code"] == 104
@@ -137,7 +137,10 @@ def test_its_word_on_dns_counts_where_nobody_else_has_one(
     said = {"nameservers": ["10.77.0.53"], "search": ["near"]}
     shape = {"ip4": {"ip": "10.77.0.9/24"}} if version < "0.3" else {"ips": [{"address": "10.77.0.9/24"}]}
     program.write(f"echo '{json.dumps({'cniVersion': version, 'dns': said, **shape})}'")
-    assert stdout_of(call(setup, program, "ADD", **changes))["dns"] == dns
+    result = stdout_of(call(setup, program, "ADD", **changes))
+    assert result["dns"] == dns
+    assert stdout_of(call(setup, program, "ADD", **changes)) == result  # from the record
+    assert program.heard == ["ADD"]
 
 
 @pytest.mark.parametrize("end", ["", "; exit 3"])

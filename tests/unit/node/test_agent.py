@@ -14,6 +14,7 @@ from calico_core.datastore.memory import MemoryDatastore
 from calico_core.datastore.records import TypedRecords
 from calico_core.errors import KernelRefused, NotReady
 from calico_core.interfaces.dataplane import ApplyReport, Connection, DataplaneOptions, Failure
+from calico_core.interfaces.datastore import Delete, Put
 from calico_core.model.endpoints import HostEndpoint, WorkloadEndpoint
 from calico_core.model.hoststate import HostPeers, RulesId
 from calico_core.model.keys import (
@@ -21,12 +22,14 @@ from calico_core.model.keys import (
     GlobalConfigKey,
     HostEndpointKey,
     HostIpKey,
+    PolicyKey,
     PoolKey,
     ProfileRulesKey,
     ProfileTagsKey,
     ReadyKey,
     WorkloadEndpointKey,
 )
+from calico_core.model.policies import Policy
 from calico_core.model.pools import Pool
 from calico_core.model.rules import Rule, RuleLists
 from calico_core.model.workloads import PairRequest
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from calico_core.model.hoststate import HostChanges, HostRule
+    from calico_core.model.keys import Key
 
 WAIT_S = 10.0
 HOST = "rack-a"
@@ -99,6 +103,7 @@ class Bench:
         is_excluded: Callable[[str], bool] = lambda _name: False,
         lets_spoof: bool = False,
         give_up_after_s: float = 90.0,
+        on_config: Callable[[Key, str | None], None] | None = None,
     ) -> Agent:
         if is_ready:
             self.records.put(ReadyKey(), "true")
@@ -110,7 +115,8 @@ class Bench:
             reporter=self.states.append,
             on_death=lambda: self.deaths.append(True),
             remembered=remembered,
-            resolver=PolicyResolver(HOST, interface_prefix="cali", is_excluded=is_excluded, lets_spoof=lets_spoof),
+            on_config=on_config,
+            resolver=PolicyResolver(HOST, interface_prefixes=("cali",), is_excluded=is_excluded, lets_spoof=lets_spoof),
             give_up_after_s=give_up_after_s,
         )
         self.agents.append(agent)
@@ -317,7 +323,7 @@ def test_when_nothing_can_be_programmed_no_endpoint_is_in_force(bench: Bench) ->
 @pytest.mark.parametrize("raises", [True, False])
 def test_a_kernel_that_refuses_policy_for_long_ends_the_agent(bench: Bench, *, raises: bool) -> None:
     """Its supervisor starts another. One refusal, or some within the time, end nothing."""
-    agent = bench.start(give_up_after_s=0.3)
+    agent = bench.start(give_up_after_s=1.5)
     assert agent.wait_in_sync(WAIT_S)
     bench.dataplane.errors = [KernelRefused("commit", 12)]
     key, revision = bench.write()
@@ -550,6 +556,45 @@ def test_a_store_that_loses_everything_takes_nothing_from_the_kernel(bench: Benc
     assert len(standing & set(keys)) > 0
     agent.confirm_removals()
     eventually(lambda: set(bench.dataplane.state.workloads) == {other})
+
+
+def test_a_tree_that_is_deleted_takes_nothing_away_however_small(bench: Bench) -> None:
+    """``etcdctl del --prefix /calico``; then it is imported again."""
+    heard: list[tuple[object, str | None]] = []
+    bench.records.put(GlobalConfigKey("InterfacePrefix"), "cali")
+    bench.write_profile()
+    key, revision = bench.write()
+    agent = bench.start(on_config=lambda key, value: heard.append((key, value)))
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    assert not agent.doubts_store
+    kept = bench.store.list("/calico/").entries
+    bench.store.transact([], [Delete(entry.key) for entry in kept])
+    eventually(lambda: agent.doubts_store)
+    bench.store.transact([], [Put(entry.key, entry.value) for entry in kept])
+    eventually(lambda: not agent.doubts_store)
+    other, revision = bench.write("new", ipv4_nets=(IPNetwork("10.65.1.1/32"),))
+    assert agent.wait_programmed(other, revision, WAIT_S)
+    assert not any(changes.removed_workloads or changes.removed_rules for changes in bench.dataplane.applied)
+    assert (GlobalConfigKey("InterfacePrefix"), None) not in heard
+
+
+def test_what_waits_is_doubted_before_people_are_told(bench: Bench) -> None:
+    agent = bench.start()
+    for number in range(20):
+        bench.records.put(PolicyKey("default", f"p{number}"), Policy(selector="all()"))
+    key, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    bench.store.faults.down = True
+    bench.store.faults.break_watches()
+    raw = bench.store._store
+    with raw.changed:  # the agent hears of it by a snapshot
+        bench.store.faults.down = False
+        for number in range(20):
+            bench.store.delete(PolicyKey("default", f"p{number}").path)
+        bench.store.compact(raw.revision)
+    eventually(lambda: agent.doubts_store and agent.knows_ready())
+    agent.confirm_removals()
+    eventually(lambda: not agent.doubts_store)
 
 
 def test_a_node_that_starts_on_an_emptied_store_waits_before_it_removes(bench: Bench, tmp_path: Path) -> None:
