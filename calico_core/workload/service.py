@@ -37,6 +37,9 @@ _LOCK_TIMEOUT_S = 30.0
 _LEAVING_S = 5.0
 _PAUSE_S = 0.01
 
+IPV6_MIN_MTU_BYTES = 1280
+"""Source: RFC 8200, section 5."""
+
 
 class WorkloadService(Workloads):
     """Shared by all integrations of a node. ``host`` is the node's name in keys. ``default_mtu_bytes`` is asked for
@@ -83,6 +86,7 @@ class WorkloadService(Workloads):
             watch.lap("lock")
             self._require_ready()
             self._require_mtu(request)
+            self._refuse_mtu_without_ipv6(request)
             committed = self._transactions.commit(request)
             endpoint, revision = committed.endpoint, committed.revision
             if committed.is_new:
@@ -135,6 +139,15 @@ class WorkloadService(Workloads):
                 "and mtu_bytes is 0"
             )
             raise InvalidRequest("mtu", f"is required and not given, and {reason}")
+
+    def _refuse_mtu_without_ipv6(self, request: Attach) -> None:
+        """The kernel has no IPv6 on an interface below its least MTU, and says only that files are missing."""
+        if request.is_borrowed or not request.wants_ipv6:
+            return
+        mtu_bytes = request.mtu_bytes or self._default_mtu_bytes() or IPV6_MIN_MTU_BYTES
+        if mtu_bytes < IPV6_MIN_MTU_BYTES:
+            least = f"IPv6 needs at least {IPV6_MIN_MTU_BYTES}"
+            raise InvalidRequest("mtu", f"{mtu_bytes} is too small for the IPv6 address that is wanted: {least}")
 
     def _wire(self, request: Attach, endpoint: WorkloadEndpoint) -> WiredInterface | None:
         if request.namespace_fd is None:
