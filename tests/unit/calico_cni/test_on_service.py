@@ -203,6 +203,25 @@ def test_an_interface_of_another_plugin_is_left_to_it(node: CniOnService) -> Non
     assert node.left() == []
 
 
+@pytest.mark.parametrize("program", ["calico", "calico-ipam"])
+@pytest.mark.parametrize(
+    ("container", "interface", "other"), [("b", "eth1", "b.eth1"), ("b", "eth0", "net1.b"), ("b.eth1", "eth0", "b")]
+)
+def test_ids_with_dots_name_one_container_each(
+    node: CniOnService, program: str, container: str, interface: str, other: str
+) -> None:
+    added = stdout_of(node.call("ADD", container=container, interface=interface, program=program))
+    before = node.left()
+    other_interface = "eth1" if other == "b" else "eth0"
+    assert node.call("DEL", container=other, interface=other_interface, program=program) == CallReply()
+    assert node.left() == before
+    further = stdout_of(node.call("ADD", container=other, interface=other_interface, program=program))
+    assert further["ips"][0]["address"] != added["ips"][0]["address"]
+    for each, name in ((container, interface), (other, other_interface)):
+        assert node.call("DEL", container=each, interface=name, program=program) == CallReply()
+    assert node.left() == []
+
+
 def mac_of(node: CniOnService) -> object:
     (found,) = node.records.list(HOSTS)
     return found.record.mac
