@@ -88,6 +88,13 @@ class Attach(Value, frozen=True):
     is_borrowed: bool = False
     policy_timeout_s: float = 10.0
 
+    @property
+    def wants_ipv6(self) -> bool:
+        wanted = self.addresses
+        if isinstance(wanted, AddressRequest):
+            return bool(wanted.num_v6) or any(address.version == 6 for address in wanted.requested)
+        return any(address.version == 6 for address in wanted)
+
 
 class Attached(Value, frozen=True):
     """``addresses`` as /32 and /128. ``steps``: name and milliseconds of each step, in order of completion.

@@ -90,6 +90,42 @@ def test_an_mtu_that_is_required_is_missed_before_anything_happens(bench: Bench)
     assert bench.service.attach(bench.attach_request(requires_mtu=True, mtu_bytes=1400)).mtu_bytes == 1400
 
 
+@pytest.mark.parametrize("is_the_nodes", [False, True])
+@pytest.mark.parametrize(
+    ("wanted", "is_refused"),
+    [
+        (AddressRequest(handle="net.c1", num_v4=1), False),
+        (AddressRequest(handle="net.c1", num_v4=1, num_v6=1), True),
+        (AddressRequest(handle="net.c1", requested=(IPAddress("fd00::1"),)), True),
+        ((IPAddress("10.1.1.1"),), False),
+        ((IPAddress("10.1.1.1"), IPAddress("fd00::1")), True),
+    ],
+)
+def test_an_mtu_too_small_for_ipv6(
+    bench: Bench, wanted: AddressRequest | tuple[IPAddress, ...], is_refused: bool, is_the_nodes: bool
+) -> None:
+    bench.service.close()
+    bench.service = WorkloadService(
+        records=bench.records,
+        ipam=bench.ipam,
+        wiring=bench.wiring,
+        gate=bench.gate,
+        host="rack-a",
+        default_mtu_bytes=lambda: 1279 if is_the_nodes else 1500,
+    )
+    request = bench.attach_request(addresses=wanted, mtu_bytes=None if is_the_nodes else 1279)
+    if not is_refused:
+        assert bench.service.attach(request).mtu_bytes == 1279
+        return
+    before = bench.revision
+    with pytest.raises(InvalidRequest, match=r"1279.*1280") as caught:
+        bench.service.attach(request)
+    assert caught.value.field == "mtu"
+    assert bench.revision == before
+    borrowed = msgspec.structs.replace(request, addresses=(IPAddress("fd00::1"),), is_borrowed=True, namespace_fd=None)
+    bench.service.attach(borrowed)
+
+
 def test_orphans_go_unless_a_record_names_them_or_one_cannot_be_read(bench: Bench) -> None:
     other = WorkloadEndpointKey("rack-a", "cni", "c2", "e1")
     bench.service.attach(bench.attach_request())
