@@ -43,6 +43,15 @@ class EndpointPort(Record, frozen=True):
             raise ValueError(f"port: {self.port} is not between 1 and 65535")
 
 
+class Dns(Record, frozen=True):
+    """What a container is told of DNS, as the CNI specification has it."""
+
+    nameservers: tuple[str, ...] = ()
+    domain: str = ""
+    search: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
 class EndpointAttachment(Record, frozen=True):
     """A network that uses an endpoint which several may share: under which interface it was asked for, and the
     profiles that it brings. ``created`` is seconds since the epoch."""
@@ -57,10 +66,11 @@ class WorkloadEndpoint(Record, frozen=True):
     """One interface of a container. ``name`` is the host side. ``allowed_source_prefixes``: what it may send from
     beside its own addresses, on a host that lets workloads do so; stored under the name the reference has for it. The
     fields after ``profile_id`` are ours: readers of the reference system ignore them; absence means unknown.
-    ``created`` is seconds since the epoch; ``own_profiles`` are deleted with the endpoint. ``network`` and ``ifname``
-    are of the attachment that made it. ``attachments`` are those that stand now, where several networks may share the
-    endpoint, and ``handle`` holds its addresses then: the last one to go releases them, whoever made the endpoint.
-    ``is_borrowed``: interface and addresses are somebody else's, who takes both back."""
+    ``created`` is seconds since the epoch; ``own_profiles`` are deleted with the endpoint. ``network``, ``ifname`` and
+    ``dns``, what another IPAM plugin said, are of the attachment that made it. ``attachments`` are those that stand
+    now, where several networks may share the endpoint, and ``handle`` holds its addresses then: the last one to go
+    releases them, whoever made the endpoint. ``is_borrowed``: interface and addresses are somebody else's, who takes
+    both back."""
 
     state: Literal["active", "inactive"]
     name: str
@@ -85,6 +95,7 @@ class WorkloadEndpoint(Record, frozen=True):
     attachments: tuple[EndpointAttachment, ...] = ()
     handle: str | None = None
     is_borrowed: bool = False
+    dns: Dns | None = None
 
     def __post_init__(self) -> None:
         try:

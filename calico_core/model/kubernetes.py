@@ -10,6 +10,7 @@ labels that are spelled like ours are kept under another name, in endpoints and 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -30,6 +31,8 @@ _POD_LABEL_PREFIX = "pod.projectcalico.org/"
 _RESERVED = (
     NAMESPACE_LABEL_PREFIX, SERVICE_ACCOUNT_LABEL_PREFIX, "projectcalico.org/", PORT_LABEL_PREFIX, _POD_LABEL_PREFIX,
 )  # fmt: skip
+
+_NOT_IN_PROFILE = re.compile(r"[^A-Za-z0-9._-]")
 
 DEFAULT_SERVICE_ACCOUNT = "default"
 
@@ -143,6 +146,13 @@ def namespace_profile(namespace: str) -> str:
 
 def service_account_profile(namespace: str, name: str) -> str:
     return f"ksa.{namespace}.{name}"
+
+
+def own_profile(namespace: str, pod: str, interface: str) -> str:
+    """Of the pod alone, where its annotation says who may reach it. No pod's name has an underscore, so none is
+    another's. Source: cni specification 5.5."""
+    parts = (namespace, pod) if interface == FIRST_INTERFACE else (namespace, pod, interface)
+    return "_".join(_NOT_IN_PROFILE.sub("_", each) for each in parts)
 
 
 def pod_label(name: str) -> str:

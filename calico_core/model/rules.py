@@ -15,7 +15,7 @@ from netaddr import IPNetwork
 from calico_core.errors import CalicoError, InvalidRequest, InvalidSelector
 from calico_core.model.ids import check_name
 from calico_core.model.numbers import decimal
-from calico_core.model.selectors import parse_selector
+from calico_core.model.selectors import check_selector
 
 Action = Literal["allow", "deny", "reject", "next-tier", "pass", "log"]
 """``reject`` is a deny that answers, by an ICMP error: administratively prohibited. ``pass`` is ``next-tier``."""
@@ -192,7 +192,7 @@ def clean_log_prefix(prefix: str) -> str:
 
 def _check_selector(selector: str, field: str) -> None:
     try:
-        parse_selector(selector)
+        check_selector(selector)
     except InvalidSelector as error:
         raise InvalidRequest(field, str(error)) from error
 

@@ -40,6 +40,7 @@ def _unchecked(request: Attach, mac: EUI, addresses: tuple[IPAddress, ...], now:
         attachments=(attachment_of(request, now),) if request.shared_handle is not None else (),
         handle=request.shared_handle,
         is_borrowed=request.is_borrowed,
+        dns=request.dns,
     )
 
 

@@ -21,7 +21,7 @@ from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.hoststate import SetId
 from calico_core.model.key_paths import parse_key
 from calico_core.model.keys import Key, WorkloadEndpointKey
-from calico_core.model.selectors import parse_selector
+from calico_core.model.selectors import is_selector, parse_selector
 from calico_core.policy.ip_sets import IpSets
 from tests.benchmarks import bench_flows, yardsticks
 from tests.benchmarks.policy_inputs import FIRST, net
@@ -149,12 +149,19 @@ def one_selector() -> Found:
 
 
 def selectors() -> Found:
-    """3d: parsed anew, found to be good or bad, and met again. There is no other way to validate than to parse."""
+    """3d: parsed anew, found to be good or bad, and met again. The reason for a bad one is told to who asks for it:
+    ``refuse`` is with it, ``validate bad`` the yes or no."""
     expect(parse_selector(TEXT).root.matches({"a": "b", "c": "d"}), False)
 
     def parse() -> object:
         parse_selector.cache_clear()
         return parse_selector(TEXT)
+
+    def validate(text: str) -> bool:
+        is_selector.cache_clear()
+        return is_selector(text)
+
+    expect([validate(TEXT), validate(NO_SELECTOR)], [True, False])
 
     def refuse() -> None:
         try:
@@ -163,10 +170,10 @@ def selectors() -> Found:
             return
         raise RuntimeError(f"{NO_SELECTOR} was taken")
 
-    parsed = repeated(parse, 20_000)
-    yield {"what": "parse"}, parsed, 20 * 26
-    yield {"what": "validate"}, parsed, 20 * 1.5
-    yield {"what": "refuse"}, repeated(refuse, 20_000), 20 * 1.5
+    yield {"what": "parse"}, repeated(parse, 20_000), 20 * 26
+    yield {"what": "validate"}, repeated(lambda: validate(TEXT), 100_000), 20 * 1.5
+    yield {"what": "validate bad"}, repeated(lambda: validate(NO_SELECTOR), 100_000), 20 * 1.5
+    yield {"what": "refuse"}, repeated(refuse, 20_000), 20 * 26
     parse_selector(TEXT)
     yield {"what": "again"}, repeated(lambda: parse_selector(TEXT), 1_000_000), 1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +21,9 @@ from calico_core.model.selectors import (
     NotIn,
     Or,
     TextMatch,
+    _Parser,
+    check_selector,
+    is_selector,
     parse_selector,
 )
 
@@ -55,6 +60,24 @@ symbols = st.lists(
         ["a", "'x'", "==", "!=", "in", "not", "{", "}", ",", "(", ")", "!", "&&", "||", "has(", "all()", " "]
     )
 ).map("".join)
+terms = st.sampled_from(
+    [
+        "a == 'x'", 'a!="&&"', "a in {'x'}", "a notin{'x','y' , '('}", "a not\tin { ')' }", "a starts with 'x'",
+        "a endswith''", "a contains '||'", "has( a )", "all( )", "global()", "has == 'x'", "in in{'x'}",
+        "x" * 512 + " in {''}", "x" * 513 + " in {''}", "x" * 512 + "in {''}", f"has({'x' * 513})",
+        "a", "a = 'x'", "ain {'x'}", "a starts 'x'", "",
+    ]
+)  # fmt: skip
+pieces = st.recursive(
+    terms,
+    lambda inner: st.one_of(
+        st.tuples(st.sampled_from(["!", " !", "! ! ", "", "\t"]), inner).map("".join),
+        inner.map(lambda text: f"({text})"),
+        st.tuples(inner, st.sampled_from(["&&", " || ", "||", " && ", "&", " "]), inner).map("".join),
+    ),
+    max_leaves=6,
+)
+changes = st.tuples(st.integers(0, 200), st.integers(0, 3), st.sampled_from([*"()!&|=' \"\t\n{},x", "&&", "||", ""]))
 
 
 @given(node=nodes, given_labels=some_labels)
@@ -77,3 +100,23 @@ def test_any_text_parses_or_names_a_place(text: str) -> None:
         assert 0 <= refusal.position <= len(text)
     if selector is not None:
         assert parse_selector(selector.canonical) == selector
+
+
+@settings(max_examples=1000)
+@given(text=st.one_of(pieces, symbols, nodes.map(str)), change=st.one_of(st.none(), changes))
+def test_what_is_found_good_is_what_parses(text: str, change: tuple[int, int, str] | None) -> None:
+    if change is not None:
+        place, length, put = change
+        place = min(place, len(text))
+        text = text[:place] + put + text[place + length :]
+    refusals = [refusal(lambda: _Parser(text).parse()), refusal(lambda: check_selector(text))]
+    assert refusals[0] == refusals[1]
+    assert is_selector(text) is (refusals[0] is None)
+
+
+def refusal(judge: Callable[[], object]) -> str | None:
+    try:
+        judge()
+    except InvalidSelector as error:
+        return str(error)
+    return None

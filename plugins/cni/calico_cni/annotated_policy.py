@@ -11,11 +11,10 @@ policies, and served for clusters that have not moved yet. Source: cni specifica
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 from calico_core.errors import InvalidRequest
 from calico_core.model.addresses import parse_network
-from calico_core.model.kubernetes import FIRST_INTERFACE, Pod
+from calico_core.model.kubernetes import Pod, own_profile
 from calico_core.model.numbers import decimal
 from calico_core.model.rules import Rule, RuleLists, parse_port_range
 from calico_core.model.workloads import NewProfile
@@ -34,7 +33,7 @@ _ALLOW = (Rule(action="allow"),)
 
 def open_pod_profile(namespace: str, pod: str, interface: str) -> NewProfile:
     """Of a pod of the cluster's own: everybody may reach it."""
-    name = _name(namespace, pod, interface)
+    name = own_profile(namespace, pod, interface)
     rules = RuleLists(id=name, inbound_rules=_ALLOW, outbound_rules=_ALLOW)
     return NewProfile(name=name, tags=(name, _namespace_tag(namespace)), rules=rules, is_own=True)
 
@@ -45,7 +44,7 @@ def pod_profile(pod: Pod, interface: str) -> NewProfile:
     :raises InvalidRequest: naming the annotation and the rule.
     """
     namespace = pod.metadata.namespace
-    name = _name(namespace, pod.metadata.name, interface)
+    name = own_profile(namespace, pod.metadata.name, interface)
     labels = (pod.metadata.labels or {}).items()
     tags = (name, _namespace_tag(namespace), *(_label_tag(namespace, key, value) for key, value in labels))
     text = (pod.metadata.annotations or {}).get(ANNOTATION)
@@ -147,12 +146,6 @@ class _Line:
 def _port(text: str) -> int | str:
     low, high = parse_port_range(text)
     return low if low == high else text
-
-
-def _name(namespace: str, pod: str, interface: str) -> str:
-    """No pod's name has an underscore."""
-    parts: Iterable[str] = (namespace, pod) if interface == FIRST_INTERFACE else (namespace, pod, interface)
-    return "_".join(_OTHER.sub("_", each) for each in parts)
 
 
 def _namespace_tag(namespace: str) -> str:

@@ -25,10 +25,11 @@ from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.requested import address_request, requested_mac
 from calico_cni.results import Interface, Ip, Result, Route, encode_result
 from calico_cni.routes import ContainerRoutes, container_routes
-from calico_cni.wire import POLICY_ONLY, Dns, NetworkConfiguration
+from calico_cni.wire import POLICY_ONLY, NetworkConfiguration
 from calico_core.errors import InvalidRequest, NotReady
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.model.addresses import parse_mac
+from calico_core.model.endpoints import Dns, WorkloadEndpoint
 from calico_core.model.workloads import AddressRequest, Attach, Attached
 from calico_core.stopwatch import lap
 
@@ -86,7 +87,7 @@ class AttachCall:
     def _attach(
         self, namespace_fd: int, addresses: AddressRequest | tuple[IPAddress, ...], dns: Dns = _NO_DNS
     ) -> Outcome:
-        request = self._request(namespace_fd, addresses)
+        request = msgspec.structs.replace(self._request(namespace_fd, addresses), dns=dns if dns != _NO_DNS else None)
         result = _result(self._attached(request), self._invocation, self._configuration, dns)
         return Outcome(encode_result(result, self._configuration.version))
 
@@ -101,10 +102,10 @@ class AttachCall:
     @contextlib.contextmanager
     def _delegated(self) -> Iterator[Delegated]:
         """Addresses of another IPAM plugin, given back when the body fails. An attachment that stands keeps its own:
-        the plugin is not asked twice, and what it said of DNS is not known any more."""
+        the plugin is not asked twice, and what it said of DNS is in the record."""
         standing = self._context.records.get(self._identity.key)
         if standing is not None and standing.record.container_id == self._invocation.container_id:
-            yield Delegated(tuple(IPAddress(net.first, net.version) for net in standing.record.nets))
+            yield _standing(standing.record, self._configuration.name, self._invocation.interface)
             return
         delegate = Delegate(self._configuration.ipam.type, self._call)
         delegated = delegate.add(self._configuration.version)
@@ -178,6 +179,11 @@ class AttachCall:
             request = msgspec.structs.replace(request, profiles=self._pod.profiles, new_profiles=own)
         timeout_s = configuration.policy_setup_timeout_seconds
         return msgspec.structs.replace(request, policy_timeout_s=timeout_s) if timeout_s else request
+
+
+def _standing(endpoint: WorkloadEndpoint, network: str, interface: str) -> Delegated:
+    said = endpoint.dns if endpoint.is_made_for(network, interface) else None
+    return Delegated(tuple(IPAddress(net.first, net.version) for net in endpoint.nets), said or _NO_DNS)
 
 
 def _result(attached: Attached, invocation: Invocation, configuration: NetworkConfiguration, delegated: Dns) -> Result:

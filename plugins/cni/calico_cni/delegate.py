@@ -24,10 +24,10 @@ from calico_cni.errors import DelegateFailed
 from calico_cni.forwarding import forward
 from calico_cni.pod_cidr import with_any_subnet
 from calico_cni.results import decode_result
-from calico_cni.wire import Dns
 from calico_core.errors import CalicoError, InvalidRequest
 from calico_core.interfaces.integration import Call
 from calico_core.log import get_logger
+from calico_core.model.endpoints import Dns
 
 TIMEOUTS_S = {"ADD": 30.0, "DEL": 15.0}  # below the node's own, which the shim waits for
 _OTHER_TIMEOUT_S = 5.0

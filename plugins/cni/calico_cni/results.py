@@ -12,9 +12,10 @@ from netaddr import IPAddress
 
 from calico_cni.errors import code_of, details_of
 from calico_cni.versions import NEWEST, VERSIONS, is_at_least, parse_version
-from calico_cni.wire import Dns, decode
+from calico_cni.wire import decode
 from calico_core.errors import CalicoError, InvalidRequest
 from calico_core.model.addresses import parse_address
+from calico_core.model.endpoints import Dns
 
 _LATE_INTERFACE_KEYS = ("mtu", "socketPath", "pciID")
 _LATE_ROUTE_KEYS = ("mtu", "advmss", "priority", "table", "scope")

@@ -18,6 +18,7 @@ from calico_cni.errors import Undecodable
 from calico_cni.programs import IPAM_PROGRAM
 from calico_cni.versions import parse_version
 from calico_core.errors import InvalidRequest
+from calico_core.model.endpoints import Dns
 
 NO_RESULT = msgspec.Raw(b"")
 POLICY_ONLY = "policy-only"
@@ -60,13 +61,6 @@ class Arguments(_Wire, frozen=True, rename={"mesos": "org.apache.mesos"}):
 
     cni: CniConventions = CniConventions()
     mesos: MesosArguments | None = None
-
-
-class Dns(_Wire, frozen=True, omit_defaults=True):
-    nameservers: tuple[str, ...] = ()
-    domain: str = ""
-    search: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
 
 
 class RuntimeDns(_Wire, frozen=True):

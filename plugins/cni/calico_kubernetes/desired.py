@@ -28,6 +28,7 @@ from calico_core.model.keys import (
     WorkloadEndpointKey,
 )
 from calico_core.model.kubernetes import (
+    FIRST_INTERFACE,
     NAME_LABEL,
     NAMESPACE_LABEL_PREFIX,
     ORCHESTRATOR,
@@ -37,6 +38,7 @@ from calico_core.model.kubernetes import (
     endpoint_labels,
     endpoint_profiles,
     namespace_profile,
+    own_profile,
     prefixed,
     service_account_profile,
     split_workload_id,
@@ -178,19 +180,30 @@ def _endpoint_change(key: WorkloadEndpointKey, stored: Stored, pods: Mapping[Nam
     except InvalidRecord as error:
         log.warning("endpoint.invalid", key=key.path, reason=str(error))
         return
-    labels, profiles = endpoint_labels(pod), _profiles_of(endpoint, pod)
-    if (endpoint.labels, endpoint.profile_ids) == (labels, profiles):
+    wanted = msgspec.structs.replace(_with_profiles(endpoint, pod), labels=endpoint_labels(pod))
+    if wanted == endpoint:
         return
-    value = _encoded(key, msgspec.structs.replace(endpoint, labels=labels, profile_ids=profiles))
+    value = _encoded(key, wanted)
     if value is None:
         return
     yield Change(key.path, Compare(key.path, stored.mod_revision), Put(key.path, value))
 
 
-def _profiles_of(endpoint: WorkloadEndpoint, pod: Pod) -> tuple[str, ...]:
+def _with_profiles(endpoint: WorkloadEndpoint, pod: Pod) -> WorkloadEndpoint:
     """Those of its namespace and service account, and what other networks brought that share the interface. Where the
-    pod has a profile of its own, by annotation, that alone says who may reach it: its namespace's would open it."""
-    if endpoint.own_profiles:
-        return endpoint.profile_ids
-    brought = (profile for attachment in endpoint.attachments for profile in attachment.profile_ids)
-    return tuple(dict.fromkeys((*endpoint_profiles(pod), *brought)))
+    pod has a profile of its own, by annotation, that alone says who may reach it: its namespace's would open it, and
+    goes where it was put in by one who did not know."""
+    brought = tuple(profile for attachment in endpoint.attachments for profile in attachment.profile_ids)
+    own = endpoint.own_profiles or _own_by_name(endpoint, pod)
+    if not own:
+        profiles = tuple(dict.fromkeys((*endpoint_profiles(pod), *brought)))
+        return msgspec.structs.replace(endpoint, profile_ids=profiles)
+    opening = set(endpoint_profiles(pod)).difference(brought)
+    profiles = tuple(each for each in dict.fromkeys((*endpoint.profile_ids, *own)) if each not in opening)
+    return msgspec.structs.replace(endpoint, profile_ids=profiles, own_profiles=own)
+
+
+def _own_by_name(endpoint: WorkloadEndpoint, pod: Pod) -> tuple[str, ...]:
+    """The reference plugin does not note in the record which of its profiles is the pod's own."""
+    name = own_profile(pod.metadata.namespace, pod.metadata.name, endpoint.ifname or FIRST_INTERFACE)
+    return (name,) if name in endpoint.profile_ids else ()

@@ -137,7 +137,10 @@ def test_its_word_on_dns_counts_where_nobody_else_has_one(
     said = {"nameservers": ["10.77.0.53"], "search": ["near"]}
     shape = {"ip4": {"ip": "10.77.0.9/24"}} if version < "0.3" else {"ips": [{"address": "10.77.0.9/24"}]}
     program.write(f"echo '{json.dumps({'cniVersion': version, 'dns': said, **shape})}'")
-    assert stdout_of(call(setup, program, "ADD", **changes))["dns"] == dns
+    result = stdout_of(call(setup, program, "ADD", **changes))
+    assert result["dns"] == dns
+    assert stdout_of(call(setup, program, "ADD", **changes)) == result  # from the record
+    assert program.heard == ["ADD"]
 
 
 @pytest.mark.parametrize("end", ["", "; exit 3"])

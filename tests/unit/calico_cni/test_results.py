@@ -9,8 +9,8 @@ import pytest
 from calico_cni.errors import IncompatibleVersion
 from calico_cni.results import Interface, Ip, Result, Route, decode_result, encode_result, encode_versions
 from calico_cni.versions import NEWEST, VERSIONS
-from calico_cni.wire import Dns
 from calico_core.errors import InvalidRequest
+from calico_core.model.endpoints import Dns
 
 WHOLE = Result(
     interfaces=(

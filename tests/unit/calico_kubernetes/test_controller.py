@@ -141,13 +141,32 @@ def test_labels_of_an_endpoint_follow_its_pod(cluster: Cluster) -> None:
     assert cluster.record(ENDPOINT) == endpoint  # its node removes it
 
 
-def test_a_pod_that_an_annotation_closes_stays_closed(cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        {"profile_ids": ("shop_web-0",), "own_profiles": ("shop_web-0",)},
+        # by the reference plugin: the profile goes with the endpoint all the same
+        {"profile_ids": ("shop_web-0",)},
+        # opened by a controller that did not know
+        {"profile_ids": ("kns.shop", "ksa.shop.default"), "own_profiles": ("shop_web-0",)},
+    ],
+)
+def test_a_pod_that_an_annotation_closes_is_closed(cluster: Cluster, recorded: dict[str, Any]) -> None:
     """The profile of its namespace allows everybody."""
-    cluster.records.put(ENDPOINT, an_endpoint(profile_ids=("shop_web-0",), own_profiles=("shop_web-0",)))
+    cluster.records.put(ENDPOINT, an_endpoint(**recorded))
     cluster.start()
     cluster.api.put("pods", "web-0", "shop", labels={"app": "web"})
     eventually(lambda: cluster.record(ENDPOINT).labels.get("app") == "web")
-    assert cluster.record(ENDPOINT).profile_ids == ("shop_web-0",)
+    endpoint = cluster.record(ENDPOINT)
+    assert (endpoint.profile_ids, endpoint.own_profiles) == (("shop_web-0",), ("shop_web-0",))
+
+
+def test_a_name_like_that_of_another_pod_s_own_profile_closes_nothing(cluster: Cluster) -> None:
+    cluster.records.put(ENDPOINT, an_endpoint(profile_ids=("shop_web-1", "shop_web-0_eth1")))
+    cluster.start()
+    cluster.api.put("pods", "web-0", "shop")
+    eventually(lambda: cluster.record(ENDPOINT).profile_ids == ("kns.shop", "ksa.shop.default"))
+    assert cluster.record(ENDPOINT).own_profiles == ()
 
 
 def test_what_another_network_of_a_shared_interface_brought_stays(cluster: Cluster) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
 
 from calico_core.errors import InvalidSelector
-from calico_core.model.selectors import Node, _Parser, parse_selector
+from calico_core.model.selectors import Node, _Parser, check_selector, is_selector, parse_selector
 
 # Felix specification 4.3: the label absent, with the value asked for, with another.
 TRUTH = [
@@ -35,6 +36,7 @@ TRUTH = [
 
 @pytest.mark.parametrize(("text", "absent", "same", "other"), TRUTH)
 def test_truth_table(text: str, absent: bool, same: bool, other: bool) -> None:
+    assert is_selector(text)
     selector = parse_selector(text)
     assert selector.matches({"b": "v"}) is absent
     assert selector.matches({"a": "v"}) is same
@@ -100,9 +102,11 @@ def test_precedence_and_words(text: str, labels: dict[str, str], matches: bool) 
         (f"has({'x' * 513})", 4),
     ],
 )
-def test_invalid_texts_name_the_place(text: str, position: int) -> None:
+@pytest.mark.parametrize("judge", [parse_selector, check_selector])
+def test_invalid_texts_name_the_place(judge: Callable[[str], object], text: str, position: int) -> None:
+    assert not is_selector(text)
     with pytest.raises(InvalidSelector) as caught:
-        parse_selector(text)
+        judge(text)
     assert caught.value.position == position
     assert caught.value.text == text
 
@@ -158,6 +162,36 @@ def test_quotes_within_strings() -> None:
 )
 def test_the_short_way_of_an_equality_is_the_long_one(text: str) -> None:
     assert outcome(lambda: parse_selector(text).root) == outcome(lambda: _Parser(text).parse())
+
+
+@pytest.mark.parametrize(
+    ("piece", "end"),
+    [
+        ("!", ""),
+        (" ", "x"),
+        ("! ", "a"),
+        ("x", " == y"),
+        ("x", ""),
+        ("a == 'b' && ", ""),
+        ("a == 'b' || !has(c) && ", "d"),
+        ("a in {'x'} && ", "a in {'x'"),
+        ("'x', ", ""),
+        ("\"'", ""),
+        ("(a == 'b' && c == 'd') || ", "e"),
+        ("((a == 'b') && !(c == 'd')) || ", "e"),
+        ("(a == 'b' && ", ""),
+        ("(", ""),
+        ("(!", "a"),
+        ("has(", ""),
+        ("not in ", "{"),
+    ],
+)
+@pytest.mark.parametrize("start", ["", "a == 'b' && (", "a in {", "a == "])
+def test_a_long_bad_text_is_refused_in_one_reading(start: str, piece: str, end: str) -> None:
+    text = start + piece * (200_000 // len(piece)) + end
+    started = time.process_time()
+    assert not is_selector(text)
+    assert time.process_time() - started < 2  # one reading takes 0.1 s, two for each character an hour
 
 
 def outcome(parse: Callable[[], Node]) -> Node | str:
