@@ -48,9 +48,10 @@ class Attach(Value, frozen=True):
     already holds. ``namespace``: path or description for messages; ``namespace_fd`` None means no interface is made
     (the caller or a later :meth:`Workloads.make_pair` does it). ``routes``: destinations beside the default route.
     ``floating``: addresses that lead to the workload's own of the same family. ``allowed_source_prefixes``: what it may
-    send from beside its own. ``labels`` and ``dns`` go to the record. An existing record of another ``container_id``
-    is replaced only with ``replaces``. ``shared_handle``: further networks of the container may share the endpoint, and
-    join it if it stands; the handle that holds its addresses if it does not. Of what joins, only profiles count.
+    send from beside its own. ``labels``, ``dns`` and ``pod_uid`` go to the record. An existing record of another
+    ``container_id`` is replaced only with ``replaces``. ``shared_handle``: further networks of the container may share
+    the endpoint, and join it if it stands; the handle that holds its addresses if it does not. Of what joins, only
+    profiles count.
     ``requires_mtu``: fail where neither the request nor the node names an MTU. ``queues``: of each end, both ways.
     ``device``: what a new pair is made of. ``is_borrowed``: the interface and its addresses are somebody else's, who
     takes both back.
@@ -71,6 +72,7 @@ class Attach(Value, frozen=True):
     queues: int = 1
     device: Device = "veth"
     dns: Dns | None = None
+    pod_uid: str | None = None
     container_id: str | None = None
     network: str | None = None
     replaces: bool = False

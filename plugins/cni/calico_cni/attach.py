@@ -170,6 +170,7 @@ class AttachCall:
             request = msgspec.structs.replace(
                 request,
                 labels=self._pod.labels,
+                pod_uid=self._pod.uid or None,
                 floating=self._pod.floating,
                 allowed_source_prefixes=self._pod.source_prefixes,
                 replaces=True,

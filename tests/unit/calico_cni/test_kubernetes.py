@@ -172,6 +172,22 @@ def test_a_pod_that_was_made_anew_is_not_taken_for_the_old_one(setup: CniSetup, 
     stdout_of(setup.call("ADD", network, container="c2", CNI_ARGS=f"{ARGUMENTS};K8S_POD_UID=file"))
 
 
+def test_the_record_says_which_pod_of_the_name_it_is_of(setup: CniSetup, api: KubernetesApi) -> None:
+    """By that the policy controller knows whether what it hears of a pod is about this one."""
+    network = a_pod_network(api)
+
+    def recorded(arguments: str = ARGUMENTS) -> str | None:
+        stdout_of(setup.call("ADD", network, CNI_ARGS=arguments))
+        uid = setup.workloads.attach_requests[-1].pod_uid
+        assert uid is None or isinstance(uid, str)
+        return uid
+
+    assert recorded() == "uid-web-0"
+    api.put("pods", "web-0", "shop", annotations={"kubernetes.io/config.hash": "file"}, spec={})
+    assert recorded() is None  # the API has another for it whenever somebody deletes that
+    assert recorded(f"{ARGUMENTS};K8S_POD_UID=file") == "file"
+
+
 def test_a_renewed_token_is_used_at_once(setup: CniSetup, api: KubernetesApi) -> None:
     network = a_pod_network(api)
     stdout_of(setup.call("ADD", network, CNI_ARGS=ARGUMENTS))
