@@ -19,7 +19,7 @@ Device = Literal["veth", "netkit"]
 class AddressRequest(Value, frozen=True):
     """Addresses wanted. ``requested`` are exact addresses (they count towards the numbers); ``pools_v4`` and
     ``pools_v6`` empty means any enabled pool. The same handle asking again gets what it already holds, up to the
-    number asked for."""
+    number asked for. ``takes_over``: handles that give up a requested address which they hold."""
 
     handle: str
     num_v4: int = 0
@@ -28,6 +28,7 @@ class AddressRequest(Value, frozen=True):
     pools_v4: tuple[IPNetwork, ...] = ()
     pools_v6: tuple[IPNetwork, ...] = ()
     attributes: dict[str, Any] = msgspec.field(default_factory=dict)
+    takes_over: tuple[str, ...] = ()
 
 
 class NewProfile(Value, frozen=True):

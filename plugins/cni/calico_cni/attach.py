@@ -15,7 +15,7 @@ from netaddr import IPAddress
 
 from calico_cni.delegate import Delegate, Delegated
 from calico_cni.environment import Invocation
-from calico_cni.identity import Identity, network_profile, open_profile
+from calico_cni.identity import Identity, network_profile, open_profile, recorded_handle
 from calico_cni.kubernetes import FLOATING_ANNOTATION, PodPolicy
 from calico_cni.labels import endpoint_labels
 from calico_cni.namespace import check_container_namespace
@@ -26,7 +26,7 @@ from calico_cni.requested import address_request, requested_mac
 from calico_cni.results import Interface, Ip, Result, Route, encode_result
 from calico_cni.routes import ContainerRoutes, container_routes
 from calico_cni.wire import POLICY_ONLY, NetworkConfiguration
-from calico_core.errors import InvalidRequest, NotReady
+from calico_core.errors import AddressInUse, InvalidRequest, NotReady
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.model.addresses import parse_mac
 from calico_core.model.endpoints import Dns, WorkloadEndpoint
@@ -93,11 +93,28 @@ class AttachCall:
 
     def _attached(self, request: Attach) -> Attached:
         try:
-            return self._context.workloads.attach(request)
+            try:
+                return self._context.workloads.attach(request)
+            except AddressInUse as error:
+                addresses = self._taken_over(request, error)
+                return self._context.workloads.attach(msgspec.structs.replace(request, addresses=addresses))
         except InvalidRequest as error:
             if error.field not in _WRITTEN_AS:
                 raise
             raise InvalidRequest(_WRITTEN_AS[error.field], error.reason) from error
+
+    def _taken_over(self, request: Attach, error: AddressInUse) -> AddressRequest:
+        """A pod's own address goes from its last sandbox to the one in its place, whose DEL comes later or never.
+
+        :raises AddressInUse: it is another's.
+        """
+        standing = self._context.records.get(request.key) if request.replaces else None
+        if standing is None or not isinstance(request.addresses, AddressRequest):
+            raise error
+        is_replaced = standing.record.container_id != request.container_id
+        if not is_replaced or error.holder is None or recorded_handle(standing.record) != error.holder:
+            raise error
+        return msgspec.structs.replace(request.addresses, takes_over=(error.holder,))
 
     @contextlib.contextmanager
     def _delegated(self) -> Iterator[Delegated]:

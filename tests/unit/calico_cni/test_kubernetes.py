@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from calico_cni import kubernetes_api
 from calico_cni.kubeconfig import AccessReader, Source
@@ -170,6 +170,23 @@ def test_a_pod_that_was_made_anew_is_not_taken_for_the_old_one(setup: CniSetup, 
     stdout_of(setup.call("ADD", network, CNI_ARGS=f"{ARGUMENTS};K8S_POD_UID=uid-web-0"))
     api.put("pods", "web-0", "shop", annotations={"kubernetes.io/config.hash": "file"}, spec={})
     stdout_of(setup.call("ADD", network, container="c2", CNI_ARGS=f"{ARGUMENTS};K8S_POD_UID=file"))
+
+
+def test_a_new_sandbox_takes_the_pod_s_own_address_over(setup: CniSetup, api: KubernetesApi) -> None:
+    """The DEL of the one before comes later, or never."""
+    network = a_pod_network(api)
+    for name in ("web-0", "web-1"):
+        api.put("pods", name, "shop", annotations={"cni.projectcalico.org/ipAddrs": '["10.65.0.7"]'}, spec={})
+    for container in ("old", "new"):
+        result = stdout_of(setup.call("ADD", network, container=container, CNI_ARGS=ARGUMENTS))
+        assert [each["address"] for each in result["ips"]] == ["10.65.0.7/32"]
+    other = ARGUMENTS.replace("web-0", "web-1")
+    assert error_of(setup.call("ADD", network, container="other", CNI_ARGS=other))["code"] == 102
+
+    setup.call("DEL", network, container="old", CNI_ARGS=ARGUMENTS)
+    assert setup.ipam.by_handle("net1.new") == (IPAddress("10.65.0.7"),)
+    setup.call("DEL", network, container="new", CNI_ARGS=ARGUMENTS)
+    assert setup.ipam.held == {}
 
 
 def test_the_record_says_which_pod_of_the_name_it_is_of(setup: CniSetup, api: KubernetesApi) -> None:
