@@ -38,7 +38,7 @@ from calico_cni.wire import (
     parse_configuration,
     unknown_keys,
 )
-from calico_core.errors import StoreNotReady, Unavailable
+from calico_core.errors import InvalidRecord, StoreNotReady, Unavailable
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.log import get_logger
 from calico_core.model.workloads import Detach
@@ -177,8 +177,27 @@ class NetworkCommands:
             wanted.append(own)
         # each of them is done, whatever the others find
         found = [self._detach(detach, identity) for identity in wanted]
+        if not any(found):
+            found = [self._detach(detach, identity) for identity in self._of_other_kind(detach, wanted)]
         if not any(found) and invocation.interface == FIRST_INTERFACE:
             self._legacy.detach(own, invocation.container_id, namespace_fd)
+
+    def _of_other_kind(self, detach: DeferredDetach, wanted: list[Identity]) -> list[Identity]:
+        """Those of the container that stand under its pod's name, or under its own where that is how the network names
+        them now: the list may have said otherwise when they were made."""
+        pod = PodName.of(detach.invocation.arguments)
+        if pod is None:
+            return []
+        pod = None if detach.is_of_kubernetes else pod
+        others = [self._identity(detach.network, detach.invocation, pod, is_shared=each.is_shared) for each in wanted]
+        return [each for each in others if self._is_of(each, detach.container_id)]
+
+    def _is_of(self, identity: Identity, container_id: str) -> bool:
+        try:
+            found = self._context.records.get(identity.key)
+        except InvalidRecord:
+            return False
+        return found is not None and found.record.container_id == container_id
 
     def _has_joined(self, shared: Identity, own: Identity, network: str, invocation: Invocation) -> bool:
         if shared.key == own.key:
