@@ -18,7 +18,6 @@ from calico_cni.environment import Invocation
 from calico_cni.identity import Identity, network_profile, open_profile, recorded_handle
 from calico_cni.kubernetes import FLOATING_ANNOTATION, PodPolicy
 from calico_cni.labels import endpoint_labels
-from calico_cni.namespace import check_container_namespace
 from calico_cni.outcome import Outcome
 from calico_cni.previous import Previous
 from calico_cni.programs import IPAM_PROGRAM
@@ -26,7 +25,7 @@ from calico_cni.requested import address_request, requested_mac
 from calico_cni.results import Interface, Ip, Result, Route, encode_result
 from calico_cni.routes import ContainerRoutes, container_routes
 from calico_cni.wire import POLICY_ONLY, NetworkConfiguration
-from calico_core.errors import AddressInUse, InvalidRequest, NotReady
+from calico_core.errors import AddressInUse, InvalidRequest
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.model.addresses import parse_mac
 from calico_core.model.endpoints import Dns, WorkloadEndpoint
@@ -53,6 +52,7 @@ class AttachCall:
         invocation: Invocation,
         configuration: NetworkConfiguration,
         identity: Identity,
+        namespace_fd: int,
         pod: PodPolicy | None = None,
     ) -> None:
         self._context = context
@@ -60,17 +60,15 @@ class AttachCall:
         self._invocation = invocation
         self._configuration = configuration
         self._identity = identity
+        self._namespace_fd = namespace_fd
         self._pod = pod
 
     def run(self) -> Outcome:
         """Raises what the table in ``errors`` maps; nothing is left then that was not there before."""
-        namespace_fd = check_container_namespace(self._call.namespace_fd, self._invocation)
-        if self._configuration.fallback == "never" and not self._context.is_resident:
-            raise NotReady("the node does not run, and the configuration forbids to do without (fallback: never)")
         if self._configuration.has_prev_result:
-            return self._add_policy(namespace_fd)
+            return self._add_policy()
         if self._pod is not None and self._pod.addresses:
-            return self._attach(namespace_fd, self._pod.addresses)
+            return self._attach(self._pod.addresses)
         if self._configuration.ipam.type == IPAM_PROGRAM:
             wanted = address_request(
                 self._configuration,
@@ -80,14 +78,12 @@ class AttachCall:
                 orchestrator=self._identity.key.orchestrator,
                 interface=self._identity.interface,
             )
-            return self._attach(namespace_fd, wanted)
+            return self._attach(wanted)
         with self._delegated() as delegated:
-            return self._attach(namespace_fd, delegated.addresses, delegated.dns)
+            return self._attach(delegated.addresses, delegated.dns)
 
-    def _attach(
-        self, namespace_fd: int, addresses: AddressRequest | tuple[IPAddress, ...], dns: Dns = _NO_DNS
-    ) -> Outcome:
-        request = msgspec.structs.replace(self._request(namespace_fd, addresses), dns=dns if dns != _NO_DNS else None)
+    def _attach(self, addresses: AddressRequest | tuple[IPAddress, ...], dns: Dns = _NO_DNS) -> Outcome:
+        request = msgspec.structs.replace(self._request(addresses), dns=dns if dns != _NO_DNS else None)
         result = _result(self._attached(request), self._invocation, self._configuration, dns)
         return Outcome(encode_result(result, self._configuration.version))
 
@@ -133,10 +129,10 @@ class AttachCall:
             delegate.delete_quietly()
             raise
 
-    def _add_policy(self, namespace_fd: int) -> Outcome:
+    def _add_policy(self) -> Outcome:
         """The result of the plugins before goes on as it came."""
         previous = Previous.of(self._configuration, self._invocation.interface)
-        host_end = self._context.workloads.host_end(namespace_fd, self._invocation.interface)
+        host_end = self._context.workloads.host_end(self._namespace_fd, self._invocation.interface)
         if host_end is None:
             raise InvalidRequest("prevResult", f"{self._invocation.interface} is no pair with an end in the host")
         is_forced = self._configuration.mode == POLICY_ONLY
@@ -147,7 +143,7 @@ class AttachCall:
             reason = f"{host_end} does not begin with the node's interface prefix ({prefix})"
             raise InvalidRequest("prevResult", f"{reason}, so no policy would be in force on it")
         request = msgspec.structs.replace(
-            self._request(namespace_fd, previous.addresses),
+            self._request(previous.addresses),
             interface=host_end,
             namespace_fd=None,
             is_borrowed=True,
@@ -156,7 +152,7 @@ class AttachCall:
         self._attached(request)
         return Outcome(previous.encode(self._configuration.version))
 
-    def _request(self, namespace_fd: int, addresses: AddressRequest | tuple[IPAddress, ...]) -> Attach:
+    def _request(self, addresses: AddressRequest | tuple[IPAddress, ...]) -> Attach:
         configuration, invocation = self._configuration, self._invocation
         profile = open_profile(configuration.name) if self._pod else network_profile(configuration.name)
         routes = container_routes(configuration)
@@ -164,7 +160,7 @@ class AttachCall:
             key=self._identity.key,
             interface=self._identity.interface,
             addresses=addresses,
-            namespace_fd=namespace_fd,
+            namespace_fd=self._namespace_fd,
             namespace=invocation.namespace,
             container_interface=invocation.interface,
             profiles=(profile.name,),

@@ -21,6 +21,7 @@ from calico_cni.interface_mode import may_share_interface, shares_interface
 from calico_cni.kubernetes import PodName, Pods
 from calico_cni.legacy import LegacyEndpoints
 from calico_cni.migrations import Migrations
+from calico_cni.namespace import check_container_namespace
 from calico_cni.outcome import Outcome
 from calico_cni.pod_cidr import wants_pod_cidr
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
@@ -38,7 +39,7 @@ from calico_cni.wire import (
     parse_configuration,
     unknown_keys,
 )
-from calico_core.errors import InvalidRecord, StoreNotReady, Unavailable
+from calico_core.errors import InvalidRecord, NotReady, StoreNotReady, Unavailable
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.log import get_logger
 from calico_core.model.workloads import Detach
@@ -103,14 +104,19 @@ class NetworkCommands:
             log.info("configuration.unknown_keys", network=configuration.name, keys=", ".join(strangers))
         check_add(configuration)
         check_supported(configuration, host=self._context.host)
+        namespace_fd = check_container_namespace(call.namespace_fd, invocation)
+        if configuration.fallback == "never" and not self._context.is_resident:
+            raise NotReady("the node does not run, and the configuration forbids to do without (fallback: never)")
         with self._locks.hold(NETWORK_PROGRAM, configuration.name, invocation, call.caller_left):
-            return self._attach(call, invocation, configuration)
+            if configuration.readiness_gates:
+                wait_for_gates(configuration.readiness_gates)
+                lap("readiness_gates")
+            with self._deferred.cancelled(NETWORK_PROGRAM, configuration.name, invocation):
+                return self._attach(call, invocation, configuration, namespace_fd)
 
-    def _attach(self, call: Call, invocation: Invocation, configuration: NetworkConfiguration) -> Outcome:
-        if configuration.readiness_gates:
-            wait_for_gates(configuration.readiness_gates)
-            lap("readiness_gates")
-        self._deferred.cancel(NETWORK_PROGRAM, configuration.name, invocation)
+    def _attach(
+        self, call: Call, invocation: Invocation, configuration: NetworkConfiguration, namespace_fd: int
+    ) -> Outcome:
         pod = PodName.of(invocation.arguments) if is_of_kubernetes(call.stdin) else None
         identity = self._identify(configuration, invocation, pod)
         if is_foreign(configuration) and wants_pod_cidr(call.stdin):
@@ -121,7 +127,7 @@ class NetworkCommands:
         if pod is not None:
             policy, configuration = self._pods.policy_and_wishes(configuration, invocation, pod)
             lap("kubernetes")
-        attach = AttachCall(self._context, call, invocation, configuration, identity, policy)
+        attach = AttachCall(self._context, call, invocation, configuration, identity, namespace_fd, policy)
         if configuration.has_prev_result:
             return attach.run()
         with self._migrations.admitted(configuration.name, configuration.ipam.type):
