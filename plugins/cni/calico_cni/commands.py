@@ -107,17 +107,22 @@ class NetworkCommands:
         namespace_fd = check_container_namespace(call.namespace_fd, invocation)
         if configuration.fallback == "never" and not self._context.is_resident:
             raise NotReady("the node does not run, and the configuration forbids to do without (fallback: never)")
-        with self._locks.hold(NETWORK_PROGRAM, configuration.name, invocation, call.caller_left):
+        pod = _pod_of(call, invocation)
+        with self._locks.hold(NETWORK_PROGRAM, configuration.name, invocation, call.caller_left, pod=pod):
             if configuration.readiness_gates:
                 wait_for_gates(configuration.readiness_gates)
                 lap("readiness_gates")
             with self._deferred.cancelled(NETWORK_PROGRAM, configuration.name, invocation):
-                return self._attach(call, invocation, configuration, namespace_fd)
+                return self._attach(call, invocation, configuration, pod, namespace_fd)
 
     def _attach(
-        self, call: Call, invocation: Invocation, configuration: NetworkConfiguration, namespace_fd: int
+        self,
+        call: Call,
+        invocation: Invocation,
+        configuration: NetworkConfiguration,
+        pod: PodName | None,
+        namespace_fd: int,
     ) -> Outcome:
-        pod = PodName.of(invocation.arguments) if is_of_kubernetes(call.stdin) else None
         identity = self._identify(configuration, invocation, pod)
         if is_foreign(configuration) and wants_pod_cidr(call.stdin):
             stdin = self._pods.with_pod_cidrs(configuration, call.stdin, self._context.host)
@@ -136,7 +141,8 @@ class NetworkCommands:
     def _delete(self, call: Call, invocation: Invocation) -> Outcome:
         """Interface, record and addresses. Whatever fails, the parts that do not need it are done."""
         configuration = parse_configuration(call.stdin, MinimalConfiguration)
-        with self._locks.hold(NETWORK_PROGRAM, configuration.name, invocation):
+        pod = _pod_of(call, invocation)
+        with self._locks.hold(NETWORK_PROGRAM, configuration.name, invocation, pod=pod):
             self._detach_all(call, invocation, configuration.name)
         return Outcome()
 
@@ -232,8 +238,7 @@ class NetworkCommands:
     def _check(self, call: Call, invocation: Invocation) -> Outcome:
         configuration = parse_configuration(call.stdin, NetworkConfiguration)
         check_command(configuration.version, "CHECK")
-        pod = PodName.of(invocation.arguments) if is_of_kubernetes(call.stdin) else None
-        identity = self._identify(configuration, invocation, pod)
+        identity = self._identify(configuration, invocation, _pod_of(call, invocation))
         CheckCall(self._context, call, invocation, configuration, identity).run()
         return Outcome()
 
@@ -270,6 +275,11 @@ class NetworkCommands:
             pod=pod,
             is_shared=is_shared,
         )
+
+
+def _pod_of(call: Call, invocation: Invocation) -> PodName | None:
+    """The pod that the endpoint is named after."""
+    return PodName.of(invocation.arguments) if is_of_kubernetes(call.stdin) else None
 
 
 def collect(
