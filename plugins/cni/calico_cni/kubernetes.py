@@ -116,7 +116,8 @@ class Pods:
 
         :raises InvalidRequest: naming the key; :raises NotAvailable: it does not answer, or refuses us.
         """
-        if configuration.policy.type not in {"k8s", annotated_policy.TYPE} and not needs_node:
+        needs_pods = configuration.policy.type in {"k8s", annotated_policy.TYPE} and configuration.orchestrator != "cni"
+        if not needs_pods and not needs_node:
             return
         try:
             self._api(Source.of(configuration)).check()

@@ -242,6 +242,15 @@ def test_a_configuration_that_names_no_api_is_refused(setup: CniSetup) -> None:
     assert "kubernetes.kubeconfig" in shape["msg"]
 
 
+def test_status_and_test_need_no_api_that_no_add_would_ask(setup: CniSetup) -> None:
+    setup.records.put(PoolKey(IPNetwork("10.65.0.0/24")), Pool(cidr=IPNetwork("10.65.0.0/24")))
+    network = a_network(cniVersion="1.1.0", policy={"type": "k8s"}, orchestrator="cni")
+    stdout_of(setup.call("ADD", network, CNI_ARGS=ARGUMENTS))
+    for command in ("STATUS", "TEST"):
+        reply = setup.call(command, network)
+        assert (reply.status, reply.stdout) == (0, b"")
+
+
 def test_status_says_that_the_api_cannot_be_reached_by_this_configuration(setup: CniSetup, tmp_path: Path) -> None:
     network = a_network(
         cniVersion="1.1.0", policy={"type": "k8s"}, kubernetes={"kubeconfig": str(tmp_path / "missing")}
