@@ -29,13 +29,15 @@ Signature = tuple[tuple[str, int, int, int], ...]
 
 
 class Access(NamedTuple):
-    """``prefix`` of every path, without a slash at its end; ``context`` None: no TLS."""
+    """``prefix`` of every path, without a slash at its end; ``context`` None: no TLS. ``server_name``: which the
+    server's certificate must have, the host's where it is empty."""
 
     host: str
     port: int
     prefix: str
     context: ssl.SSLContext | None
     token: str
+    server_name: str = ""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -79,17 +81,26 @@ class _Wire(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class _Cluster(_Wire, frozen=True):
+    """``proxy_url`` is known, to be refused."""
+
     server: str = ""
+    tls_server_name: str = ""
+    proxy_url: Any = None
     certificate_authority: str = ""
     certificate_authority_data: str = ""
     insecure_skip_tls_verify: bool = False
 
 
 class _User(_Wire, frozen=True):
-    """``program`` and ``provider`` are what runs elsewhere for a token: known, to be refused."""
+    """``program`` and ``provider`` are what runs elsewhere for a token; these, a password and to act as somebody else
+    are known, to be refused."""
 
     program: Any = msgspec.field(default=None, name="exec")
     provider: Any = msgspec.field(default=None, name="auth-provider")
+    username: Any = None
+    acts_as: Any = msgspec.field(default=None, name="as")
+    acts_as_uid: Any = msgspec.field(default=None, name="as-uid")
+    acts_in_groups: Any = msgspec.field(default=None, name="as-groups")
     token: str = ""
     token_file: str = msgspec.field(default="", name="tokenFile")
     client_certificate: str = ""
@@ -204,7 +215,7 @@ def _access(cluster: _Cluster, user: _User, files: list[str]) -> Access:
     parts = urlsplit(cluster.server if "://" in cluster.server else f"https://{cluster.server}")
     if parts.scheme not in _PORTS or not parts.hostname:
         raise InvalidRequest("kubernetes.k8s_api_root", f"{cluster.server!r} is not the address of a server")
-    _check_user(user)
+    _check_supported(cluster, user)
     token = _text(user.token_file, "tokenFile", files).strip() if user.token_file else user.token
     if "\n" in token or "\r" in token:
         raise InvalidRequest("token", "holds more than one line")
@@ -214,13 +225,20 @@ def _access(cluster: _Cluster, user: _User, files: list[str]) -> Access:
         parts.path.partition("/api/")[0].rstrip("/").removesuffix("/api"),
         _tls(cluster, user, files) if parts.scheme == "https" else None,
         token,
+        cluster.tls_server_name,
     )
 
 
-def _check_user(user: _User) -> None:
+def _check_supported(cluster: _Cluster, user: _User) -> None:
+    """What would be left out silently otherwise: the API would be asked another way, or as somebody else."""
+    if cluster.proxy_url:
+        raise InvalidRequest("cluster.proxy-url", "is not supported: the API must be reached from the node itself")
+    for given, key in ((user.acts_as, "as"), (user.acts_as_uid, "as-uid"), (user.acts_in_groups, "as-groups")):
+        if given:
+            raise InvalidRequest(f"user.{key}", "is not supported: give the rights to the user itself")
     if user.token or user.token_file or user.client_certificate or user.client_certificate_data:
         return
-    for given, key in ((user.program, "exec"), (user.provider, "auth-provider")):
+    for given, key in ((user.program, "exec"), (user.provider, "auth-provider"), (user.username, "username")):
         if given is not None:
             reason = "is not supported: give the user a token, a tokenFile or a client-certificate"
             raise InvalidRequest(f"user.{key}", reason)
