@@ -212,16 +212,22 @@ def _beside(folder: Path, part: Any, names: tuple[str, ...]) -> Any:
 
 
 def _access(cluster: _Cluster, user: _User, files: list[str]) -> Access:
-    parts = urlsplit(cluster.server if "://" in cluster.server else f"https://{cluster.server}")
-    if parts.scheme not in _PORTS or not parts.hostname:
+    try:
+        parts = urlsplit(cluster.server if "://" in cluster.server else f"https://{cluster.server}")
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise InvalidRequest("kubernetes.k8s_api_root", f"{cluster.server!r}: {error}") from error
+    if parts.scheme not in _PORTS or not host:
         raise InvalidRequest("kubernetes.k8s_api_root", f"{cluster.server!r} is not the address of a server")
     _check_supported(cluster, user)
     token = _text(user.token_file, "tokenFile", files).strip() if user.token_file else user.token
     if "\n" in token or "\r" in token:
         raise InvalidRequest("token", "holds more than one line")
+    if not token.isascii() or not token.isprintable():
+        raise InvalidRequest("token", "holds a character that no token has: only printable ASCII can be sent")
     return Access(
-        parts.hostname,
-        parts.port or _PORTS[parts.scheme],
+        host,
+        port or _PORTS[parts.scheme],
         parts.path.partition("/api/")[0].rstrip("/").removesuffix("/api"),
         _tls(cluster, user, files) if parts.scheme == "https" else None,
         token,

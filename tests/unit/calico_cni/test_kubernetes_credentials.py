@@ -127,6 +127,18 @@ def test_what_would_ask_another_way_or_as_somebody_else_is_refused(
     assert "hunter2" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("server", ["https://h:99999/", "https://[::1/", "https://h:port/", "ftp://h/"])
+def test_an_address_that_is_none(setup: CniSetup, api: KubernetesApi, server: str) -> None:
+    shape = error_of(setup.call("ADD", network(api.kubeconfig(cluster={"server": server})), CNI_ARGS=ARGUMENTS))
+    assert (shape["code"], "k8s_api_root" in shape["msg"]) == (7, True)
+
+
+@pytest.mark.parametrize("token", ["hunter2-\u2603", "hunter2-\u00f6", "hunter2\n2", "hunter2\x01"])
+def test_a_token_that_is_none(setup: CniSetup, api: KubernetesApi, token: str) -> None:
+    shape = error_of(setup.call("ADD", network(api.kubeconfig(token)), CNI_ARGS=ARGUMENTS))
+    assert (shape["code"], "token" in shape["msg"], "hunter2" in shape["msg"]) == (7, True, False)
+
+
 @pytest.mark.parametrize("key", ["exec", "auth-provider"])
 def test_a_user_whose_credentials_a_program_gives(api: KubernetesApi, key: str) -> None:
     other: dict[str, Any] = {key: {"apiVersion": "client.authentication.k8s.io/v1", "command": "aws"}}
