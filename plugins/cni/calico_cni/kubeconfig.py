@@ -11,7 +11,7 @@ import contextlib
 import os
 import ssl
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -24,8 +24,9 @@ from calico_core.errors import InvalidRequest
 _FIELD = "kubernetes.kubeconfig"
 _PORTS = {"http": 80, "https": 443}
 
-Signature = tuple[tuple[str, int, int, int], ...]
-"""Path, inode, size and time of change of every file that credentials came from."""
+_File = tuple[str, int, int, int]
+"""Path, inode, size and time of change of a file that credentials come from, from before it was read: what takes its
+place meanwhile is noticed with the next call."""
 
 
 class Access(NamedTuple):
@@ -141,7 +142,7 @@ class AccessReader:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._held: tuple[Signature, Access] | None = None
+        self._held: tuple[list[_File], Access] | None = None
 
     def read(self) -> Access:
         """The same object while no file has changed.
@@ -149,14 +150,14 @@ class AccessReader:
         :raises InvalidRequest: a file is missing or cannot be used.
         """
         held = self._held
-        if held is not None and held[0] == _signature(each[0] for each in held[0]):
+        if held is not None and held[0] == [_seen(each[0]) for each in held[0]]:
             return held[1]
-        files: list[str] = []
+        files: list[_File] = []
         access = self._read(files)
-        self._held = (_signature(files), access)
+        self._held = (files, access)
         return access
 
-    def _read(self, files: list[str]) -> Access:
+    def _read(self, files: list[_File]) -> Access:
         source = self._source
         cluster, user = (_Cluster(), _User(token=source.token))
         if source.kubeconfig:
@@ -173,7 +174,7 @@ class AccessReader:
         return _access(cluster, user, files)
 
 
-def _load(path: str, files: list[str]) -> tuple[_Cluster, _User]:
+def _load(path: str, files: list[_File]) -> tuple[_Cluster, _User]:
     config = _parse(path, _text(path, _FIELD, files))
     context = next((each.context for each in config.contexts if each.name == config.current_context), None)
     if context is None:
@@ -211,7 +212,7 @@ def _beside(folder: Path, part: Any, names: tuple[str, ...]) -> Any:
     return msgspec.structs.replace(part, **found)
 
 
-def _access(cluster: _Cluster, user: _User, files: list[str]) -> Access:
+def _access(cluster: _Cluster, user: _User, files: list[_File]) -> Access:
     try:
         parts = urlsplit(cluster.server if "://" in cluster.server else f"https://{cluster.server}")
         host, port = parts.hostname, parts.port
@@ -250,7 +251,7 @@ def _check_supported(cluster: _Cluster, user: _User) -> None:
             raise InvalidRequest(f"user.{key}", reason)
 
 
-def _tls(cluster: _Cluster, user: _User, files: list[str]) -> ssl.SSLContext:
+def _tls(cluster: _Cluster, user: _User, files: list[_File]) -> ssl.SSLContext:
     authority = _decoded(cluster.certificate_authority_data, "certificate-authority-data")
     if not authority and cluster.certificate_authority:
         authority = _pem(cluster.certificate_authority, "certificate-authority", files)
@@ -292,14 +293,14 @@ def _private_file(text: str) -> Iterator[str]:
         os.unlink(path)  # noqa: PTH108 - as mkstemp gave it
 
 
-def _text(path: str, field: str, files: list[str]) -> str:
+def _text(path: str, field: str, files: list[_File]) -> str:
     try:
         return _bytes(path, field, files).decode()
     except UnicodeDecodeError as error:
         raise InvalidRequest(field, f"{path}: is not text") from error
 
 
-def _pem(path: str, field: str, files: list[str]) -> str:
+def _pem(path: str, field: str, files: list[_File]) -> str:
     return _ascii(_bytes(path, field, files))
 
 
@@ -308,21 +309,17 @@ def _ascii(pem: bytes) -> str:
     return pem.decode("ascii", "ignore")
 
 
-def _bytes(path: str, field: str, files: list[str]) -> bytes:
-    files.append(path)
+def _bytes(path: str, field: str, files: list[_File]) -> bytes:
+    files.append(_seen(path))
     try:
         return Path(path).read_bytes()
     except OSError as error:
         raise InvalidRequest(field, f"{path}: {error.strerror}") from error
 
 
-def _signature(paths: Iterable[str]) -> Signature:
-    found = []
-    for path in paths:
-        try:
-            status = os.stat(path)  # noqa: PTH116 - a few a call
-        except OSError:
-            found.append((path, 0, 0, 0))
-            continue
-        found.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
-    return tuple(found)
+def _seen(path: str) -> _File:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a few a call
+    except OSError:
+        return path, 0, 0, 0
+    return path, status.st_ino, status.st_size, status.st_mtime_ns

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -318,6 +320,21 @@ def test_a_token_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     assert reader.read() is first
     (tmp_path / "new").write_text("two\n")
     (tmp_path / "new").replace(tmp_path / "t")
+    assert reader.read().token == "two"
+
+
+def test_a_file_that_changes_while_others_are_read_is_read_again(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text(f"{{{CONTEXT}, {CLUSTER}, users: [{{name: u, user: {{tokenFile: t}}}}]}}")
+    os.mkfifo(tmp_path / "t")
+    reader = AccessReader(Source(kubeconfig=str(config)))
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(reader.read)
+        with (tmp_path / "t").open("w") as token:  # by now the kubeconfig has been read
+            (tmp_path / "new").write_text(f"{{{CONTEXT}, {CLUSTER}, users: [{{name: u, user: {{token: two}}}}]}}")
+            (tmp_path / "new").replace(config)
+            token.write("one")
+        assert reading.result().token == "one"
     assert reader.read().token == "two"
 
 
