@@ -578,6 +578,31 @@ def test_a_floating_address_of_a_family_that_the_workload_lacks(bench: Bench) ->
     check_laws(bench.store)
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_address_is_taken_over_with_the_record_and_never_nobodys_while_a_record_names_it(
+    bench: Bench, *, fails: bool
+) -> None:
+    before = bench.contents()
+    wanted = AddressRequest(handle="net.c1", num_v4=1, requested=(IPAddress("10.65.0.7"),))
+    bench.service.attach(bench.attach_request(addresses=wanted))
+    taking = msgspec.structs.replace(wanted, handle="net.c2", takes_over=("net.c1",))
+    request = bench.attach_request("c2", addresses=taking, replaces=True)
+    if fails:
+        bench.wiring.fail_next(REFUSED)
+        with pytest.raises(KernelRefused):
+            bench.service.attach(request)
+        assert _record(bench) is None
+    else:
+        bench.service.attach(request)
+        record = _record(bench)
+        assert record is not None
+        assert (record.container_id, [str(net) for net in record.nets]) == ("c2", ["10.65.0.7/32"])
+    check_laws(bench.store)
+    for container in ("c1", "c2"):
+        bench.service.detach(bench.detach_request(container))
+    assert {key for key in bench.contents() if "/profile/" not in key} == set(before)
+
+
 # --- detach ------------------------------------------------------------------------------------------
 
 
