@@ -372,7 +372,7 @@ def _calicoctl() -> str:
         "For operators. The datastore is the one of `--datastore`, else of `CALICO_DATASTORE`, else the one that the "
         "node of this host uses.",
         _table(("Exit code", "Meaning"), _exit_codes()),
-        "## Options of every command  " + _options(calicoctl, context),
+        "## Options of every command\n\n" + _options(calicoctl, context),
         *parts,
     )
 
@@ -414,7 +414,8 @@ def _options(command: click.Command, context: click.Context) -> str:
             continue
         names = ", ".join(f"`{name}`" for name in (*param.opts, *param.secondary_opts))
         value = "" if param.is_flag else f" {_value(param, context)}"
-        default = f" Default: `{param.default}`." if param.show_default and not param.is_flag else ""
+        given = param.default if isinstance(param.default, tuple) else (param.default,)
+        default = f" Default: `{' '.join(map(str, given))}`." if param.show_default and not param.is_flag else ""
         rows.append((names + value, f"{param.help or ''}{default}".strip()))
     return _table(("Option", ""), rows) if rows else ""
 

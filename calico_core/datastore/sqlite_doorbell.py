@@ -2,7 +2,7 @@
 
 Each process with a watch binds a datagram UNIX socket in ``<db>.watch/``; a writer sends a byte to every socket it
 finds there and removes those nobody listens on any more (datastore specification, section 9). The thread here looks
-which keys that concerns, once for all watches: a node has seven, and each that woke for nothing would stand in the way
+which keys that concerns, once for all watches: a node has six, and each that woke for nothing would stand in the way
 of an attach. It also looks at ``PRAGMA data_version`` once a second, in case a writer died between its commit and the
 ring, and sweeps expired leases.
 """

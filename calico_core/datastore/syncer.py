@@ -114,12 +114,18 @@ class Syncer:
         self._last_resync = float("-inf")
         self._stop = threading.Event()
         self._in_sync = threading.Event()
+        self._is_following = False
         self._feed: Feed | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     @property
     def status(self) -> SyncStatus:
         return self._status
+
+    @property
+    def is_following(self) -> bool:
+        """Whether it hears of changes at this moment: in sync, and not cut off."""
+        return self._is_following
 
     @property
     def is_alive(self) -> bool:
@@ -257,10 +263,14 @@ class Syncer:
             raise
         with Feed(watches, self._stop) as feed:
             self._feed = feed
-            while not self._stop.is_set() and self._after:
-                found = feed.next(WATCH_WAIT_S)
-                if found is not None and not self._take(feed, found):
-                    return
+            self._is_following = True
+            try:
+                while not self._stop.is_set() and self._after:
+                    found = feed.next(WATCH_WAIT_S)
+                    if found is not None and not self._take(feed, found):
+                        return
+            finally:
+                self._is_following = False
 
     def _take(self, feed: Feed, first: tuple[str, WatchMessage]) -> bool:
         """Hand over a message with those already waiting, the latest of each key. False when the watch is over."""

@@ -80,7 +80,14 @@ class BlockIpam(Ipam):
         what = f"addresses for {request.handle}"
         versions = wanted_versions(request)
         plan = self._settle(
-            Job(versions, planner, companion, handles=(request.handle,), what=what, deadline_s=deadline_s)
+            Job(
+                versions,
+                planner,
+                companion,
+                handles=(request.handle, *request.takes_over),
+                what=what,
+                deadline_s=deadline_s,
+            )
         )
         log.debug("ipam.assigned", handle=request.handle, addresses=[str(address) for address in plan.addresses])
         return plan.addresses

@@ -26,7 +26,7 @@ from calico_core.ipam.steps import Fresh, Need
 from calico_core.log import get_logger
 from calico_core.model.addresses import contains
 from calico_core.model.blocks import AllocationAttributes, Block, IpamConfig
-from calico_core.model.keys import AffinityKey, BlockKey, IpamConfigKey
+from calico_core.model.keys import AffinityKey, BlockKey, HandleKey, IpamConfigKey
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,11 +187,22 @@ class FamilyAssignment:
         current = blocks.attributes_at(block, blocks.ordinal_of(block, address))
         if current is not None:
             self._require_fresh(cidr)
-            if not blocks.same_handle(current.handle_id, self._request.handle):
+            if blocks.same_handle(current.handle_id, self._request.handle):
+                self._write(pool, blocks.with_owner(block, block.owner))  # ours; its handle's record was lost
+                return
+            if current.handle_id is None or current.handle_id not in self._request.takes_over:
                 raise AddressInUse(str(address), current.handle_id)
-            self._write(pool, blocks.with_owner(block, block.owner))  # ours; its handle's record was lost: back with it
+            self._take_from(current.handle_id, pool, block, address)
             return
         self._write(pool, blocks.take_ordinal(block, blocks.ordinal_of(block, address), self._attributes))
+
+    def _take_from(self, holder: str, pool: Pool, block: Block, address: IPAddress) -> None:
+        if self._knowledge.handle(holder).as_of < 0:
+            raise Unknown(Need(keys=(HandleKey(holder),)))
+        ordinal = blocks.ordinal_of(block, address)
+        freed = blocks.release(block, (ordinal,), handle=holder).block
+        self._write(pool, blocks.take_ordinal(freed, ordinal, self._attributes))
+        self._draft.recount(holder, (block.cidr,))
 
     def _require_fresh(self, cidr: IPNetwork) -> None:
         if BlockKey(cidr) not in self._fresh.keys and self._family.version not in self._fresh.listed:

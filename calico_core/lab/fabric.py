@@ -26,7 +26,7 @@ from calico_core.lab.record import FabricRecord, HostRecord
 
 UPLINK = "eth0"
 BRIDGE = "fabric0"
-_SETTLE_S = 5.0
+_SETTLE_S = 20.0
 _POLL_S = 0.001
 _DEFAULT = {4: parse_prefix("0.0.0.0/0"), 6: parse_prefix("::/0")}
 

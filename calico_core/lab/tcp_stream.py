@@ -17,7 +17,7 @@ from calico_core.lab.probes import listener
 from calico_core.lab.station import Station, address_of, open_socket
 from calico_core.lab.traffic import TrafficThread
 
-_CONNECT_WAIT_S = 3.0
+_CONNECT_WAIT_S = 10.0
 _QUIET_S = 1.0
 _READ_BYTES = 1 << 16
 # struct tcp_info, linux/tcp.h: state first, total_retrans behind the receiver's estimates
@@ -82,7 +82,7 @@ class TcpStream(TrafficThread):
             )
 
     def _serve(self) -> None:
-        """:raises KernelRefused: no connection within 3 s."""
+        """:raises KernelRefused: no connection within 10 s."""
         with contextlib.ExitStack() as stack:
             server = stack.enter_context(listener(self._target, "tcp", self._port, ip_version=self._version))
             family = socket.AF_INET6 if self._version == 6 else socket.AF_INET

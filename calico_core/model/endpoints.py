@@ -70,7 +70,7 @@ class WorkloadEndpoint(Record, frozen=True):
     ``dns``, what another IPAM plugin said, are of the attachment that made it. ``attachments`` are those that stand
     now, where several networks may share the endpoint, and ``handle`` holds its addresses then: the last one to go
     releases them, whoever made the endpoint. ``is_borrowed``: interface and addresses are somebody else's, who takes
-    both back."""
+    both back. ``pod_uid``: of the Kubernetes pod that it is of; a later one of the same name has labels of its own."""
 
     state: Literal["active", "inactive"]
     name: str
@@ -96,6 +96,7 @@ class WorkloadEndpoint(Record, frozen=True):
     handle: str | None = None
     is_borrowed: bool = False
     dns: Dns | None = None
+    pod_uid: str | None = None
 
     def __post_init__(self) -> None:
         try:

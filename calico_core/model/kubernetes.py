@@ -32,6 +32,10 @@ _RESERVED = (
     NAMESPACE_LABEL_PREFIX, SERVICE_ACCOUNT_LABEL_PREFIX, "projectcalico.org/", PORT_LABEL_PREFIX, _POD_LABEL_PREFIX,
 )  # fmt: skip
 
+CONFIG_HASH = "kubernetes.io/config.hash"
+"""Of a pod that a kubelet runs from a file: it knows that one as the pod's identity, the API gives another, and a new
+one to whoever deletes it there while the containers run on."""
+
 _NOT_IN_PROFILE = re.compile(r"[^A-Za-z0-9._-]")
 
 DEFAULT_SERVICE_ACCOUNT = "default"
@@ -97,6 +101,15 @@ class Pod(_Object, frozen=True):
     @property
     def service_account(self) -> str:
         return self.spec.service_account_name or DEFAULT_SERVICE_ACCOUNT
+
+    @property
+    def config_hash(self) -> str:
+        """Empty but for pods that a kubelet runs from a file."""
+        return (self.metadata.annotations or {}).get(CONFIG_HASH, "")
+
+    def is_known_as(self, uid: str) -> bool:
+        """Whether the API or the pod's kubelet calls it so."""
+        return uid in {self.metadata.uid, self.config_hash}
 
 
 class NamedPort(NamedTuple):

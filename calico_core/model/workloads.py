@@ -20,7 +20,8 @@ Device = Literal["veth", "netkit"]
 class AddressRequest(Value, frozen=True):
     """Addresses wanted. ``requested`` are exact addresses (they count towards the numbers); ``pools_v4`` and
     ``pools_v6`` empty means any enabled pool. ``use``: what for; pools that are not for it give none. The same handle
-    asking again gets what it already holds, up to the number asked for."""
+    asking again gets what it already holds, up to the number asked for. ``takes_over``: handles that give up a
+    requested address which they hold."""
 
     handle: str
     num_v4: int = 0
@@ -30,6 +31,7 @@ class AddressRequest(Value, frozen=True):
     pools_v6: tuple[IPNetwork, ...] = ()
     use: Use = "Workload"
     attributes: dict[str, Any] = msgspec.field(default_factory=dict)
+    takes_over: tuple[str, ...] = ()
 
 
 class NewProfile(Value, frozen=True):
@@ -50,11 +52,11 @@ class Attach(Value, frozen=True):
     already holds. ``namespace``: path or description for messages; ``namespace_fd`` None means no interface is made
     (the caller or a later :meth:`Workloads.make_pair` does it). ``routes``: destinations beside the default route.
     ``floating``: addresses that lead to the workload's own of the same family. ``allowed_source_prefixes``: what it may
-    send from beside its own. ``labels`` and ``dns`` go to the record. An existing record of another ``container_id`` is
-    replaced only with ``replaces``. ``shared_handle``: further networks of the container may share the endpoint, and
-    join it if it stands; the handle that holds its addresses if it does not. Of what joins, only profiles count.
-    ``mac`` None: a random one; with ``may_change_mac`` others may give the interface another later, so what nobody
-    asked for is not recorded, and the workload not held to it.
+    send from beside its own. ``labels``, ``dns`` and ``pod_uid`` go to the record. An existing record of another
+    ``container_id`` is replaced only with ``replaces``. ``shared_handle``: further networks of the container may share
+    the endpoint, and join it if it stands; the handle that holds its addresses if it does not. Of what joins, only
+    profiles count. ``mac`` None: a random one; with ``may_change_mac`` others may give the interface another later, so
+    what nobody asked for is not recorded, and the workload not held to it.
     ``requires_mtu``: fail where neither the request nor the node names an MTU. ``queues``: of each end, both ways.
     ``device``: what a new pair is made of. ``is_borrowed``: the interface and its addresses are somebody else's, who
     takes both back.
@@ -76,6 +78,7 @@ class Attach(Value, frozen=True):
     queues: int = 1
     device: Device = "veth"
     dns: Dns | None = None
+    pod_uid: str | None = None
     container_id: str | None = None
     network: str | None = None
     replaces: bool = False
@@ -87,6 +90,13 @@ class Attach(Value, frozen=True):
     allow_ip_forwarding: bool = False
     is_borrowed: bool = False
     policy_timeout_s: float = 10.0
+
+    @property
+    def wants_ipv6(self) -> bool:
+        wanted = self.addresses
+        if isinstance(wanted, AddressRequest):
+            return bool(wanted.num_v6) or any(address.version == 6 for address in wanted.requested)
+        return any(address.version == 6 for address in wanted)
 
 
 class Attached(Value, frozen=True):

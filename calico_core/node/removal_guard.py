@@ -54,6 +54,10 @@ _NOUNS: dict[type[Key], str] = {
     GlobalConfigKey: "settings",
     HostConfigKey: "settings of hosts",  # no sign by themselves: hosts withdraw them, as tunnel addresses
 }
+LASTING: dict[type[Key], str] = {
+    kind: _NOUNS[kind] for kind in (HostEndpointKey, NetworkSetKey, PolicyKey, TierKey, ProfileRulesKey, PoolKey)
+}
+"""What an operator has made, so that a node that starts can tell by its number whether it is lost."""
 _BY_EVENTS = frozenset({_LOCAL, "policies", "tiers", "profiles"})
 """Of these a flood of deletions is suspect too; that most remote endpoints end within seconds happens. What was written
 a moment before is somebody's work and no part of a flood; of local endpoints the kernel knows better."""
@@ -83,6 +87,7 @@ class RemovalGuard:
         self._confirm_after_s = confirm_after_s
         self._local: dict[Key, WorkloadEndpoint] = {}
         self._interfaces: frozenset[str] | None = None  # those of the above, when it was asked last
+        self._lasting: dict[str, set[Key]] = {noun: set() for noun in LASTING.values()}
         self._recent: deque[tuple[float, str]] = deque()
         self._written: dict[Key, float] = {}  # by events, in the order of time; see _BY_EVENTS
         self._waiting: dict[Key, Update] = {}
@@ -116,6 +121,11 @@ class RemovalGuard:
             self._interfaces = frozenset(record.name for record in self._local.values())
         return self._interfaces
 
+    @property
+    def records(self) -> dict[str, int]:
+        """How many of each lasting kind were passed on, by noun."""
+        return {noun: len(keys) for noun, keys in self._lasting.items() if keys}
+
     # --- what passes -----------------------------------------------------------------------------------------
 
     def pass_on(self, batch: SyncBatch, now: float) -> list[Update]:
@@ -127,6 +137,8 @@ class RemovalGuard:
                 deletions.append(update)
                 continue
             passed.append(update)
+            if noun := LASTING.get(type(update.key)):
+                self._lasting[noun].add(update.key)
             if not batch.is_snapshot:
                 self._note_written(update.key, now)
             if self._waiting or self._noun(update.key) == _LOCAL:
@@ -213,6 +225,8 @@ class RemovalGuard:
         for update in released:
             if self._local.pop(update.key, None) is not None:
                 self._interfaces = None
+            elif noun := LASTING.get(type(update.key)):
+                self._lasting[noun].discard(update.key)
         return released
 
     def _release(self, keys: list[Key]) -> list[Update]:

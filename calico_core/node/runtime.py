@@ -41,7 +41,7 @@ from calico_core.node.log_targets import LogTargets
 from calico_core.node.metric import Metric
 from calico_core.node.pages import NodePages
 from calico_core.node.questions import Parts
-from calico_core.node.remembered import RememberedInterfaces
+from calico_core.node.remembered import Remembered
 from calico_core.node.remembered_mtu import RememberedMtu
 from calico_core.node.restart import Restart
 from calico_core.node.router import Router
@@ -50,6 +50,7 @@ from calico_core.node.socket_api import ABOUT_THE_NODE, SOCKET_NAME, SocketServe
 from calico_core.node.status import StatusReporter
 from calico_core.node.stored_config import read_stored_config, tell_settings, with_stored_config
 from calico_core.node.tunnels import TunnelKeeper
+from calico_core.node.unready_store import UnreadyStore
 from calico_core.node.vital_signs import VitalSigns
 from calico_core.plugin_host.loader import load_driver
 from calico_core.plugin_host.namespaces import ROUTING
@@ -103,6 +104,7 @@ class Runtime:
         self._server = SocketServer(settings.socket, self._answer, listeners=self._listeners)
         self._has_waiting = False
         self._is_open = False
+        self._unready: UnreadyStore | None = None
         self._ends_routing = os.getpid() == 1
         """A container takes its processes along."""
 
@@ -112,11 +114,12 @@ class Runtime:
         addresses = node_addresses(self._settings)
         self._close_to_unknown()
         records = self._open_records()
+        remembered = self._await_believable(records)
         live = self._read_config(records)
         dataplane = self._open_dataplane()
         self._register(records, *addresses)
         self._start_reporter(records)
-        agent = self._start_agent(records, dataplane, live)
+        agent = self._start_agent(records, dataplane, live, remembered)
         self._start_routing(records)
         ipam = composition.open_ipam(records, self.host)
         self._stack.callback(ipam.close)
@@ -153,6 +156,9 @@ class Runtime:
     def _doubts_store(self) -> bool:
         return self._agent is not None and self._agent.doubts_store
 
+    def _trusts_store(self) -> bool:
+        return self._agent is not None and self._agent.trusts_store
+
     def _prepare_restart(self) -> None:
         """Callers wait for the next program, and so does the routing daemon. Any thread."""
         self._ends_routing = False
@@ -179,7 +185,7 @@ class Runtime:
 
     def _take_place(self) -> None:
         """One node a host, whose health can be asked for from now on."""
-        lock = take_run_directory(self._settings.run_directory)
+        lock = take_run_directory(self._settings.run_directory, self._settings.origins.get("run_directory", "default"))
         self._stack.callback(lock.close)
         self._watch_over_waiting()
         self._stack.callback(self._pages.stop)
@@ -217,6 +223,24 @@ class Runtime:
         if not startup.wait_for_store(records, self.stopping, on_away=self._send_waiting_away):
             raise NotReady("stopped while waiting for the datastore")
         return records
+
+    def _await_believable(self, records: Records) -> Remembered:
+        """Until the datastore may be begun with; gives what an earlier life of the node had. Raises ``NotReady`` when
+        the node is to stop before."""
+        settings = self._settings
+        confirm_after_s = settings.confirm_removals_after_s
+        remembered = Remembered(Path(settings.state_directory, "interfaces.json"), confirm_after_s=confirm_after_s)
+        self._unready = UnreadyStore(records, self.host, remembered, confirm_after_s=confirm_after_s)
+        if not self._unready.wait(self.stopping, self._tell_unready):
+            raise NotReady("stopped while waiting for the datastore to be ready")
+        return remembered
+
+    def _tell_unready(self, reason: str) -> None:
+        """Whoever asks this node is to hear why it does not go on. '': it does."""
+        self._signs.start_waits_for = reason
+        if reason:
+            self._stack.callback(self._server.stop)
+            self._server.start()
 
     def _read_config(self, records: Records) -> LiveSettings:
         """The settings are those of the datastore too afterwards; what is given back follows their changes."""
@@ -267,7 +291,7 @@ class Runtime:
         self._reporter.start()
         self._signs.loops["reporter"] = self._reporter
 
-    def _start_agent(self, records: Records, dataplane: Dataplane, live: LiveSettings) -> Agent:
+    def _start_agent(self, records: Records, dataplane: Dataplane, live: LiveSettings, remembered: Remembered) -> Agent:
         settings = self._settings
         agent = self._agent = Agent(
             store=records.store,
@@ -283,9 +307,8 @@ class Runtime:
             give_up_after_s=settings.loop_limit_s,
             max_set_size=settings.max_set_size,
             has_ipv6=not ipv6_lack(settings),
-            remembered=RememberedInterfaces(
-                Path(settings.state_directory, "interfaces.json"), confirm_after_s=settings.confirm_removals_after_s
-            ),
+            settings_differ=lambda: bool(live.differing),
+            remembered=remembered,
         )
         self._start_endpoint_files(settings, agent)
         self._stack.callback(agent.stop)
@@ -316,7 +339,9 @@ class Runtime:
         return self._routing
 
     def _start_routing(self, records: Records) -> None:
-        self._router = Router(store=records.store, host=self.host, routing=self._require_routing())
+        self._router = Router(
+            store=records.store, host=self.host, routing=self._require_routing(), trusts_store=self._trusts_store
+        )
         self._stack.callback(self._router.stop)
         self._router.start()
         self._signs.routing_status, self._signs.router = self._require_routing().status, self._router
@@ -330,6 +355,7 @@ class Runtime:
             refresh_interval_s=refresh_interval_s(self._settings),
             mtu_interfaces=self._settings.mtu_interfaces,
             on_mtu=RememberedMtu(self._settings).note,
+            trusts_store=self._trusts_store,
         )
         self._stack.callback(self._tunnels.stop)
         self._tunnels.start()
@@ -378,7 +404,9 @@ class Runtime:
 
     def _answer(self, call: Call) -> CallReply | None:
         if not self._is_open:
-            return _STARTING if call.program == ABOUT_THE_NODE else None
+            if call.program != ABOUT_THE_NODE:
+                return None
+            return self._unready.answer(call) if self._unready is not None and self._unready.reason else _STARTING
         if call.program == ABOUT_THE_NODE:
             return questions.answer(call, self._parts())
         return self._hosted.answer(call)

@@ -41,6 +41,7 @@ def _unchecked(request: Attach, mac: EUI | None, addresses: tuple[IPAddress, ...
         handle=request.shared_handle,
         is_borrowed=request.is_borrowed,
         dns=request.dns,
+        pod_uid=request.pod_uid,
     )
 
 

@@ -84,6 +84,17 @@ def departure(record: WorkloadEndpoint | None, request: Detach) -> Departure:
     return Departure(None, is_changed=True, handles=handles, own_profiles=record.own_profiles)
 
 
+def interfaces_to_remove(
+    record: WorkloadEndpoint | None, remaining: WorkloadEndpoint | None, request: Detach
+) -> tuple[str, ...]:
+    """Host ends, when ``remaining`` is left of ``record``. The record's has another name than the request's if the
+    host's prefix was changed since."""
+    names = [request.interface]
+    if record is not None and remaining is None and not record.is_borrowed:
+        names.append(record.name)
+    return _once(*(name for name in names if remaining is None or remaining.name != name))
+
+
 def abandoned_handle(record: WorkloadEndpoint) -> str | None:
     """The handle of a shared endpoint, if the attachment that it is named after is gone."""
     maker = (record.network, record.ifname)

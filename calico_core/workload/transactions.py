@@ -128,8 +128,11 @@ class EndpointTransactions:
 
     def take_back(self, request: Attach, committed: Committed) -> None:
         """Take back what :meth:`commit` committed, if nobody has changed it since: the record it replaced returns.
-        Profiles that are not its own stay: others may have come to use them."""
+        Profiles that are not its own stay: others may have come to use them. A record whose address was taken over does
+        not return: the address is nobody's now."""
         path = request.key.path
+        if isinstance(request.addresses, AddressRequest) and request.addresses.takes_over:
+            committed = committed._replace(replaced=None, copies=())
         back = Put(path, codec.encode(committed.replaced)) if committed.replaced is not None else Delete(path)
         restored = {put.key for put in committed.copies}
         gone = [each for each in profile_deletions(committed.endpoint.own_profiles) if each.key not in restored]

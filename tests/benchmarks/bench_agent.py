@@ -29,7 +29,8 @@ from typing import Any
 from tests.benchmarks import namespaces, yardsticks
 from tests.benchmarks.cni_plugin import Plugin, ours
 from tests.benchmarks.kernels import KERNELS, Kernel, MemberWatch, Monitor
-from tests.benchmarks.laboratory import a_host, install_plugin, run_inside
+from tests.benchmarks.laboratory import a_host, arguments_or_plan, install_plugin, run_inside
+from tests.command_line import require_root
 
 ENDPOINTS = 100
 READY_WITHIN_S = 60.0
@@ -304,23 +305,19 @@ def outside(arguments: argparse.Namespace) -> None:
                 run_inside(host, __file__, plan, timeout_s=1800)
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataplane", choices=sorted(KERNELS), default="nftables")
     parser.add_argument("--writes", type=int, default=30, help="of each kind")
     parser.add_argument("--starts", type=int, default=3, help="of each kind")
     parser.add_argument("--idle", type=float, default=30.0, help="seconds to look at the idle agent")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.inside:
-        inside(json.load(sys.stdin))
-        return 0
-    if os.geteuid() != 0:
-        sys.stderr.write("needs root\n")
-        return 2
+    arguments, plan = arguments_or_plan(parser)
+    if plan is not None:
+        inside(plan)
+        return
+    require_root(parser)
     outside(arguments)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,13 @@ def install_plugin(host: LabHost, folder: str, *options: str) -> Path:
     target = host.directory / "cni" / folder
     host.calicoctl(*("cni", "install", *options, "--bin-dir", str(target), "--conf-dir", str(host.cni_conf_directory)))
     return target
+
+
+def arguments_or_plan(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str, Any] | None]:
+    """The plan in a process that :func:`run_inside` has started, None elsewhere."""
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    return arguments, json.load(sys.stdin) if arguments.inside else None
 
 
 def run_inside(host: LabHost, script: str, plan: dict[str, Any], *, timeout_s: float) -> None:

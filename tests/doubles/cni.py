@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from calico_cni.integration import CniIntegration
 from calico_core.dataplane.memory import MemoryDataplane
 from calico_core.datastore.memory import MemoryDatastore
@@ -33,8 +35,11 @@ class CniCalls:
 
     def __init__(self, namespace_fd: int, context: IntegrationContext) -> None:
         self.namespace_fd = namespace_fd
-        self.context = context
         context.records.put(ReadyKey(), "true")
+        self.prepare(context)
+
+    def prepare(self, context: IntegrationContext) -> None:
+        self.context = context
         self.integration = CniIntegration()
         self.integration.prepare(context)
 
@@ -108,6 +113,12 @@ class CniOnService(CniCalls):
         )
         super().__init__(namespace_fd, context)
         add_pool(self.store, "10.65.0.0/24")
+
+    def restart(self, **settings: Any) -> None:
+        """As with other settings."""
+        self.integration.close()
+        changed = msgspec.structs.replace(self.context.settings, **settings)
+        self.prepare(msgspec.structs.replace(self.context, settings=changed))
 
     def close(self) -> None:
         self.integration.close()

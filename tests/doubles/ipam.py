@@ -44,7 +44,7 @@ class MemoryIpam(Ipam):
             standing = self._of(request.handle)
             chosen = [*standing, *(each for each in request.requested if each not in standing)]
             for address in request.requested:
-                self._require_free(address, request.handle)
+                self._require_free(address, request.handle, request.takes_over)
             for version, wanted, pools in (
                 (4, request.num_v4, request.pools_v4),
                 (6, request.num_v6, request.pools_v6),
@@ -107,10 +107,10 @@ class MemoryIpam(Ipam):
     def _of(self, handle: str) -> tuple[IPAddress, ...]:
         return tuple(sorted(address for address, (holder, _) in self.held.items() if holder == handle))
 
-    def _require_free(self, address: IPAddress, handle: str) -> None:
+    def _require_free(self, address: IPAddress, handle: str, takes_over: Sequence[str] = ()) -> None:
         if not any(contains(pool, address) for pool in self.pools):
             raise OutsidePools(str(address), tuple(map(str, self.pools)))
-        if address in self.held and self.held[address][0] != handle:
+        if address in self.held and self.held[address][0] not in {handle, *takes_over}:
             raise AddressInUse(str(address), self.held[address][0])
 
     def _free(

@@ -46,7 +46,8 @@ class Followed:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self.lines.append(json.loads(line))
+            if line.endswith(b"\n"):  # the last one may be cut short by the end
+                self.lines.append(json.loads(line))
 
 
 @pytest.fixture(params=["nftables", "iptables"])

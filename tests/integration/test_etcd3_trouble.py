@@ -131,7 +131,7 @@ def test_the_next_endpoint_takes_over(
         store.put("/calico/a", b"1")
         watch = store.watch("/calico/", store.list("/calico/").revision)
         store.put("/calico/a", b"2")
-        assert isinstance(watch.next(5), Batch)
+        assert isinstance(watch.next(30), Batch)
 
 
 def test_a_lost_server_ends_watches_and_a_returning_one_serves(
@@ -142,7 +142,7 @@ def test_a_lost_server_ends_watches_and_a_returning_one_serves(
     watches = [store.watch("/calico/", revision), store.watch("/calico/b/", revision)]
     etcd.stop()
     for watch in watches:
-        message = watch.next(10)
+        message = watch.next(30)
         assert isinstance(message, Lost)
         assert etcd.endpoint in message.reason
         assert watch.next(0) is None
@@ -160,7 +160,7 @@ def test_a_lost_server_ends_watches_and_a_returning_one_serves(
     assert entry.value == b"1"
     again = store.watch("/calico/", revision)
     store.put("/calico/a", b"2")
-    assert isinstance(again.next(10), Batch)
+    assert isinstance(again.next(30), Batch)
 
 
 def test_tls_against_a_plain_server_is_unavailable(
@@ -192,7 +192,7 @@ def test_users_and_permissions(etcd: EtcdServer, open_store: Callable[..., Etcd3
         node = open_store(etcd.url, username="node", password="word")
         revision = node.put("/calico/a", b"1")
         watch = node.watch("/calico/", revision - 1)  # the history before may be compacted: others use this server
-        assert isinstance(watch.next(10), Batch)
+        assert isinstance(watch.next(30), Batch)
         for store, key in [
             (node, "/elsewhere"),
             (open_store(etcd.url, username="node", password="wrong"), "/calico/a"),
@@ -243,9 +243,9 @@ def test_a_large_revision_arrives_whole(etcd: EtcdServer, open_store: Callable[.
     assert len(store.list("/calico/big/").entries) == 6
     watch = store.watch("/calico/big/", revision)
     for _ in range(6):
-        assert isinstance(watch.next(10), Batch)
+        assert isinstance(watch.next(30), Batch)
     store.delete_prefix("/calico/big/")
-    gone = watch.next(10)
+    gone = watch.next(30)
     assert isinstance(gone, Batch)
     assert len(gone.events) == 6
 

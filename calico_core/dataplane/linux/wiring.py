@@ -124,7 +124,11 @@ class VethWiring(WorkloadWiring):
                 return (f"container interface {request.container_interface} is missing",)
             if not are_peers(host, link, inner, request.namespace_fd):
                 return (f"{request.interface} and {request.container_interface} are not one pair",)
-            return tuple(self._differences(host, container, request, wanted, link, inner))
+            # that to the next hop belongs to the interface with the default route, and may have gone with it: routes
+            # that stand do not need it
+            is_first = request.is_default_route or any(not each.prefixlen for each in request.routes)
+            found = self._differences(host, container, request, wanted, link, inner, needs_next_hop=is_first)
+            return tuple(found)
 
     def host_end(self, namespace_fd: int, container_interface: str) -> str | None:
         with RouteSocket(namespace_fd) as container, self._sockets.borrow() as host:
@@ -320,6 +324,8 @@ class VethWiring(WorkloadWiring):
         wanted: WantedAddresses,
         link: Link,
         inner: Link,
+        *,
+        needs_next_hop: bool = True,
     ) -> list[str]:
         found: list[str] = []
         if not link.is_up:
@@ -339,6 +345,7 @@ class VethWiring(WorkloadWiring):
             wanted,
             has_default_route=request.is_default_route,
             destinations=_destinations(request),
+            needs_next_hop=needs_next_hop,
         )
         routed = {route.destination for route in host.routes(index=link.index)}
         found += [f"host route {each} through {link.name} is missing" for each in wanted.all if each not in routed]

@@ -204,9 +204,11 @@ class PolicyTable:
         plan = reconcile(self._builder.table, before, names)
         if not plan:
             return TableReport(failures=self._failures())
-        from calico_core.dataplane.nftables.lost_addresses import lost_addresses
+        lost: frozenset[tuple[int, int]] = frozenset()
+        if plan.takes_elements:
+            from calico_core.dataplane.nftables.lost_addresses import lost_addresses
 
-        lost = lost_addresses(plan, self._builder, before)
+            lost = lost_addresses(plan, self._builder, before)
         path = self._commit(plan)
         if _WHOLE_TABLE in self._closed:
             return TableReport(failures=self._failures())
@@ -333,6 +335,8 @@ class PolicyTable:
             raise
 
     def _failures(self) -> tuple[Failure, ...]:
+        if not self._builder.problems and not self._closed:
+            return ()
         reasons = {**self._builder.problems, **self._closed}
         return tuple(Failure(subject, reason) for subject, reason in sorted(reasons.items()))
 

@@ -15,10 +15,9 @@ from netaddr import IPAddress
 
 from calico_cni.delegate import Delegate, Delegated
 from calico_cni.environment import Invocation
-from calico_cni.identity import Identity, network_profile, open_profile
+from calico_cni.identity import Identity, network_profile, open_profile, recorded_handle
 from calico_cni.kubernetes import FLOATING_ANNOTATION, PodPolicy
 from calico_cni.labels import endpoint_labels
-from calico_cni.namespace import check_container_namespace
 from calico_cni.outcome import Outcome
 from calico_cni.previous import Previous
 from calico_cni.programs import IPAM_PROGRAM
@@ -26,7 +25,7 @@ from calico_cni.requested import address_request, requested_mac
 from calico_cni.results import Interface, Ip, Result, Route, encode_result
 from calico_cni.routes import ContainerRoutes, container_routes
 from calico_cni.wire import POLICY_ONLY, NetworkConfiguration
-from calico_core.errors import InvalidRecord, InvalidRequest, NotReady
+from calico_core.errors import AddressInUse, InvalidRecord, InvalidRequest
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.model.endpoints import Dns, WorkloadEndpoint
 from calico_core.model.workloads import AddressRequest, Attach, Attached
@@ -52,6 +51,7 @@ class AttachCall:
         invocation: Invocation,
         configuration: NetworkConfiguration,
         identity: Identity,
+        namespace_fd: int,
         pod: PodPolicy | None = None,
     ) -> None:
         self._context = context
@@ -59,17 +59,15 @@ class AttachCall:
         self._invocation = invocation
         self._configuration = configuration
         self._identity = identity
+        self._namespace_fd = namespace_fd
         self._pod = pod
 
     def run(self) -> Outcome:
         """Raises what the table in ``errors`` maps; nothing is left then that was not there before."""
-        namespace_fd = check_container_namespace(self._call.namespace_fd, self._invocation)
-        if self._configuration.fallback == "never" and not self._context.is_resident:
-            raise NotReady("the node does not run, and the configuration forbids to do without (fallback: never)")
         if self._configuration.has_prev_result:
-            return self._add_policy(namespace_fd)
+            return self._add_policy()
         if self._pod is not None and self._pod.addresses:
-            return self._attach(namespace_fd, self._pod.addresses)
+            return self._attach(self._pod.addresses)
         if self._configuration.ipam.type == IPAM_PROGRAM:
             wanted = address_request(
                 self._configuration,
@@ -79,24 +77,39 @@ class AttachCall:
                 orchestrator=self._identity.key.orchestrator,
                 interface=self._identity.interface,
             )
-            return self._attach(namespace_fd, wanted)
+            return self._attach(wanted)
         with self._delegated() as delegated:
-            return self._attach(namespace_fd, delegated.addresses, delegated.dns)
+            return self._attach(delegated.addresses, delegated.dns)
 
-    def _attach(
-        self, namespace_fd: int, addresses: AddressRequest | tuple[IPAddress, ...], dns: Dns = _NO_DNS
-    ) -> Outcome:
-        request = msgspec.structs.replace(self._request(namespace_fd, addresses), dns=dns if dns != _NO_DNS else None)
+    def _attach(self, addresses: AddressRequest | tuple[IPAddress, ...], dns: Dns = _NO_DNS) -> Outcome:
+        request = msgspec.structs.replace(self._request(addresses), dns=dns if dns != _NO_DNS else None)
         result = _result(self._attached(request), self._invocation, self._configuration, dns)
         return Outcome(encode_result(result, self._configuration.version))
 
     def _attached(self, request: Attach) -> Attached:
         try:
-            return self._context.workloads.attach(request)
+            try:
+                return self._context.workloads.attach(request)
+            except AddressInUse as error:
+                addresses = self._taken_over(request, error)
+                return self._context.workloads.attach(msgspec.structs.replace(request, addresses=addresses))
         except InvalidRequest as error:
             if error.field not in _WRITTEN_AS:
                 raise
             raise InvalidRequest(_WRITTEN_AS[error.field], error.reason) from error
+
+    def _taken_over(self, request: Attach, error: AddressInUse) -> AddressRequest:
+        """A pod's own address goes from its last sandbox to the one in its place, whose DEL comes later or never.
+
+        :raises AddressInUse: it is another's.
+        """
+        standing = self._context.records.get(request.key) if request.replaces else None
+        if standing is None or not isinstance(request.addresses, AddressRequest):
+            raise error
+        is_replaced = standing.record.container_id != request.container_id
+        if not is_replaced or error.holder is None or recorded_handle(standing.record) != error.holder:
+            raise error
+        return msgspec.structs.replace(request.addresses, takes_over=(error.holder,))
 
     @contextlib.contextmanager
     def _delegated(self) -> Iterator[Delegated]:
@@ -123,10 +136,10 @@ class AttachCall:
             return None
         return found.record if found is not None else None
 
-    def _add_policy(self, namespace_fd: int) -> Outcome:
+    def _add_policy(self) -> Outcome:
         """The result of the plugins before goes on as it came."""
         previous = Previous.of(self._configuration, self._invocation.interface)
-        host_end = self._context.workloads.host_end(namespace_fd, self._invocation.interface)
+        host_end = self._context.workloads.host_end(self._namespace_fd, self._invocation.interface)
         if host_end is None:
             raise InvalidRequest("prevResult", f"{self._invocation.interface} is no pair with an end in the host")
         is_forced = self._configuration.mode == POLICY_ONLY
@@ -137,7 +150,7 @@ class AttachCall:
             reason = f"{host_end} does not begin with the node's interface prefix ({settings.interface_prefix})"
             raise InvalidRequest("prevResult", f"{reason}, so no policy would be in force on it")
         request = msgspec.structs.replace(
-            self._request(namespace_fd, previous.addresses),
+            self._request(previous.addresses),
             interface=host_end,
             namespace_fd=None,
             is_borrowed=True,
@@ -146,7 +159,7 @@ class AttachCall:
         self._attached(request)
         return Outcome(previous.encode(self._configuration.version))
 
-    def _request(self, namespace_fd: int, addresses: AddressRequest | tuple[IPAddress, ...]) -> Attach:
+    def _request(self, addresses: AddressRequest | tuple[IPAddress, ...]) -> Attach:
         configuration, invocation = self._configuration, self._invocation
         profile = open_profile(configuration.name) if self._pod else network_profile(configuration.name)
         routes = container_routes(configuration)
@@ -154,7 +167,7 @@ class AttachCall:
             key=self._identity.key,
             interface=self._identity.interface,
             addresses=addresses,
-            namespace_fd=namespace_fd,
+            namespace_fd=self._namespace_fd,
             namespace=invocation.namespace,
             container_interface=invocation.interface,
             profiles=(profile.name,),
@@ -178,6 +191,7 @@ class AttachCall:
             request = msgspec.structs.replace(
                 request,
                 labels=self._pod.labels,
+                pod_uid=self._pod.uid or None,
                 floating=self._pod.floating,
                 allowed_source_prefixes=self._pod.source_prefixes,
                 replaces=True,

@@ -45,10 +45,17 @@ class AttachmentLocks:
 
     @contextlib.contextmanager
     def hold(
-        self, program: str, network: str, invocation: Invocation, has_left: Callable[[], bool] = lambda: False
+        self,
+        program: str,
+        network: str,
+        invocation: Invocation,
+        has_left: Callable[[], bool] = lambda: False,
+        *,
+        pod: tuple[str, str] | None = None,
     ) -> Iterator[None]:
         """For an ADD or a DEL of ``program``, whose plugins may have another program of ours do a part of the work.
-        ``has_left``: whether the caller did, while the call waited.
+        ``has_left``: whether the caller did, while the call waited. ``pod``: where the attachment is named after it:
+        record and interface are those of every container of the pod.
 
         :raises NotReady: an earlier one does not end, or nobody is there any more; nothing was done then.
         """
@@ -60,9 +67,13 @@ class AttachmentLocks:
             return
         try:
             whole = f"{program}:{network}:{invocation.container_id}:{invocation.interface}"
-            if not self._try(descriptor, whole):
+            # one after the other, always in this order: nobody waits in a ring
+            needed = [whole] if pod is None else [whole, f"{program}:{'/'.join(pod)}:{invocation.interface}"]
+            while needed and self._try(descriptor, needed[0]):
+                del needed[0]
+            if needed:
                 log.info("attachment.busy", network=network, container=invocation.container_id)
-                self._wait(descriptor, whole, TIMEOUTS_S[invocation.command])
+                self._wait(descriptor, needed, TIMEOUTS_S[invocation.command])
                 lap("attachment")
                 if has_left():
                     raise NotReady(f"the caller of {invocation.command} for {whole} left while an earlier call ran")
@@ -70,12 +81,13 @@ class AttachmentLocks:
         finally:
             os.close(descriptor)
 
-    def _wait(self, descriptor: int, attachment: str, timeout_s: float) -> None:
+    def _wait(self, descriptor: int, names: list[str], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        while not self._try(descriptor, attachment):
-            if time.monotonic() >= deadline:
-                raise NotReady(f"an earlier call for {attachment} has not ended within {timeout_s:g} s")
-            time.sleep(_PAUSE_S)
+        for name in names:
+            while not self._try(descriptor, name):
+                if time.monotonic() >= deadline:
+                    raise NotReady(f"an earlier call for {name} has not ended within {timeout_s:g} s")
+                time.sleep(_PAUSE_S)
 
     def _try(self, descriptor: int, attachment: str) -> bool:
         """False while another call holds it."""

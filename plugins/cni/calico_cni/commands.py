@@ -21,6 +21,7 @@ from calico_cni.interface_mode import may_share_interface, shares_interface
 from calico_cni.kubernetes import PodName, Pods
 from calico_cni.legacy import LegacyEndpoints
 from calico_cni.migrations import Migrations
+from calico_cni.namespace import check_container_namespace
 from calico_cni.outcome import Outcome
 from calico_cni.pod_cidr import wants_pod_cidr
 from calico_cni.programs import IPAM_PROGRAM, NETWORK_PROGRAM
@@ -38,7 +39,7 @@ from calico_cni.wire import (
     parse_configuration,
     unknown_keys,
 )
-from calico_core.errors import InvalidRecord, StoreNotReady, Unavailable
+from calico_core.errors import InvalidRecord, NotReady, StoreNotReady, Unavailable
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.log import get_logger
 from calico_core.model.endpoints import WorkloadEndpoint
@@ -104,15 +105,25 @@ class NetworkCommands:
             log.info("configuration.unknown_keys", network=configuration.name, keys=", ".join(strangers))
         check_add(configuration)
         check_supported(configuration, host=self._context.host)
-        with self._locks.hold(NETWORK_PROGRAM, configuration.name, invocation, call.caller_left):
-            return self._attach(call, invocation, configuration)
+        namespace_fd = check_container_namespace(call.namespace_fd, invocation)
+        if configuration.fallback == "never" and not self._context.is_resident:
+            raise NotReady("the node does not run, and the configuration forbids to do without (fallback: never)")
+        pod = _pod_of(call, invocation)
+        with self._locks.hold(NETWORK_PROGRAM, configuration.name, invocation, call.caller_left, pod=pod):
+            if configuration.readiness_gates:
+                wait_for_gates(configuration.readiness_gates)
+                lap("readiness_gates")
+            with self._deferred.cancelled(NETWORK_PROGRAM, configuration.name, invocation):
+                return self._attach(call, invocation, configuration, pod, namespace_fd)
 
-    def _attach(self, call: Call, invocation: Invocation, configuration: NetworkConfiguration) -> Outcome:
-        if configuration.readiness_gates:
-            wait_for_gates(configuration.readiness_gates)
-            lap("readiness_gates")
-        self._deferred.cancel(NETWORK_PROGRAM, configuration.name, invocation)
-        pod = PodName.of(invocation.arguments) if is_of_kubernetes(call.stdin) else None
+    def _attach(
+        self,
+        call: Call,
+        invocation: Invocation,
+        configuration: NetworkConfiguration,
+        pod: PodName | None,
+        namespace_fd: int,
+    ) -> Outcome:
         identity = self._identify(configuration, invocation, pod)
         if is_foreign(configuration) and wants_pod_cidr(call.stdin):
             stdin = self._pods.with_pod_cidrs(configuration, call.stdin, self._context.host)
@@ -122,7 +133,7 @@ class NetworkCommands:
         if pod is not None:
             policy, configuration = self._pods.policy_and_wishes(configuration, invocation, pod)
             lap("kubernetes")
-        attach = AttachCall(self._context, call, invocation, configuration, identity, policy)
+        attach = AttachCall(self._context, call, invocation, configuration, identity, namespace_fd, policy)
         if configuration.has_prev_result:
             return attach.run()
         with self._migrations.admitted(configuration.name, configuration.ipam.type):
@@ -131,7 +142,8 @@ class NetworkCommands:
     def _delete(self, call: Call, invocation: Invocation) -> Outcome:
         """Interface, record and addresses. Whatever fails, the parts that do not need it are done."""
         configuration = parse_configuration(call.stdin, MinimalConfiguration)
-        with self._locks.hold(NETWORK_PROGRAM, configuration.name, invocation):
+        pod = _pod_of(call, invocation)
+        with self._locks.hold(NETWORK_PROGRAM, configuration.name, invocation, pod=pod):
             self._detach_all(call, invocation, configuration.name)
         return Outcome()
 
@@ -240,8 +252,7 @@ class NetworkCommands:
     def _check(self, call: Call, invocation: Invocation) -> Outcome:
         configuration = parse_configuration(call.stdin, NetworkConfiguration)
         check_command(configuration.version, "CHECK")
-        pod = PodName.of(invocation.arguments) if is_of_kubernetes(call.stdin) else None
-        identity = self._identify(configuration, invocation, pod)
+        identity = self._identify(configuration, invocation, _pod_of(call, invocation))
         CheckCall(self._context, call, invocation, configuration, identity).run()
         return Outcome()
 
@@ -278,6 +289,11 @@ class NetworkCommands:
             pod=pod,
             is_shared=is_shared,
         )
+
+
+def _pod_of(call: Call, invocation: Invocation) -> PodName | None:
+    """The pod that the endpoint is named after."""
+    return PodName.of(invocation.arguments) if is_of_kubernetes(call.stdin) else None
 
 
 def collect(

@@ -7,11 +7,12 @@ released only if they still belong to the same container. Source: cni specificat
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -91,17 +92,23 @@ class DeferredDetaches:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if len(self._names()) >= LIMIT:
                 raise NotReady(f"{LIMIT} detaches wait for the datastore in {self._directory}")
-            self._write(detach)
+            self._write(self._directory / detach.file_name, msgspec.json.encode(detach))
         except OSError as error:
             raise NotReady(f"a detach cannot be put off in {self._directory}: {error.strerror}") from error
         log.warning("detach.deferred", network=detach.network, container=detach.container_id)
 
-    def cancel(self, program: str, network: str, invocation: Invocation) -> None:
-        """The attachment is wanted again. One that is being replayed is waited for."""
+    @contextlib.contextmanager
+    def cancelled(self, program: str, network: str, invocation: Invocation) -> Iterator[None]:
+        """The attachment is wanted again: what was put off is forgotten, unless the body fails. One that is being
+        replayed is waited for."""
         path = self._directory / DeferredDetach.of(program, network, invocation).file_name
-        if path.exists():
-            with self._replaying:
-                path.unlink(missing_ok=True)
+        forgotten = self._take(path) if path.exists() else None
+        try:
+            yield
+        except BaseException:
+            if forgotten is not None:
+                self._put_back(path, forgotten)
+            raise
 
     def all(self) -> tuple[DeferredDetach, ...]:
         """Oldest first. A file that is not ours to read is left alone and logged."""
@@ -142,14 +149,30 @@ class DeferredDetaches:
                 with self._replaying:
                     (self._directory / detach.file_name).unlink(missing_ok=True)
 
+    def _take(self, path: Path) -> bytes | None:
+        with self._replaying:
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:
+                return None
+            path.unlink()
+            return content
+
+    def _put_back(self, path: Path, content: bytes) -> None:
+        """What fails is logged: whoever waits is to hear of the first error."""
+        try:
+            self._write(path, content)
+        except OSError as error:
+            log.error("detach.lost", file=path.name, reason=error.strerror)
+
     def _names(self) -> list[str]:
         try:
             return [name for name in os.listdir(self._directory) if name.endswith(_SUFFIX)]  # noqa: PTH208 - names only
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def _write(self, detach: DeferredDetach) -> None:
-        replace_file(self._directory / detach.file_name, msgspec.json.encode(detach), 0o600)
+    def _write(self, path: Path, content: bytes) -> None:
+        replace_file(path, content, 0o600)
         folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)

@@ -9,6 +9,7 @@ import hashlib
 from typing import NamedTuple
 
 from calico_core.model import kubernetes
+from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.rules import Rule, RuleLists
 from calico_core.model.workloads import NewProfile
@@ -61,14 +62,25 @@ def identify(
 
 
 def handle_of(network: str, container_id: str, container_interface: str) -> str:
-    """``<network>.<container id>``, and ``.<interface>`` after it unless that is a container's usual first one."""
-    base = f"{network}.{container_id}"
+    """``<network>.<container id>``, and ``.<interface>`` after it unless that is a container's usual first one. A dot
+    in the id is a ``~`` here, so that it ends where the interface begins; the ids of the known runtimes have none."""
+    base = f"{network}.{container_id.replace('.', '~')}"
     return base if container_interface == FIRST_INTERFACE else f"{base}.{container_interface}"
 
 
+def recorded_handle(endpoint: WorkloadEndpoint) -> str | None:
+    """The one that an endpoint's record tells of; None for a record of other software."""
+    if endpoint.handle:
+        return endpoint.handle
+    if not endpoint.network or not endpoint.container_id:
+        return None
+    return handle_of(endpoint.network, endpoint.container_id, endpoint.ifname or FIRST_INTERFACE)
+
+
 def legacy_handles(container_id: str, container_interface: str) -> tuple[str, ...]:
-    """How the first reference plugin named the handle; it knew one interface a container."""
-    return (container_id,) if container_interface == FIRST_INTERFACE else ()
+    """How the first reference plugin named the handle; it knew one interface a container. An id with a dot is left out:
+    it may be the handle of another container."""
+    return (container_id,) if container_interface == FIRST_INTERFACE and "." not in container_id else ()
 
 
 def network_profile(network: str) -> NewProfile:

@@ -19,7 +19,7 @@ from calico_cni.deferred import DeferredDetach, DeferredDetaches
 from calico_cni.environment import Invocation, parse_environment
 from calico_cni.errors import InvalidEnvironment, code_of
 from calico_cni.forwarding import listening
-from calico_cni.identity import FIRST_INTERFACE, ORCHESTRATORS, handle_of
+from calico_cni.identity import ORCHESTRATORS, recorded_handle
 from calico_cni.ipam import IpamCommands
 from calico_cni.migrations import Migrations
 from calico_cni.outcome import Outcome
@@ -139,11 +139,7 @@ class CniIntegration(Integration):
 
     @classmethod
     def handle_of(cls, key: WorkloadEndpointKey, endpoint: WorkloadEndpoint) -> str | None:  # noqa: ARG003
-        if endpoint.handle:
-            return endpoint.handle
-        if not endpoint.network or not endpoint.container_id:
-            return None
-        return handle_of(endpoint.network, endpoint.container_id, endpoint.ifname or FIRST_INTERFACE)
+        return recorded_handle(endpoint)
 
     def handle(self, call: Call) -> CallReply:
         """Never raises."""

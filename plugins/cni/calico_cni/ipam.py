@@ -85,9 +85,11 @@ class IpamCommands:
         handle = handle_of(configuration.name, invocation.container_id, invocation.interface)
         request = address_request(configuration, invocation, handle=handle, host=self._context.host)
         with self._locks.hold(IPAM_PROGRAM, configuration.name, invocation, call.caller_left):
-            self._deferred.cancel(IPAM_PROGRAM, configuration.name, invocation)
             require_ready(self._context.records)
-            with self._migrations.admitted(configuration.name, IPAM_PROGRAM):
+            with (
+                self._deferred.cancelled(IPAM_PROGRAM, configuration.name, invocation),
+                self._migrations.admitted(configuration.name, IPAM_PROGRAM),
+            ):
                 addresses = self._context.ipam.auto_assign(request)
         result = Result(ips=tuple(Ip(address=str(host_network(address))) for address in addresses))
         return Outcome(encode_result(result, configuration.version))

@@ -11,7 +11,7 @@ import contextlib
 import os
 import ssl
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -24,18 +24,21 @@ from calico_core.errors import InvalidRequest
 _FIELD = "kubernetes.kubeconfig"
 _PORTS = {"http": 80, "https": 443}
 
-Signature = tuple[tuple[str, int, int, int], ...]
-"""Path, inode, size and time of change of every file that credentials came from."""
+_File = tuple[str, int, int, int]
+"""Path, inode, size and time of change of a file that credentials come from, from before it was read: what takes its
+place meanwhile is noticed with the next call."""
 
 
 class Access(NamedTuple):
-    """``prefix`` of every path, without a slash at its end; ``context`` None: no TLS."""
+    """``prefix`` of every path, without a slash at its end; ``context`` None: no TLS. ``server_name``: which the
+    server's certificate must have, the host's where it is empty."""
 
     host: str
     port: int
     prefix: str
     context: ssl.SSLContext | None
     token: str
+    server_name: str = ""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -79,17 +82,26 @@ class _Wire(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
 
 
 class _Cluster(_Wire, frozen=True):
+    """``proxy_url`` is known, to be refused."""
+
     server: str = ""
+    tls_server_name: str = ""
+    proxy_url: Any = None
     certificate_authority: str = ""
     certificate_authority_data: str = ""
     insecure_skip_tls_verify: bool = False
 
 
 class _User(_Wire, frozen=True):
-    """``program`` and ``provider`` are what runs elsewhere for a token: known, to be refused."""
+    """``program`` and ``provider`` are what runs elsewhere for a token; these, a password and to act as somebody else
+    are known, to be refused."""
 
     program: Any = msgspec.field(default=None, name="exec")
     provider: Any = msgspec.field(default=None, name="auth-provider")
+    username: Any = None
+    acts_as: Any = msgspec.field(default=None, name="as")
+    acts_as_uid: Any = msgspec.field(default=None, name="as-uid")
+    acts_in_groups: Any = msgspec.field(default=None, name="as-groups")
     token: str = ""
     token_file: str = msgspec.field(default="", name="tokenFile")
     client_certificate: str = ""
@@ -130,7 +142,7 @@ class AccessReader:
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._held: tuple[Signature, Access] | None = None
+        self._held: tuple[list[_File], Access] | None = None
 
     def read(self) -> Access:
         """The same object while no file has changed.
@@ -138,14 +150,14 @@ class AccessReader:
         :raises InvalidRequest: a file is missing or cannot be used.
         """
         held = self._held
-        if held is not None and held[0] == _signature(each[0] for each in held[0]):
+        if held is not None and held[0] == [_seen(each[0]) for each in held[0]]:
             return held[1]
-        files: list[str] = []
+        files: list[_File] = []
         access = self._read(files)
-        self._held = (_signature(files), access)
+        self._held = (files, access)
         return access
 
-    def _read(self, files: list[str]) -> Access:
+    def _read(self, files: list[_File]) -> Access:
         source = self._source
         cluster, user = (_Cluster(), _User(token=source.token))
         if source.kubeconfig:
@@ -162,7 +174,7 @@ class AccessReader:
         return _access(cluster, user, files)
 
 
-def _load(path: str, files: list[str]) -> tuple[_Cluster, _User]:
+def _load(path: str, files: list[_File]) -> tuple[_Cluster, _User]:
     config = _parse(path, _text(path, _FIELD, files))
     context = next((each.context for each in config.contexts if each.name == config.current_context), None)
     if context is None:
@@ -200,33 +212,46 @@ def _beside(folder: Path, part: Any, names: tuple[str, ...]) -> Any:
     return msgspec.structs.replace(part, **found)
 
 
-def _access(cluster: _Cluster, user: _User, files: list[str]) -> Access:
-    parts = urlsplit(cluster.server if "://" in cluster.server else f"https://{cluster.server}")
-    if parts.scheme not in _PORTS or not parts.hostname:
+def _access(cluster: _Cluster, user: _User, files: list[_File]) -> Access:
+    try:
+        parts = urlsplit(cluster.server if "://" in cluster.server else f"https://{cluster.server}")
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise InvalidRequest("kubernetes.k8s_api_root", f"{cluster.server!r}: {error}") from error
+    if parts.scheme not in _PORTS or not host:
         raise InvalidRequest("kubernetes.k8s_api_root", f"{cluster.server!r} is not the address of a server")
-    _check_user(user)
+    _check_supported(cluster, user)
     token = _text(user.token_file, "tokenFile", files).strip() if user.token_file else user.token
     if "\n" in token or "\r" in token:
         raise InvalidRequest("token", "holds more than one line")
+    if not token.isascii() or not token.isprintable():
+        raise InvalidRequest("token", "holds a character that no token has: only printable ASCII can be sent")
     return Access(
-        parts.hostname,
-        parts.port or _PORTS[parts.scheme],
+        host,
+        port or _PORTS[parts.scheme],
         parts.path.partition("/api/")[0].rstrip("/").removesuffix("/api"),
         _tls(cluster, user, files) if parts.scheme == "https" else None,
         token,
+        cluster.tls_server_name,
     )
 
 
-def _check_user(user: _User) -> None:
+def _check_supported(cluster: _Cluster, user: _User) -> None:
+    """What would be left out silently otherwise: the API would be asked another way, or as somebody else."""
+    if cluster.proxy_url:
+        raise InvalidRequest("cluster.proxy-url", "is not supported: the API must be reached from the node itself")
+    for given, key in ((user.acts_as, "as"), (user.acts_as_uid, "as-uid"), (user.acts_in_groups, "as-groups")):
+        if given:
+            raise InvalidRequest(f"user.{key}", "is not supported: give the rights to the user itself")
     if user.token or user.token_file or user.client_certificate or user.client_certificate_data:
         return
-    for given, key in ((user.program, "exec"), (user.provider, "auth-provider")):
+    for given, key in ((user.program, "exec"), (user.provider, "auth-provider"), (user.username, "username")):
         if given is not None:
             reason = "is not supported: give the user a token, a tokenFile or a client-certificate"
             raise InvalidRequest(f"user.{key}", reason)
 
 
-def _tls(cluster: _Cluster, user: _User, files: list[str]) -> ssl.SSLContext:
+def _tls(cluster: _Cluster, user: _User, files: list[_File]) -> ssl.SSLContext:
     authority = _decoded(cluster.certificate_authority_data, "certificate-authority-data")
     if not authority and cluster.certificate_authority:
         authority = _pem(cluster.certificate_authority, "certificate-authority", files)
@@ -268,14 +293,14 @@ def _private_file(text: str) -> Iterator[str]:
         os.unlink(path)  # noqa: PTH108 - as mkstemp gave it
 
 
-def _text(path: str, field: str, files: list[str]) -> str:
+def _text(path: str, field: str, files: list[_File]) -> str:
     try:
         return _bytes(path, field, files).decode()
     except UnicodeDecodeError as error:
         raise InvalidRequest(field, f"{path}: is not text") from error
 
 
-def _pem(path: str, field: str, files: list[str]) -> str:
+def _pem(path: str, field: str, files: list[_File]) -> str:
     return _ascii(_bytes(path, field, files))
 
 
@@ -284,21 +309,17 @@ def _ascii(pem: bytes) -> str:
     return pem.decode("ascii", "ignore")
 
 
-def _bytes(path: str, field: str, files: list[str]) -> bytes:
-    files.append(path)
+def _bytes(path: str, field: str, files: list[_File]) -> bytes:
+    files.append(_seen(path))
     try:
         return Path(path).read_bytes()
     except OSError as error:
         raise InvalidRequest(field, f"{path}: {error.strerror}") from error
 
 
-def _signature(paths: Iterable[str]) -> Signature:
-    found = []
-    for path in paths:
-        try:
-            status = os.stat(path)  # noqa: PTH116 - a few a call
-        except OSError:
-            found.append((path, 0, 0, 0))
-            continue
-        found.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
-    return tuple(found)
+def _seen(path: str) -> _File:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a few a call
+    except OSError:
+        return path, 0, 0, 0
+    return path, status.st_ino, status.st_size, status.st_mtime_ns

@@ -35,8 +35,6 @@ from calico_core.model.kubernetes import (
 from calico_core.model.workloads import NewProfile
 
 PREFIX = "cni.projectcalico.org/"
-CONFIG_HASH = "kubernetes.io/config.hash"
-"""Of a pod that a kubelet runs from a file: it knows that one as the pod's identity, the API gives another."""
 _POOLS = {4: "ipv4pools", 6: "ipv6pools"}
 _NO_IPAM = "ipAddrsNoIpam"
 _FLOATING = "floatingIPs"
@@ -58,8 +56,8 @@ class PodName(NamedTuple):
 
 class PodPolicy(NamedTuple):
     """How policies see the endpoint. ``profiles`` empty: the network's own. ``floating``: addresses that lead to the
-    pod's own. ``addresses``: its own, where no IPAM is to be asked for any.
-    ``source_prefixes``: what it may send from beside its own addresses. ``profile``: of the pod alone."""
+    pod's own. ``addresses``: its own, where no IPAM is to be asked for any. ``source_prefixes``: what it may send from
+    beside its own addresses. ``profile``: of the pod alone. ``uid``: empty where nobody says it."""
 
     labels: dict[str, str]
     profiles: tuple[str, ...] = ()
@@ -67,6 +65,7 @@ class PodPolicy(NamedTuple):
     addresses: tuple[IPAddress, ...] = ()
     source_prefixes: tuple[IPNetwork, ...] = ()
     profile: NewProfile | None = None
+    uid: str = ""
 
 
 class Pods:
@@ -89,10 +88,10 @@ class Pods:
             return self._annotated(configuration, invocation, name), configuration
         if configuration.policy.type != "k8s":
             labels = {NAMESPACE_LABEL: name.namespace, ORCHESTRATOR_LABEL: ORCHESTRATOR}
-            return PodPolicy(labels), configuration
+            return PodPolicy(labels, uid=_asked_uid(invocation)), configuration
         api = self._api(Source.of(configuration))
         pod = api.pod(*name)
-        _check_uid(pod, invocation.arguments.get("K8S_POD_UID", ""))
+        uid = _uid(pod, invocation)
         annotations = _ours(pod.metadata.annotations)
         left_open = [each for each in _POOLS.values() if each not in annotations]
         if left_open:
@@ -101,7 +100,7 @@ class Pods:
         floating = floating_addresses(configuration, annotations)
         addresses = addresses_without_ipam(configuration, annotations)
         sources = source_prefixes(annotations)
-        policy = PodPolicy(endpoint_labels(pod), endpoint_profiles(pod), floating, addresses, sources)
+        policy = PodPolicy(endpoint_labels(pod), endpoint_profiles(pod), floating, addresses, sources, uid=uid)
         return policy, with_annotations(configuration, annotations)
 
     def with_pod_cidrs(self, configuration: NetworkConfiguration, stdin: bytes, host: str) -> bytes:
@@ -117,7 +116,8 @@ class Pods:
 
         :raises InvalidRequest: naming the key; :raises NotAvailable: it does not answer, or refuses us.
         """
-        if configuration.policy.type not in {"k8s", annotated_policy.TYPE} and not needs_node:
+        needs_pods = configuration.policy.type in {"k8s", annotated_policy.TYPE} and configuration.orchestrator != "cni"
+        if not needs_pods and not needs_node:
             return
         try:
             self._api(Source.of(configuration)).check()
@@ -126,14 +126,15 @@ class Pods:
 
     def _annotated(self, configuration: NetworkConfiguration, invocation: Invocation, name: PodName) -> PodPolicy:
         """Other annotations mean nothing with this policy. Pods of the cluster's own start without the API."""
+        uid = _asked_uid(invocation)
         if name.namespace == annotated_policy.OPEN_NAMESPACE:
             labels = {NAMESPACE_LABEL: name.namespace, ORCHESTRATOR_LABEL: ORCHESTRATOR}
             profile = annotated_policy.open_pod_profile(*name, invocation.interface)
         else:
             pod = self._api(Source.of(configuration)).pod(*name)
-            _check_uid(pod, invocation.arguments.get("K8S_POD_UID", ""))
+            uid = _uid(pod, invocation)
             labels, profile = endpoint_labels(pod), annotated_policy.pod_profile(pod, invocation.interface)
-        return PodPolicy(labels, (profile.name,), profile=profile)
+        return PodPolicy(labels, (profile.name,), profile=profile, uid=uid)
 
     def close(self) -> None:
         with self._lock:
@@ -248,8 +249,18 @@ def _ours(annotations: Mapping[str, str] | None) -> dict[str, str]:
     return {key.removeprefix(PREFIX): text for key, text in found if text and key.startswith(PREFIX)}
 
 
-def _check_uid(pod: Pod, uid: str) -> None:
-    """A pod of the same name that was made since has labels of its own."""
-    known = {pod.metadata.uid, (pod.metadata.annotations or {}).get(CONFIG_HASH, "")}
-    if uid and uid not in known:
+def _asked_uid(invocation: Invocation) -> str:
+    """By which the runtime knows the pod."""
+    return invocation.arguments.get("K8S_POD_UID", "")
+
+
+def _uid(pod: Pod, invocation: Invocation) -> str:
+    """Of the pod whose labels these are. Empty where the runtime does not say it, and the API's may change while the
+    pod runs on.
+
+    :raises PolicySourceFailed: a pod of the same name was made since, which has labels of its own.
+    """
+    asked = _asked_uid(invocation)
+    if asked and not pod.is_known_as(asked):
         raise PolicySourceFailed(f"pod {pod.metadata.namespace}/{pod.metadata.name} is another one by now")
+    return asked or ("" if pod.config_hash else pod.metadata.uid)

@@ -164,10 +164,22 @@ class KubernetesApi:
         return None
 
 
+class _TlsConnection(http.client.HTTPConnection):
+    """To a server whose certificate may have another name than its address."""
+
+    def __init__(self, access: Access, context: ssl.SSLContext, timeout_s: float) -> None:
+        super().__init__(access.host, access.port, timeout=timeout_s)
+        self._context, self._server_name = context, access.server_name or access.host
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock = self._context.wrap_socket(self.sock, server_hostname=self._server_name)
+
+
 def _connection(access: Access, timeout_s: float) -> http.client.HTTPConnection:
     if access.context is None:
         return http.client.HTTPConnection(access.host, access.port, timeout=timeout_s)
-    return http.client.HTTPSConnection(access.host, access.port, timeout=timeout_s, context=access.context)
+    return _TlsConnection(access, access.context, timeout_s)
 
 
 def _decode(path: str, body: bytes, kind: type[ObjectT]) -> ObjectT:

@@ -28,7 +28,8 @@ log = get_logger(__name__)
 
 
 class ApiCache:
-    """``changed`` is called, in any of the threads, after each change and when everything has been listed once."""
+    """``changed`` is called, in any of the threads, after each change, when everything has been listed once, and when
+    the API serves a kind again."""
 
     def __init__(self, kubeconfig: str, changed: Callable[[], None]) -> None:
         self._kubeconfig = kubeconfig
@@ -57,6 +58,11 @@ class ApiCache:
         """How long the API has not served us, by the kind that misses it longest."""
         with self._lock:
             return time.monotonic() - min(self._away.values()) if self._away else 0.0
+
+    def is_current(self) -> bool:
+        """Whether the API serves us all kinds, as far as we have noticed."""
+        with self._lock:
+            return not self._away
 
     def snapshot(self) -> Snapshot | None:
         """None while a kind has never been listed."""
@@ -93,10 +99,12 @@ class ApiCache:
                 self._versions[kind.name] = self._list(api, kind)
             happened = api.watch(kind, self._versions[kind.name])
             with self._lock:
-                self._away.pop(kind.name, None)
+                was_away = self._away.pop(kind.name, None) is not None
                 self._watching[kind.name] = api
                 if self._stop.is_set():  # it came too late to interrupt this one
                     return
+            if was_away:
+                self._changed()  # what waited for it
             for event in happened:
                 if self._stop.is_set():
                     break

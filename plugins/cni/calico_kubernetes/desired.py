@@ -54,6 +54,7 @@ LARGEST_RECORD_BYTES = 1_000_000
 _TURNS: tuple[type, ...] = (PolicyKey, ProfileLabelsKey, WorkloadEndpointKey, ProfileTagsKey, ProfileRulesKey)
 """What is written, in this order: a profile's rules open the pods that no policy selects, so policies, and the labels
 that these select by, stand before. What is deleted follows, the other way round: a policy goes last."""
+_POLICIES = _TURNS.index(PolicyKey)
 _LAST = 2 * len(_TURNS) - 1
 _OPEN = RuleLists(inbound_rules=(Rule(action="allow"),), outbound_rules=(Rule(action="allow"),))
 """A pod that no policy selects is not isolated."""
@@ -90,10 +91,12 @@ def is_ours(key: Key | None) -> bool:
     return isinstance(key, WorkloadEndpointKey) and key.orchestrator == ORCHESTRATOR
 
 
-def changes(snapshot: Snapshot, observed: Mapping[str, Stored]) -> Iterator[Change]:
+def changes(snapshot: Snapshot, observed: Mapping[str, Stored], *, is_current: bool = True) -> Iterator[Change]:
     """What leads from ``observed`` (records of ours by path) to what is wanted. Applied, nothing is left to change.
 
-    In an order in which a part of them opens nothing that the whole keeps closed.
+    In an order in which a part of them opens nothing that the whole keeps closed. Of a snapshot that may not be
+    current only policies count that are missing, as pods which none selects are open: anything else might open what the
+    API has closed by now.
     """
     wanted: set[str] = set()
     found: list[tuple[int, Change]] = []
@@ -113,7 +116,9 @@ def changes(snapshot: Snapshot, observed: Mapping[str, Stored]) -> Iterator[Chan
             found += [(turn, change) for change in _endpoint_change(held, stored, snapshot.pods)]
         elif path not in wanted:
             found.append((_LAST - turn, Change(path, Compare(path, stored.mod_revision), Delete(path))))
-    yield from (change for _, change in sorted(found, key=itemgetter(0)))
+    for turn, change in sorted(found, key=itemgetter(0)):
+        if is_current or (turn == _POLICIES and not change.precondition.mod_revision):
+            yield change
 
 
 def desired_records(snapshot: Snapshot) -> dict[Key, object]:
@@ -180,6 +185,8 @@ def _endpoint_change(key: WorkloadEndpointKey, stored: Stored, pods: Mapping[Nam
     except InvalidRecord as error:
         log.warning("endpoint.invalid", key=key.path, reason=str(error))
         return
+    if endpoint.pod_uid and not pod.is_known_as(endpoint.pod_uid):
+        return  # that of another pod of the name: the snapshot is older, or the endpoint is on its way out
     wanted = msgspec.structs.replace(_with_profiles(endpoint, pod), labels=endpoint_labels(pod))
     if wanted == endpoint:
         return

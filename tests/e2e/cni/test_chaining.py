@@ -159,8 +159,9 @@ def test_a_plugin_that_is_gone_at_del(shared_host: LabHost, shared_container: Co
     assert_settles(shared_host, before)
 
 
+DUAL_STACK = {"type": "calico-ipam", "assign_ipv6": True}
 CHAIN: list[dict[str, Any]] = [
-    {"type": "calico", "ipam": {"type": "calico-ipam"}},
+    {"type": "calico", "ipam": DUAL_STACK},
     {"type": "tuning", "sysctl": {"net.core.somaxconn": "511"}, "mac": "02:00:5e:00:00:07", "promisc": True},
     {
         "type": "bandwidth",
@@ -178,15 +179,17 @@ def test_tuning_bandwidth_and_portmap_after_us(make_lab: MakeLab) -> None:
     host: LabHost = make_lab(1).hosts[0]
     before = whole_state(host)
     with containers(host, 2) as (container, other):
-        alone = other.call("ADD")
+        alone = other.call("ADD", a_network(ipam=DUAL_STACK))
         result = chain(container, "ADD", CHAIN)
         link = result["interfaces"][0]["name"]
         assert "02:00:5e:00:00:07" in container.ip("link", "show", "eth0")
         assert "tbf" in host.run(["tc", "qdisc", "show", "dev", link]).stdout
         assert "8088" in host.run(["iptables", "-t", "nat", "-S"]).stdout
         chain(container, "CHECK", CHAIN[:1], prevResult=result)
-        assert pings(other, address_of(result)), "the host reaches it under the MAC that tuning gave it"
-        assert pings(container, address_of(alone)), "and lets it send from there"
+        for address in addresses_of(result):
+            assert pings(other, address), "the host reaches it under the MAC that tuning gave it"
+        for address in addresses_of(alone):
+            assert pings(container, address), "and lets it send from there"
         chain(container, "DEL", CHAIN, prevResult=result)
         other.call("DEL")
         assert "8088" not in host.run(["iptables", "-t", "nat", "-S"]).stdout
@@ -250,9 +253,10 @@ def test_an_interface_on_which_no_policy_would_be_in_force(
     assert_settles(shared_host, before)
 
 
-def address_of(result: dict[str, Any]) -> str:
-    (found,) = result["ips"]
-    return str(found["address"]).partition("/")[0]
+def addresses_of(result: dict[str, Any]) -> list[str]:
+    """Of both families."""
+    v4, v6 = (str(each["address"]).partition("/")[0] for each in result["ips"])
+    return [v4, v6]
 
 
 def pings(container: Container, address: str) -> bool:

@@ -13,7 +13,7 @@ from calico_core.dataplane.linux.nflog import NflogReader
 from calico_core.errors import KernelRefused
 from calico_core.interfaces.dataplane import DeniedPacket
 from calico_core.model.hoststate import HostRule, HostRules, PolicyList, RulesId, TierPolicies
-from tests.integration.dataplane_nftables.conftest import DENIED_S
+from tests.integration.dataplane_nftables.conftest import ALLOWED_S, DENIED_S
 from tests.integration.dataplane_nftables.test_nftables_hosts import endpoint
 from tests.integration.dataplane_nftables.test_nftables_traffic import P, allow, inbound, only
 
@@ -207,11 +207,11 @@ def test_connections_are_told_and_cut(lab: Any) -> None:
     with a.socket(socket.AF_INET, socket.SOCK_STREAM) as server, b.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
         server.bind((a.v4, 80))
         server.listen()
-        client.settimeout(4)
+        client.settimeout(ALLOWED_S)
         client.connect((a.v4, 80))
         accepted, (_, client_port) = server.accept()
         with accepted:
-            accepted.settimeout(0.4)
+            accepted.settimeout(ALLOWED_S)
             (found,) = [each for each in lab.dataplane.connections() if each.dst_port == 80]
             assert found[:5] == (6, IPAddress(b.v4), IPAddress(a.v4), client_port, 80)
             assert found[5:] == (IPAddress(a.v4), IPAddress(b.v4), 80, client_port)
@@ -221,6 +221,7 @@ def test_connections_are_told_and_cut(lab: Any) -> None:
             assert lab.dataplane.cut([found]) == 1
             assert lab.dataplane.cut([found]) == 0
             client.send(b"y")
+            accepted.settimeout(DENIED_S)
             with pytest.raises(TimeoutError):
                 accepted.recv(1)
 

@@ -128,6 +128,31 @@ def test_another_interface_or_network_does_not_wait(setup: CniSetup, ipam: SlowI
         stdout_of(adding.result())
 
 
+def test_the_containers_of_a_pod_wait_for_each_other(
+    setup: CniSetup, ipam: SlowIpam, log_text: io.StringIO, namespace_fd: int, tmp_path: Path
+) -> None:
+    """Their record and interface have one name: a late DEL of the last one, in a process that knows nothing of the
+    ADD, would find the new one's."""
+    network = a_network(ipam={"type": "slow-ipam"}, orchestrator="k8s")
+
+    def of_pod(pod: str) -> dict[str, str]:
+        return {"CNI_PATH": ipam.path, "CNI_ARGS": f"K8S_POD_NAMESPACE=shop;K8S_POD_NAME={pod}"}
+
+    beside = CniSetup(namespace_fd, is_resident=False, state=tmp_path / "state")
+    with ThreadPoolExecutor(2) as pool:
+        adding = pool.submit(setup.call, "ADD", network, container="new", **of_pod("web"))
+        eventually(lambda: ipam.heard == ["ADD"])
+        assert beside.call("DEL", network, container="old", **of_pod("other")) == CallReply()
+        beside.workloads.detach_requests.clear()
+        deleting = pool.submit(beside.call, "DEL", network, container="old", **of_pod("web"))
+        eventually(lambda: "attachment.busy" in log_text.getvalue() or deleting.done())
+        assert beside.workloads.detach_requests == []
+        ipam.end()
+        stdout_of(adding.result())
+        assert deleting.result() == CallReply()
+    assert len(beside.workloads.detach_requests) == 1
+
+
 def test_the_same_add_twice_at_once(setup: CniSetup, ipam: SlowIpam, log_text: io.StringIO) -> None:
     """The second finds what the first has made: nobody is asked for an address twice."""
     with ThreadPoolExecutor(2) as pool:

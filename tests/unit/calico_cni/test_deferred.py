@@ -12,7 +12,7 @@ import pytest
 from calico_cni import deferred
 from calico_cni.deferred import DeferredDetach, DeferredDetaches
 from calico_cni.environment import Invocation
-from calico_core.errors import NotReady, Unavailable
+from calico_core.errors import NoPools, NotReady, Unavailable
 from calico_core.interfaces.integration import CallReply
 from calico_core.model.keys import ReadyKey
 from tests.doubles.cni import CONTAINER, CniSetup, a_network, error_of, stdout_of
@@ -80,6 +80,24 @@ def test_an_add_of_the_same_attachment_cancels_it(setup: CniSetup, folder: Path)
     assert list(folder.iterdir()) == []
     assert setup.integration.replay() == 0
     assert len(setup.workloads.attached) == 2
+
+
+@pytest.mark.parametrize(("program", "cause"), [("calico", "namespace"), ("calico", "pools"), ("calico-ipam", "pools")])
+def test_an_add_that_fails_cancels_nothing(setup: CniSetup, folder: Path, program: str, cause: str) -> None:
+    stdout_of(setup.call("ADD", program=program))
+    setup.workloads.failure = setup.ipam.failure = AWAY
+    setup.call("DEL", program=program)
+    setup.workloads.failure = setup.ipam.failure = None
+    (before,) = [path.read_bytes() for path in folder.iterdir()]
+    if cause == "pools":
+        setup.workloads.failure = NoPools(4)
+        setup.ipam.pools = ()
+    dual = a_network(ipam={"type": "calico-ipam", "assign_ipv6": "true"})
+    error_of(setup.call("ADD", dual, program=program, namespace_fd=None if cause == "namespace" else -1))
+    setup.workloads.failure = None
+    assert [path.read_bytes() for path in folder.iterdir()] == [before]
+    assert setup.integration.replay() == 1
+    assert setup.ipam.held == {}
 
 
 def test_a_mode_of_policy_only_is_remembered(setup: CniSetup) -> None:

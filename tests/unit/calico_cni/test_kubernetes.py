@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
 
 from calico_cni import kubernetes_api
 from calico_cni.kubeconfig import AccessReader, Source
@@ -177,6 +179,53 @@ def test_a_pod_that_was_made_anew_is_not_taken_for_the_old_one(setup: CniSetup, 
     stdout_of(setup.call("ADD", network, container="c2", CNI_ARGS=f"{ARGUMENTS};K8S_POD_UID=file"))
 
 
+def test_a_new_sandbox_takes_the_pod_s_own_address_over(setup: CniSetup, api: KubernetesApi) -> None:
+    """The DEL of the one before comes later, or never."""
+    network = a_pod_network(api)
+    for name in ("web-0", "web-1"):
+        api.put("pods", name, "shop", annotations={"cni.projectcalico.org/ipAddrs": '["10.65.0.7"]'}, spec={})
+    for container in ("old", "new"):
+        result = stdout_of(setup.call("ADD", network, container=container, CNI_ARGS=ARGUMENTS))
+        assert [each["address"] for each in result["ips"]] == ["10.65.0.7/32"]
+    other = ARGUMENTS.replace("web-0", "web-1")
+    assert error_of(setup.call("ADD", network, container="other", CNI_ARGS=other))["code"] == 102
+
+    setup.call("DEL", network, container="old", CNI_ARGS=ARGUMENTS)
+    assert setup.ipam.by_handle("net1.new") == (IPAddress("10.65.0.7"),)
+    setup.call("DEL", network, container="new", CNI_ARGS=ARGUMENTS)
+    assert setup.ipam.held == {}
+
+
+@pytest.mark.parametrize("before", ["cni", "k8s"])
+def test_del_finds_what_stands_under_the_other_name(setup: CniSetup, before: str) -> None:
+    """The list said otherwise of ``orchestrator`` when the endpoint was made."""
+    added, deleted = a_network(orchestrator=before), a_network(orchestrator="k8s" if before == "cni" else "cni")
+    stdout_of(setup.call("ADD", added, container="c1", CNI_ARGS=ARGUMENTS))
+    for container in ("c2", "c1"):
+        assert setup.call("DEL", deleted, container=container, CNI_ARGS=ARGUMENTS).status == 0
+        assert len(setup.workloads.attached) == int(container == "c2"), "that of another container is not ours"
+    assert setup.ipam.held == {}
+    assert {request.interface for request in setup.workloads.detach_requests} >= {
+        request.interface for request in setup.workloads.attach_requests
+    }
+
+
+def test_the_record_says_which_pod_of_the_name_it_is_of(setup: CniSetup, api: KubernetesApi) -> None:
+    """By that the policy controller knows whether what it hears of a pod is about this one."""
+    network = a_pod_network(api)
+
+    def recorded(arguments: str = ARGUMENTS) -> str | None:
+        stdout_of(setup.call("ADD", network, CNI_ARGS=arguments))
+        uid = setup.workloads.attach_requests[-1].pod_uid
+        assert uid is None or isinstance(uid, str)
+        return uid
+
+    assert recorded() == "uid-web-0"
+    api.put("pods", "web-0", "shop", annotations={"kubernetes.io/config.hash": "file"}, spec={})
+    assert recorded() is None  # the API has another for it whenever somebody deletes that
+    assert recorded(f"{ARGUMENTS};K8S_POD_UID=file") == "file"
+
+
 def test_a_renewed_token_is_used_at_once(setup: CniSetup, api: KubernetesApi) -> None:
     network = a_pod_network(api)
     stdout_of(setup.call("ADD", network, CNI_ARGS=ARGUMENTS))
@@ -198,6 +247,15 @@ def test_a_configuration_that_names_no_api_is_refused(setup: CniSetup) -> None:
     shape = error_of(setup.call("ADD", a_network(policy={"type": "k8s"}), CNI_ARGS=ARGUMENTS))
     assert shape["code"] == 7
     assert "kubernetes.kubeconfig" in shape["msg"]
+
+
+def test_status_and_test_need_no_api_that_no_add_would_ask(setup: CniSetup) -> None:
+    setup.records.put(PoolKey(IPNetwork("10.65.0.0/24")), Pool(cidr=IPNetwork("10.65.0.0/24")))
+    network = a_network(cniVersion="1.1.0", policy={"type": "k8s"}, orchestrator="cni")
+    stdout_of(setup.call("ADD", network, CNI_ARGS=ARGUMENTS))
+    for command in ("STATUS", "TEST"):
+        reply = setup.call(command, network)
+        assert (reply.status, reply.stdout) == (0, b"")
 
 
 def test_status_says_that_the_api_cannot_be_reached_by_this_configuration(setup: CniSetup, tmp_path: Path) -> None:
@@ -267,6 +325,21 @@ def test_a_token_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     assert reader.read() is first
     (tmp_path / "new").write_text("two\n")
     (tmp_path / "new").replace(tmp_path / "t")
+    assert reader.read().token == "two"
+
+
+def test_a_file_that_changes_while_others_are_read_is_read_again(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text(f"{{{CONTEXT}, {CLUSTER}, users: [{{name: u, user: {{tokenFile: t}}}}]}}")
+    os.mkfifo(tmp_path / "t")
+    reader = AccessReader(Source(kubeconfig=str(config)))
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(reader.read)
+        with (tmp_path / "t").open("w") as token:  # by now the kubeconfig has been read
+            (tmp_path / "new").write_text(f"{{{CONTEXT}, {CLUSTER}, users: [{{name: u, user: {{token: two}}}}]}}")
+            (tmp_path / "new").replace(config)
+            token.write("one")
+        assert reading.result().token == "one"
     assert reader.read().token == "two"
 
 

@@ -93,6 +93,52 @@ def test_certificates_that_are_none(api: KubernetesApi, user: dict[str, Any], cl
         AccessReader(Source(kubeconfig=api.kubeconfig(user=user, cluster=cluster))).read()
 
 
+def test_the_name_that_a_server_s_certificate_must_have(setup: CniSetup, authority: Authority, tmp_path: Path) -> None:
+    server = authority.issue("balanced", is_server=True, address="127.0.0.2")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(server.certificate, server.key)
+    api = KubernetesApi(tmp_path, context)
+    try:
+        api.put("namespaces", "shop")
+        api.put("pods", "web-0", "shop")
+        cluster = {"certificate-authority": str(authority.certificate)}
+        assert error_of(setup.call("ADD", network(api.kubeconfig(cluster=cluster)), CNI_ARGS=ARGUMENTS))["code"] == 103
+        named = api.kubeconfig(cluster={**cluster, "tls-server-name": "127.0.0.2"})
+        stdout_of(setup.call("ADD", network(named), CNI_ARGS=ARGUMENTS))
+    finally:
+        api.stop()
+
+
+@pytest.mark.parametrize(
+    ("refused", "user", "cluster"),
+    [
+        ("cluster.proxy-url", {"token": TOKEN}, {"proxy-url": "http://192.0.2.1:3128"}),
+        ("user.as", {"token": TOKEN, "as": "bob"}, {}),
+        ("user.as-groups", {"token": TOKEN, "as-groups": ["admins"]}, {}),
+        ("user.username", {"username": "bob", "password": "hunter2"}, {}),
+    ],
+)
+def test_what_would_ask_another_way_or_as_somebody_else_is_refused(
+    api: KubernetesApi, refused: str, user: dict[str, Any], cluster: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidRequest, match="is not supported") as refusal:
+        AccessReader(Source(kubeconfig=api.kubeconfig(user=user, cluster=cluster))).read()
+    assert refusal.value.field == refused
+    assert "hunter2" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("server", ["https://h:99999/", "https://[::1/", "https://h:port/", "ftp://h/"])
+def test_an_address_that_is_none(setup: CniSetup, api: KubernetesApi, server: str) -> None:
+    shape = error_of(setup.call("ADD", network(api.kubeconfig(cluster={"server": server})), CNI_ARGS=ARGUMENTS))
+    assert (shape["code"], "k8s_api_root" in shape["msg"]) == (7, True)
+
+
+@pytest.mark.parametrize("token", ["hunter2-\u2603", "hunter2-\u00f6", "hunter2\n2", "hunter2\x01"])
+def test_a_token_that_is_none(setup: CniSetup, api: KubernetesApi, token: str) -> None:
+    shape = error_of(setup.call("ADD", network(api.kubeconfig(token)), CNI_ARGS=ARGUMENTS))
+    assert (shape["code"], "token" in shape["msg"], "hunter2" in shape["msg"]) == (7, True, False)
+
+
 @pytest.mark.parametrize("key", ["exec", "auth-provider"])
 def test_a_user_whose_credentials_a_program_gives(api: KubernetesApi, key: str) -> None:
     other: dict[str, Any] = {key: {"apiVersion": "client.authentication.k8s.io/v1", "command": "aws"}}

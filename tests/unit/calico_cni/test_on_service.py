@@ -50,6 +50,13 @@ def with_other_ipam(folder: Path) -> tuple[dict[str, Any], str]:
     return a_network(ipam={"type": program.name}), str(folder)
 
 
+def behind_another(inner: dict[str, str]) -> dict[str, Any]:
+    """A network after a plugin that has made the pair of ``cali77`` and ``inner``."""
+    ips = [{"address": "10.78.0.2/24", "interface": 1}]
+    previous = {"cniVersion": "1.0.0", "interfaces": [{"name": "cali77"}, inner], "ips": ips}
+    return a_network(prevResult=previous, ipam=None)
+
+
 def a_wiring(node: CniOnService, interface: str) -> WiringRequest:
     """A pair of another plugin's."""
     return WiringRequest(
@@ -173,6 +180,48 @@ def test_what_another_sandbox_of_the_pod_has_by_the_other_name_stays(
     assert node.left() == before
 
 
+@pytest.mark.parametrize("is_away", [False, True])
+@pytest.mark.parametrize("mode", ["per-attachment", "single"])
+def test_a_prefix_of_interfaces_that_was_changed_since(node: CniOnService, mode: str, is_away: bool) -> None:
+    network = a_network(interface_mode=mode)
+    made = host_end(stdout_of(node.call("ADD", network)))
+    node.restart(interface_prefix="tap")
+    node.store.faults.down = is_away
+    assert node.call("DEL", network) == CallReply()
+    node.store.faults.down = False
+    assert node.integration.replay() == int(is_away)
+    assert not node.wiring.exists(made)
+    assert node.left() == []
+
+
+def test_an_interface_of_another_plugin_is_left_to_it(node: CniOnService) -> None:
+    node.wiring.attach(a_wiring(node, "cali77"))
+    behind = behind_another({"name": "eth0", "sandbox": "/run/netns/c1"})
+    stdout_of(node.call("ADD", behind))
+    assert node.call("DEL", behind) == CallReply()
+    assert node.wiring.exists("cali77")
+    assert node.left() == []
+
+
+@pytest.mark.parametrize("program", ["calico", "calico-ipam"])
+@pytest.mark.parametrize(
+    ("container", "interface", "other"), [("b", "eth1", "b.eth1"), ("b", "eth0", "net1.b"), ("b.eth1", "eth0", "b")]
+)
+def test_ids_with_dots_name_one_container_each(
+    node: CniOnService, program: str, container: str, interface: str, other: str
+) -> None:
+    added = stdout_of(node.call("ADD", container=container, interface=interface, program=program))
+    before = node.left()
+    other_interface = "eth1" if other == "b" else "eth0"
+    assert node.call("DEL", container=other, interface=other_interface, program=program) == CallReply()
+    assert node.left() == before
+    further = stdout_of(node.call("ADD", container=other, interface=other_interface, program=program))
+    assert further["ips"][0]["address"] != added["ips"][0]["address"]
+    for each, name in ((container, interface), (other, other_interface)):
+        assert node.call("DEL", container=each, interface=name, program=program) == CallReply()
+    assert node.left() == []
+
+
 def mac_of(node: CniOnService) -> object:
     (found,) = node.records.list(HOSTS)
     return found.record.mac
@@ -192,9 +241,7 @@ def test_a_container_is_held_to_a_mac_that_was_asked_for(
 def test_an_interface_of_another_plugin_keeps_the_mac_it_has(node: CniOnService, said: dict[str, str]) -> None:
     """A result need not say it."""
     node.wiring.attach(a_wiring(node, "cali77"))
-    interfaces = [{"name": "cali77"}, {"name": "eth0", "sandbox": "/run/netns/c1", **said}]
-    previous = {"cniVersion": "1.0.0", "interfaces": interfaces, "ips": [{"address": "10.78.0.2/24", "interface": 1}]}
-    stdout_of(node.call("ADD", a_network(prevResult=previous, ipam=None)))
+    stdout_of(node.call("ADD", behind_another({"name": "eth0", "sandbox": "/run/netns/c1", **said})))
     assert mac_of(node) is None
 
 

@@ -17,6 +17,7 @@ from calico_core.model.addresses import parse_mac
 from calico_core.model.endpoints import EndpointAttachment, WorkloadEndpoint
 from calico_core.model.keys import PolicyKey, ProfileLabelsKey, ProfileRulesKey, WorkloadEndpointKey
 from calico_kubernetes import cache, controller, election
+from calico_kubernetes.api import KINDS
 from calico_kubernetes.controller import PolicyController
 from tests.doubles.kubernetes_api import KubernetesApi
 from tests.waiting import eventually
@@ -263,16 +264,23 @@ def test_a_fault_of_its_own_does_not_end_it(cluster: Cluster) -> None:
     eventually(lambda: cluster.record(ProfileRulesKey("kns.shop")))
 
 
-def test_while_the_api_is_away_everything_stays_and_then_follows(cluster: Cluster) -> None:
+def test_while_the_api_is_away_everything_stays_and_then_follows(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
     cluster.api.put("namespaces", "shop")
     cluster.api.put("policies", "closed", "shop", spec=DENY_ALL)
     cluster.start()
     eventually(lambda: cluster.record(knp("shop.closed")))
-    cluster.api.stop()
+    with caplog.at_level("WARNING", logger="calico_kubernetes"):
+        cluster.api.stop()
+        eventually(lambda: sum(each.getMessage() == "kubernetes.away" for each in caplog.records) == len(KINDS))
+    cluster.records.delete(ProfileRulesKey("kns.shop"))
     cluster.records.delete(knp("shop.closed"))
     eventually(lambda: cluster.record(knp("shop.closed")))  # repaired without the API
-    cluster.api.put("namespaces", "lab")
+    assert cluster.record(ProfileRulesKey("kns.shop")) is None  # what opens is not: nobody knows what was closed since
     cluster.api.start()
+    eventually(lambda: cluster.record(ProfileRulesKey("kns.shop")))  # though nothing has happened there
+    cluster.api.put("namespaces", "lab")
     eventually(lambda: cluster.record(ProfileRulesKey("kns.lab")))
     cluster.api.forget_history()
     cluster.api.delete("policies", "closed", "shop")

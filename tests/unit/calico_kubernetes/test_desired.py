@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from calico_core.interfaces.datastore import Delete, Put
 from calico_core.model import codec
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import WorkloadEndpointKey
-from calico_core.model.kubernetes import Metadata, Namespace, Pod, ServiceAccount
+from calico_core.model.kubernetes import CONFIG_HASH, Metadata, Namespace, Pod, ServiceAccount
 from calico_kubernetes.desired import Change, Stored, changes
 from calico_kubernetes.objects import NetworkPolicy, Snapshot
 
@@ -55,3 +57,29 @@ def test_what_closes_is_written_before_what_opens_and_deleted_after_it() -> None
     )
     turned = list(changes(renamed, there))
     assert list(map(what, turned)) == ["put tier"] + ["delete tier"] * len(NAMES)
+
+
+def test_a_pod_s_labels_are_not_written_over_those_of_another_of_its_name() -> None:
+    """The snapshot may be older than the endpoint, which its node made with the labels of the pod as it is now."""
+
+    def written(pod_uid: str | None, **metadata: Any) -> list[str]:
+        pod = Pod(metadata=Metadata(name="web", namespace="n0", labels={"trusted": "yes"}, **metadata))
+        stored = {ENDPOINT.path: Stored(codec.encode(an_endpoint(pod_uid)), 1)}
+        return list(map(what, changes(Snapshot(pods={("n0", "web"): pod}), stored)))
+
+    def an_endpoint(pod_uid: str | None) -> WorkloadEndpoint:
+        return WorkloadEndpoint(state="active", name="cali0", labels={"trusted": "no"}, pod_uid=pod_uid)
+
+    assert written("new", uid="old") == []
+    assert written("new", uid="new") == ["put endpoint"]
+    assert written(None, uid="old") == ["put endpoint"]  # recorded by older software
+    # of a file: the API has a pod of its own for it, and a new one when somebody deletes that
+    assert written("file", uid="new", annotations={CONFIG_HASH: "file"}) == ["put endpoint"]
+
+
+def test_what_may_be_older_than_the_api_opens_nothing() -> None:
+    made = list(changes(SNAPSHOT, STALE, is_current=False))
+    assert list(map(what, made)) == ["put tier"] * len(NAMES)
+
+    there = applied(list(changes(SNAPSHOT, STALE)), STALE)
+    assert list(changes(Snapshot(), there, is_current=False)) == []

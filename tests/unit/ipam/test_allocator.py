@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from netaddr import IPAddress, IPNetwork
 
@@ -360,6 +361,22 @@ def test_an_exact_address_of_another_is_refused_with_its_holder(store: MemoryDat
             instance.auto_assign(a_request("b", 2, 0, "10.0.0.5"))
         assert refusal.value.holder == "a"
     assert contents(store).of_handle("b") == set()
+
+
+@pytest.mark.parametrize("by", ["hostA", "hostB"])
+def test_an_exact_address_is_taken_over_of_the_handle_that_is_named(store: MemoryDatastore, by: str) -> None:
+    add_pool(store, "10.0.0.0/24")
+    an_ipam(store, "hostA").auto_assign(a_request("old", 2, 0, "10.0.0.5"))
+    taking = an_ipam(store, by)
+    request = msgspec.structs.replace(a_request("new", 1, 0, "10.0.0.5"), takes_over=("older",))
+    with pytest.raises(AddressInUse):
+        taking.auto_assign(request)
+    request = msgspec.structs.replace(request, takes_over=("older", "old"))
+    for _again in range(2):
+        assert texts(taking.auto_assign(request)) == ["10.0.0.5"]
+    assert contents(store).of_handle("new") == {IPAddress("10.0.0.5")}
+    assert len(contents(store).of_handle("old")) == 1
+    check_laws(store)
 
 
 def test_an_exact_address_released_elsewhere_is_free_in_spite_of_the_cache(store: MemoryDatastore) -> None:

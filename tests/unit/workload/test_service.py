@@ -90,6 +90,42 @@ def test_an_mtu_that_is_required_is_missed_before_anything_happens(bench: Bench)
     assert bench.service.attach(bench.attach_request(requires_mtu=True, mtu_bytes=1400)).mtu_bytes == 1400
 
 
+@pytest.mark.parametrize("is_the_nodes", [False, True])
+@pytest.mark.parametrize(
+    ("wanted", "is_refused"),
+    [
+        (AddressRequest(handle="net.c1", num_v4=1), False),
+        (AddressRequest(handle="net.c1", num_v4=1, num_v6=1), True),
+        (AddressRequest(handle="net.c1", requested=(IPAddress("fd00::1"),)), True),
+        ((IPAddress("10.1.1.1"),), False),
+        ((IPAddress("10.1.1.1"), IPAddress("fd00::1")), True),
+    ],
+)
+def test_an_mtu_too_small_for_ipv6(
+    bench: Bench, wanted: AddressRequest | tuple[IPAddress, ...], is_refused: bool, is_the_nodes: bool
+) -> None:
+    bench.service.close()
+    bench.service = WorkloadService(
+        records=bench.records,
+        ipam=bench.ipam,
+        wiring=bench.wiring,
+        gate=bench.gate,
+        host="rack-a",
+        default_mtu_bytes=lambda: 1279 if is_the_nodes else 1500,
+    )
+    request = bench.attach_request(addresses=wanted, mtu_bytes=None if is_the_nodes else 1279)
+    if not is_refused:
+        assert bench.service.attach(request).mtu_bytes == 1279
+        return
+    before = bench.revision
+    with pytest.raises(InvalidRequest, match=r"1279.*1280") as caught:
+        bench.service.attach(request)
+    assert caught.value.field == "mtu"
+    assert bench.revision == before
+    borrowed = msgspec.structs.replace(request, addresses=(IPAddress("fd00::1"),), is_borrowed=True, namespace_fd=None)
+    bench.service.attach(borrowed)
+
+
 def test_orphans_go_unless_a_record_names_them_or_one_cannot_be_read(bench: Bench) -> None:
     other = WorkloadEndpointKey("rack-a", "cni", "c2", "e1")
     bench.service.attach(bench.attach_request())
@@ -184,7 +220,7 @@ def test_everything_is_committed_at_one_revision(bench: Bench) -> None:
     before = bench.revision
     watch = bench.store.watch("/calico/", before)
     bench.service.attach(bench.attach_request())
-    message = watch.next(5)
+    message = watch.next(30)
     assert isinstance(message, Batch)
     written = {event.key for event in message.events}
     assert written >= {KEY.path, HandleKey("net.c1").path, ProfileRulesKey("web").path, ProfileTagsKey("web").path}
@@ -540,6 +576,31 @@ def test_a_floating_address_of_a_family_that_the_workload_lacks(bench: Bench) ->
         bench.service.attach(bench.attach_request(floating=(IPAddress("2001:db8::7"),)))
     assert _record(bench) is None
     check_laws(bench.store)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_address_is_taken_over_with_the_record_and_never_nobodys_while_a_record_names_it(
+    bench: Bench, *, fails: bool
+) -> None:
+    before = bench.contents()
+    wanted = AddressRequest(handle="net.c1", num_v4=1, requested=(IPAddress("10.65.0.7"),))
+    bench.service.attach(bench.attach_request(addresses=wanted))
+    taking = msgspec.structs.replace(wanted, handle="net.c2", takes_over=("net.c1",))
+    request = bench.attach_request("c2", addresses=taking, replaces=True)
+    if fails:
+        bench.wiring.fail_next(REFUSED)
+        with pytest.raises(KernelRefused):
+            bench.service.attach(request)
+        assert _record(bench) is None
+    else:
+        bench.service.attach(request)
+        record = _record(bench)
+        assert record is not None
+        assert (record.container_id, [str(net) for net in record.nets]) == ("c2", ["10.65.0.7/32"])
+    check_laws(bench.store)
+    for container in ("c1", "c2"):
+        bench.service.detach(bench.detach_request(container))
+    assert {key for key in bench.contents() if "/profile/" not in key} == set(before)
 
 
 # --- detach ------------------------------------------------------------------------------------------
