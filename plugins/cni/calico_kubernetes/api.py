@@ -208,6 +208,7 @@ def _happened(kind: Kind[ObjectT], line: bytes) -> Happened[ObjectT]:
 
 def _client(kubeconfig: str) -> tuple[Any, str, dict[str, str]]:
     """A client, the server's address and the headers that say who we are."""
+    import yaml
     from kubernetes import client, config
 
     settings = client.Configuration()
@@ -216,7 +217,10 @@ def _client(kubeconfig: str) -> tuple[Any, str, dict[str, str]]:
             config.load_incluster_config(client_configuration=settings)
         else:
             config.load_kube_config(config_file=kubeconfig, client_configuration=settings, persist_config=False)
-    except (config.ConfigException, OSError, ValueError, TypeError, KeyError) as error:
+    except yaml.MarkedYAMLError as error:
+        line = f" at line {error.problem_mark.line + 1}" if error.problem_mark is not None else ""
+        raise InvalidSettings("kubeconfig", kubeconfig, f"is not YAML{line}") from None  # its text may be a secret
+    except (yaml.YAMLError, config.ConfigException, OSError, ValueError, TypeError, KeyError) as error:
         raise InvalidSettings("kubeconfig", kubeconfig, str(error)) from error
     settings.retries = False  # who calls us tries again, with what is right then
     headers = {each["key"]: each["value"] for each in settings.auth_settings().values() if each.get("in") == "header"}

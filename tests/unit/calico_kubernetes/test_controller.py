@@ -11,13 +11,13 @@ import pytest
 
 from calico_core.datastore.memory import MemoryDatastore
 from calico_core.datastore.records import TypedRecords
-from calico_core.errors import Unavailable
+from calico_core.errors import InvalidSettings, Unavailable
 from calico_core.interfaces.datastore import Datastore, Lease, Operation, Precondition, Put, TransactionResult
 from calico_core.model.addresses import parse_mac
 from calico_core.model.endpoints import EndpointAttachment, WorkloadEndpoint
 from calico_core.model.keys import PolicyKey, ProfileLabelsKey, ProfileRulesKey, WorkloadEndpointKey
 from calico_kubernetes import cache, controller, election
-from calico_kubernetes.api import KINDS
+from calico_kubernetes.api import KINDS, Api
 from calico_kubernetes.controller import PolicyController
 from tests.doubles.kubernetes_api import KubernetesApi
 from tests.waiting import eventually
@@ -336,6 +336,16 @@ def test_a_node_that_does_not_reach_the_api_does_not_lead(cluster: Cluster) -> N
     cluster.api.put("namespaces", "shop")
     eventually(lambda: cluster.record(ProfileRulesKey("kns.shop")))
     assert cluster.leader == "n1"
+
+
+@pytest.mark.parametrize("text", ["token: [hunter2", "token: hunter2\x01", "- a", "text", ""])
+def test_a_kubeconfig_that_is_none_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad"
+    path.write_text(text)
+    with pytest.raises(InvalidSettings) as refusal:
+        Api(str(path))
+    assert (refusal.value.name, refusal.value.origin) == ("kubeconfig", str(path))
+    assert "hunter2" not in str(refusal.value)
 
 
 def test_a_leader_that_loses_the_api_makes_room(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
