@@ -390,7 +390,7 @@ def test_orphans_are_our_pairs_with_no_process_behind_them(wiring, host, contain
 def test_nothing_is_an_orphan_while_processes_cannot_be_looked_at(wiring, host, container, tmp_path):
     wiring.attach(a_request(container))
     (tmp_path / "17" / "ns").mkdir(parents=True)
-    look = functools.partial(find_orphans, host.route_socket, "cali", HOST_MAC.packed, processes=str(tmp_path))
+    look = functools.partial(find_orphans, host.route_socket, ("cali",), processes=str(tmp_path))
     assert [link.name for link in look()] == ["cali1"], "a process that has ended says nothing"
     (tmp_path / "17" / "ns" / "net").symlink_to("net")
     assert look() == ()
