@@ -59,7 +59,7 @@ FIELDS: tuple[Field, ...] = (
     _field("socket", values.path, ("CALICO_SOCKET",)),
     _field("run_directory", values.path, ("CALICO_RUN_DIRECTORY",)),
     _field("state_directory", values.path, ("CALICO_STATE_DIRECTORY",)),
-    _field("dataplane_driver", values.dataplane_driver, ("CALICO_DATAPLANE_DRIVER",), local=("NFTablesMode",)),
+    _field("dataplane_driver", values.dataplane_driver, ("CALICO_DATAPLANE_DRIVER",), "NFTablesMode"),
     _field("routing_driver", values.text, ("CALICO_ROUTING_DRIVER", "CALICO_NETWORKING_BACKEND")),
     _field("integrations", values.names, ("CALICO_INTEGRATIONS",)),
     _field("ip", values.own_address(4), ("IP",)),
@@ -75,7 +75,7 @@ FIELDS: tuple[Field, ...] = (
     _field("etcd_username", values.text, ("ETCD_USERNAME",)),
     _field("etcd_password", values.text, ("ETCD_PASSWORD",)),
     # what the dataplane does
-    _field("interface_prefix", values.interface_prefix, (), "InterfacePrefix"),
+    _field("interface_prefix", values.interface_prefixes, (), "InterfacePrefix"),
     _field("endpoint_to_host", values.choice("DROP", "RETURN", "ACCEPT"), (), "DefaultEndpointToHostAction"),
     _field("ipv6_support", values.choice("true", "false", "auto"), (), "Ipv6Support"),
     _field("deny_action", values.choice("DROP", "REJECT"), (), "IptablesFilterDenyAction", "NftablesFilterDenyAction"),

@@ -50,10 +50,14 @@ def number(low: float, high: float) -> Callable[[str], float]:
         except (ValueError, OverflowError):
             raise InvalidRequest("value", f"{value!r} is not a number") from None
         if not low <= found <= high:
-            raise InvalidRequest("value", f"{value} is not between {low:g} and {high:g}")
+            raise InvalidRequest("value", f"{value} is not between {_plain(low)} and {_plain(high)}")
         return found
 
     return parse
+
+
+def _plain(value: float) -> str:
+    return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:
@@ -121,9 +125,19 @@ def failsafe_ports(value: str) -> str:
 def host_or_none(value: str) -> str:
     """An address, a name that has one, or ``none``."""
     cleaned = value.strip()
-    if not cleaned or any(letter.isspace() or letter == "/" for letter in cleaned):
+    if cleaned.lower() == "none":
+        return "none"
+    is_name = bool(cleaned) and not any(
+        letter.isspace() or letter == "/" or not letter.isprintable() for letter in cleaned
+    )
+    if is_name:
+        try:
+            cleaned.encode("idna")  # as the resolver does: no empty label, none of more than 63 bytes
+        except UnicodeError:
+            is_name = False
+    if not is_name:
         raise InvalidRequest("value", f"{value!r} is not an address, a host name or none")
-    return "none" if cleaned.lower() == "none" else cleaned
+    return cleaned
 
 
 def log_level(value: str) -> str:
@@ -167,13 +181,14 @@ def name(value: str) -> str:
     return check_name(value.strip(), field="value")
 
 
-def interface_prefix(value: str) -> str:
-    """One alone: rules of the kernel ask for it, and for no list."""
+def interface_prefixes(value: str) -> str:
+    """One or a list, each once, in order."""
     from calico_core.model.ids import check_interface
 
-    if "," in value:
-        raise InvalidRequest("value", f"{value!r}: give one prefix, lists of them are not taken")
-    return check_interface(value.strip(), field="value")
+    found = dict.fromkeys(check_interface(each, field="value") for each in names(value))
+    if not found:
+        raise InvalidRequest("value", f"{value!r} names no prefix of interfaces such as cali or cali,tap")
+    return ",".join(found)
 
 
 def url(value: str) -> str:

@@ -139,6 +139,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     shadowed: dict[str, tuple[Shadowed, ...]] = msgspec.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def interface_prefixes(self) -> tuple[str, ...]:
+        """What names of workloads' interfaces begin with; new ones with the first."""
+        return tuple(self.interface_prefix.split(","))
+
     def __repr__(self) -> str:
         """Without secrets."""
         shown = {field.name: shown_value(field.name, getattr(self, field.name)) for field in FIELDS}

@@ -43,7 +43,9 @@ MEANINGS = {
     "run_directory": "what may go at a reboot: lock, saved settings, BIRD's files",
     "state_directory": "what stays: the node's name",
     "dataplane_driver": "a name from [`calico.dataplanes`](entry-points.md), or `auto`: nftables, or iptables where "
-    "the kernel has no nftables. At a change, policy of the other one stays until the new one's is complete",
+    "the kernel has no nftables; the reference system's words `Enabled` (nftables), `Disabled` (iptables) and `Auto` "
+    "too. At a change, policy of the other one stays until the new one's is complete. One that the datastore names and "
+    "this host cannot have is logged, and `auto` counts",
     "routing_driver": "a name from [`calico.routing`](entry-points.md)",
     "integrations": "names, separated by commas; `-NAME` leaves one out; empty means all that are installed",
     "ip": "an IPv4 address of this host, `autodetect` or `none`",
@@ -60,7 +62,9 @@ MEANINGS = {
     "etcd_key_file": "its key",
     "etcd_username": "user of etcd",
     "etcd_password": "its password",
-    "interface_prefix": "how names of workload interfaces begin; one alone, the reference system's lists are refused",
+    "interface_prefix": "how names of workload interfaces begin: one prefix, or several separated by commas, of which "
+    "new interfaces get the first. An interface that begins with none of them is no workload's: its endpoint has the "
+    "status `error`, and the routes of ours to one that we made go",
     "endpoint_to_host": "traffic of workloads to their host: `DROP`; `RETURN` (as the workload's outbound policy "
     "says, then the host's own rules); `ACCEPT`",
     "ipv6_support": "`true`, `false` or `auto`: as the kernel has it, and the log says why not (`ipv6.off`). "
@@ -368,7 +372,7 @@ def _calicoctl() -> str:
         "For operators. The datastore is the one of `--datastore`, else of `CALICO_DATASTORE`, else the one that the "
         "node of this host uses.",
         _table(("Exit code", "Meaning"), _exit_codes()),
-        "## Options of every command  " + _options(calicoctl, context),
+        "## Options of every command\n\n" + _options(calicoctl, context),
         *parts,
     )
 
@@ -410,7 +414,8 @@ def _options(command: click.Command, context: click.Context) -> str:
             continue
         names = ", ".join(f"`{name}`" for name in (*param.opts, *param.secondary_opts))
         value = "" if param.is_flag else f" {_value(param, context)}"
-        default = f" Default: `{param.default}`." if param.show_default and not param.is_flag else ""
+        given = param.default if isinstance(param.default, tuple) else (param.default,)
+        default = f" Default: `{' '.join(map(str, given))}`." if param.show_default and not param.is_flag else ""
         rows.append((names + value, f"{param.help or ''}{default}".strip()))
     return _table(("Option", ""), rows) if rows else ""
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 
-def eventually(condition: Callable[[], object], *, within_s: float = 20.0, every_s: float = 0.005) -> None:
+def eventually(condition: Callable[[], object], *, within_s: float = 60.0, every_s: float = 0.005) -> None:
     """Returns as soon as the condition holds. A look that costs something is given a longer ``every_s``."""
     deadline = time.monotonic() + within_s
     while not condition():

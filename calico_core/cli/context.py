@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import click
 
-from calico_core.errors import InvalidSettings, NotReady
+from calico_core.errors import InvalidSettings, NotReady, PluginMissing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +48,8 @@ class CliContext:
 
         settings = load_local_settings(os.environ)
         if self.datastore_flag:
-            return msgspec.structs.replace(settings, datastore=self.datastore_flag)
+            origins = {**settings.origins, "datastore": "--datastore"}
+            return msgspec.structs.replace(settings, datastore=self.datastore_flag, origins=origins)
         if "datastore" in settings.origins:
             return settings
         saved = self._saved(settings)
@@ -74,9 +75,13 @@ class CliContext:
     def records(self) -> TypedRecords:
         if self._records is None:
             from calico_core.node.composition import open_records
+            from calico_core.node.driver_names import of_setting
 
             self._refuse_new_store(self.settings.datastore)
-            self._records = open_records(self.settings)
+            try:
+                self._records = open_records(self.settings)
+            except PluginMissing as error:
+                raise of_setting(error, self.settings) or error from error
         return self._records
 
     def _refuse_new_store(self, url: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -15,6 +15,7 @@ import msgspec
 from calico_core.cli.context import CliContext, pass_context
 from calico_core.cli.failure import Missing, Refused
 from calico_core.cli.output import answer_one, note
+from calico_core.errors import InvalidRequest, PluginMissing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,10 +63,10 @@ def import_(context: CliContext, path: str, force: bool) -> None:
     try:
         with click.open_file(path, encoding="utf-8") as file:
             contents = from_lines(file)
-    except OSError as error:
-        raise Missing("file", path, error.strerror or "") from error
+    except FileNotFoundError as error:
+        raise Missing("file", path) from error
     except UnicodeDecodeError as error:
-        raise Refused(f"{path} is not UTF-8 text: {error}") from error
+        raise InvalidRequest("--file", f"{path} is not UTF-8 text: {error}") from error
     context.may_create = True
     store = context.records.store
     if not force:
@@ -94,12 +95,12 @@ def migrate(context: CliContext, source_url: str, target_url: str | None, force:
     _require_present(source_url)
     if abort == (target_url is not None):
         raise click.UsageError("give either --to URL or --abort")
-    with _opened(context, source_url) as source:
+    with _opened(context, source_url, "--from") as source:
         if target_url is None:
             transfer.open_again(source)
             answer_one(context, {"ready": source_url}, f"{source_url} is ready again")
             return
-        with _opened(context, target_url) as target:
+        with _opened(context, target_url, "--to") as target:
             if source.identity() == target.identity():
                 raise Refused(f"{source_url} and {target_url} are the same store")
             if not force:
@@ -111,12 +112,17 @@ def migrate(context: CliContext, source_url: str, target_url: str | None, force:
 
 
 @contextmanager
-def _opened(context: CliContext, url: str) -> Iterator[Datastore]:
+def _opened(context: CliContext, url: str, option: str) -> Iterator[Datastore]:
     from calico_core.node.composition import open_store
+    from calico_core.node.driver_names import of_setting
     from calico_core.settings_file import load_local_settings
 
     settings = context.settings if context.datastore_flag else load_local_settings(os.environ)
-    store = open_store(msgspec.structs.replace(settings, datastore=url))
+    settings = msgspec.structs.replace(settings, datastore=url, origins={**settings.origins, "datastore": option})
+    try:
+        store = open_store(settings)
+    except PluginMissing as error:
+        raise of_setting(error, settings) or error from error
     try:
         yield store
     finally:
@@ -140,15 +146,21 @@ def _refuse_content(store: Datastore) -> None:
 
 
 def _write_file(path: Path, text: str) -> None:
-    """Whole or not at all, and readable by its owner alone: it holds policy."""
+    """Whole or not at all, and readable by its owner alone: it holds policy. Through links; what is no file, as a
+    device, is written to."""
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.new")
     try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
         temporary.unlink(missing_ok=True)
         temporary.touch(mode=0o600, exist_ok=False)
         temporary.write_text(text, encoding="utf-8")
         temporary.rename(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise Refused(f"{path} cannot be written: {error.strerror}") from error
 
 

@@ -20,6 +20,7 @@ from calico_core.model.addresses import first_address
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.hoststate import RulesId
 from calico_core.model.keys import HOSTS, HostIpKey, WorkloadEndpointKey
+from calico_core.policy.cluster_wide import host_address
 from calico_core.policy.rules import stored_position
 from calico_core.policy.rules_ids import record_key
 
@@ -102,7 +103,9 @@ class _Names:
             if isinstance(found.key, WorkloadEndpointKey):
                 self._endpoints[found.key] = found.record
             elif isinstance(found.key, HostIpKey):
-                self._hosts[IPAddress(found.record)] = found.key.host
+                address = host_address(found.key, found.record)
+                if address is not None:
+                    self._hosts[address] = found.key.host
         self._by_address = {str(address): {"host": host} for address, host in self._hosts.items()}
         for key, endpoint in self._endpoints.items():
             names = {"host": key.host, "workload": key.workload, "endpoint": key.endpoint}

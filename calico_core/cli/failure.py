@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from calico_core import errors
 
 # First match wins: subclasses stand before their bases. Source: style of the project, section 6; calicoctl 5.3.
@@ -43,14 +45,31 @@ class Refused(errors.CalicoError):
         self.hint_text = hint
 
 
-def exit_code(error: errors.CalicoError) -> int:
+def exit_code(error: Exception) -> int:
     if isinstance(error, Missing):
         return 4
     if isinstance(error, Refused):
         return 5
-    return next(code for kind, code, _ in _TABLE if isinstance(error, kind))
+    if isinstance(error, RecursionError | UnicodeError):
+        return 2
+    return next((code for kind, code, _ in _TABLE if isinstance(error, kind)), 1)
 
 
-def explain(error: errors.CalicoError) -> list[str]:
+def explain(error: Exception) -> list[str]:
+    if not isinstance(error, errors.CalicoError):
+        return _explain_other(error)
     hint = getattr(error, "hint_text", "") or next(text for kind, _, text in _TABLE if isinstance(error, kind))
     return [f"calicoctl: {error}", *([f"  {hint}"] if hint else [])]
+
+
+def _explain_other(error: Exception) -> list[str]:
+    """Of what nobody foresaw, as far as it is the machine's or the input's doing."""
+    if isinstance(error, OSError):
+        what = f"{error.filename}: " if error.filename is not None else ""
+        hint = ["  try again with sudo"] if isinstance(error, PermissionError) and os.geteuid() else []
+        return [f"calicoctl: {what}{error.strerror or error}", *hint]
+    if isinstance(error, RecursionError):
+        return ["calicoctl: the input is nested too deeply"]
+    if isinstance(error, UnicodeError):
+        return [f"calicoctl: there is text that is not UTF-8: {error}"]
+    return [f"calicoctl: unexpected {type(error).__name__}: {error}", "  a fault of this program; --debug shows where"]

@@ -41,7 +41,7 @@ def read_host(context: CliContext, store: StoreView) -> LocalView | None:
         note(f"the kernel was not looked at: this host is {own}, not {context.host}")
         return None
     try:
-        return read_local_view(context.host, context.settings.interface_prefix, lists=_lists())
+        return read_local_view(context.host, context.settings.interface_prefixes, lists=_lists())
     except CalicoError as error:
         note(f"the kernel was not looked at: {error}")
         return None

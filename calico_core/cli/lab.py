@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from calico_core.cli.context import CliContext, pass_context
-from calico_core.cli.output import answer_one, table
+from calico_core.cli.output import answer_one, note, table
 from calico_core.lab.demonstration import Step, demonstrate
 from calico_core.lab.probes import probe as probe_once
 from calico_core.lab.topology import DEFAULT_NAME, Laboratory
@@ -32,10 +32,14 @@ def lab() -> None:
 def up(name: str, hosts: int, fabric: Any, store: str, routing: Any, ipv6: bool, no_nodes: bool) -> None:
     """Make a laboratory and start its nodes."""
     made = Laboratory.create(name, hosts, fabric=fabric, datastore=store, routing=routing, ipv6=ipv6).up()
-    for host in made.hosts if not no_nodes else ():
-        seconds = host.start_node()
-        host.install_cni()
-        click.echo(f"{host.name}: node started in {seconds:.2f} s")
+    try:
+        for host in made.hosts if not no_nodes else ():
+            seconds = host.start_node()
+            host.install_cni()
+            click.echo(f"{host.name}: node started in {seconds:.2f} s")
+    except BaseException:
+        note(f"laboratory {name} stays as far as it was made: calicoctl lab down --name {name} ends it")
+        raise
     click.echo(f"laboratory {name} is up: {', '.join(host.name for host in made.hosts)}")
 
 

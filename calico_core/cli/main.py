@@ -6,14 +6,18 @@ A command is imported when it is invoked, never to print the list; third parties
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
+import os
+import signal
 import sys
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
-from calico_core.errors import CalicoError
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "datastore": ("calico_core.cli.datastore:datastore", "The whole store: export, import, migrate."),
@@ -83,11 +87,27 @@ def calicoctl(ctx: click.Context, datastore: str | None, host: str | None, outpu
     ctx.call_on_close(ctx.obj.close)
 
 
+class Terminated(BaseException):
+    """By a signal. Like ``KeyboardInterrupt``: what was begun is undone on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 def main() -> NoReturn:
     """Exit codes: 0 done, 1 failed, 2 bad input, 3 try again, 4 missing, 5 refused by state,
-    6 the answer is no (with --exit-code), 130 interrupted."""
+    6 the answer is no (with --exit-code), 129 hung up on, 130 interrupted, 143 terminated."""
+    with _ending_as_asked():
+        _main()
+
+
+def _main() -> NoReturn:
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull)  # noqa: SIM115 - as long as the process
     try:
-        code = calicoctl.main(args=globals_first(sys.argv[1:]), prog_name="calicoctl", standalone_mode=False)
+        code = calicoctl.main(args=globals_first(_checked(sys.argv[1:])), prog_name="calicoctl", standalone_mode=False)
+        sys.stdout.flush()
     except click.UsageError as error:
         error.show()
         sys.exit(2)
@@ -99,10 +119,14 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)
+    except Terminated as error:
+        with contextlib.suppress(OSError):  # of a terminal that is gone
+            click.echo("terminated", err=True)
+        sys.exit(128 + error.number)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
-    except CalicoError as error:
+    except Exception as error:
         from calico_core.cli.failure import exit_code, explain
         from calico_core.cli.output import note
 
@@ -110,8 +134,37 @@ def main() -> NoReturn:
             raise
         for line in explain(error):
             note(line)
+        if isinstance(error, OSError):  # what is still to be written is not tried again as the interpreter ends
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(exit_code(error))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def _ending_as_asked() -> Iterator[None]:
+    """A signal whose default is to end is an exception, so that what was begun is undone. One that is ignored, as
+    nohup has it, stays so."""
+    numbers = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, _terminate)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _terminate(number: int, _frame: object) -> NoReturn:
+    signal.signal(number, signal.SIG_DFL)  # a second one does not wait
+    raise Terminated(number)
+
+
+def _checked(arguments: list[str]) -> list[str]:
+    for number, word in enumerate(arguments, 1):
+        if not word.isprintable() and any("\udc80" <= each <= "\udcff" for each in word):
+            raise click.UsageError(f"argument {number} is not UTF-8: {os.fsencode(word)!r}")
+    return arguments
 
 
 def globals_first(arguments: list[str]) -> list[str]:

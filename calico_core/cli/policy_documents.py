@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -74,15 +75,17 @@ def _document(value: Any, where: str) -> PolicyDocument:
     prefix = f"{where}: " if where else ""
     if not isinstance(value, Mapping):
         raise InvalidRequest(f"{prefix}document", "is not an object {tier, name, policy}")
-    _check_fields(value, _FIELDS, prefix)
+    check_fields(value, _FIELDS, prefix)
     tier = check_name(value.get("tier", DEFAULT_TIER), field=f"{prefix}tier")
     name = check_name(value.get("name", ""), field=f"{prefix}name")
     record = value.get("policy")
     if not isinstance(record, Mapping):
         raise InvalidRequest(f"{prefix}policy", "give the policy: an object with at least a selector")
-    _check_fields(record, _POLICY_FIELDS, f"{prefix}policy.")
+    check_fields(record, _POLICY_FIELDS, f"{prefix}policy.")
     try:
         policy: Policy = codec.from_builtins(Policy, dict(record))
+        if isinstance(policy.order, float) and not math.isfinite(policy.order):
+            raise InvalidRequest("order", f"{policy.order} is no number to sort by; without order it comes last")
         check_hooks(policy)
     except InvalidRequest as error:
         field = error.field.removeprefix("$").removeprefix(".")
@@ -92,7 +95,8 @@ def _document(value: Any, where: str) -> PolicyDocument:
     return PolicyDocument(PolicyKey(tier, name), policy)
 
 
-def _check_fields(value: Mapping[Any, Any], known: tuple[str, ...], prefix: str) -> None:
+def check_fields(value: Mapping[Any, Any], known: tuple[str, ...], prefix: str = "") -> None:
+    """Raises ``InvalidRequest`` for one that is not known."""
     for field in value:
         if field not in known:
             near = difflib.get_close_matches(str(field), known, n=1)

@@ -18,7 +18,7 @@ from calico_core.model import codec
 from calico_core.model.addresses import parse_network
 from calico_core.model.key_paths import parse_key
 from calico_core.model.keys import AFFINITIES, BLOCKS, POOLS, AffinityKey, BlockKey, PoolKey
-from calico_core.model.pools import BLOCK_PREFIX, Pool
+from calico_core.model.pools import BLOCK_PREFIX, Pool, Use
 
 if TYPE_CHECKING:
     from netaddr import IPNetwork
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 3
 _LISTED = 20
+_USES: dict[str, Use] = {"workload": "Workload", "tunnel": "Tunnel"}
 
 
 @click.group()
@@ -41,11 +42,13 @@ def pool() -> None:
 @click.option("--vxlan/--no-vxlan", default=None, help="Carry the pool's traffic between hosts in VXLAN.")
 @click.option("--block-size", type=int, metavar="LENGTH", help="Prefix length of its blocks.")
 @click.option("--disabled/--enabled", default=None, help="No new addresses from it.")
+@click.option("--uses", callback=lambda _, __, text: _uses(text), metavar="USES", help="What its addresses are for.")
 @pass_context
 def add(context: CliContext, /, cidrs: tuple[str, ...], **options: Any) -> None:
     """Add pools, or set the options of an existing one. All or nothing.
 
-    An existing pool gets --nat-outgoing and --ipip exactly as given here, and keeps everything else not given.
+    An existing pool gets --nat-outgoing and --ipip exactly as given here, and keeps everything else not given. USES is
+    workload, tunnel, or both with a comma between them, which is what a new pool is for.
 
     Example: calicoctl pool add 10.65.0.0/16 --nat-outgoing
     """
@@ -123,13 +126,26 @@ def show(context: CliContext, family: int | None) -> None:
             "ipam": found.record.ipam,
             "disabled": found.record.disabled,
             "block_size": found.record.block_prefix,
+            "uses": [use.lower() for use in found.record.allowed_uses],
         }
         for found in sorted(_pools(context), key=lambda found: found.record.cidr)
         if family in {None, found.record.cidr.version}
     ]
     for row in rows:
         row["options"] = [name for name in ("nat_outgoing", "ipip", "vxlan", "disabled") if row[name]]
+        row["options"] += [f"no_{use}" for use in _USES if row["uses"] and use not in row["uses"]]
     answer(context, rows, {"CIDR": "cidr", "Options": "options", "Block size": "block_size"})
+
+
+def _uses(text: str | None) -> tuple[Use, ...]:
+    """Empty: not given."""
+    found: dict[Use, None] = {}
+    for word in () if text is None else text.split(","):
+        cleaned = word.strip().lower()
+        if cleaned not in _USES:
+            raise InvalidRequest("--uses", f"{cleaned!r} is not workload or tunnel")
+        found[_USES[cleaned]] = None
+    return tuple(found)
 
 
 def _pools(context: CliContext) -> list[Versioned[Pool]]:
@@ -163,6 +179,7 @@ def _wanted(network: Any, existing: Versioned[Pool] | None, options: dict[str, A
             ipip="tunl0" if options["ipip"] else None,
             vxlan_mode=base.vxlan_mode if options["vxlan"] is None else "always" if options["vxlan"] else "",
             disabled=base.disabled if options["disabled"] is None else options["disabled"],
+            allowed_uses=options["uses"] or base.allowed_uses,
         )
     except ValueError as error:  # what the record itself forbids: block sizes, two encapsulations
         raise InvalidRequest("pool", str(error)) from error

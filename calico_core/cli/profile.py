@@ -13,6 +13,7 @@ from calico_core.cli.context import CliContext, pass_context
 from calico_core.cli.failure import Missing, Refused
 from calico_core.cli.named import NamedGroup, name_of
 from calico_core.cli.output import answer, say
+from calico_core.cli.policy_documents import check_fields
 from calico_core.cli.rule_counters import print_counters
 from calico_core.cli.rule_words import parse_rule, render_rule
 from calico_core.errors import Conflict, InvalidRequest
@@ -29,6 +30,8 @@ from calico_core.model.keys import (
     WorkloadEndpointKey,
 )
 from calico_core.model.rules import Rule, RuleLists
+
+_LISTS = tuple(field.encode_name for field in msgspec.structs.fields(RuleLists))
 
 _ATTEMPTS = 3
 _PROFILE_KEYS = (ProfileRulesKey, ProfileTagsKey, ProfileLabelsKey)
@@ -207,7 +210,12 @@ def rule_json(ctx: click.Context) -> None:
 def rule_update(ctx: click.Context) -> None:
     """Replace both lists by the object on standard input."""
     name = name_of(ctx)
-    wanted: RuleLists = codec.decode_json(RuleLists, sys.stdin.buffer.read(), what="rules")
+    given = codec.decode_json(dict[str, Any], sys.stdin.buffer.read(), what="rules")
+    check_fields(given, _LISTS)
+    for field in ("inbound_rules", "outbound_rules"):
+        if field not in given:
+            raise InvalidRequest(field, "give both lists, [] for one without rules: both are replaced")
+    wanted: RuleLists = codec.from_builtins(RuleLists, given)
     if wanted.id not in {None, name}:
         raise InvalidRequest("id", f"{wanted.id!r} is not the profile's name {name!r}")
     _rewrite(ctx, ProfileRulesKey(name), RuleLists(), lambda _: msgspec.structs.replace(wanted, id=name))

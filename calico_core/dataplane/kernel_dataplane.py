@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import msgspec
 from netaddr import IPAddress
 
-from calico_core.dataplane.claims import Claims
+from calico_core.dataplane.claims import Claims, Down
 from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.denied_packets import DeniedPackets
 from calico_core.dataplane.kernel_policy import Policy, TableReport
@@ -60,14 +60,19 @@ P = TypeVar("P", bound=Policy)
 
 class KernelDataplane(Dataplane, Generic[P]):
     """Programs one network namespace. ``namespace_fd`` None: the process's own. It closes ``policy``, which tells
-    ``origins`` what is behind each denial.
+    ``origins`` what is behind each denial, and goes by ``down`` where several workloads claim an address.
 
     Subjects in reports: a workload by its key's path, rules and sets by their id, ``pools``, ``route <CIDR>``,
     ``conntrack``; ``table …`` when the batch is not in force.
     """
 
     def __init__(
-        self, options: DataplaneOptions, namespace_fd: int | None, policy: P, origins: Origins | None = None
+        self,
+        options: DataplaneOptions,
+        namespace_fd: int | None,
+        policy: P,
+        origins: Origins | None = None,
+        down: Down | None = None,
     ) -> None:
         self._namespace_fd = namespace_fd
         self._policy = policy
@@ -80,12 +85,13 @@ class KernelDataplane(Dataplane, Generic[P]):
         self._is_complete = False
         self._is_alone = False
         self._families = (4, 6) if options.is_ipv6_enabled else (4,)
-        self._claims = Claims()
+        self._down = Down() if down is None else down
+        self._claims = Claims(self._down)
         self._route_socket = RouteSocket(namespace_fd, options.netlink_timeout_s)
         self._link_table = LinkTable()
         self._routes = WorkloadRoutes(
             self._route_socket,
-            prefix=options.interface_prefix,
+            prefixes=options.interface_prefixes,
             protocol=options.route_protocol,
             makes_routes=options.makes_routes,
             sources=options.route_sources,
@@ -93,7 +99,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         self._conntrack = Conntrack(namespace_fd, options.netlink_timeout_s)
         self._cutting = Timing()
         self._denied = DeniedPackets(options.denied_group, Origins() if origins is None else origins, namespace_fd)
-        self._prefix, self._address_poll_s = options.interface_prefix, options.address_poll_s
+        self._prefixes, self._address_poll_s = options.interface_prefixes, options.address_poll_s
         opens_loopback = options.metadata is not None and contains(LOOPBACK, options.metadata[0])
         self._links = WorkloadLinks(
             self._route_socket,
@@ -104,7 +110,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         )
         self._wiring = VethWiring(
             namespace_fd,
-            interface_prefix=self._prefix,
+            interface_prefixes=self._prefixes,
             opens_loopback=opens_loopback,
             on_settings=self._links.was_set,
         )
@@ -124,13 +130,15 @@ class KernelDataplane(Dataplane, Generic[P]):
             raise InvalidRequest("is_complete", "the first batch must carry the whole state")
         started = time.perf_counter()
         moved, kept = self._take_in(changes)
+        rivals = self._judge_rivals()
+        moved |= rivals
         # what goes loses its routes while its rules still stand
         going = self._leave(self._want(moved))
         policy_started = time.perf_counter()
-        table = self._policy.follow(changes, self._state)
+        table = self._policy.follow(self._with_those_of(rivals, changes), self._state)
         self._uncut |= table.lost
         policy_done = time.perf_counter()
-        self._want(kept)
+        self._want(kept - rivals)
         if changes.is_complete:
             links, coming = self._links.resync(), self._routes.resync()
         else:
@@ -152,6 +160,7 @@ class KernelDataplane(Dataplane, Generic[P]):
     def resync(self) -> ApplyReport:
         if not self._is_complete:
             return ApplyReport()
+        self._pass_on()
         table = self._policy.resync()
         links = self._links.resync()
         routes = self._routes.resync()
@@ -164,7 +173,7 @@ class KernelDataplane(Dataplane, Generic[P]):
             return ApplyReport()
         if event.kind == "resync":
             return self._follow_all_links()
-        if not event.name.startswith(self._prefix) or self._claims.owner(event.name) is None:
+        if not event.name.startswith(self._prefixes) or self._claims.owner(event.name) is None:
             self._renamed.discard(event.name)
             return ApplyReport()
         left, healed = RouteReport(), ""
@@ -178,8 +187,9 @@ class KernelDataplane(Dataplane, Generic[P]):
         # the kernel removes the routes of a link that goes down; a new link of the name starts without
         self._routes.forget(event.name)
         self._links.forget(event.name)
+        table = self._pass_on()
         links, routes = self._follow_links([event.name])
-        report = self._report(None, links, [left, routes], ())
+        report = self._report(table, links, [left, routes], self._cut(table) if table is not None else ())
         return msgspec.structs.replace(report, healed=(healed,)) if healed else report
 
     def watch_interfaces(self, callback: Callable[[InterfaceEvent], None]) -> Callable[[], None]:
@@ -200,7 +210,7 @@ class KernelDataplane(Dataplane, Generic[P]):
         from calico_core.dataplane.linux.addresses import AddressMonitor
 
         monitor = AddressMonitor(
-            callback, prefix=self._prefix, namespace_fd=self._namespace_fd, poll_s=self._address_poll_s
+            callback, prefixes=self._prefixes, namespace_fd=self._namespace_fd, poll_s=self._address_poll_s
         )
         monitor.start()
         return monitor.stop
@@ -229,10 +239,11 @@ class KernelDataplane(Dataplane, Generic[P]):
     def purge(self) -> None:
         self._policy.purge()
         self._routes.want_nothing()
-        self._links.want_nothing(self._prefix)
+        self._links.want_nothing(self._prefixes)
         failures = self._routes.resync().failures
         self._state, self._is_complete = HostState(), False
         self._claims.clear()
+        self._down.tell(())
         self._renamed.clear()
         if failures:
             reasons = "; ".join(f"{each.subject}: {each.reason}" for each in failures)
@@ -264,10 +275,45 @@ class KernelDataplane(Dataplane, Generic[P]):
             moved |= self._claims.remove(key)
         return moved, kept - moved
 
+    def _judge_rivals(self) -> set[str]:
+        """Look which interfaces of those are up whose workloads claim an address of each other. Gives them all if that
+        is another than before."""
+        names = sorted(self._claims.rivals())
+        try:
+            links = self._find_links(names) if names else {}
+        except KernelRefused as error:
+            log.warning("dataplane.rivals_unknown", error=str(error))
+            return set()
+        # by the carrier: the kernel takes its time to call a link operational
+        down = {name for name in names if (link := links.get(name)) is None or not (link.is_up and link.has_carrier)}
+        return set(names) if self._down.tell(down) else set()
+
+    def _with_those_of(self, interfaces: set[str], changes: HostChanges) -> HostChanges:
+        """The batch with the workloads that claim these as well, so that policy places them anew."""
+        if not interfaces or changes.is_complete:
+            return changes
+        keys = {key for interface in interfaces for key in self._claims.keys(interface)}
+        keys.difference_update(each.key for each in changes.workloads)
+        more = (self._state.workloads[key] for key in sorted(keys, key=lambda key: key.path))
+        return msgspec.structs.replace(changes, workloads=(*changes.workloads, *more))
+
+    def _pass_on(self) -> TableReport | None:
+        """Addresses that several claim go to the first of them whose interface is up; routes follow with the next look
+        at links. None: they have whoever had them."""
+        rivals = self._judge_rivals()
+        if not rivals:
+            return None
+        self._want(rivals)
+        self._unsettled |= rivals
+        table = self._policy.follow(self._with_those_of(rivals, HostChanges()), self._state)
+        self._uncut |= table.lost
+        log.info("dataplane.addresses_passed_on", down=sorted(self._down.names), changes=table.changes)
+        return table
+
     def _want(self, interfaces: Iterable[str]) -> list[str]:
         """What they shall have of links and routes; gives those that shall have none. No others than workloads'."""
         leaving: list[str] = []
-        for interface in sorted(each for each in interfaces if each.startswith(self._prefix)):
+        for interface in sorted(each for each in interfaces if each.startswith(self._prefixes)):
             networks = self._claims.networks(interface)
             if not networks:
                 leaving.append(interface)
@@ -310,10 +356,11 @@ class KernelDataplane(Dataplane, Generic[P]):
             self._routes.forget(name)
             self._links.forget(name)
         self._link_table.fill(self._route_socket.links())
+        table = self._pass_on()
         links, routes = self._links.resync(), self._routes.resync()
         if not links.failures and not routes.failures:
             self._unsettled.clear()
-        return self._report(None, links, [routes], ())
+        return self._report(table, links, [routes], self._cut(table) if table is not None else ())
 
     def _take_over(self, table: TableReport) -> tuple[Failure, ...]:
         """Once policy of ours is in force, what a dataplane of another kind left is removed."""

@@ -235,7 +235,7 @@ class MemoryDataplane(Dataplane):
         self._tell_addresses(interface, None)
 
     def _tell_addresses(self, interface: str, addresses: frozenset[IPAddress] | None) -> None:
-        if interface.startswith(self.options.interface_prefix) or self._addresses.get(interface) == addresses:
+        if interface.startswith(self.options.interface_prefixes) or self._addresses.get(interface) == addresses:
             return
         if addresses is None:
             del self._addresses[interface]

@@ -26,7 +26,10 @@ _WORDS = {
 
 def check_options(options: DataplaneOptions) -> None:
     """:raises InvalidRequest: names the option."""
-    check_interface(options.interface_prefix, field="interface_prefix")
+    if not options.interface_prefixes:
+        raise InvalidRequest("interface_prefixes", "workloads would be without policy: name one at least")
+    for prefix in options.interface_prefixes:
+        check_interface(prefix, field="interface_prefixes")
     for name, words in _WORDS.items():
         if getattr(options, name) not in words:
             raise InvalidRequest(name, f"{getattr(options, name)!r} is not one of {', '.join(words)}")

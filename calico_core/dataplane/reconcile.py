@@ -83,11 +83,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     removed_sets: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return self.is_rebuild or bool(self.names)
+        return not self.has_elements_alone or bool(self.added_elements or self.removed_elements)
 
     @property
     def names(self) -> set[str]:
         """Every chain and set it touches."""
+        if self.has_elements_alone:
+            return {*self.removed_elements, *self.added_elements}
         return {
             *self.new_sets, *self.new_chains, *self.removed_elements, *self.written_chains, *self.removed_chains,
             *self.added_elements, *self.removed_sets,
@@ -102,13 +104,19 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         )  # fmt: skip
 
     @property
+    def takes_elements(self) -> bool:
+        """Whether something that stands in a set is in it no longer, or may be."""
+        return self.is_rebuild or bool(self.removed_sets or self.removed_elements)
+
+    @property
     def element_count(self) -> int:
-        groups = (*self.removed_elements.values(), *self.added_elements.values())
-        return sum(map(len, groups))
+        return sum(map(len, self.removed_elements.values())) + sum(map(len, self.added_elements.values()))
 
     @property
     def changes(self) -> int:
         """Kernel objects touched: a chain with its rules is one, each element of a set is one."""
+        if self.has_elements_alone:
+            return self.element_count
         chains = {*self.new_chains, *self.written_chains, *self.removed_chains}
         return len(chains) + len(self.new_sets) + len(self.removed_sets) + self.element_count
 

@@ -21,6 +21,7 @@ from calico_core.dataplane.linux.address_messages import (
     set_neighbour,
     set_proxy,
 )
+from calico_core.dataplane.linux.link_pair import is_host_end
 from calico_core.dataplane.linux.netns import run_in
 from calico_core.dataplane.linux.prefix import AF_INET, AF_INET6, host_prefix
 from calico_core.dataplane.linux.workload_sysctls import host_end, source_check
@@ -100,10 +101,11 @@ class WorkloadLinks:
             frozenset(neighbours),
         )
 
-    def want_nothing(self, prefix: str) -> None:
-        """As policy goes, the kernel checks sources again on all links whose names begin so, whoever told it not to."""
+    def want_nothing(self, prefixes: tuple[str, ...]) -> None:
+        """As policy goes, the kernel checks sources again on all links whose names begin so, and on ends of pairs of
+        ours that are called otherwise, whoever told it not to."""
         self._wanted.clear()
-        names = [link.name for link in self._socket.links() if link.name.startswith(prefix)]
+        names = [link.name for link in self._socket.links() if link.name.startswith(prefixes) or is_host_end(link)]
         run_in(self._namespace_fd, lambda: _check_sources(names))
 
     def was_set(self, interface: str, index: int, settings: tuple[Setting, ...]) -> None:

@@ -1,7 +1,8 @@
 """Routes to the host's workloads: what is wanted for each interface, and what we last made of it.
 
 An interface whose routes we know to be right costs nothing; its link is looked up again when it is touched. Routes of
-our protocol on workload interfaces that nobody wants are removed; all others are left alone.
+our protocol on workload interfaces that nobody wants are removed, and those on ends of pairs of ours that are called
+otherwise, as of an earlier prefix; all others are left alone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from calico_core.dataplane.linux.link_pair import is_host_end
 from calico_core.dataplane.linux.prefix import AF_INET, AF_INET6, prefix_of
 from calico_core.dataplane.linux.route_messages import LOCAL_METRIC_V6, RT_SCOPE_LINK, Route
 from calico_core.dataplane.linux.routes import apply_routes, plan_routes
@@ -45,7 +47,7 @@ class WorkloadRoutes:
         self,
         socket: RouteSocket,
         *,
-        prefix: str,
+        prefixes: tuple[str, ...],
         protocol: int,
         makes_routes: bool = True,
         sources: Iterable[IPAddress] = (),
@@ -53,7 +55,7 @@ class WorkloadRoutes:
         """``makes_routes`` False: somebody else makes them, and none is touched; links are still looked for.
         ``sources``: as :attr:`DataplaneOptions.route_sources`."""
         self._socket, self._makes_routes = socket, makes_routes
-        self._prefix, self._protocol = prefix, protocol
+        self._prefixes, self._protocol = prefixes, protocol
         self._sources = {AF_INET if each.version == 4 else AF_INET6: each.packed for each in sources}
         self._wanted: dict[str, tuple[IPNetwork, ...]] = {}
         self._programmed: dict[str, frozenset[Route]] = {}
@@ -144,7 +146,7 @@ class WorkloadRoutes:
 
     def _resync(self) -> RouteReport:
         links = {link.name: link for link in self._socket.links()}
-        workloads = {link.index: link for link in links.values() if link.name.startswith(self._prefix)}
+        workloads = {link.index for link in links.values() if link.name.startswith(self._prefixes) or is_host_end(link)}
         present = {name: link for name in self._wanted if (link := links.get(name)) and link.is_up}
         without_link = frozenset(self._wanted.keys() - {link.name for link in present.values() if link.is_operational})
         if not self._makes_routes:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from calico_core.datastore.checks import check_transaction, prefix_end
+from calico_core.datastore.sqlite_changes import ChangedKeys
 from calico_core.datastore.sqlite_doorbell import Doorbell
 from calico_core.datastore.sqlite_file import SqliteFile
 from calico_core.errors import InvalidSettings, KeyMissing, Unavailable
@@ -43,7 +44,8 @@ KEPT_CHANGES = 10_000
 KEPT_S = 3600.0
 COMPACT_EVERY = 512
 """Writes between two looks at what may be forgotten."""
-_CHECKPOINT_COMMITS = 1000
+_CHECKPOINT_REVISIONS = 250
+"""An attach writes some twenty pages: this many stay well below what SQLite lets a writer wait for."""
 READ_REVISIONS = 1000
 """Revisions a watch reads at once; whole ones, so that none is split."""
 
@@ -55,7 +57,7 @@ class SqliteDatastore(Datastore):
 
     def __init__(self, path: str, *, timeout_s: float = 5.0, synchronous: str = "NORMAL") -> None:
         self._file = SqliteFile(path, timeout_s=max(timeout_s, 5.0), synchronous=synchronous)
-        self._doorbell = Doorbell(path, self._tend)
+        self._doorbell = Doorbell(path, self._tend, ChangedKeys(self._file).take)
         self._checkpointed = 0
         self._closed = False
 
@@ -180,8 +182,10 @@ class SqliteDatastore(Datastore):
     def _tend(self) -> None:
         """About once a second, in the listening thread."""
         self._sweep()
-        if self._doorbell.count - self._checkpointed >= _CHECKPOINT_COMMITS:
-            self._checkpointed = self._doorbell.count
+        with self._file.borrow() as connection:
+            revision = _revision(connection)
+        if abs(revision - self._checkpointed) >= _CHECKPOINT_REVISIONS:  # another file may be at an earlier one
+            self._checkpointed = revision
             self._file.checkpoint()
 
     def _extend(self, lease: int, ttl_s: float) -> bool:

@@ -1,9 +1,10 @@
 """Wakes the watches of other processes when one commits.
 
 Each process with a watch binds a datagram UNIX socket in ``<db>.watch/``; a writer sends a byte to every socket it
-finds there and removes those nobody listens on any more (datastore specification, section 9). The thread here
-also looks at ``PRAGMA data_version`` once a second, in case a writer died between its commit and the ring, and
-sweeps expired leases.
+finds there and removes those nobody listens on any more (datastore specification, section 9). The thread here looks
+which keys that concerns, once for all watches: a node has six, and each that woke for nothing would stand in the way
+of an attach. It also looks at ``PRAGMA data_version`` once a second, in case a writer died between its commit and the
+ring, and sweeps expired leases.
 """
 
 from __future__ import annotations
@@ -36,14 +37,18 @@ log = get_logger(__name__)
 
 class Doorbell:
     """``count`` grows after every commit anyone made, and who waits for what it changed wakes, nobody else. ``sweep``
-    runs about once a second in the listening thread, which starts with the first :meth:`listen`."""
+    runs about once a second in the listening thread, which starts with the first :meth:`listen`; ``take_keys`` runs
+    there after others rang: what was changed since the last time, or None when that is not known."""
 
-    def __init__(self, path: str, sweep: Callable[[], object]) -> None:
+    def __init__(
+        self, path: str, sweep: Callable[[], object], take_keys: Callable[[], frozenset[str] | None] = lambda: None
+    ) -> None:
         self.count = 0
         self._lock = threading.Lock()
         self._sleepers: dict[threading.Condition, str] = {}  # with the prefix that each waits for
         self._rings: deque[frozenset[str] | None] = deque(maxlen=_REMEMBERED_RINGS)
-        self._path, self._folder, self._sweep = path, Path(f"{path}.watch"), sweep
+        self._path, self._folder = path, Path(f"{path}.watch")
+        self._sweep, self._take_keys = sweep, take_keys
         self._name = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._listed: tuple[str, ...] = ()
         self._listed_ns = 0
@@ -153,19 +158,23 @@ class Doorbell:
         version = _DataVersion(self._path)
         poller = select.poll()
         poller.register(ear, select.POLLIN)
+        tended = float("-inf")
         try:
             while not self._closed:
-                heard = poller.poll(SAFETY_NET_S * 1000)
+                heard = poller.poll(max(0.0, tended + SAFETY_NET_S - time.monotonic()) * 1000)
                 if heard:
                     with contextlib.suppress(BlockingIOError):
                         while True:
                             ear.recv(16)
                 if self._closed:
                     return
-                if heard or version.has_changed():
-                    self._notify()
-                with contextlib.suppress(DatastoreError):  # the next call reports it to somebody who asked
-                    self._sweep()
+                is_time = time.monotonic() - tended >= SAFETY_NET_S
+                if heard or (is_time and version.has_changed()):
+                    self._notify(self._take_keys())
+                if is_time:
+                    tended = time.monotonic()
+                    with contextlib.suppress(DatastoreError):  # the next call reports it to somebody who asked
+                        self._sweep()
         except Exception:
             log.exception("datastore.doorbell-failed", path=self._path)
         finally:

@@ -7,7 +7,8 @@
       └──────── Ready lost ──────┼──────────────────────┘ │ connection lost: watch again after the last revision
                                  └── history compacted, or another store: new snapshot, only differences
 
-A consumer sees each key's latest value once. A lost connection produces nothing at all: what was programmed stays.
+A consumer sees each key's latest value once. A lost connection produces nothing at all, and neither does the batch that
+takes ``Ready`` away, as when the whole tree is deleted: what was programmed stays.
 Source: datastore specification, sections 5 and 7.
 """
 
@@ -30,7 +31,7 @@ from calico_core.log import get_logger
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from calico_core.interfaces.datastore import Datastore, Watch, WatchMessage
+    from calico_core.interfaces.datastore import Datastore, Entry, Watch, WatchMessage
     from calico_core.model.keys import Key
 
 FIRST_BACKOFF_S = 0.1
@@ -113,12 +114,18 @@ class Syncer:
         self._last_resync = float("-inf")
         self._stop = threading.Event()
         self._in_sync = threading.Event()
+        self._is_following = False
         self._feed: Feed | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     @property
     def status(self) -> SyncStatus:
         return self._status
+
+    @property
+    def is_following(self) -> bool:
+        """Whether it hears of changes at this moment: in sync, and not cut off."""
+        return self._is_following
 
     @property
     def is_alive(self) -> bool:
@@ -204,6 +211,8 @@ class Syncer:
         self._tell(SyncStatus.RESYNC)
         snapshots = {prefix: self._store.list(prefix) for prefix in self._prefixes}
         entries = {entry.key: entry for snapshot in snapshots.values() for entry in snapshot.entries}
+        if self._ready_key and not _says_ready(entries.get(self._ready_key)):
+            return  # it went meanwhile
         held = self._known.held
         revision = min((snapshot.revision for snapshot in snapshots.values()), default=0)
         updates = self._known.take_snapshot(entries, revision, is_same_store=is_same_store)
@@ -223,8 +232,7 @@ class Syncer:
         """Wait for the ready key; False when stopped, or when the wait must begin again."""
         parent = self._ready_key.rpartition("/")[0] + "/"
         after = self._store.list(_REVISION_PROBE).revision
-        entry = self._store.get(self._ready_key)
-        self._is_ready = entry is not None and entry.value == b"true"
+        self._is_ready = _says_ready(self._store.get(self._ready_key))
         if self._is_ready:
             return True
         self._tell(SyncStatus.WAIT)
@@ -255,10 +263,14 @@ class Syncer:
             raise
         with Feed(watches, self._stop) as feed:
             self._feed = feed
-            while not self._stop.is_set() and self._after:
-                found = feed.next(WATCH_WAIT_S)
-                if found is not None and not self._take(feed, found):
-                    return
+            self._is_following = True
+            try:
+                while not self._stop.is_set() and self._after:
+                    found = feed.next(WATCH_WAIT_S)
+                    if found is not None and not self._take(feed, found):
+                        return
+            finally:
+                self._is_following = False
 
     def _take(self, feed: Feed, first: tuple[str, WatchMessage]) -> bool:
         """Hand over a message with those already waiting, the latest of each key. False when the watch is over."""
@@ -272,8 +284,11 @@ class Syncer:
             if isinstance(message, Lost | CompactedAway):
                 break
             if isinstance(message, Batch):
-                self._known.merge(message, updates, new)
                 self._note_ready(message)
+                if not self._is_ready:  # what is gone with it is not believed: the next snapshot says what is so
+                    found = None
+                    break
+                self._known.merge(message, updates, new)
                 self._note_anchor(message)
             self._after[prefix] = max(self._after[prefix], message.revision)
             taken += 1
@@ -317,3 +332,7 @@ class Syncer:
         if status is not self._status or status is SyncStatus.RESYNC:
             self._status = status
             self._sink(SyncBatch((), status, max(self._after.values(), default=0)))
+
+
+def _says_ready(entry: Entry | None) -> bool:
+    return entry is not None and entry.value == b"true"

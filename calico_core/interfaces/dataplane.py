@@ -26,8 +26,8 @@ class FailsafePort(NamedTuple):
 
 
 class DataplaneOptions(Value, frozen=True):
-    """``interface_prefix``: host interfaces of workloads start with it. ``endpoint_to_host``: what happens to traffic
-    from a workload to the host itself. ``route_protocol`` marks the routes that are ours.
+    """``interface_prefixes``: host interfaces of workloads start with one of them. ``endpoint_to_host``: what happens
+    to traffic from a workload to the host itself. ``route_protocol`` marks the routes that are ours.
 
     ``deny_action``: what every denial does, of a rule that says "deny" and of none that says anything.
     ``drop_override`` comes before it; the ``ACCEPT`` forms switch policy off. ``failsafe_…``: see
@@ -56,7 +56,7 @@ class DataplaneOptions(Value, frozen=True):
     ``nat_spares_hosts``, what goes to an address of a host is not translated either."""
 
     host: str = ""
-    interface_prefix: str = "cali"
+    interface_prefixes: tuple[str, ...] = ("cali",)
     endpoint_to_host: str = "RETURN"
     is_ipv6_enabled: bool = True
     route_protocol: int = 80

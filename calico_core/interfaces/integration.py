@@ -87,7 +87,8 @@ class CallReply(Value, frozen=True):
 
 class Gauge(Value, frozen=True):
     """A figure for metrics, whose name there is ``calico_<integration>_<name>``, with ``_`` for each character that is
-    no letter of ASCII, digit or ``_``; ``text`` says what it is."""
+    no letter of ASCII, digit or ``_``; ``text`` says what it is. One whose name there is taken already is left
+    out."""
 
     name: str
     text: str

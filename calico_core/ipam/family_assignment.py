@@ -107,16 +107,18 @@ class FamilyAssignment:
         return self._request.pools_v4 if self._family.version == 4 else self._request.pools_v6
 
     def _usable_pools(self) -> list[Pool]:
-        """Enabled: those asked for, in that order, or all by address."""
-        usable = {
+        """Enabled and for this use: those asked for, in that order, or all by address."""
+        use = self._request.use
+        enabled = {
             cidr: known.record
             for cidr, known in sorted(self._family.pools.items())
             if known.record is not None and known.record.is_assignable
         }
+        usable = {cidr: pool for cidr, pool in enabled.items() if pool.gives(use)}
         requested = self._requested_pools
-        available = tuple(str(cidr) for cidr in usable)
+        available = tuple(f"{cidr}{'' if cidr in usable else f' (not for {use.lower()}s)'}" for cidr in enabled)
         if not requested and not usable:
-            self._refuse(NoPools(self._family.version))
+            self._refuse(NoPools(self._family.version, (), available))
         unusable = tuple(str(cidr) for cidr in requested if cidr not in usable)
         if unusable:
             self._refuse(NoPools(self._family.version, unusable, available))

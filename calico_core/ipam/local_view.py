@@ -25,7 +25,7 @@ class LocalView(Value, frozen=True):
     """
 
     host: str
-    interface_prefix: str = "cali"
+    interface_prefixes: tuple[str, ...] = ("cali",)
     interfaces: frozenset[str] = frozenset()
     addresses: frozenset[IPAddress] = frozenset()
     host_routes: dict[IPAddress, str] = msgspec.field(default_factory=dict)
@@ -59,4 +59,4 @@ class LocalView(Value, frozen=True):
         return f"{stray} on {self.host} may be its interface: no endpoint names it" if stray else ""
 
     def is_workload(self, interface: str) -> bool:
-        return interface.startswith(self.interface_prefix)
+        return interface.startswith(self.interface_prefixes)

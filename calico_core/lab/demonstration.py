@@ -5,9 +5,12 @@ Everything is done by the real executables, as an operator would; the figures ar
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -23,10 +26,16 @@ FRONTEND, DATABASE = "frontend", "database"
 RULE = ("inbound", "allow", "from", "tag", FRONTEND)
 _ADD = ("profile", DATABASE, "rule", "add", *RULE)
 _REMOVE = ("profile", DATABASE, "rule", "remove", *RULE)
-_SETTLE_S = 20.0
+_SETTLE_S = 60.0
 _FLOOD_PER_S = 2000.0
 _FLOOD_S = 0.5
 _POLL_S = 0.01
+
+
+def _tool() -> str:
+    """How the reader calls this program: by its path where that is no command of theirs."""
+    started = str(Path(sys.argv[0]).absolute())
+    return "calicoctl" if shutil.which("calicoctl", path=os.defpath) == started else started
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +68,7 @@ def demonstrate(name: str = DEFAULT_NAME, *, hosts: int = 1, keep: bool = False)
             removal = time.monotonic()
             lab.down()
     if is_finished and keep:
-        yield Step(title="Kept", text=f"Look around, then: calicoctl lab down --name {name}", seconds=0.0)
+        yield Step(title="Kept", text=f"Look around, then: {_tool()} lab down --name {name}", seconds=0.0)
     elif is_finished:
         yield Step(
             title="Everything removed",

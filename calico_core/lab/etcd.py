@@ -15,7 +15,7 @@ from calico_core.lab.record import ProcessRecord
 from calico_core.lab.station import Station, open_socket
 
 PORT = 2379
-_WAIT_S = 15.0
+_WAIT_S = 60.0
 _POLL_S = 0.01
 _ASK_S = 2.0
 
@@ -46,7 +46,7 @@ def start(fabric: Station, directory: Path) -> ProcessRecord:
 
 
 def await_health(process: ProcessRecord, fabric: Station, directory: Path) -> None:
-    """:raises NotReady: it ended, or does not serve within 15 s; with the end of its log."""
+    """:raises NotReady: it ended, or does not serve within a minute; with the end of its log."""
     deadline = time.monotonic() + _WAIT_S
     while not _is_healthy(fabric):
         if not processes.is_running(process):

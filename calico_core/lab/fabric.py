@@ -25,7 +25,7 @@ from calico_core.lab.record import FabricRecord, HostRecord
 
 UPLINK = "eth0"
 BRIDGE = "fabric0"
-_SETTLE_S = 5.0
+_SETTLE_S = 20.0
 _POLL_S = 0.001
 _DEFAULT = {4: parse_prefix("0.0.0.0/0"), 6: parse_prefix("::/0")}
 
@@ -60,6 +60,13 @@ def build(fabric: FabricRecord, hosts: Sequence[HostRecord]) -> None:
                 inside.execute(*(add_address(bridge, _prefix(address, net)) for address, net in pairs))
             _join(host, inside, fabric_fd, bridge)
         await_operational(fabric_fd, inside, [gateway for host in hosts for gateway in host.gateways])
+
+
+def rejoin(fabric: FabricRecord, host: HostRecord) -> None:
+    """Make the namespace of one host anew, and its link, as after a reboot."""
+    with opened(netns.NAMED / fabric.namespace) as fabric_fd, RouteSocket(fabric_fd) as inside:
+        _join(host, inside, fabric_fd, _index(inside, BRIDGE) if fabric.kind == "bridge" else 0)
+        await_operational(fabric_fd, inside, host.gateways)
 
 
 def create_stub(name: str) -> Path:

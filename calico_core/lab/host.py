@@ -131,7 +131,7 @@ class LabHost:
         ):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def start_node(self, *, environment: Mapping[str, str] | None = None, timeout_s: float = 30.0) -> float:
+    def start_node(self, *, environment: Mapping[str, str] | None = None, timeout_s: float = 90.0) -> float:
         """Start ``calico-node run`` and wait until it serves; gives the seconds that took. A running one is success.
 
         ``environment`` is added to the host's for this start only.

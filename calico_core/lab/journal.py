@@ -45,7 +45,9 @@ class Journal:
                 break
         with self._locked(_RECORD):
             if self._path.exists():
-                raise InvalidRequest("name", f"laboratory {self.name!r} exists already; take it down first")
+                raise InvalidRequest(
+                    "name", f"laboratory {self.name!r} exists already: calicoctl lab down --name {self.name}"
+                )
             self._write(record)
 
     def find(self) -> LabRecord | None:

@@ -187,8 +187,9 @@ def _probe_udp(
             while time.monotonic() < deadline:
                 sent = time.monotonic()
                 client.send(token)
-                while (left_s := min(deadline, sent + _REPEAT_S) - time.monotonic()) > 0:
-                    for descriptor, _ in poller.poll(left_s * 1000):
+                # looked at once at least: an answer may have come while this thread did not run
+                while ready := poller.poll(max(0.0, min(deadline, sent + _REPEAT_S) - time.monotonic()) * 1000):
+                    for descriptor, _ in ready:
                         if server is not None and descriptor == server.fileno():
                             data, sender = server.recvfrom(2048)
                             arrived = arrived or data == token

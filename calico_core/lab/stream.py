@@ -134,14 +134,17 @@ class Stream(TrafficThread):
         due, last = self._started, float("inf")
         while True:
             now = time.monotonic()
-            if now >= last or (last < float("inf") and len(self._answered) == len(self._sent_at)):
+            if last < float("inf") and len(self._answered) == len(self._sent_at):
                 break
             if last == float("inf") and now >= due:
                 self._send(client)
                 # after a stall it goes on from now, without a burst that would look like a flood
                 due = max(due + self._interval_s, now)
             wait_s = (due if last == float("inf") else last) - time.monotonic()
-            for descriptor, _ in poller.poll(max(0.0, wait_s) * 1000):
+            ready = poller.poll(max(0.0, wait_s) * 1000)
+            if not ready and time.monotonic() >= last:
+                break  # and not before: what came while this thread did not run is no loss
+            for descriptor, _ in ready:
                 if descriptor == self._stop_fd:
                     poller.unregister(self._stop_fd)
                     last = time.monotonic() + self._grace_s

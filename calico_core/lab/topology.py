@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -39,7 +40,7 @@ log = get_logger(__name__)
 
 DEFAULT_NAME = "calico-lab"
 _STOP_GRACE_S = 5.0
-_GONE_WAIT_S = 2.0
+_GONE_WAIT_S = 10.0
 
 
 class Laboratory:
@@ -167,6 +168,19 @@ class Laboratory:
         on = self.host(host) if isinstance(host, str) else host
         return LabWorkload.create(self._journal, on, name)
 
+    def reboot(self, host: LabHost) -> None:
+        """Its processes and containers end, and all that was in its kernel and in its run directory is gone; the
+        datastore and the disk stay as they were. Nothing is started."""
+        record = self.record
+        planned = next(each for each in record.hosts if each.name == host.name)
+        containers = [each.namespace for each in record.workloads if each.host == host.name]
+        host.kill_node()
+        self._remove_namespaces([planned.namespace, *containers])
+        shutil.rmtree(host.directory / "run", ignore_errors=True)
+        host.make_directories()
+        links.rejoin(record.fabric, planned)
+        log.info("lab.rebooted", host=host.name)
+
     def up(self) -> Self:
         """Namespaces, links and, when asked for, etcd; nodes are started by the hosts. Already up is success.
 
@@ -223,8 +237,11 @@ class Laboratory:
         self._journal.erase()
 
     def _remove_kernel_objects(self, record: LabRecord) -> None:
-        paths = [_namespace_path(name) for name in record.namespaces]
         processes.stop(record.processes, grace_s=_STOP_GRACE_S)
+        self._remove_namespaces(record.namespaces)
+
+    def _remove_namespaces(self, names: Collection[str]) -> None:
+        paths = [_namespace_path(name) for name in names]
         # also what nobody wrote down: BIRD outlives its node, and a crash may fall between a start and its record
         deadline = time.monotonic() + _GONE_WAIT_S
         grace_s = 1.0
@@ -233,7 +250,7 @@ class Laboratory:
             grace_s = 0.0
             if time.monotonic() > deadline:
                 raise NotReady(f"processes do not end: {', '.join(f'{each.what}/{each.pid}' for each in left)}")
-        for name in record.namespaces:
+        for name in names:
             netns.delete_namespace(name)
 
 

@@ -8,7 +8,7 @@ from typing import Self
 
 from calico_core.errors import DataplaneError, NotReady
 
-_START_WAIT_S = 5.0
+_START_WAIT_S = 20.0
 _STOP_WAIT_S = 10.0
 
 
@@ -26,7 +26,9 @@ class TrafficThread:
         """Returns when the sockets are open. Errors of opening them are raised here."""
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread.start()
-        self._ready.wait(_START_WAIT_S)
+        if not self._ready.wait(_START_WAIT_S):
+            self._end()
+            raise NotReady(f"thread {self._thread.name} does not begin")
         if self._error is not None:
             self._close()
             raise self._error

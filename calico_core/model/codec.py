@@ -56,7 +56,7 @@ def decode_json(record_type: Any, value: bytes, *, what: str = "request") -> Any
         return _decoder(record_type).decode(value)
     except msgspec.ValidationError as error:
         path, reason = _split(str(error))
-        raise InvalidRequest(path.removeprefix("$.") or what, reason) from error
+        raise InvalidRequest(path.removeprefix("$").removeprefix(".") or what, reason) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(what, f"is not JSON: {error}") from error
     except RecursionError as error:

@@ -1,9 +1,10 @@
-"""Lists of interfaces as the reference agent writes them: ``kube-ipvs0,/^veth/``, names and regular expressions."""
+"""Lists of interfaces as the reference agent writes them: ``kube-ipvs0,/^veth/``, names and regular expressions; and
+what the names of workloads' interfaces begin with, one prefix or several."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from calico_core.errors import InvalidRequest
 
@@ -28,3 +29,16 @@ def parse_interface_names(text: str, *, field: str = "value") -> Callable[[str],
                 raise InvalidRequest(field, f"{part!r} is neither the name of an interface nor a /regular expression/")
             names.add(part)
     return lambda name: name in names or any(pattern.search(name) for pattern in patterns)
+
+
+def separate_prefixes(prefixes: Collection[str]) -> tuple[str, ...]:
+    """Those that none of the others covers, sorted: a name begins with one of them at most."""
+    found: list[str] = []
+    for prefix in sorted(prefixes):
+        if not found or not prefix.startswith(found[-1]):
+            found.append(prefix)
+    return tuple(found)
+
+
+def prefixes_in_words(prefixes: Collection[str]) -> str:
+    return " or ".join(map(repr, prefixes))

@@ -12,12 +12,16 @@ from calico_core.model.record import Record
 from calico_core.model.selectors import Labels, parse_selector
 
 BLOCK_PREFIX = {4: 26, 6: 122}
+Use = Literal["Workload", "Tunnel", "LoadBalancer"]
+_USES: tuple[Use, ...] = ("Workload", "Tunnel")
+"""Of a pool that does not say."""
 
 
 class Pool(Record, frozen=True):
     """An administrator's CIDR. ``masquerade`` is nat-outgoing; ``ipip`` the tunnel device of an IPIP pool;
     ``ipam`` false means announced and masqueraded only; ``disabled`` means no new addresses. ``node_selector`` tells
-    by labels which hosts choose from it automatically; empty: all."""
+    by labels which hosts choose from it automatically; empty: all. ``allowed_uses``: what its addresses are for; none
+    named: workloads and tunnels. Nothing here assigns addresses of load balancers."""
 
     cidr: IPNetwork
     ipip: str | None = None
@@ -29,6 +33,7 @@ class Pool(Record, frozen=True):
     disable_bgp_export: bool = msgspec.field(default=False, name="disableBGPExport")
     block_size: int | None = msgspec.field(default=None, name="blockSize")
     node_selector: str = msgspec.field(default="", name="nodeSelector")
+    allowed_uses: tuple[Use, ...] = _USES
 
     def __post_init__(self) -> None:
         low, high = (20, 32) if self.cidr.version == 4 else (116, 128)
@@ -53,6 +58,10 @@ class Pool(Record, frozen=True):
     @property
     def is_assignable(self) -> bool:
         return self.ipam and not self.disabled
+
+    def gives(self, use: Use) -> bool:
+        """Whether it gives new addresses for this."""
+        return self.is_assignable and use in (self.allowed_uses or _USES)
 
     def is_for(self, labels: Labels) -> bool:
         """Whether a host with these labels chooses from it without being asked to."""

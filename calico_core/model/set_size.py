@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 def address_count(members: AddressSet) -> int:
     """Of the family with the most: each is a set of its own in the kernel. The network of all addresses counts twice:
     an ipset holds its halves."""
+    if not members.nets:
+        return max(len(members.v4), len(members.v6))
     nets: Counter[int] = Counter()
     for net in members.nets:
         nets[net.version] += 1 if net.prefixlen else 2

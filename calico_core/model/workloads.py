@@ -9,6 +9,7 @@ from netaddr import EUI, IPAddress, IPNetwork
 
 from calico_core.model.endpoints import Dns, WorkloadEndpoint
 from calico_core.model.keys import WorkloadEndpointKey
+from calico_core.model.pools import Use
 from calico_core.model.record import Value
 from calico_core.model.rules import RuleLists
 
@@ -18,8 +19,9 @@ Device = Literal["veth", "netkit"]
 
 class AddressRequest(Value, frozen=True):
     """Addresses wanted. ``requested`` are exact addresses (they count towards the numbers); ``pools_v4`` and
-    ``pools_v6`` empty means any enabled pool. The same handle asking again gets what it already holds, up to the
-    number asked for. ``takes_over``: handles that give up a requested address which they hold."""
+    ``pools_v6`` empty means any enabled pool. ``use``: what for; pools that are not for it give none. The same handle
+    asking again gets what it already holds, up to the number asked for. ``takes_over``: handles that give up a
+    requested address which they hold."""
 
     handle: str
     num_v4: int = 0
@@ -27,6 +29,7 @@ class AddressRequest(Value, frozen=True):
     requested: tuple[IPAddress, ...] = ()
     pools_v4: tuple[IPNetwork, ...] = ()
     pools_v6: tuple[IPNetwork, ...] = ()
+    use: Use = "Workload"
     attributes: dict[str, Any] = msgspec.field(default_factory=dict)
     takes_over: tuple[str, ...] = ()
 
@@ -53,6 +56,8 @@ class Attach(Value, frozen=True):
     ``container_id`` is replaced only with ``replaces``. ``shared_handle``: further networks of the container may share
     the endpoint, and join it if it stands; the handle that holds its addresses if it does not. Of what joins, only
     profiles count.
+    ``mac`` None: a random one; with ``may_change_mac`` others may give the interface another later, so what nobody
+    asked for is not recorded, and the workload not held to it.
     ``requires_mtu``: fail where neither the request nor the node names an MTU. ``queues``: of each end, both ways.
     ``device``: what a new pair is made of. ``is_borrowed``: the interface and its addresses are somebody else's, who
     takes both back.
@@ -68,6 +73,7 @@ class Attach(Value, frozen=True):
     new_profiles: tuple[NewProfile, ...] = ()
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     mac: EUI | None = None
+    may_change_mac: bool = False
     mtu_bytes: int | None = None
     requires_mtu: bool = False
     queues: int = 1
@@ -85,6 +91,13 @@ class Attach(Value, frozen=True):
     allow_ip_forwarding: bool = False
     is_borrowed: bool = False
     policy_timeout_s: float = 10.0
+
+    @property
+    def wants_ipv6(self) -> bool:
+        wanted = self.addresses
+        if isinstance(wanted, AddressRequest):
+            return bool(wanted.num_v6) or any(address.version == 6 for address in wanted.requested)
+        return any(address.version == 6 for address in wanted)
 
 
 class Attached(Value, frozen=True):
@@ -113,7 +126,9 @@ class Detach(Value, frozen=True):
     ``network`` brought under ``container_interface``, and goes with the last of them. ``is_shared``: it may be such a
     one, so its interface stays while nobody can say, and an endpoint under another interface's name is not meant.
     ``needs_ready``: while the datastore is not ready only the interface goes, and ``StoreNotReady`` says that the rest
-    is to be done later. ``namespace_fd`` is not needed.
+    is to be done later. ``is_replaceable``: another container's attach may have taken the endpoint over (``replaces``),
+    and calls its interface the same, so while nobody can say whose it is only ``namespace_fd`` tells: the interface
+    goes if it leads there. Without a namespace it is nobody's or the other's.
     """
 
     key: WorkloadEndpointKey
@@ -124,6 +139,8 @@ class Detach(Value, frozen=True):
     container_interface: str = "eth0"
     is_shared: bool = False
     needs_ready: bool = False
+    is_replaceable: bool = False
+    namespace_fd: int | None = None
 
 
 class WiringRequest(Value, frozen=True):

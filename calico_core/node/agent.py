@@ -43,7 +43,7 @@ from calico_core.node.host_endpoint_status import HostEndpointStatuses
 from calico_core.node.mailbox import Mailbox
 from calico_core.node.metrics import AgentFigures
 from calico_core.node.progress import EndpointProgress
-from calico_core.node.remembered import RememberedInterfaces
+from calico_core.node.remembered import Remembered
 from calico_core.node.removal_guard import RemovalGuard
 from calico_core.node.removals import Removals
 from calico_core.node.rule_counts import RuleCounts
@@ -65,22 +65,27 @@ class Agent:
         reporter: Reporter | None = None,
         on_death: Callable[[], None] | None = None,
         on_config: Callable[[Key, str | None], None] | None = None,
+        settings_differ: Callable[[], bool] = lambda: False,
         confirm_removals_after_s: float = 300.0,
-        remembered: RememberedInterfaces | None = None,
+        remembered: Remembered | None = None,
         resolver: PolicyResolver | None = None,
         cuts_denied_flows: bool = True,
         give_up_after_s: float = 90.0,
         max_set_size: int = 1 << 20,
+        has_ipv6: bool = True,
     ) -> None:
-        """``on_config`` hears, in the engine thread, of every configuration key of the datastore.
+        """``on_config`` hears, in the engine thread, of every configuration key of the datastore. ``settings_differ``:
+        whether the node is to start anew because of what it heard: then it does not begin with the old ones.
         ``confirm_removals_after_s``: see ``RemovalGuard``. ``resolver``: a new one, of this host; the engine's own from
         now on. ``remembered``: what an earlier life of the node had. ``give_up_after_s``: how long the kernel may
-        refuse policy as a whole before the agent ends; 0: for ever. ``max_set_size``: see ``DataplaneOptions``."""
+        refuse policy as a whole before the agent ends; 0: for ever. ``max_set_size`` and ``has_ipv6``: as
+        ``DataplaneOptions`` has them."""
         self._host = host
         self._dataplane = dataplane
         self._reporter = reporter
         self._on_death = on_death
         self._on_config = on_config
+        self._settings_differ = settings_differ
         self.counters = AgentCounters()
         self._mailbox: Mailbox[Item] = Mailbox()
         self._resolver = resolver if resolver is not None else PolicyResolver(host)
@@ -92,7 +97,9 @@ class Agent:
         self._stop_addresses: Callable[[], None] = lambda: None
         self.rule_counts = RuleCounts(dataplane, self._mailbox.post)
         self._cutter = (
-            FlowCutter(dataplane, self._mailbox.post, max_set_size=max_set_size) if cuts_denied_flows else None
+            FlowCutter(dataplane, self._mailbox.post, max_set_size=max_set_size, has_ipv6=has_ipv6)
+            if cuts_denied_flows
+            else None
         )
         # Owned by the engine thread.
         self._gathering = Gathering(self._mailbox, host)
@@ -105,7 +112,7 @@ class Agent:
         guard = RemovalGuard(
             host, exists=exists, count=self._syncer.count_keys, confirm_after_s=confirm_removals_after_s
         )
-        self._removals = Removals(guard, remembered or RememberedInterfaces(None), exists)
+        self._removals = Removals(guard, remembered or Remembered(None), exists)
         self._profiles: set[str] = set()  # those with rules
         self._progress = EndpointProgress()
         self._enforcement = Enforcement(dataplane, self._progress, self.counters, refresh_interval_s=refresh_interval_s)
@@ -130,6 +137,8 @@ class Agent:
         self._progress.close()
         if self._thread.is_alive():
             self._thread.join(10)
+        if not self._thread.is_alive() and self._is_in_sync:
+            self._removals.save(is_last=True)
         if self._cutter is not None:
             self._cutter.stop()
 
@@ -191,6 +200,18 @@ class Agent:
         """Why the kernel keeps what the datastore no longer has, or ''."""
         freeze = self._removals.freeze
         return freeze.reason if freeze is not None else ""
+
+    @property
+    def doubts_store(self) -> bool:
+        """Whether what the datastore no longer has may be lost rather than deleted: removals wait, or it is not in
+        sync. Any thread."""
+        return self._removals.is_waiting or self._syncer.status is not SyncStatus.IN_SYNC
+
+    @property
+    def trusts_store(self) -> bool:
+        """Whether what is deleted at this moment may go: the agent has begun, hears of changes and doubts nothing. Any
+        thread."""
+        return self._is_in_sync and self._syncer.is_following and not self.doubts_store
 
     def confirm_removals(self) -> str:
         """What is deleted in the datastore shall go from the kernel too. Gives what it was held back for; '' when it
@@ -298,6 +319,8 @@ class Agent:
     def _enter_sync(self) -> None:
         """The first complete state may take away whatever an earlier life of this node left in the kernel."""
         if self._is_in_sync or not self._is_store_in_sync or not self._removals.may_begin():
+            return
+        if self._settings_differ():
             return
         self._is_in_sync = True
         self._resolver.in_sync()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from calico_core.datastore.records import TypedRecords
-from calico_core.errors import CalicoError, InvalidSettings, PluginBroken
+from calico_core.errors import CalicoError, InvalidSettings, PluginBroken, PluginError
 from calico_core.files import replace_file
 from calico_core.interfaces.dataplane import Dataplane
 from calico_core.interfaces.datastore import Datastore, DatastoreOptions
@@ -90,7 +90,7 @@ def make_resolver(settings: Settings, host: str) -> PolicyResolver:
 
     return PolicyResolver(
         host,
-        interface_prefix=settings.interface_prefix,
+        interface_prefixes=settings.interface_prefixes,
         lets_spoof=settings.source_spoofing == "Any",
         has_floating=settings.floating_ips == "Enabled",
         is_excluded=parse_interface_names(settings.excluded_interfaces),
@@ -98,9 +98,24 @@ def make_resolver(settings: Settings, host: str) -> PolicyResolver:
 
 
 def dataplane_name(settings: Settings, load: LoadDriver = load_driver) -> str:
-    """The driver that the settings name, or the first that this host can have. Raises ``InvalidSettings``."""
-    origin = settings.origins.get("dataplane_driver", "default")
-    return choose_dataplane(settings.dataplane_driver, origin, lambda name: load(DATAPLANES, name).missing())
+    """The driver that the settings name, or the first that this host can have. One that the datastore names for it and
+    that it cannot have is logged and counts as not named: what is said to all hosts must not end one of them.
+
+    :raises InvalidSettings: it can have none, or not the one that environment or file name.
+    """
+    origin, wanted = settings.origins.get("dataplane_driver", "default"), settings.dataplane_driver
+
+    def missing(name: str) -> str:
+        lack: str = load(DATAPLANES, name).missing()
+        return lack
+
+    if origin.startswith("datastore "):
+        try:
+            return choose_dataplane(wanted, origin, missing)
+        except (InvalidSettings, PluginError) as error:
+            log.error("settings.stored_value_ignored", reason=str(error))
+            wanted = "auto"
+    return choose_dataplane(wanted, origin, missing)
 
 
 def dataplane_lack(name: str) -> str:

@@ -26,7 +26,7 @@ def dataplane_options(settings: Settings, host: str) -> DataplaneOptions:
     log_rate, _, log_unit = (settings.log_limit or "0/second").partition("/")
     return DataplaneOptions(
         host=host,
-        interface_prefix=settings.interface_prefix,
+        interface_prefixes=settings.interface_prefixes,
         endpoint_to_host=settings.endpoint_to_host,
         is_ipv6_enabled=not ipv6_lack(settings),
         route_protocol=settings.route_protocol,
@@ -89,6 +89,14 @@ def ipv6_lack(settings: Settings, sysctls: Path = _IPV6) -> str:
         origin = settings.origins.get("ipv6_support", "default")
         raise InvalidSettings("ipv6_support", origin, f"{lack}; give it IPv6, or say auto or false")
     return lack
+
+
+def check_kernel(settings: Settings) -> None:
+    """Before the dataplane is opened. Raises ``InvalidSettings``; what only someone should look at is in the log."""
+    refuse_loose_rpf(settings)
+    warn_of_strict_rpf(settings)
+    warn_of_open_policy(settings)
+    tell_ipv6(settings)
 
 
 def tell_ipv6(settings: Settings) -> None:
@@ -159,8 +167,9 @@ def _metadata(settings: Settings) -> tuple[IPAddress, int] | None:
         return None
     try:
         found = socket.getaddrinfo(settings.metadata_address, None, socket.AF_INET, socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: what is no name at all
         origin = settings.origins.get("metadata_address", "default")
-        reason = f"{settings.metadata_address!r} has no IPv4 address: {error.strerror or error}; give one, or none"
+        why = getattr(error, "strerror", None) or error
+        reason = f"{settings.metadata_address!r} has no IPv4 address: {why}; give one, or none"
         raise InvalidSettings("metadata_address", origin, reason) from error
     return IPAddress(str(found[0][4][0])), settings.metadata_port

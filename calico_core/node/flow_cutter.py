@@ -4,8 +4,10 @@ The kernel decides about a connection once, at its first packet; without this, w
 as it likes (so it does in the reference system). After a change the connections of the workloads concerned are judged
 again, and those that are denied are deleted from the connection table: their next packet is a first one.
 
-The engine thread notes changes and hands over a copy of the state; a thread of its own reads the table and judges, for
-at most a tenth of the time. Connections that the host itself is an end of are left alone.
+The engine thread notes changes and hands over a copy of the state; a thread of its own reads the table and judges.
+While the kernel goes through its table, whoever attaches waits: where changes follow on each other, a hundredth of the
+time goes into it, or one look a second, and where a look takes long a tenth. Connections that the host itself is an end
+of are left alone.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ from calico_core.policy.set_limit import close_rules, sets_beyond
 
 _GATHER_S = 0.05
 _REST = 9
-"""So many times as long as a look took, the next one is not begun."""
+"""So many times as long as a look took, the next one is not begun at least."""
+_SHORT_REST = 99
+_SHORT_REST_MAX_S = 1.0
 _ICMP = frozenset({PROTOCOLS["icmp"], PROTOCOLS["icmpv6"]})
 _RETRY_FIRST_S = 1.0
 _RETRY_MAX_S = 60.0
@@ -143,9 +147,17 @@ class FlowCutter:
     """``note`` and ``next_look`` are the engine thread's, which asks ``wants`` and then calls ``look``. A look that
     failed goes to ``on_failure``, in the thread of the cutter, for the engine to ``take_back``."""
 
-    def __init__(self, dataplane: Dataplane, on_failure: Callable[[LookFailed], None], *, max_set_size: int) -> None:
-        """``max_set_size``: see ``DataplaneOptions``."""
+    def __init__(
+        self,
+        dataplane: Dataplane,
+        on_failure: Callable[[LookFailed], None],
+        *,
+        max_set_size: int,
+        has_ipv6: bool = True,
+    ) -> None:
+        """``max_set_size`` and ``has_ipv6``: as ``DataplaneOptions`` has them."""
         self._dataplane, self._on_failure, self._max_set_size = dataplane, on_failure, max_set_size
+        self._has_ipv6 = has_ipv6
         self._known = Known()
         self._touched = Touched()
         self._due: float | None = None
@@ -214,7 +226,7 @@ class FlowCutter:
                 else:
                     log.exception("flows.not_judged", retry_s=retry_s)
             now = time.monotonic()
-            self._rest_until = now + max(_REST * (now - started), retry_s)
+            self._rest_until = now + max(rest_s(now - started), retry_s)
             self._is_looking = False
             if retry_s:
                 self._on_failure(LookFailed(look.touched))
@@ -226,10 +238,16 @@ class FlowCutter:
             return
         if closed:
             close_rules(look.state, self._max_set_size)
-        denied = denied_now(look.state, concerned, self._dataplane.connections(), look.own)
+        connections = self._dataplane.connections()
+        denied = denied_now(look.state, concerned, connections, look.own, has_ipv6=self._has_ipv6)
         if denied:
             count = self._dataplane.cut(denied)
             log.info("flows.cut", connections=count, first=_text(denied[0]))
+
+
+def rest_s(took_s: float) -> float:
+    """Until the next look begins at the earliest, after one that took so long."""
+    return max(_REST * took_s, min(_SHORT_REST * took_s, _SHORT_REST_MAX_S))
 
 
 def denied_now(
@@ -237,26 +255,33 @@ def denied_now(
     concerned: Collection[tuple[HostWorkload, Direction]],
     connections: Iterable[Connection],
     own: frozenset[IPAddress],
+    *,
+    has_ipv6: bool = True,
 ) -> list[Connection]:
-    """The connections that one of these directions denies. Translation is seen through: policy knows the sender's
-    address before it, and the receiver's after it. What comes from a prefix that a workload may send from, and from no
-    workload's own address, is taken for that workload's: nobody can tell, and what is cut in vain begins again."""
+    """The connections that one of these directions denies; where workloads have no IPv6, any of it does. Translation is
+    seen through: policy knows the sender's address before it, and the receiver's after it. What comes from a prefix
+    that a workload may send from, and from no workload's own address, is taken for that workload's: nobody can tell,
+    and what is cut in vain begins again."""
     judges: dict[Direction, defaultdict[IPAddress, list[HostWorkload]]] = {
         "inbound": defaultdict(list),
         "outbound": defaultdict(list),
     }
+    evaluator = Evaluator(state)
     for workload, direction in concerned:
         for net in workload.nets:
-            judges[direction][net.ip].append(workload)
+            if evaluator.holder(net) is workload:  # what another record says of the address has no say
+                judges[direction][net.ip].append(workload)
     outbound, inbound = judges["outbound"], judges["inbound"]
     foreign = _ForeignSources(state, (each for each, direction in concerned if direction == "outbound"))
-    evaluator = Evaluator(state)
     found = []
     for connection in connections:
         sender, receiver = connection.src, connection.reply_src
         if foreign.prefixes and sender not in outbound and (senders := foreign.senders(sender)):
             outbound[sender] = senders
         if (sender not in outbound and receiver not in inbound) or sender in own or receiver in own:
+            continue
+        if sender.version == 6 and not has_ipv6:
+            found.append(connection)
             continue
         packet = _packet(connection)
         sides: list[tuple[Direction, HostWorkload]] = [("outbound", each) for each in outbound.get(sender, ())]

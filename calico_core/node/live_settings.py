@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from calico_core.errors import CalicoError
+from calico_core.errors import CalicoError, InvalidSettings
 from calico_core.log import get_logger
 from calico_core.model.keys import GlobalConfigKey, HostConfigKey, Key
 from calico_core.node.stored_config import StoredConfig
@@ -32,7 +32,8 @@ class LiveSettings:
         """``stored``: what ``settings`` were made with. ``on_difference`` hears when a setting that needs a start has
         become another than the one this process runs with; ``follow`` gets the settings whenever one has changed that
         needs none, and raises ``InvalidSettings`` for what cannot be done."""
-        self._settings = self._followed = settings
+        self._settings = self._wanted = settings
+        self._file = Settings().log_file  # the last that could be written
         self._follow = follow
         self._host = host
         self._on_difference = on_difference
@@ -47,7 +48,7 @@ class LiveSettings:
 
     def begin(self) -> None:
         """With what was merged at the start."""
-        self._try_to_follow(self._settings)
+        self._follow_wanted()
 
     def take(self, key: Key, value: str | None) -> None:
         """The latest of a key of the datastore's configuration; None: gone. Others are ignored."""
@@ -73,9 +74,9 @@ class LiveSettings:
             self._stored[key] = value
         else:
             self._stored.pop(key, None)
-        now = self._value(field)
+        now, origin = self._value(field)
         if field.is_live:
-            self._change(field, now)
+            self._change(field, now, origin)
         else:
             self._compare(field, now)
 
@@ -85,20 +86,30 @@ class LiveSettings:
             self._told.add(name)
             log.warning("settings.unknown_name", name=name, where="datastore", did_you_mean=unknown[name] or None)
 
-    def _change(self, field: Field, now: object) -> None:
-        before = getattr(self._followed, field.name)
-        if now == before:
-            return
-        self._followed = msgspec.structs.replace(self._followed, **{field.name: now})
-        log.warning("settings.followed", setting=field.name, was=before, now=now)
-        self._try_to_follow(self._followed)
+    def _change(self, field: Field, now: object, origin: str) -> None:
+        before = getattr(self._wanted, field.name)
+        origins = {**self._wanted.origins, field.name: origin}
+        if not origin:
+            del origins[field.name]
+        self._wanted = msgspec.structs.replace(self._wanted, **{field.name: now}, origins=origins)
+        if now != before and field.name not in self._follow_wanted():
+            log.warning("settings.followed", setting=field.name, was=before, now=now)
 
-    def _try_to_follow(self, settings: Settings) -> None:
-        """What the datastore says stops no node."""
-        try:
-            self._follow(settings)
-        except CalicoError as error:
-            log.error("settings.not_followed", reason=str(error))
+    def _follow_wanted(self) -> set[str]:
+        """Names of settings that cannot be followed. What the datastore says stops no node: the log goes on in the
+        file it had, and everything else is followed."""
+        wanted = self._wanted
+        for file in dict.fromkeys((wanted.log_file, self._file, "")):
+            try:
+                self._follow(msgspec.structs.replace(wanted, log_file=file))
+            except InvalidSettings as error:
+                log.error("settings.not_followed", reason=str(error))
+                if error.name != "log_file":
+                    return {error.name}
+            else:
+                self._file = file
+                return set() if file == wanted.log_file else {"log_file"}
+        return {"log_file"}
 
     def _compare(self, field: Field, now: object) -> None:
         loaded = getattr(self._settings, field.name)
@@ -109,17 +120,20 @@ class LiveSettings:
         self.differing = {**self.differing, field.name: now}
         self._on_difference()
 
-    def _value(self, field: Field) -> object:
-        if self._settings.origins.get(field.name, "").startswith(("environment", "file")):
-            return getattr(self._settings, field.name)
-        keys = [HostConfigKey(self._host, name) for name in field.config]
-        for key in (*keys, *(GlobalConfigKey(name) for name in field.config)):
+    def _value(self, field: Field) -> tuple[object, str]:
+        """And its origin, '' of a default."""
+        origin = self._settings.origins.get(field.name, "")
+        if origin.startswith(("environment", "file")):
+            return getattr(self._settings, field.name), origin
+        of_host = [(HostConfigKey(self._host, name), f"datastore host {name}") for name in field.config]
+        of_all = [(GlobalConfigKey(name), f"datastore global {name}") for name in field.config]
+        for key, origin in (*of_host, *of_all):
             text = self._stored.get(key)
             if text is None:
                 continue
             try:
-                return field.parse(text)
+                return field.parse(text), origin
             except CalicoError:  # told when it came
                 if field.has_fallback:
                     break
-        return getattr(Settings(), field.name)
+        return getattr(Settings(), field.name), ""

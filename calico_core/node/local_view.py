@@ -27,7 +27,7 @@ log = get_logger(__name__)
 
 def read_local_view(
     host: str,
-    interface_prefix: str,
+    interface_prefixes: tuple[str, ...],
     *,
     lists: Mapping[str, dict[IPAddress, str]] | None = None,
     namespace_fd: int | None = None,
@@ -48,7 +48,7 @@ def read_local_view(
             subnets.append(network_of(route.destination))
     return LocalView(
         host=host,
-        interface_prefix=interface_prefix,
+        interface_prefixes=interface_prefixes,
         interfaces=frozenset(names.values()),
         addresses=frozenset(addresses),
         host_routes=host_routes,

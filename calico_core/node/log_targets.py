@@ -1,32 +1,26 @@
 """Where a node's log goes: standard error, a file and syslog, each from a level of its own. Source: felix
 specification 2.2 and 9.
 
-What may be slow, the file and syslog, is written by a thread of its own behind a bounded queue: a full disk or a
-syslog daemon that hangs must not hold up the engine. What finds no room is dropped and counted.
+What may be slow, the file and syslog, is written by threads of their own (:mod:`log_behind`, imported when there is
+one of them: most nodes have none). What finds no room there is dropped and counted.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
 import threading
-import time
-from logging.handlers import QueueHandler, QueueListener, SysLogHandler, WatchedFileHandler
 from pathlib import Path
-from queue import Queue
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from calico_core import log
 from calico_core.errors import InvalidSettings
 
 if TYPE_CHECKING:
+    from calico_core.node.log_behind import Behind
     from calico_core.settings import Settings
 
 logger = log.get_logger(__name__)
 
-_ROOM = 10_000
-_LAST_WORDS_S = 2.0
 SYSLOG = "/dev/log"
 
 
@@ -67,8 +61,8 @@ class LogTargets:
         self._stream, self._syslog = stream, syslog
         self._lock = threading.Lock()
         self._now: LogPlaces | None = None
-        self._file: _Behind | None = None
-        self._system: _Behind | None = None
+        self._file: Behind | None = None
+        self._system: Behind | None = None
 
     def follow(self, settings: Settings) -> bool:
         """Whether anything is different now. Raises ``InvalidSettings`` for a file that cannot be written, and leaves
@@ -78,7 +72,7 @@ class LogTargets:
             before = self._now
             if wanted == before:
                 return False
-            leaving: list[_Behind] = []
+            leaving: list[Behind] = []
             if before is None or (wanted.file, wanted.style) != (before.file, before.style):
                 file = self._open_file(wanted, settings) if wanted.file else None
                 leaving += [self._file] if self._file is not None else []
@@ -122,119 +116,24 @@ class LogTargets:
                 handlers.append(target)
         log.install(handlers)
 
-    def _open_file(self, places: LogPlaces, settings: Settings) -> _Behind:
+    def _open_file(self, places: LogPlaces, settings: Settings) -> Behind:
+        from calico_core.node.log_behind import Behind, File, FileFormatter
+
         try:
             with contextlib.suppress(FileExistsError):  # no directory: opening says so in better words
                 Path(places.file).parent.mkdir(parents=True, exist_ok=True)
-            handler = _File(places.file, self.counts)
+            handler = File(places.file, self.counts)
         except OSError as error:
             origin = settings.origins.get("log_file", "default")
             reason = f"{places.file} cannot be written: {error.strerror or error}; give another path, or none"
             raise InvalidSettings("log_file", origin, reason) from error
-        handler.setFormatter(log.JsonFormatter() if places.style == "json" else _FileFormatter())
-        return _Behind(handler, self.counts, name="log-file")
+        handler.setFormatter(log.JsonFormatter() if places.style == "json" else FileFormatter())
+        return Behind(handler, self.counts, name="log-file")
 
-    def _open_syslog(self) -> _Behind:
+    def _open_syslog(self) -> Behind:
         """One that does not listen yet is tried again at each event."""
-        handler = _Syslog(self._syslog, self.counts)
-        handler.setFormatter(_SyslogFormatter())
-        return _Behind(handler, self.counts, name="log-syslog")
+        from calico_core.node.log_behind import Behind, Syslog, SyslogFormatter
 
-
-class _Behind(QueueHandler):
-    """A handler behind a queue, and the thread that empties it."""
-
-    def __init__(self, target: logging.Handler, counts: LogCounts, *, name: str) -> None:
-        room: Queue[logging.LogRecord | None] = Queue(_ROOM)
-        super().__init__(room)
-        self._target, self._counts, self._name = target, counts, name
-        self._listener = _Listener(room, target)
-        self._listener.start()
-        self._is_closed = False
-
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """As it is: it stays in the process."""
-        return record
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - the base class' name
-        self._counts.dropped += 1
-
-    def reopen(self) -> None:
-        if isinstance(self._target, _File):
-            self._target.reopen()
-
-    def close(self) -> None:
-        """Waits for a while until all is written. Safe to repeat."""
-        if self._is_closed:
-            return
-        self._is_closed = True
-        ending = threading.Thread(target=self._listener.stop, name=f"{self._name}-end", daemon=True)
-        ending.start()
-        ending.join(_LAST_WORDS_S)
-        if not ending.is_alive():
-            with contextlib.suppress(OSError):  # of the disk, which each event has told
-                self._target.close()
-        super().close()
-
-
-class _Listener(QueueListener):
-    def __init__(self, room: Queue[logging.LogRecord | None], target: logging.Handler) -> None:
-        super().__init__(room, target)
-        self._room = room
-
-    def enqueue_sentinel(self) -> None:
-        """Waits for room, where the base class gives up."""
-        self._room.put(None)
-
-
-class _File(WatchedFileHandler):
-    """Raises ``OSError`` when it cannot be opened at first."""
-
-    def __init__(self, path: str, counts: LogCounts) -> None:
-        super().__init__(path, encoding="utf-8", errors="backslashreplace")
-        self._counts = counts
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """The base class lets an error of opening again through, which would end the thread."""
-        try:
-            super().emit(record)
-        except OSError:
-            self.handleError(record)
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - the base class' name
-        self._counts.errors += 1
-
-    def reopen(self) -> None:
-        self.acquire()
-        try:
-            if self.stream is not None:  # None: it could not be opened the last time
-                self.stream.close()
-            self.stream = None  # the next event opens it
-        finally:
-            self.release()
-
-
-class _Syslog(SysLogHandler):
-    def __init__(self, address: str, counts: LogCounts) -> None:
-        super().__init__(address, facility=SysLogHandler.LOG_DAEMON)
-        self.ident = f"calico-node[{os.getpid()}]: "
-        self._counts = counts
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - the base class' name
-        self._counts.errors += 1
-
-
-class _FileFormatter(log.ConsoleFormatter):
-    """``2026-05-04 12:03:04.123 info    [71/engine] endpoint.attached endpoint=…``, in local time."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
-        where = f"[{record.process}/{record.threadName}]"
-        return f"{clock}.{int(record.msecs):03d} {record.levelname.lower():7} {where} {self.text(record)}"
-
-
-class _SyslogFormatter(log.ConsoleFormatter):
-    """The daemon adds the time."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return f"{record.levelname.lower()} {self.text(record)}"
+        handler = Syslog(self._syslog, self.counts)
+        handler.setFormatter(SyslogFormatter())
+        return Behind(handler, self.counts, name="log-syslog")

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Mapping
 
 from calico_core import __version__, log
-from calico_core.errors import CalicoError, InvalidSettings
+from calico_core.errors import CalicoError, InvalidSettings, PluginMissing
+from calico_core.node.driver_names import check_drivers, of_setting
 from calico_core.setting_fields import FIELDS
 from calico_core.settings import Settings, shown_value
 from calico_core.settings_file import VARIABLE, load_local_settings
@@ -50,6 +51,11 @@ def main() -> int:
         return 2
     if command == "check-config":
         _say_settings(settings)
+        try:
+            check_drivers(settings)
+        except InvalidSettings as error:
+            _complain(str(error))
+            return 2
         return 0
     return run(settings, environment)
 
@@ -106,9 +112,10 @@ def run(settings: Settings, environment: Mapping[str, str]) -> int:
         if not is_asked and not runtime.restart.is_wanted:
             log.get_logger(__name__).critical("node.died")
     except CalicoError as error:
-        code = 1
+        refused = of_setting(error, settings) if isinstance(error, PluginMissing) else None
+        code = 1 if refused is None else 2
         if not runtime.restart.is_wanted:
-            _complain(str(error))
+            _complain(str(refused or error))
     finally:
         runtime.stop()
         if runtime.restart.is_wanted:

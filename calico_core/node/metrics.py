@@ -15,6 +15,7 @@ from calico_core.datastore.syncer import SyncStatus
 from calico_core.interfaces.dataplane import Figure
 from calico_core.interfaces.integration import Gauge
 from calico_core.interfaces.routing import RoutingStatus
+from calico_core.log import get_logger
 from calico_core.model.keys import (
     HostEndpointKey,
     HostIpKey,
@@ -29,6 +30,8 @@ from calico_core.node.dataplane_metrics import NO_INDEX, of_batches, of_drivers,
 from calico_core.node.log_targets import LogCounts
 from calico_core.node.metric import Metric, by_label, counter, gauge, summary
 from calico_core.policy.label_index import IndexFigures
+
+log = get_logger(__name__)
 
 _SYNC_STATES = {SyncStatus.WAIT: 1, SyncStatus.RESYNC: 2, SyncStatus.IN_SYNC: 3}
 _CLUSTER: dict[str, type[Key]] = {
@@ -71,7 +74,8 @@ def collect(
     logs: LogCounts | None = None,
     integrations: Sequence[Metric] = (),
 ) -> list[Metric]:
-    """``started``: seconds since the epoch. None: not there yet. ``integrations``: what they tell of themselves."""
+    """``started``: seconds since the epoch. None: not there yet. ``integrations``: what they tell of themselves; one
+    whose name is another's is left out, and the log says so."""
     metrics = [gauge("felix_host", "This host.", 1, host=host), *_process(started), *_logs(logs or LogCounts())]
     if agent is not None:
         metrics += [
@@ -83,7 +87,19 @@ def collect(
         metrics += [_denied(agent.rules), *_removals(agent)]
     if routing is not None:
         metrics.append(_peers(routing))
-    return [*metrics, *integrations]
+    return [*metrics, *_not_taken(integrations, {each.name: each.help for each in metrics})]
+
+
+def _not_taken(metrics: Iterable[Metric], taken: dict[str, str]) -> list[Metric]:
+    """Of two that come to one name the first stands: with both, no figure of the page would be read."""
+    found: list[Metric] = []
+    for metric in metrics:
+        if metric.name in taken:
+            log.warning("metrics.name_taken", name=metric.name, stands=taken[metric.name], left_out=metric.help)
+            continue
+        taken[metric.name] = metric.help
+        found.append(metric)
+    return found
 
 
 def of_integration(integration: str, gauges: Iterable[Gauge]) -> list[Metric]:

@@ -13,6 +13,15 @@ import sys
 
 if __name__ == "__main__":
     gc.disable()  # it ends before there is garbage worth looking for, and an import makes many objects
+    from calico_core.node.later import postpone
+
+    postpone(
+        "http.client", "inspect", "json", "pprint", "random", "shutil", "ssl", "subprocess", "tempfile", "traceback"
+    )
+    sys.modules["typing_extensions"] = None  # type: ignore[assignment]  # msgspec goes without, and it takes inspect
+    import msgspec  # noqa: F401
+
+    del sys.modules["typing_extensions"]
 
 from calico_core import log as logging_setup
 from calico_core.errors import CalicoError, PluginBroken

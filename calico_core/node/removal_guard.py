@@ -2,9 +2,10 @@
 
 Deletions wait here while they are suspect; new and changed records pass at once. A deletion of a local endpoint is
 never suspect when its interface is gone too: the store and the kernel are two signs that agree. What waits is let go
-when its record comes back, when its interface goes, when another record claims its address or interface, when a
-person confirms, or when the store has said the same for long enough. Pure: the clock and the kernel come in as
-arguments. The engine thread owns it. Source: felix specification 8, "Datastore rebuilt".
+when its record comes back, when its interface goes, when another record claims its address or interface, when most
+other records are back and no more come, when a person confirms, or when the store has said the same for long enough.
+Settings wait too: a node that starts anew without them would forget what waits. Pure: the clock and the kernel come in
+as arguments. The engine thread owns it. Source: felix specification 8, "Datastore rebuilt".
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from calico_core.datastore.known_records import Update
 from calico_core.datastore.syncer import SyncBatch
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import (
+    GlobalConfigKey,
+    HostConfigKey,
     HostEndpointKey,
     Key,
     NetworkSetKey,
@@ -48,7 +51,13 @@ _NOUNS: dict[type[Key], str] = {
     ProfileTagsKey: "tags of profiles",
     ProfileLabelsKey: "labels of profiles",
     PoolKey: "pools",
+    GlobalConfigKey: "settings",
+    HostConfigKey: "settings of hosts",  # no sign by themselves: hosts withdraw them, as tunnel addresses
 }
+LASTING: dict[type[Key], str] = {
+    kind: _NOUNS[kind] for kind in (HostEndpointKey, NetworkSetKey, PolicyKey, TierKey, ProfileRulesKey, PoolKey)
+}
+"""What an operator has made, so that a node that starts can tell by its number whether it is lost."""
 _BY_EVENTS = frozenset({_LOCAL, "policies", "tiers", "profiles"})
 """Of these a flood of deletions is suspect too; that most remote endpoints end within seconds happens. What was written
 a moment before is somebody's work and no part of a flood; of local endpoints the kernel knows better."""
@@ -78,10 +87,12 @@ class RemovalGuard:
         self._confirm_after_s = confirm_after_s
         self._local: dict[Key, WorkloadEndpoint] = {}
         self._interfaces: frozenset[str] | None = None  # those of the above, when it was asked last
+        self._lasting: dict[str, set[Key]] = {noun: set() for noun in LASTING.values()}
         self._recent: deque[tuple[float, str]] = deque()
         self._written: dict[Key, float] = {}  # by events, in the order of time; see _BY_EVENTS
         self._waiting: dict[Key, Update] = {}
         self._reason, self._since, self._believed_since = "", 0.0, 0.0
+        self._few_since: float | None = None  # most records were back, the latest at this time
 
     def freeze(self, now: float) -> RemovalFreeze | None:
         """None: nothing waits, or not for long enough to be worth a word."""
@@ -89,11 +100,17 @@ class RemovalGuard:
             return None
         return RemovalFreeze(reason=self._reason, since=self._since, waiting=len(self._waiting))
 
+    @property
+    def is_waiting(self) -> bool:
+        """Any thread."""
+        return bool(self._waiting)
+
     def next_look(self, now: float) -> float | None:
         """When to call :meth:`look` again; None: no need."""
         if not self._waiting:
             return None
         at = [self._since + _QUIET_S] if now < self._since + _QUIET_S else []
+        at += [self._few_since + _QUIET_S] if self._few_since is not None else []
         at += [self._believed_since + self._confirm_after_s] if self._confirm_after_s > 0 else []
         return min(at, default=None)
 
@@ -103,6 +120,11 @@ class RemovalGuard:
         if self._interfaces is None:
             self._interfaces = frozenset(record.name for record in self._local.values())
         return self._interfaces
+
+    @property
+    def records(self) -> dict[str, int]:
+        """How many of each lasting kind were passed on, by noun."""
+        return {noun: len(keys) for noun, keys in self._lasting.items() if keys}
 
     # --- what passes -----------------------------------------------------------------------------------------
 
@@ -115,10 +137,12 @@ class RemovalGuard:
                 deletions.append(update)
                 continue
             passed.append(update)
+            if noun := LASTING.get(type(update.key)):
+                self._lasting[noun].add(update.key)
             if not batch.is_snapshot:
                 self._note_written(update.key, now)
             if self._waiting or self._noun(update.key) == _LOCAL:
-                passed += self._take_back(update)
+                passed += self._take_back(update, now)
         if not deletions:
             return passed
         if not self._waiting:
@@ -131,6 +155,8 @@ class RemovalGuard:
                 passed += self._let_go([update])
             else:
                 self._waiting[update.key] = update
+        if len(self._waiting) >= _FEWEST_AT_ONCE:
+            self._few_since = None
         return passed
 
     def interface_gone(self, name: str) -> list[Update]:
@@ -144,8 +170,10 @@ class RemovalGuard:
             return []
         if not is_in_sync:
             self._believed_since = now
+            self._few_since = now if self._few_since is not None else None
         is_over = self._confirm_after_s > 0 and now - self._believed_since >= self._confirm_after_s
-        return self.confirm() if is_over else []
+        is_back = is_in_sync and self._few_since is not None and now - self._few_since >= _QUIET_S
+        return self.confirm() if is_over or is_back else []
 
     def confirm(self) -> list[Update]:
         """Somebody says that all of it is meant."""
@@ -177,11 +205,13 @@ class RemovalGuard:
         record = self._local.get(key)
         return record is not None and not self._exists(record.name)
 
-    def _take_back(self, update: Update) -> list[Update]:
+    def _take_back(self, update: Update, now: float) -> list[Update]:
         """A record that is there again, or that claims what one that waits had."""
         released: list[Update] = []
-        if self._waiting.pop(update.key, None) is not None and len(self._waiting) < _FEWEST_AT_ONCE:
-            released = self.confirm()  # so few are nobody's catastrophe
+        if self._waiting.pop(update.key, None) is not None:
+            if len(self._waiting) < _FEWEST_AT_ONCE:
+                self._few_since = now  # so few are nobody's catastrophe, unless they are under way still
+            self._end_if_empty()
         record = update.record
         if isinstance(record, WorkloadEndpoint) and self._noun(update.key) == _LOCAL:
             taken = [key for key in self._waiting if self._is_local(key) and _overlap(self._local[key], record)]
@@ -195,13 +225,18 @@ class RemovalGuard:
         for update in released:
             if self._local.pop(update.key, None) is not None:
                 self._interfaces = None
+            elif noun := LASTING.get(type(update.key)):
+                self._lasting[noun].discard(update.key)
         return released
 
     def _release(self, keys: list[Key]) -> list[Update]:
         released = self._let_go(self._waiting.pop(key) for key in keys)
-        if not self._waiting:
-            self._reason = ""
+        self._end_if_empty()
         return released
+
+    def _end_if_empty(self) -> None:
+        if not self._waiting:
+            self._reason, self._few_since = "", None
 
     def _suspicion(self, deletions: list[Update], now: float, *, is_snapshot: bool) -> str:
         """Why these deletions are to wait, or ''."""
@@ -210,7 +245,8 @@ class RemovalGuard:
         alive = [
             self._noun(update.key)
             for update in deletions
-            if (is_snapshot or not self._was_just_written(update.key, now))
+            if type(update.key) is not HostConfigKey
+            and (is_snapshot or not self._was_just_written(update.key, now))
             and not self._is_gone_from_kernel(update.key)
         ]
         self._recent.extend((now, noun) for noun in alive)

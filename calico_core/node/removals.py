@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from calico_core.datastore.known_records import Update
 from calico_core.datastore.syncer import SyncBatch
 from calico_core.log import get_logger
-from calico_core.node.remembered import RememberedInterfaces
+from calico_core.node.remembered import Remembered
 from calico_core.node.removal_guard import RemovalFreeze, RemovalGuard
 
 log = get_logger(__name__)
@@ -19,10 +19,15 @@ class Removals:
     """The engine thread's. ``exists``: whether a host interface is there. ``freeze``: what people are told of that
     waits; read by any thread."""
 
-    def __init__(self, guard: RemovalGuard, remembered: RememberedInterfaces, exists: Callable[[str], bool]) -> None:
+    def __init__(self, guard: RemovalGuard, remembered: Remembered, exists: Callable[[str], bool]) -> None:
         self._guard, self._remembered, self._exists = guard, remembered, exists
         self._has_begun = False
         self.freeze: RemovalFreeze | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether anything does, told to people or not yet. Any thread."""
+        return self._guard.is_waiting or self.freeze is not None
 
     def pass_on(self, batch: SyncBatch) -> list[Update]:
         return self._guard.pass_on(batch, time.monotonic())
@@ -43,14 +48,15 @@ class Removals:
 
     def may_begin(self) -> bool:
         """Asked when the store is in sync, until it says yes: whether the first state may be applied."""
-        reason = self._remembered.missing(self._guard.interfaces, self._exists, time.monotonic())
+        guard = self._guard
+        reason = self._remembered.missing(guard.interfaces, guard.records, self._exists, time.monotonic())
         self._note(RemovalFreeze(reason=reason, since=self._remembered.since, waiting=0) if reason else None)
         self._has_begun = not reason
         return self._has_begun
 
-    def save(self) -> None:
-        """For the next life of the node."""
-        self._remembered.save(self._guard.interfaces, time.monotonic())
+    def save(self, *, is_last: bool = False) -> None:
+        """For the next life of the node, once the first state was applied."""
+        self._remembered.save(self._guard.interfaces, self._guard.records, time.monotonic(), is_last=is_last)
 
     def times(self, now: float) -> list[float]:
         """When to look again without a change."""

@@ -24,11 +24,21 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Restart:
-    """:attr:`is_wanted` is read when ``stopping`` is set. ``prepare`` runs before that: every part hears it at once."""
+    """:attr:`is_wanted` is read when ``stopping`` is set. ``prepare`` runs before that: every part hears it at once.
+    ``must_wait``: whether a change of settings is not to be acted on yet; any thread."""
 
-    def __init__(self, stopping: threading.Event, prepare: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        stopping: threading.Event,
+        prepare: Callable[[], object],
+        must_wait: Callable[[], bool] = lambda: False,
+        *,
+        pause_s: float = _PAUSE_S,
+    ) -> None:
         self._stopping = stopping
         self._prepare = prepare
+        self._must_wait = must_wait
+        self._pause_s = pause_s
         self._timer: threading.Timer | None = None
         self.is_wanted = False
 
@@ -38,11 +48,11 @@ class Restart:
         self._begin()
 
     def later(self, differing: Callable[[], Collection[str]]) -> None:
-        """Once for all changes of the pause; when no setting is differing any more by then, it costs nothing. Of one
-        thread."""
+        """Once for all changes of the pause, and of the time that it must wait; when no setting is differing any more
+        by then, it costs nothing. Of one thread."""
         if self._timer is not None and self._timer.is_alive():
             return
-        self._timer = threading.Timer(_PAUSE_S, self._judge, (differing,))
+        self._timer = threading.Timer(self._pause_s, self._judge, (differing,))
         self._timer.daemon = True
         self._timer.start()
 
@@ -51,6 +61,9 @@ class Restart:
             self._timer.cancel()
 
     def _judge(self, differing: Callable[[], Collection[str]]) -> None:
+        while differing() and self._must_wait():
+            if self._stopping.wait(self._pause_s):
+                return
         settings = sorted(differing())
         if not settings or self._stopping.is_set():
             return

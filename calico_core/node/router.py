@@ -7,6 +7,8 @@ not mean a thousand reloads. Nothing is configured from half a view.
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 
 from calico_core.datastore.syncer import SyncBatch, Syncer, SyncStatus
 from calico_core.errors import CalicoError
@@ -15,6 +17,7 @@ from calico_core.interfaces.routing import Routing, RoutingState
 from calico_core.log import get_logger
 from calico_core.model.keys import AFFINITIES, BGP, POOLS
 from calico_core.node.busy import Busy
+from calico_core.node.held_deletions import HeldDeletions
 from calico_core.node.mailbox import Mailbox
 from calico_core.routing.peerings import PeeringTable
 
@@ -26,10 +29,14 @@ _CHECK_S = 10.0
 
 
 class Router:
-    """Feeds a :class:`Routing` driver."""
+    """Feeds a :class:`Routing` driver. ``trusts_store``: the agent's word on the datastore; without it no peer, block
+    or pool goes."""
 
-    def __init__(self, *, store: Datastore, host: str, routing: Routing) -> None:
+    def __init__(
+        self, *, store: Datastore, host: str, routing: Routing, trusts_store: Callable[[], bool] = lambda: True
+    ) -> None:
         self._routing = routing
+        self._deletions = HeldDeletions(trusts_store)
         self._table = PeeringTable(host)
         self._mailbox: Mailbox[SyncBatch] = Mailbox()
         self._syncer = Syncer(store, (BGP, POOLS, f"{AFFINITIES}{host}/"), self._mailbox.post, name="sync-routing")
@@ -61,18 +68,23 @@ class Router:
         return self._busy.seconds
 
     def _run(self) -> None:
-        wait_s = _CHECK_S
+        check_at = time.monotonic() + _CHECK_S
         while not self._mailbox.is_closed:
-            for batch in self._mailbox.take(wait_s):
-                self._table.apply((update.key, update.record) for update in batch.updates)
+            at = min(check_at, self._deletions.next_look() or check_at)
+            for batch in self._mailbox.take(max(0.0, at - time.monotonic())):
+                self._table.apply(self._deletions.pass_on(batch.updates, time.monotonic()))
                 self._is_in_sync = self._is_in_sync or batch.status is SyncStatus.IN_SYNC
+            self._table.apply(self._deletions.look(time.monotonic()))
             state = self._table.state() if self._is_in_sync else None
-            if state is None:
-                continue
             is_new = state != self._configured
+            is_due = time.monotonic() >= check_at
+            if is_due:
+                check_at = time.monotonic() + _CHECK_S
+            if state is None or not (is_new or is_due):
+                continue
             # An equal state again is the driver's chance to find its daemon gone and start it.
             with self._busy.turn():
-                wait_s = _CHECK_S if self._configure(state) else _RETRY_S
+                check_at = time.monotonic() + (_CHECK_S if self._configure(state) else _RETRY_S)
             if is_new:
                 self._stopping.wait(_MIN_INTERVAL_S)
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from netaddr import IPAddress
 
 from calico_core import __version__
+from calico_core.datastore.records import TypedRecords
 from calico_core.errors import NotReady
+from calico_core.interfaces.dataplane import Dataplane
 from calico_core.interfaces.datastore import Records
 from calico_core.interfaces.integration import Call, CallReply, IntegrationContext
 from calico_core.interfaces.ipam import Ipam
@@ -28,14 +30,7 @@ from calico_core.node.addresses import node_addresses
 from calico_core.node.agent import Agent
 from calico_core.node.agent_state import AgentState
 from calico_core.node.collector import Collector
-from calico_core.node.dataplane_options import (
-    cuts_denied_flows,
-    refresh_interval_s,
-    refuse_loose_rpf,
-    tell_ipv6,
-    warn_of_open_policy,
-    warn_of_strict_rpf,
-)
+from calico_core.node.dataplane_options import check_kernel, cuts_denied_flows, ipv6_lack, refresh_interval_s
 from calico_core.node.denied import DeniedLog
 from calico_core.node.endpoint_files import DIRECTORY as ENDPOINT_FILES
 from calico_core.node.endpoint_files import EndpointFiles
@@ -46,7 +41,7 @@ from calico_core.node.log_targets import LogTargets
 from calico_core.node.metric import Metric
 from calico_core.node.pages import NodePages
 from calico_core.node.questions import Parts
-from calico_core.node.remembered import RememberedInterfaces
+from calico_core.node.remembered import Remembered
 from calico_core.node.remembered_mtu import RememberedMtu
 from calico_core.node.restart import Restart
 from calico_core.node.router import Router
@@ -55,6 +50,7 @@ from calico_core.node.socket_api import ABOUT_THE_NODE, SOCKET_NAME, SocketServe
 from calico_core.node.status import StatusReporter
 from calico_core.node.stored_config import read_stored_config, tell_settings, with_stored_config
 from calico_core.node.tunnels import TunnelKeeper
+from calico_core.node.unready_store import UnreadyStore
 from calico_core.node.vital_signs import VitalSigns
 from calico_core.plugin_host.loader import load_driver
 from calico_core.plugin_host.namespaces import ROUTING
@@ -104,106 +100,44 @@ class Runtime:
         self._dataplane_name = settings.dataplane_driver
         self._dataplane_lack = ""
         self._listeners = listeners or Listeners()
-        self.restart = Restart(self.stopping, self._prepare_restart)
+        self.restart = Restart(self.stopping, self._prepare_restart, self._doubts_store)
         self._server = SocketServer(settings.socket, self._answer, listeners=self._listeners)
         self._has_waiting = False
         self._is_open = False
+        self._unready: UnreadyStore | None = None
         self._ends_routing = os.getpid() == 1
         """A container takes its processes along."""
 
     def start(self) -> None:
         """Raises ``CalicoError`` with a sentence for people; what was started is stopped by :meth:`stop`."""
-        settings = self._settings
-        lock = take_run_directory(settings.run_directory)
-        self._stack.callback(lock.close)
-        self._watch_over_waiting()
-        self._stack.callback(self._pages.stop)
-        self._pages.serve_health(settings)
-        ipv4, ipv6 = node_addresses(settings)
-        self._close_to_unknown(settings)
-        records = composition.open_records(settings)
-        self._stack.callback(records.store.close)
-        if not startup.wait_for_store(records, self.stopping, on_away=self._send_waiting_away):
-            raise NotReady("stopped while waiting for the datastore")
-        stored = read_stored_config(records, self.host)
-        settings = self._settings = with_stored_config(settings, self._environment, stored)
-        tell_settings(settings, self._environment, stored)
-        self._signs.limit(settings.loop_limit_s, settings.loop_limits)
-        live = LiveSettings(
-            settings, self.host, stored, lambda: self.restart.later(lambda: live.differing), self._log_targets.follow
-        )
-        live.begin()
-        self._pages.serve_health(settings)
-        refuse_loose_rpf(settings)
-        warn_of_strict_rpf(settings)
-        warn_of_open_policy(settings)
-        tell_ipv6(settings)
-        dataplane = composition.open_dataplane(settings, self.host)
-        self._dataplane_name = composition.dataplane_name(settings)
-        self._dataplane_lack = composition.dataplane_lack(self._dataplane_name)
-        self._stack.callback(dataplane.close)
-        startup.register_host(records, host=self.host, ipv4=ipv4, ipv6=ipv6, settings=settings)
-        startup.remember_name(settings, self.host)
-        composition.save_settings(settings, self.host)
+        self._take_place()
+        addresses = node_addresses(self._settings)
+        self._close_to_unknown()
+        records = self._open_records()
+        remembered = self._await_believable(records)
+        live = self._read_config(records)
+        dataplane = self._open_dataplane()
+        self._register(records, *addresses)
         self._start_reporter(records)
-        assert self._reporter is not None
-        self._agent = Agent(
-            store=records.store,
-            host=self.host,
-            dataplane=dataplane,
-            refresh_interval_s=refresh_interval_s(settings),
-            reporter=self._report,
-            on_death=self.stopping.set,
-            on_config=live.take,
-            confirm_removals_after_s=settings.confirm_removals_after_s,
-            resolver=composition.make_resolver(settings, self.host),
-            cuts_denied_flows=cuts_denied_flows(settings),
-            give_up_after_s=settings.loop_limit_s,
-            max_set_size=settings.max_set_size,
-            remembered=RememberedInterfaces(
-                Path(settings.state_directory, "interfaces.json"), confirm_after_s=settings.confirm_removals_after_s
-            ),
-        )
-        self._start_endpoint_files(settings, self._agent)
-        self._stack.callback(self._agent.stop)
-        self._agent.start()
-        self._signs.agent = self._agent
-        self._denied = DeniedLog(dataplane)
-        self._stack.callback(self._denied.close)
-        self._pages.serve_metrics(settings)
+        agent = self._start_agent(records, dataplane, live, remembered)
         self._start_routing(records)
         ipam = composition.open_ipam(records, self.host)
         self._stack.callback(ipam.close)
-        tunnels = self._start_tunnels(records, ipam, [each for each in (ipv4, ipv6) if each is not None])
+        tunnels = self._start_tunnels(records, ipam, [each for each in addresses if each is not None])
+        settings = self._settings
         workloads = self._workloads = WorkloadService(
             records=records,
             ipam=ipam,
             wiring=dataplane.wiring(),
-            gate=self._agent,
+            gate=agent,
             host=self.host,
             default_mtu_bytes=lambda: settings.mtu_bytes or tunnels.workload_mtu_bytes,
         )
         self._stack.callback(workloads.close)
-        self._stack.callback(self._hosted.close)
-        self._hosted.start(
-            IntegrationContext(
-                workloads=workloads,
-                ipam=ipam,
-                records=records,
-                settings=settings,
-                host=self.host,
-                listeners=self._listeners,
-            )
-        )
-        composition.save_shortcuts(settings, self._dataplane_name, self._hosted.chosen)
-        self._signs.has_integrations = True
+        self._start_integrations(records, ipam, workloads)
         self._start_collector(records, ipam)
-        self._stack.callback(self._server.stop)
-        self._is_open = True
-        self._server.start()
-        self._listeners.close_unused()
-        self._signs.is_serving = True
-        self._agent.wait_in_sync(_READY_WAIT_S)
+        self._open_socket()
+        agent.wait_in_sync(_READY_WAIT_S)
 
     def watch(self) -> bool:
         """Until :attr:`stopping` is set: True; or until a part has died: False."""
@@ -218,6 +152,12 @@ class Runtime:
         self.stopping.set()
         self.restart.cancel()
         self._stack.close()
+
+    def _doubts_store(self) -> bool:
+        return self._agent is not None and self._agent.doubts_store
+
+    def _trusts_store(self) -> bool:
+        return self._agent is not None and self._agent.trusts_store
 
     def _prepare_restart(self) -> None:
         """Callers wait for the next program, and so does the routing daemon. Any thread."""
@@ -243,6 +183,14 @@ class Runtime:
 
     # --- phases --------------------------------------------------------------------------------------
 
+    def _take_place(self) -> None:
+        """One node a host, whose health can be asked for from now on."""
+        lock = take_run_directory(self._settings.run_directory, self._settings.origins.get("run_directory", "default"))
+        self._stack.callback(lock.close)
+        self._watch_over_waiting()
+        self._stack.callback(self._pages.stop)
+        self._pages.serve_health(self._settings)
+
     def _watch_over_waiting(self) -> None:
         """Who waits on a socket that was handed over does so for a restart, not for a start that takes its time."""
         self._has_waiting = self._listeners.is_inherited(SOCKET_NAME, Path(self._settings.socket))
@@ -259,14 +207,68 @@ class Runtime:
         if self._has_waiting:
             self._server.start()
 
-    def _close_to_unknown(self, settings: Settings) -> None:
+    def _close_to_unknown(self) -> None:
         """Before anything that may wait: a host that has just booted must not pass what nobody has judged."""
         # whether it is to be made a router, the datastore may say
-        dataplane = composition.open_dataplane(settings, self.host, makes_router=False)
+        dataplane = composition.open_dataplane(self._settings, self.host, makes_router=False)
         try:
             dataplane.ensure_closed()
         finally:
             dataplane.close()
+
+    def _open_records(self) -> TypedRecords:
+        """:raises NotReady: the node is to stop, and the datastore was never there."""
+        records = composition.open_records(self._settings)
+        self._stack.callback(records.store.close)
+        if not startup.wait_for_store(records, self.stopping, on_away=self._send_waiting_away):
+            raise NotReady("stopped while waiting for the datastore")
+        return records
+
+    def _await_believable(self, records: Records) -> Remembered:
+        """Until the datastore may be begun with; gives what an earlier life of the node had. Raises ``NotReady`` when
+        the node is to stop before."""
+        settings = self._settings
+        confirm_after_s = settings.confirm_removals_after_s
+        remembered = Remembered(Path(settings.state_directory, "interfaces.json"), confirm_after_s=confirm_after_s)
+        self._unready = UnreadyStore(records, self.host, remembered, confirm_after_s=confirm_after_s)
+        if not self._unready.wait(self.stopping, self._tell_unready):
+            raise NotReady("stopped while waiting for the datastore to be ready")
+        return remembered
+
+    def _tell_unready(self, reason: str) -> None:
+        """Whoever asks this node is to hear why it does not go on. '': it does."""
+        self._signs.start_waits_for = reason
+        if reason:
+            self._stack.callback(self._server.stop)
+            self._server.start()
+
+    def _read_config(self, records: Records) -> LiveSettings:
+        """The settings are those of the datastore too afterwards; what is given back follows their changes."""
+        stored = read_stored_config(records, self.host)
+        settings = self._settings = with_stored_config(self._settings, self._environment, stored)
+        tell_settings(settings, self._environment, stored)
+        self._signs.limit(settings.loop_limit_s, settings.loop_limits)
+        live = LiveSettings(
+            settings, self.host, stored, lambda: self.restart.later(lambda: live.differing), self._log_targets.follow
+        )
+        live.begin()
+        self._pages.serve_health(settings)
+        return live
+
+    def _open_dataplane(self) -> Dataplane:
+        settings = self._settings
+        check_kernel(settings)
+        dataplane = composition.open_dataplane(settings, self.host)
+        self._dataplane_name = composition.dataplane_name(settings)
+        self._dataplane_lack = composition.dataplane_lack(self._dataplane_name)
+        self._stack.callback(dataplane.close)
+        return dataplane
+
+    def _register(self, records: Records, ipv4: IPAddress | None, ipv6: IPAddress | None) -> None:
+        """In the datastore, and on this host for the programs that run while the node does not."""
+        startup.register_host(records, host=self.host, ipv4=ipv4, ipv6=ipv6, settings=self._settings)
+        startup.remember_name(self._settings, self.host)
+        composition.save_settings(self._settings, self.host)
 
     def _start_reporter(self, records: Records) -> None:
         settings = self._settings
@@ -289,6 +291,34 @@ class Runtime:
         self._reporter.start()
         self._signs.loops["reporter"] = self._reporter
 
+    def _start_agent(self, records: Records, dataplane: Dataplane, live: LiveSettings, remembered: Remembered) -> Agent:
+        settings = self._settings
+        agent = self._agent = Agent(
+            store=records.store,
+            host=self.host,
+            dataplane=dataplane,
+            refresh_interval_s=refresh_interval_s(settings),
+            reporter=self._report,
+            on_death=self.stopping.set,
+            on_config=live.take,
+            confirm_removals_after_s=settings.confirm_removals_after_s,
+            resolver=composition.make_resolver(settings, self.host),
+            cuts_denied_flows=cuts_denied_flows(settings),
+            give_up_after_s=settings.loop_limit_s,
+            max_set_size=settings.max_set_size,
+            has_ipv6=not ipv6_lack(settings),
+            settings_differ=lambda: bool(live.differing),
+            remembered=remembered,
+        )
+        self._start_endpoint_files(settings, agent)
+        self._stack.callback(agent.stop)
+        agent.start()
+        self._signs.agent = agent
+        self._denied = DeniedLog(dataplane)
+        self._stack.callback(self._denied.close)
+        self._pages.serve_metrics(settings)
+        return agent
+
     def _report(self, state: AgentState) -> None:
         """Of the engine, after each pass."""
         if self._reporter is not None:
@@ -309,7 +339,9 @@ class Runtime:
         return self._routing
 
     def _start_routing(self, records: Records) -> None:
-        self._router = Router(store=records.store, host=self.host, routing=self._require_routing())
+        self._router = Router(
+            store=records.store, host=self.host, routing=self._require_routing(), trusts_store=self._trusts_store
+        )
         self._stack.callback(self._router.stop)
         self._router.start()
         self._signs.routing_status, self._signs.router = self._require_routing().status, self._router
@@ -323,6 +355,7 @@ class Runtime:
             refresh_interval_s=refresh_interval_s(self._settings),
             mtu_interfaces=self._settings.mtu_interfaces,
             on_mtu=RememberedMtu(self._settings).note,
+            trusts_store=self._trusts_store,
         )
         self._stack.callback(self._tunnels.stop)
         self._tunnels.start()
@@ -331,13 +364,28 @@ class Runtime:
         self._tunnels.wait_judged(_READY_WAIT_S)
         return self._tunnels
 
+    def _start_integrations(self, records: Records, ipam: Ipam, workloads: WorkloadService) -> None:
+        self._stack.callback(self._hosted.close)
+        self._hosted.start(
+            IntegrationContext(
+                workloads=workloads,
+                ipam=ipam,
+                records=records,
+                settings=self._settings,
+                host=self.host,
+                listeners=self._listeners,
+            )
+        )
+        composition.save_shortcuts(self._settings, self._dataplane_name, self._hosted.chosen)
+        self._signs.has_integrations = True
+
     def _start_collector(self, records: Records, ipam: Ipam) -> None:
         settings = self._settings
         self._collector = Collector(
             records=records,
             ipam=ipam,
             host=self.host,
-            look_locally=lambda: read_local_view(self.host, settings.interface_prefix, lists=self._hosted.lists()),
+            look_locally=lambda: read_local_view(self.host, settings.interface_prefixes, lists=self._hosted.lists()),
             memory=Path(settings.state_directory, "collector.json"),
             interval_s=settings.collector_interval_s,
             grace_s=settings.collector_grace_s,
@@ -345,11 +393,20 @@ class Runtime:
         self._stack.callback(self._collector.stop)
         self._collector.start()
 
+    def _open_socket(self) -> None:
+        self._stack.callback(self._server.stop)
+        self._is_open = True
+        self._server.start()
+        self._listeners.close_unused()
+        self._signs.is_serving = True
+
     # --- calls ---------------------------------------------------------------------------------------
 
     def _answer(self, call: Call) -> CallReply | None:
         if not self._is_open:
-            return _STARTING if call.program == ABOUT_THE_NODE else None
+            if call.program != ABOUT_THE_NODE:
+                return None
+            return self._unready.answer(call) if self._unready is not None and self._unready.reason else _STARTING
         if call.program == ABOUT_THE_NODE:
             return questions.answer(call, self._parts())
         return self._hosted.answer(call)

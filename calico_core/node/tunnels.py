@@ -27,6 +27,7 @@ from calico_core.model.pools import Pool
 from calico_core.model.tunnels import TUNNELS, HostTunnels, TunnelId
 from calico_core.model.workloads import AddressRequest
 from calico_core.node.busy import Busy
+from calico_core.node.held_deletions import HeldDeletions
 from calico_core.node.mailbox import Mailbox
 from calico_core.policy.tunnel_routes import TunnelTable
 
@@ -34,6 +35,7 @@ log = get_logger(__name__)
 
 _MIN_INTERVAL_S = 0.1
 _RETRY_S = 5.0
+_ASK_AGENT_S = 0.5
 _ASSIGN_DEADLINE_S = 10.0
 
 
@@ -45,7 +47,9 @@ class _Post(NamedTuple):
 class TunnelKeeper:
     """``addresses`` are the host's own, one a family. ``refresh_interval_s`` is how often the kernel is read again
     though nothing changed; 0 or less: never. ``mtu_interfaces``: a pattern for names of interfaces that show the MTU of
-    the network; empty: those of the addresses do. ``on_mtu`` hears :attr:`workload_mtu_bytes` with each look."""
+    the network; empty: those of the addresses do. ``on_mtu`` hears :attr:`workload_mtu_bytes` with each look.
+    ``trusts_store``: the agent's word on the datastore. Without it nothing that stands is taken away, and nothing is
+    begun with."""
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class TunnelKeeper:
         mtu_interfaces: str = "",
         on_mtu: Callable[[int | None], None] = lambda _mtu_bytes: None,
         kernel: Tunnels | None = None,
+        trusts_store: Callable[[], bool] = lambda: True,
     ) -> None:
         self._records, self._ipam, self._host = records, ipam, host
         self._addresses = tuple(addresses)
@@ -66,6 +71,9 @@ class TunnelKeeper:
         self._mtu_interfaces = mtu_interfaces
         self._on_mtu = on_mtu
         self._table = TunnelTable(host, self._addresses)
+        self._trusts_store = trusts_store
+        self._deletions = HeldDeletions(trusts_store)
+        self._has_begun = False
         self._mailbox: Mailbox[_Post] = Mailbox()
         self._syncers = {"pools": self._follow("pools", (POOLS,))}
         self._in_sync: set[str] = set()
@@ -132,8 +140,10 @@ class TunnelKeeper:
         retry_at = math.inf
         while not self._mailbox.is_closed:
             due = min(refresh_at, retry_at)
-            posts = self._mailbox.take(None if due == math.inf else max(due - time.monotonic(), 0.0))
+            wake_at = min(due, self._deletions.next_look() or math.inf)
+            posts = self._mailbox.take(None if wake_at == math.inf else max(wake_at - time.monotonic(), 0.0))
             news = [self._take(*post) for post in posts]
+            news.append(self._table.apply(self._deletions.look(time.monotonic())))
             is_due = time.monotonic() >= due
             if "pools" not in self._in_sync or self._mailbox.is_closed or not (is_due or any(news)):
                 if is_due:
@@ -143,13 +153,14 @@ class TunnelKeeper:
                 has_succeeded = self._pass(is_due=is_due)
             if is_due:
                 refresh_at = time.monotonic() + refresh_s
-            retry_at = math.inf if has_succeeded else time.monotonic() + _RETRY_S
+            retry_s = math.inf if has_succeeded else _RETRY_S
+            retry_at = time.monotonic() + (retry_s if self._has_begun else _ASK_AGENT_S)
             if posts:
                 self._stopping.wait(_MIN_INTERVAL_S)
 
     def _take(self, source: str, batch: SyncBatch) -> bool:
         """Whether there is anything to do about it."""
-        has_news = self._table.apply((update.key, update.record) for update in batch.updates)
+        has_news = self._table.apply(self._deletions.pass_on(batch.updates, time.monotonic()))
         if batch.status is SyncStatus.IN_SYNC and source not in self._in_sync:
             self._in_sync.add(source)
             has_news = True
@@ -176,6 +187,9 @@ class TunnelKeeper:
         if pools and "hosts" not in self._syncers and not self._stopping.is_set():
             self._syncers["hosts"] = self._follow("hosts", (BLOCKS, BGP_HOSTS))
             self._syncers["hosts"].start()
+        self._has_begun = self._has_begun or self._trusts_store()
+        if not self._has_begun:
+            return ()
         reasons = self._judge_addresses(pools)
         if pools and "hosts" not in self._in_sync:
             return reasons  # nothing is removed on half a view
@@ -240,7 +254,7 @@ class TunnelKeeper:
         published = self._records.get(tunnel.address_key(self._host))
         if held and published is not None and published.record == str(held[0]):
             return
-        usable = tuple(pool.cidr for pool in pools if pool.is_assignable)
+        usable = tuple(pool.cidr for pool in pools if pool.gives("Tunnel"))
         if not held and not usable:
             raise NoPools(tunnel.version, tuple(str(pool.cidr) for pool in pools))
         request = AddressRequest(
@@ -249,6 +263,7 @@ class TunnelKeeper:
             num_v6=1 if tunnel.version == 6 else 0,
             pools_v4=usable if tunnel.version == 4 else (),
             pools_v6=usable if tunnel.version == 6 else (),
+            use="Tunnel",
             attributes={"node": self._host, "type": f"{tunnel.kind}TunnelAddress"},
         )
         addresses = self._ipam.auto_assign(

@@ -45,6 +45,7 @@ class VitalSigns:
         self._limits: dict[str, float] = {}
         self.loops: dict[str, LoopSigns] = {}
         """The other parts with a loop, by the name of their component."""
+        self.start_waits_for = ""
         self.agent: Agent | None = None
         self.router: RouterSigns | None = None
         self.routing_status: Callable[[], RoutingStatus] | None = None
@@ -83,7 +84,7 @@ class VitalSigns:
     def _engine(self) -> Component:
         agent = self.agent
         if agent is None:
-            return Component("engine", "unready", "not started yet")
+            return Component("engine", "unready", self.start_waits_for or "not started yet")
         if not agent.is_alive:
             return Component("engine", "dead", "a thread of it ended")
         busy_s = agent.counters.busy_s

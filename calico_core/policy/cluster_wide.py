@@ -43,7 +43,7 @@ class ClusterWide:
                 self._pools[pool_key] = pool
         for key, text in addresses:
             self._is_dirty = True
-            address = _address(key, text)
+            address = host_address(key, text)
             if address is None:
                 self._addresses.pop(key, None)
             else:
@@ -78,7 +78,8 @@ class ClusterWide:
         return HostPeers(addresses=addresses, is_ipip="ipip" in kinds, is_vxlan="vxlan" in kinds)
 
 
-def _address(key: HostAddressKey, text: Any) -> IPAddress | None:
+def host_address(key: HostAddressKey, text: Any) -> IPAddress | None:
+    """None: it has none. What is no address counts as none, and the log says so: it must not stop other hosts."""
     if not text:
         return None
     try:

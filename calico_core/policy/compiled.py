@@ -163,6 +163,10 @@ class Evaluator:
         self._lists: dict[tuple[int, Direction], CompiledList] = {}
         self._asked: dict[tuple[int, Direction], PolicyList] = {}
 
+    def holder(self, net: IPNetwork) -> HostWorkload | None:
+        """As :func:`calico_core.policy.explain.holder`, of a net that a record names."""
+        return self._holders.get(net)
+
     def explain(self, packet: Packet) -> Verdict:
         """As :func:`calico_core.policy.explain.explain`."""
         internal = self._floating.get(packet.dst)

@@ -16,7 +16,7 @@ from netaddr import IPAddress
 from calico_core.model.addresses import LOOPBACK, contains
 from calico_core.model.hoststate import HostInterface, HostState
 from calico_core.model.keys import WorkloadEndpointKey
-from calico_core.policy.explain import Direction, Packet, explain_side, holder, translated
+from calico_core.policy.explain import Direction, Packet, explain_side, translated
 from calico_core.policy.explain_host import HookSteps, explain_interface
 from calico_core.policy.host_settings import ENDPOINT_TO_HOST, IPV6_SUPPORT, SOURCE_SPOOFING
 from calico_core.policy.led_back import lead_back, passed_over
@@ -115,6 +115,9 @@ class Cluster(Snapshot):
         """Whatever policy says. None: it may send it."""
         if not self._is_active(key):
             return None
+        reason = self.why_not_in_force(key)
+        if reason is not None:
+            return reason
         tunnel = tunnel_kind(packet)
         if tunnel is not None and not self.lets_tunnel(key.host, tunnel):
             return f"{tunnel} from a workload: it could come out of the hosts' tunnels, beyond all policy"
@@ -133,7 +136,7 @@ class Cluster(Snapshot):
             if any(contains(net, packet.src) for net in prefixes) and not self.lets_spoof(key.host):
                 return f"{packet.src} is in a prefix of the endpoint, and {SOURCE_SPOOFING} is Disabled"
             return f"{packet.src} is no address of the endpoint, whatever policy says"
-        owner = holder(self.state(key.host).workloads.values(), packet.src)
+        owner = self.holder(key.host, packet.src)
         is_let = any(contains(net, packet.src) for net in workload.allowed_source_prefixes)
         if owner is not None and owner.key != key and not is_let:
             return f"{packet.src} is had by endpoint {owner.key.endpoint} of the host, the first that names it"
@@ -152,8 +155,10 @@ class Cluster(Snapshot):
         return [*found, _with_reason(side, f"let in untracked, so not translated: arrives as to {original.dst}")]
 
     def _received(self, key: WorkloadEndpointKey, packet: Packet) -> Side:
-        if self._is_without(key.host, packet) and self._is_active(key):
+        reason = self.why_not_in_force(key)
+        if reason is None and self._is_without(key.host, packet) and self._is_active(key):
             reason = f"{_NO_IPV6}, and its workloads have none"
+        if reason is not None:
             return Side(direction="inbound", address=packet.dst, place="workload", outcome="deny", reason=reason,
                         host=key.host, workload=key)  # fmt: skip
         if self.hosts.get(packet.src) == key.host and self._is_active(key):

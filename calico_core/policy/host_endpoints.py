@@ -26,9 +26,9 @@ class HostEndpoints:
     """The records of this host × its interfaces. No record is of an interface whose name begins as workloads' do."""
 
     def __init__(
-        self, workload_prefix: str = "", is_excluded: Callable[[str], bool] = lambda _interface: False
+        self, workload_prefixes: tuple[str, ...] = (), is_excluded: Callable[[str], bool] = lambda _interface: False
     ) -> None:
-        self._workload_prefix, self._is_excluded = workload_prefix, is_excluded
+        self._workload_prefixes, self._is_excluded = workload_prefixes, is_excluded
         self.records: dict[HostEndpointKey, HostEndpoint] = {}
         self._interfaces: dict[str, Addresses] = {}
         self._contested: frozenset[tuple[str, HostEndpointKey]] = frozenset()
@@ -74,7 +74,7 @@ class HostEndpoints:
         return {name: claims[name][0] for name in sorted(claims)}
 
     def _is_workload(self, interface: str) -> bool:
-        return bool(self._workload_prefix) and interface.startswith(self._workload_prefix)
+        return interface.startswith(self._workload_prefixes)
 
     def _report(self, contested: set[tuple[str, HostEndpointKey]]) -> None:
         for name, key in sorted(contested - self._contested, key=lambda each: (each[0], each[1].endpoint)):

@@ -53,6 +53,10 @@ class HostSettings:
         name = f"failsafe_{direction}"
         return parse_failsafe_ports(self._setting(host, name), field=name)
 
+    def interface_prefixes(self, host: str) -> tuple[str, ...]:
+        """What the names of its workloads' interfaces begin with."""
+        return tuple(self._setting(host, "interface_prefix").split(","))
+
     def lets_spoof(self, host: str) -> bool:
         """Whether workloads of the host may send from the prefixes that their records allow."""
         return bool(self._setting(host, "source_spoofing") == "Any")

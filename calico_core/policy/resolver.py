@@ -24,6 +24,7 @@ from calico_core.model.hoststate import (
     RulesId,
     SetId,
 )
+from calico_core.model.interface_names import prefixes_in_words
 from calico_core.model.keys import (
     BgpHostAddressKey,
     HostEndpointKey,
@@ -60,6 +61,11 @@ Pending = defaultdict[type[Key], dict[Any, Any]]
 """The latest value of each key; None: deleted."""
 
 
+def refusal(record: WorkloadEndpoint, prefixes: tuple[str, ...]) -> str:
+    """Why a host whose workloads' interfaces begin with one of these does not obey the record. Or ''."""
+    return "" if record.name.startswith(prefixes) else f"its name does not begin with {prefixes_in_words(prefixes)}"
+
+
 class PolicyResolver:
     """``apply`` what the datastore says and ``set_interface`` what the host has, then ``flush``: one batch."""
 
@@ -67,17 +73,18 @@ class PolicyResolver:
         self,
         host: str,
         *,
-        interface_prefix: str = "",
+        interface_prefixes: tuple[str, ...] = (),
         lets_spoof: bool = False,
         has_floating: bool = True,
         is_excluded: Callable[[str], bool] = lambda _interface: False,
     ) -> None:
-        """``interface_prefix``: what the names of all workloads' interfaces begin with, and no other's.
+        """``interface_prefixes``: the names of all workloads' interfaces begin with one of them, and no other's.
+        Empty: they may be called anything.
         ``lets_spoof``: workloads may send from the prefixes that their records allow them. ``has_floating`` False: the
         floating addresses that records name lead nowhere.
         ``is_excluded``: whether an interface is the business only of a host endpoint that names it."""
         self._host = host
-        self._prefix = interface_prefix
+        self._prefixes = interface_prefixes
         self.allowed_sources = AllowedSources(is_wanted=lets_spoof)
         self._is_in_sync = False
         self._is_first = True
@@ -88,7 +95,7 @@ class PolicyResolver:
         self._local: dict[WorkloadEndpointKey, WorkloadEndpoint] = {}
         self._floating = FloatingAddresses()
         self._has_floating = has_floating
-        self._host_endpoints = HostEndpoints(interface_prefix, is_excluded)
+        self._host_endpoints = HostEndpoints(interface_prefixes, is_excluded)
         self._cluster_wide = ClusterWide()
         self._policy_lists = PolicyLists()
         self._ip_sets = IpSets()
@@ -217,7 +224,7 @@ class PolicyResolver:
 
     def refusal(self, record: WorkloadEndpoint) -> str:
         """Why a record of this host is not obeyed: it claims an interface which is no workload's. Or ''."""
-        return "" if record.name.startswith(self._prefix) else f"its name does not begin with {self._prefix!r}"
+        return refusal(record, self._prefixes) if self._prefixes else ""
 
     def _checked(self, key: WorkloadEndpointKey, record: WorkloadEndpoint | None) -> WorkloadEndpoint | None:
         reason = self.refusal(record) if record is not None else ""

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from netaddr import IPAddress, IPNetwork
 
-from calico_core.model.addresses import contains, parse_address
+from calico_core.model.addresses import contains
 from calico_core.model.endpoints import HostEndpoint, WorkloadEndpoint
-from calico_core.model.hoststate import HostRules, HostState, PolicyList, RulesId
+from calico_core.model.hoststate import HostRules, HostState, HostWorkload, PolicyList, RulesId
 from calico_core.model.keys import (
     BgpHostAddressKey,
     HostEndpointKey,
@@ -20,10 +20,11 @@ from calico_core.model.keys import (
 )
 from calico_core.model.pools import Pool
 from calico_core.model.rules import PORT_PROTOCOLS, Rule
+from calico_core.policy.cluster_wide import host_address
 from calico_core.policy.effective_labels import effective_labels
 from calico_core.policy.explain import Direction, Packet, holder
 from calico_core.policy.host_settings import MAX_SET_SIZE, HostSettings
-from calico_core.policy.resolver import PolicyResolver
+from calico_core.policy.resolver import PolicyResolver, refusal
 from calico_core.policy.rules import stored_position
 from calico_core.policy.rules_ids import record_key
 from calico_core.policy.set_limit import SetsBeyond, close_rules, set_words
@@ -54,8 +55,10 @@ class Snapshot(HostSettings):
         for key, record in self._records.items():
             if isinstance(key, WorkloadEndpointKey):
                 self.endpoints[key] = record
-            elif isinstance(key, HostIpKey | BgpHostAddressKey) and record:
-                address = parse_address(record)
+            elif isinstance(key, HostIpKey | BgpHostAddressKey):
+                address = host_address(key, record)
+                if address is None:
+                    continue
                 self.hosts[address] = key.host
                 self._addresses[key.host, address.version] = address
             elif isinstance(key, HostEndpointKey):
@@ -63,6 +66,27 @@ class Snapshot(HostSettings):
         for host_key, host_endpoint in self.host_endpoints.items():
             for each in host_endpoint.addresses:
                 self.hosts.setdefault(each, host_key.host)
+
+    def why_not_in_force(self, key: WorkloadEndpointKey) -> str | None:
+        """Why the host closes the endpoint, active as it is, whatever policy says: its interface is no workload's, or
+        another one's."""
+        endpoint = self.endpoints[key]
+        if endpoint.state != "active":
+            return None
+        if reason := self._refusal(key):
+            return f"interface {endpoint.name}: {reason}"
+        owner = min(
+            (
+                each
+                for each, other in self.endpoints.items()
+                if (each.host, other.name, other.state) == (key.host, endpoint.name, "active")
+            ),
+            key=lambda each: each.path,
+        )
+        return None if owner == key else f"another endpoint has the interface {endpoint.name}: {owner.path}"
+
+    def _refusal(self, key: WorkloadEndpointKey) -> str:
+        return refusal(self.endpoints[key], self.interface_prefixes(key.host))
 
     def labels(self, key: WorkloadEndpointKey) -> dict[str, str]:
         """Those that policy sees on it."""
@@ -143,8 +167,13 @@ class Snapshot(HostSettings):
     def holders(self, address: IPAddress) -> list[WorkloadEndpointKey]:
         """Who has the address: of each host one endpoint at most."""
         hosts = sorted({key.host for key in self.carriers(address)})
-        found = [holder(self.state(host).workloads.values(), address) for host in hosts]
+        found = [self.holder(host, address) for host in hosts]
         return [each.key for each in found if each is not None]
+
+    def holder(self, host: str, address: IPAddress) -> HostWorkload | None:
+        """Which of the host's, of the records that it obeys."""
+        workloads = self.state(host).workloads.values()
+        return holder((each for each in workloads if not self._refusal(each.key)), address)
 
     def carriers(self, address: IPAddress) -> list[WorkloadEndpointKey]:
         """Who is said to have it."""

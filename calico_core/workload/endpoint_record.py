@@ -11,7 +11,7 @@ from calico_core.model.workloads import Attach
 from calico_core.workload.sharing import attachment_of
 
 
-def endpoint_record(request: Attach, mac: EUI, addresses: tuple[IPAddress, ...], now: float) -> WorkloadEndpoint:
+def endpoint_record(request: Attach, mac: EUI | None, addresses: tuple[IPAddress, ...], now: float) -> WorkloadEndpoint:
     """Raises ``InvalidRequest`` for what the record may not hold."""
     try:
         return _unchecked(request, mac, addresses, now)
@@ -19,7 +19,7 @@ def endpoint_record(request: Attach, mac: EUI, addresses: tuple[IPAddress, ...],
         raise InvalidRequest("endpoint", str(error)) from error
 
 
-def _unchecked(request: Attach, mac: EUI, addresses: tuple[IPAddress, ...], now: float) -> WorkloadEndpoint:
+def _unchecked(request: Attach, mac: EUI | None, addresses: tuple[IPAddress, ...], now: float) -> WorkloadEndpoint:
     return WorkloadEndpoint(
         state="active",
         name=request.interface,

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 
 import msgspec
 
-from calico_core.errors import InvalidRequest, NotReady, RouteTaken, StoreNotReady, Unavailable
+from calico_core.errors import InvalidRequest, NamespaceGone, NotReady, RouteTaken, StoreNotReady, Unavailable
 from calico_core.interfaces.dataplane import WorkloadWiring
 from calico_core.interfaces.datastore import Records, Versioned
 from calico_core.interfaces.ipam import Ipam
@@ -26,7 +26,7 @@ from calico_core.stopwatch import Stopwatch, lap, measured
 from calico_core.workload.gate import PolicyGate
 from calico_core.workload.leaving import LeavingLinks
 from calico_core.workload.orphans import remove_orphans
-from calico_core.workload.sharing import departure
+from calico_core.workload.sharing import departure, interfaces_to_remove
 from calico_core.workload.slowest import SlowestAttaches
 from calico_core.workload.transactions import EndpointTransactions
 from calico_core.workload.undo import UndoStack
@@ -36,6 +36,9 @@ log = get_logger(__name__)
 _LOCK_TIMEOUT_S = 30.0
 _LEAVING_S = 5.0
 _PAUSE_S = 0.01
+
+IPV6_MIN_MTU_BYTES = 1280
+"""Source: RFC 8200, section 5."""
 
 
 class WorkloadService(Workloads):
@@ -83,6 +86,7 @@ class WorkloadService(Workloads):
             watch.lap("lock")
             self._require_ready()
             self._require_mtu(request)
+            self._refuse_mtu_without_ipv6(request)
             committed = self._transactions.commit(request)
             endpoint, revision = committed.endpoint, committed.revision
             if committed.is_new:
@@ -136,6 +140,15 @@ class WorkloadService(Workloads):
             )
             raise InvalidRequest("mtu", f"is required and not given, and {reason}")
 
+    def _refuse_mtu_without_ipv6(self, request: Attach) -> None:
+        """The kernel has no IPv6 on an interface below its least MTU, and says only that files are missing."""
+        if request.is_borrowed or not request.wants_ipv6:
+            return
+        mtu_bytes = request.mtu_bytes or self._default_mtu_bytes() or IPV6_MIN_MTU_BYTES
+        if mtu_bytes < IPV6_MIN_MTU_BYTES:
+            least = f"IPv6 needs at least {IPV6_MIN_MTU_BYTES}"
+            raise InvalidRequest("mtu", f"{mtu_bytes} is too small for the IPv6 address that is wanted: {least}")
+
     def _wire(self, request: Attach, endpoint: WorkloadEndpoint) -> WiredInterface | None:
         if request.namespace_fd is None:
             return None
@@ -179,23 +192,32 @@ class WorkloadService(Workloads):
             try:
                 standing = self._transactions.standing(request.key)
             except Unavailable:
-                if not request.is_shared:
-                    self._wiring.detach(request.interface)  # whoever's it is: nobody can say, and it must not leak
+                if not request.is_shared and (not request.is_replaceable or self._leads_to_container(request)):
+                    self._wiring.detach(request.interface)  # nobody can say whose it is, and it must not leak
                 raise
             is_shared = standing is not None and standing.record is not None and bool(standing.record.attachments)
             if request.needs_ready:
                 self._await_ready(request, standing, is_shared=is_shared)
             if standing is not None and is_shared:
                 return self._detach_shared(request, standing)
-            link = self._remove_link(request, standing)
+            links = self._remove_links(request, standing)
             try:
                 going = self._transactions.release(request, standing)
                 lap("record")
             finally:
-                link.result()
+                for link in links:
+                    link.result()
                 lap("interface")
         log.info("endpoint.detached", endpoint=request.key.path)
         return going is not None and going.is_changed
+
+    def _leads_to_container(self, request: Detach) -> bool:
+        if request.namespace_fd is None:
+            return False
+        try:
+            return self._wiring.host_end(request.namespace_fd, request.container_interface) == request.interface
+        except NamespaceGone:
+            return False
 
     def _await_ready(
         self, request: Detach, standing: Versioned[WorkloadEndpoint | None] | None, *, is_shared: bool
@@ -206,7 +228,8 @@ class WorkloadService(Workloads):
             self._require_ready()
         except StoreNotReady:
             if not is_shared and not request.is_shared:
-                self._remove_link(request, standing).result()
+                for link in self._remove_links(request, standing):
+                    link.result()
             raise
 
     def _detach_shared(self, request: Detach, standing: Versioned[WorkloadEndpoint | None]) -> bool:
@@ -214,20 +237,20 @@ class WorkloadService(Workloads):
         going = self._transactions.release(request, standing)
         remaining = going.remaining if going is not None else None
         lap("record")
-        if remaining is None or remaining.name != request.interface:
-            self._wiring.detach(request.interface)
+        for interface in interfaces_to_remove(standing.record, remaining, request):
+            self._wiring.detach(interface)
             lap("interface")
         log.info("endpoint.detached", endpoint=request.key.path, network=request.network)
         return going is not None and going.is_changed
 
-    def _remove_link(self, request: Detach, standing: Versioned[WorkloadEndpoint | None] | None) -> Future[None]:
-        """The kernel takes tens of milliseconds to delete a link: that runs beside the datastore's part."""
-        remaining = departure(standing.record if standing is not None else None, request).remaining
-        if remaining is not None and remaining.name == request.interface:
-            done: Future[None] = Future()
-            done.set_result(None)
-            return done  # it is the next owner's interface by now
-        return self._links.submit(request.interface)
+    def _remove_links(
+        self, request: Detach, standing: Versioned[WorkloadEndpoint | None] | None
+    ) -> tuple[Future[None], ...]:
+        """The kernel takes tens of milliseconds to delete a link: that runs beside the datastore's part. None are to
+        go where the next owner has the interface by now."""
+        record = standing.record if standing is not None else None
+        remaining = departure(record, request).remaining
+        return tuple(map(self._links.submit, interfaces_to_remove(record, remaining, request)))
 
     # --- questions -------------------------------------------------------------------------------
 

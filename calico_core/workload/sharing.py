@@ -57,7 +57,8 @@ def joined(record: WorkloadEndpoint, request: Attach, now: float) -> WorkloadEnd
     if strange:
         raise InvalidRequest("addresses", _refusal(record, f"the addresses {', '.join(map(str, held))}", strange[0]))
     if request.mac is not None and request.mac != record.mac:
-        raise InvalidRequest("mac", _refusal(record, f"the MAC {record.mac}", str(request.mac)))
+        has = f"the MAC {record.mac}" if record.mac is not None else "a MAC that nobody asked for"
+        raise InvalidRequest("mac", _refusal(record, has, str(request.mac)))
     own = (new.name for new in request.new_profiles if new.is_own)
     return msgspec.structs.replace(
         record,
@@ -81,6 +82,17 @@ def departure(record: WorkloadEndpoint | None, request: Detach) -> Departure:
         return Departure(record, is_changed=False, handles=())  # what is named like a shared one's is this endpoint's
     handles = () if record.is_borrowed else request.handles
     return Departure(None, is_changed=True, handles=handles, own_profiles=record.own_profiles)
+
+
+def interfaces_to_remove(
+    record: WorkloadEndpoint | None, remaining: WorkloadEndpoint | None, request: Detach
+) -> tuple[str, ...]:
+    """Host ends, when ``remaining`` is left of ``record``. The record's has another name than the request's if the
+    host's prefix was changed since."""
+    names = [request.interface]
+    if record is not None and remaining is None and not record.is_borrowed:
+        names.append(record.name)
+    return _once(*(name for name in names if remaining is None or remaining.name != name))
 
 
 def abandoned_handle(record: WorkloadEndpoint) -> str | None:

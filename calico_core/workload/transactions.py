@@ -49,47 +49,46 @@ class EndpointTransactions:
     # --- attach ----------------------------------------------------------------------------------
 
     def commit(self, request: Attach) -> Committed:
-        """Commit addresses and record, or find that they stand."""
+        """Commit addresses and record, or find that they stand. A record that does not decode is nobody's any more."""
         # an endpoint that may be shared is looked for first: who joins needs no address, and none may be left
-        replaced = self._records.get(request.key) if request.shared_handle is not None else None
+        replaced = self.standing(request.key) if request.shared_handle is not None else None
         for _attempt in range(_ATTEMPTS):
-            if replaced is not None and replaced.record.container_id == request.container_id:
-                committed = self._use(request, replaced)
+            record = replaced.record if replaced is not None else None
+            if replaced is not None and record is not None and record.container_id == request.container_id:
+                committed = self._use(request, record, replaced.mod_revision)
                 if committed is not None:
                     return committed
-                replaced = self._records.get(request.key)
+                replaced = self.standing(request.key)
                 continue
-            if replaced is not None and not request.replaces:
+            if record is not None and not request.replaces:
                 raise KeyExists(request.key.path, replaced)
             expected = Compare(request.key.path, replaced.mod_revision) if replaced else absent(request.key.path)
             profiles = profiles_to_write(self._records, request.new_profiles, self._knows_profile)
             try:
-                before = replaced.record.own_profiles if replaced else ()
+                before = record.own_profiles if record is not None else ()
                 copies = profile_copies(self._records, before)
                 endpoint, revision = self._write(request, expected, profiles, before)
-                standing = replaced.record if replaced else None
-                return Committed(endpoint, revision, is_new=True, replaced=standing, copies=copies)
+                return Committed(endpoint, revision, is_new=True, replaced=record, copies=copies)
             except Conflict as conflict:
                 if conflict.key != request.key.path:
                     continue  # a profile came or went meanwhile: look again
-            replaced = self._records.get(request.key)
+            replaced = self.standing(request.key)
         raise Conflict(request.key.path, None)
 
-    def _use(self, request: Attach, standing: Versioned[WorkloadEndpoint]) -> Committed | None:
+    def _use(self, request: Attach, record: WorkloadEndpoint, revision: int) -> Committed | None:
         """The container's record, which the request is part of already or joins; None when it changed meanwhile.
 
         :raises InterfaceTaken: it is another network's, and not for sharing.
         """
-        record = standing.record
         if is_attached(record, request):
-            return Committed(record, standing.mod_revision, is_new=False)
+            return Committed(record, revision, is_new=False)
         if request.shared_handle is None or not record.attachments:
             taken = record.ifname or request.container_interface
             raise InterfaceTaken(taken, "the container", f"network {record.network or 'unknown'}")
         path = request.key.path
         record = joined(record, request, time.time())
         written = profile_writes(profiles_to_write(self._records, request.new_profiles, self._knows_profile))
-        preconditions = (Compare(path, standing.mod_revision), *written.preconditions)
+        preconditions = (Compare(path, revision), *written.preconditions)
         put = Put(path, codec.encode(record))
         try:
             revision = self._transact(Companion(preconditions, (put, *written.operations)))
@@ -102,7 +101,9 @@ class EndpointTransactions:
         self, request: Attach, expected: Compare, profiles: tuple[NewProfile, ...], before: tuple[str, ...]
     ) -> tuple[WorkloadEndpoint, int]:
         """The record as it stands now, and its revision. ``before``: own profiles of the record it replaces."""
-        mac = request.mac or local_mac(os.urandom(6))
+        mac = request.mac
+        if mac is None and not request.may_change_mac:
+            mac = local_mac(os.urandom(6))
         written = profile_writes(profiles)
         gone = profile_deletions(set(before) - {profile.name for profile in profiles})
         made: list[WorkloadEndpoint] = []

@@ -1,11 +1,12 @@
 """The node agent, live: start, a write in the datastore until the kernel has it, memory and idle time.
 
-``python tests/benchmarks/bench_agent.py [--writes N] [--idle SECONDS]``. Needs root. The set-up is that of the peer's
-benchmark: a namespace plays the host, a real etcd, 100 endpoints made by the CNI plugin, 100 policies (``bench``
-applies to 90 of them, 99 more to 10 each). Start: from spawning the node to 200 from its readiness URL; "empty" without
-anything, "cold" with the records and an empty kernel, "restart" with the kernel as it should be. Write to kernel: from
-just before one put through etcd's HTTP gateway to the first (and the last) line of ``nft monitor`` about our table.
-Prints a JSON line a workload; yardsticks first and last, ``nft -f`` and ``nft list`` of the ruleset among them.
+``python tests/benchmarks/bench_agent.py [--dataplane nftables|iptables] [--writes N] [--idle SECONDS]``. Needs root.
+The set-up is that of the peer's benchmark: a namespace plays the host, a real etcd, 100 endpoints made by the CNI
+plugin, 100 policies (``bench`` applies to 90 of them, 99 more to 10 each). Start: from spawning the node to 200 from
+its readiness URL; "empty" without anything, "cold" with the records and an empty kernel, "restart" with the kernel as
+it should be. Write to kernel: from just before one put through etcd's HTTP gateway to the first (and the last) line of
+``nft monitor`` about something of ours, or until the ipset has the member. Prints a JSON line a workload; yardsticks
+first and last, and what the programs need to list and to load the ruleset.
 """
 
 from __future__ import annotations
@@ -16,24 +17,23 @@ import contextlib
 import http.client
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import namespaces, nft, yardsticks
+from tests.benchmarks import namespaces, yardsticks
 from tests.benchmarks.cni_plugin import Plugin, ours
-from tests.benchmarks.laboratory import a_host, install_plugin, run_inside
+from tests.benchmarks.kernels import KERNELS, Kernel, MemberWatch, Monitor
+from tests.benchmarks.laboratory import a_host, arguments_or_plan, install_plugin, run_inside
+from tests.command_line import require_root
 
 ENDPOINTS = 100
-READY_WITHIN_S, CHANGED_WITHIN_S = 60.0, 20.0
-#: Between two writes at least this; a transaction is over when nothing was printed for so long.
-PAUSE_S = 0.7
+READY_WITHIN_S = 60.0
 ASK_S = 0.01
 
 
@@ -72,52 +72,6 @@ def _coded(value: bytes) -> str:
     return base64.b64encode(value).decode()
 
 
-class Monitor:
-    """``nft monitor``: when it printed a line about our table."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(["nft", "monitor"], stdout=subprocess.PIPE)
-        self._lines: queue.Queue[tuple[float, bytes]] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-        self._await_ready()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.put((time.perf_counter(), line))
-
-    def _await_ready(self) -> None:
-        """A table that comes and goes is printed: it listens."""
-        while True:
-            for command in ("add", "delete"):
-                nft.nft(command, "table", "inet", "bench_ready")
-            with contextlib.suppress(queue.Empty):
-                self._lines.get(timeout=0.3)
-                break
-        self.drain()
-
-    def drain(self) -> tuple[float, int]:
-        """Wait until nothing came for the pause: when the last line about our table came, and how many did."""
-        last, count = 0.0, 0
-        while True:
-            try:
-                at, line = self._lines.get(timeout=PAUSE_S)
-            except queue.Empty:
-                return last, count
-            if b"inet calico" in line:
-                last, count = at, count + 1
-
-    def first(self) -> float:
-        while True:
-            at, line = self._lines.get(timeout=CHANGED_WITHIN_S)
-            if b"inet calico" in line:
-                return at
-
-    def close(self) -> None:
-        self._process.terminate()
-        self._process.wait()
-
-
 class Node:
     """The agent as a process."""
 
@@ -148,8 +102,23 @@ class Node:
         return {"rss_mb": round(int(fields["VmRSS"]) / 1024, 1), "highest_mb": round(int(fields["VmHWM"]) / 1024, 1)}
 
     def cpu_s(self) -> float:
+        return self._ticks(11)
+
+    def programs_cpu_s(self) -> float:
+        """Of those that it started and that have ended."""
+        return self._ticks(13)
+
+    def _ticks(self, first: int) -> float:
         fields = Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return (int(fields[first]) + int(fields[first + 1])) / os.sysconf("SC_CLK_TCK")
+
+    def thread_cpu_s(self) -> float:
+        """To the nanosecond, of the threads that live."""
+        used = 0
+        for task in Path(f"/proc/{self._pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                used += int((task / "schedstat").read_text().split()[0])
+        return used / 1e9
 
     @property
     def _pid(self) -> int:
@@ -171,18 +140,18 @@ def inside(plan: dict[str, Any]) -> None:
     gateway = Gateway(plan["etcd"])
     node = Node(plan["node"], plan["log"])
     try:
-        _starts_and_writes(plan, gateway, node)
+        _starts_and_writes(plan, gateway, node, KERNELS[plan["dataplane"]]())
     finally:
         with contextlib.suppress(Exception):
             node.stop()
 
 
-def _starts_and_writes(plan: dict[str, Any], gateway: Gateway, node: Node) -> None:
+def _starts_and_writes(plan: dict[str, Any], gateway: Gateway, node: Node, kernel: Kernel) -> None:
     node.start()  # the first start of all writes the host's records; not timed
     empty = []
     for _ in range(plan["starts"]):
         node.stop()
-        _forget_kernel()
+        kernel.forget()
         empty.append(node.start())
     yardsticks.report("5a-empty", **yardsticks.summary(empty), **node.memory())
 
@@ -194,20 +163,20 @@ def _starts_and_writes(plan: dict[str, Any], gateway: Gateway, node: Node) -> No
     for name, policy in _policies().items():
         gateway.put(_policy_key(name), json.dumps(policy).encode())
     node.stop()
-    reference = nft.yardstick()
+    reference = kernel.yardstick()
     for kind in ("cold", "restart"):
         seconds = []
         for _ in range(plan["starts"]):
             node.stop()
             if kind == "cold":
-                _forget_kernel()
+                kernel.forget()
             seconds.append(node.start())
-            _check_kernel()
-        yardsticks.report(f"5a-{kind}", **yardsticks.summary(seconds), **node.memory(), nft=reference)
+            kernel.check(ENDPOINTS)
+        yardsticks.report(f"5a-{kind}", **yardsticks.summary(seconds), **node.memory(), programs=reference)
 
-    monitor = Monitor()
+    monitor = Monitor(kernel.mark)
     try:
-        _writes(plan["writes"], gateway, monitor, endpoints)
+        _writes(plan["writes"], gateway, kernel, monitor, node, endpoints)
     finally:
         monitor.close()
     yardsticks.report("5-memory", **node.memory())
@@ -216,7 +185,9 @@ def _starts_and_writes(plan: dict[str, Any], gateway: Gateway, node: Node) -> No
     yardsticks.report("5-idle", seconds=plan["idle_s"], cpu_share=round((node.cpu_s() - before) / plan["idle_s"], 5))
 
 
-def _writes(count: int, gateway: Gateway, monitor: Monitor, endpoints: list[tuple[str, bytes]]) -> None:
+def _writes(
+    count: int, gateway: Gateway, kernel: Kernel, monitor: Monitor, node: Node, endpoints: list[tuple[str, bytes]]
+) -> None:
     bench = _policies()["bench"]
     path, record = endpoints[1]
     other = json.loads(record)
@@ -241,29 +212,39 @@ def _writes(count: int, gateway: Gateway, monitor: Monitor, endpoints: list[tupl
     def gone(_turn: int) -> None:
         gateway.delete(path)
 
-    for kinds in (
-        {"one-rule": changed_port},
-        {"policy-of-90-deleted": deleted, "policy-of-90-added": added},
-        {"member-gained": gains, "member-lost": loses},
-        {"endpoint-deleted": gone, "endpoint-written": loses},
-    ):
-        first: dict[str, list[float]] = {name: [] for name in kinds}
-        last: dict[str, list[float]] = {name: [] for name in kinds}
-        lines: dict[str, int] = {}
-        for turn in range(count):
-            for name, write in kinds.items():
-                monitor.drain()
-                started = time.perf_counter()
-                write(turn)
-                at = monitor.first()
-                first[name].append(at - started)
-                end, more = monitor.drain()
-                last[name].append(max(end, at) - started)
-                lines[name] = more + 1
-        for name in kinds:
-            last_ms = yardsticks.summary(last[name])["median_ms"]
-            fields = yardsticks.summary(first[name])
-            yardsticks.report(f"5b-{name}", **fields, last_median_ms=last_ms, lines=lines[name])
+    watched = kernel.member_watch(monitor, record, [each for _, each in endpoints[::10]])
+    _time({"one-rule": changed_port}, count, monitor, node)
+    _time({"policy-of-90-deleted": deleted, "policy-of-90-added": added}, count, monitor, node)
+    _time({"member-gained": gains, "member-lost": loses}, count, watched, node)
+    _time({"endpoint-deleted": gone, "endpoint-written": loses}, count, monitor, node)
+
+
+def _time(kinds: dict[str, Callable[[int], None]], count: int, watch: Monitor | MemberWatch, node: Node) -> None:
+    """Each in turn. For a machine that is not idle, the processor time: of the agent's own threads until the change is
+    seen, and of the programs it started, by the mean."""
+    first: dict[str, list[float]] = {name: [] for name in kinds}
+    last: dict[str, list[float]] = {name: [] for name in kinds}
+    cpu: dict[str, list[float]] = {name: [] for name in kinds}
+    programs = dict.fromkeys(kinds, 0.0)
+    lines: dict[str, int] = {}
+    for turn in range(count):
+        for name, write in kinds.items():
+            watch.drain()
+            programs_before, before = node.programs_cpu_s(), node.thread_cpu_s()
+            started = time.perf_counter()
+            write(turn)
+            at = watch.first()
+            cpu[name].append(node.thread_cpu_s() - before)
+            first[name].append(at - started)
+            end, more = watch.drain()
+            last[name].append(max(end, at) - started)
+            lines[name] = more + 1
+            programs[name] += node.programs_cpu_s() - programs_before
+    for name in kinds:
+        fields: dict[str, object] = {**yardsticks.summary(first[name]), **yardsticks.cpu_us(cpu[name])}
+        fields["last_median_ms"] = yardsticks.summary(last[name])["median_ms"]
+        fields["programs_cpu_ms"] = round(programs[name] / count * 1000, 1)
+        yardsticks.report(f"5b-{name}", **fields, lines=lines[name])
 
 
 def _label(plan: dict[str, Any], gateway: Gateway) -> list[tuple[str, bytes]]:
@@ -297,18 +278,6 @@ def _policy_key(name: str) -> str:
     return f"/calico/v1/policy/tier/default/policy/{name}"
 
 
-def _forget_kernel() -> None:
-    with contextlib.suppress(subprocess.CalledProcessError):
-        nft.nft("delete", "table", *nft.TABLE)
-
-
-def _check_kernel() -> None:
-    text = nft.nft("list", "table", *nft.TABLE)
-    chains = sum(line.strip().startswith("chain pi_") for line in text.splitlines())
-    if chains < 100 or text.count("goto to_") < ENDPOINTS:
-        raise RuntimeError(f"ready, but the kernel has {chains} chains of policies")
-
-
 # --- outside ---------------------------------------------------------------------------------------
 
 
@@ -318,8 +287,10 @@ def outside(arguments: argparse.Namespace) -> None:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory(prefix="bench-agent-") as compiled, yardsticks.first_and_last():
         os.environ["PYTHONPYCACHEPREFIX"] = compiled
-        with a_host("bench-agent", "etcd") as host:
+        driver = {"CALICO_DATAPLANE_DRIVER": arguments.dataplane}
+        with a_host(f"bench-agent-{arguments.dataplane}", "etcd", driver) as host:
             plan = {
+                "dataplane": arguments.dataplane,
                 "host": host.name,
                 "etcd": host.environment["CALICO_DATASTORE"].partition("://")[2],
                 "node": [str(Path(sys.executable).with_name("calico-node")), "run"],
@@ -334,22 +305,19 @@ def outside(arguments: argparse.Namespace) -> None:
                 run_inside(host, __file__, plan, timeout_s=1800)
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataplane", choices=sorted(KERNELS), default="nftables")
     parser.add_argument("--writes", type=int, default=30, help="of each kind")
     parser.add_argument("--starts", type=int, default=3, help="of each kind")
     parser.add_argument("--idle", type=float, default=30.0, help="seconds to look at the idle agent")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.inside:
-        inside(json.load(sys.stdin))
-        return 0
-    if os.geteuid() != 0:
-        sys.stderr.write("needs root\n")
-        return 2
+    arguments, plan = arguments_or_plan(parser)
+    if plan is not None:
+        inside(plan)
+        return
+    require_root(parser)
     outside(arguments)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -4,15 +4,14 @@
 containernetworking-plugins and, for the row of the compiled shim, a C compiler. First the bare start (VERSION).
 In every round each plugin does one ADD, in shuffled order; then the same for DEL; then bursts: 30 by 8 workers, 16 and
 100 at once. Then one at a time, 16 and 100 at once again while a profile changes 100 times a second that 30 standing
-endpoints of ours follow, so that each change goes to the kernel. Last the node is stopped, and a call runs in a process
-of its own. Clock: from just before the program is spawned to its end. Prints a JSON line a workload, yardsticks first
-and last.
+endpoints of ours follow, so that each change goes to the kernel, on a host with a hundred connections, so that they are
+looked through for what is denied now. Last the node is stopped, and a call runs in a process of its own. Clock: from
+just before the program is spawned to its end. Prints a JSON line a workload, yardsticks first and last.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -34,16 +33,17 @@ from calico_core.model.keys import ProfileRulesKey
 from calico_core.model.rules import Rule, RuleLists
 from calico_core.plugin_host.loader import load_driver
 from calico_core.plugin_host.namespaces import DATASTORES
-from tests.benchmarks import namespaces, yardsticks
+from tests.benchmarks import connections, namespaces, yardsticks
 from tests.benchmarks.cni_plugin import Plugin, ours
-from tests.benchmarks.laboratory import Store, a_host, install_plugin, run_inside
-from tests.command_line import positive
+from tests.benchmarks.laboratory import Store, a_host, arguments_or_plan, install_plugin, run_inside
+from tests.command_line import positive, require_root
 
 REFERENCE = Path("/usr/lib/cni")
 BURSTS = ((30, 8), (16, 16), (100, 100))
 CHURNED_BURSTS = ((16, 16), (100, 100))
 CHURN_INTERVAL_S = 0.01
 STANDING = 30
+CONNECTIONS = 100
 NODE_DOWN_AIM = 10
 
 
@@ -76,6 +76,7 @@ def inside(plan: dict[str, Any]) -> None:
         (first, *_) = plugins
         for container in standing:
             first.call("ADD", container)
+        connections.enter(CONNECTIONS)
         with _churn(plan["url"]):
             churned = plan | {"workload": "cni.churn100"}
             times = _one_at_a_time(compared, churned, quiet)
@@ -272,30 +273,28 @@ def _reference(name: str, options: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "executable": str(REFERENCE / name), "path": str(REFERENCE), "config": config}
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=positive, default=60)
     parser.add_argument("--bursts", type=positive, default=5)
     parser.add_argument("--store", choices=["sqlite", "etcd"], action="append", help="only this one")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--churn", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments, plan = arguments_or_plan(parser)
     if arguments.churn:
         churn(arguments.churn)
-        return 0
-    if arguments.inside:
-        inside(json.load(sys.stdin))
-        return 0
-    if os.geteuid() != 0 or not (REFERENCE / "ptp").exists():
-        sys.stderr.write("needs root and the package containernetworking-plugins\n")
-        return 2
+        return
+    if plan is not None:
+        inside(plan)
+        return
+    require_root(parser)
+    if not (REFERENCE / "ptp").exists():
+        parser.error("needs the package containernetworking-plugins")
     try:
         outside(arguments.rounds, arguments.bursts, tuple(arguments.store or ("sqlite", "etcd")))
     finally:
         for name in ("ptp", "bridge"):
             subprocess.run(["rm", "-rf", f"/run/calico-bench-{name}"], check=False)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -37,11 +37,10 @@ from calico_core.model.hoststate import (
     PolicyList,
     RulesId,
     SetChange,
-    TierPolicies,
 )
 from tests.benchmarks import nft, yardsticks
 from tests.benchmarks.namespaces import a_namespace
-from tests.benchmarks.policy_tables import FIRST, TCP, a_workload, from_set, new_sets, set_id
+from tests.benchmarks.policy_tables import FIRST, TCP, a_workload, from_set, new_sets, one_tier, set_id
 from tests.command_line import require_root
 
 TABLES = {"100": (100, 20, 100), "500": (500, 50, 500), "2000": (2000, 100, 2000)}
@@ -115,8 +114,7 @@ def a_bench() -> Any:
 def peer_table(sets: int, members: int, chains: int) -> HostChanges:
     """With one endpoint whose list jumps to each chain, as the peer's base chain does: the kernel walks what can be
     reached."""
-    everything = tuple(RulesId(f"policy/p-{number}") for number in range(chains))
-    inbound = PolicyList(tiers=(TierPolicies(tier="default", policies=everything),))
+    inbound = one_tier(RulesId(f"policy/p-{number}") for number in range(chains))
     return HostChanges(
         is_complete=True,
         sets=new_sets(sets, members),
@@ -186,10 +184,7 @@ def endpoint(count: int = 1000) -> None:
     before = yardsticks.measure()
     with a_bench() as bench:
         changes = peer_table(100, 20, 100)
-        lists = [
-            PolicyList(tiers=(TierPolicies(tier="default", policies=(RulesId(f"policy/p-{number % 100}"),)),))
-            for number in range(count + 1)
-        ]
+        lists = [one_tier([RulesId(f"policy/p-{number % 100}")]) for number in range(count + 1)]
         bench.take(
             HostChanges(
                 is_complete=True,
@@ -233,13 +228,7 @@ def many(count: int = 100) -> None:
     named = [[RulesId(f"policy/p{number}") for number in range(group, 100, 10)] for group in range(10)]
 
     def endpoints(numbers: Iterable[int], *more: RulesId) -> tuple[HostWorkload, ...]:
-        lists = [
-            PolicyList(
-                tiers=(TierPolicies(tier="default", policies=(*named[group], *more)),),
-                profiles=(profile,),
-            )
-            for group in range(10)
-        ]
+        lists = [one_tier((*named[group], *more), profile) for group in range(10)]
         outbound = PolicyList(profiles=(profile,))
         return tuple(a_workload(number, inbound=lists[number % 10], outbound=outbound) for number in numbers)
 

@@ -46,14 +46,13 @@ from calico_core.model.hoststate import (
     HostWorkload,
     PolicyList,
     RulesId,
-    TierPolicies,
 )
 from calico_core.model.keys import WorkloadEndpointKey
 from calico_core.model.workloads import WiringRequest
 from tests.benchmarks import yardsticks
 from tests.benchmarks.namespaces import a_namespace
 from tests.benchmarks.nft import nft
-from tests.benchmarks.policy_tables import a_workload, from_set, new_sets
+from tests.benchmarks.policy_tables import a_workload, from_set, new_sets, one_tier
 from tests.command_line import positive, require_root
 
 SHAPES = ("others", "receiver")
@@ -251,8 +250,7 @@ def a_policy(number: int, *, allows: bool) -> HostRules:
 def listing(numbers: range) -> PolicyList:
     if not numbers:
         return PolicyList(profiles=(OPEN,))
-    tier = TierPolicies(tier="default", policies=tuple(policy_id(number) for number in numbers))
-    return PolicyList(tiers=(tier,), profiles=(OPEN,))
+    return one_tier(map(policy_id, numbers), OPEN)
 
 
 def others(endpoints: int, policies: int) -> Iterator[HostWorkload]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +17,9 @@ Store = Literal["etcd", "sqlite"]
 
 
 @contextmanager
-def a_host(name: str, datastore: Store) -> Iterator[LabHost]:
+def a_host(name: str, datastore: Store, environment: Mapping[str, str] | None = None) -> Iterator[LabHost]:
     """Its node is not started yet, and it has no routing daemon."""
-    lab = Laboratory.create(name, 1, datastore=datastore, routing="none")
+    lab = Laboratory.create(name, 1, datastore=datastore, routing="none", environment=environment)
     try:
         lab.up()
         (host,) = lab.hosts
@@ -32,6 +33,13 @@ def install_plugin(host: LabHost, folder: str, *options: str) -> Path:
     target = host.directory / "cni" / folder
     host.calicoctl(*("cni", "install", *options, "--bin-dir", str(target), "--conf-dir", str(host.cni_conf_directory)))
     return target
+
+
+def arguments_or_plan(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str, Any] | None]:
+    """The plan in a process that :func:`run_inside` has started, None elsewhere."""
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    return arguments, json.load(sys.stdin) if arguments.inside else None
 
 
 def run_inside(host: LabHost, script: str, plan: dict[str, Any], *, timeout_s: float) -> None:

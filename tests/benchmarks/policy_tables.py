@@ -4,12 +4,22 @@ for them, endpoints without an interface."""
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import Literal
 
 from netaddr import EUI, IPNetwork
 from pyroaring import FrozenBitMap
 
-from calico_core.model.hoststate import AddressSet, HostRule, HostWorkload, PolicyList, SetChange, SetId
+from calico_core.model.hoststate import (
+    AddressSet,
+    HostRule,
+    HostWorkload,
+    PolicyList,
+    RulesId,
+    SetChange,
+    SetId,
+    TierPolicies,
+)
 from calico_core.model.keys import WorkloadEndpointKey
 
 TCP = 6
@@ -32,6 +42,11 @@ def new_sets(count: int, members: int) -> tuple[SetChange, ...]:
 def from_set(number: int, port: int, action: Literal["allow", "pass"]) -> HostRule:
     """TCP from the addresses of a set to one port."""
     return HostRule(action=action, protocol=TCP, ip_version=4, src_sets=(set_id(number),), dst_ports=((port, port),))
+
+
+def one_tier(policies: Iterable[RulesId], *profiles: RulesId) -> PolicyList:
+    """The policies in their order, and what follows where none of them decides."""
+    return PolicyList(tiers=(TierPolicies(tier="default", policies=tuple(policies)),), profiles=profiles)
 
 
 def a_workload(number: int, *, inbound: PolicyList, outbound: PolicyList, first: int = FIRST) -> HostWorkload:

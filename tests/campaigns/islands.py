@@ -98,17 +98,25 @@ class Archipelago:
 
     def start(self) -> None:
         started = [member for member in self.members if member.process is None]
-        for member in started:
-            self._spawn(member)
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not all(member.is_healthy for member in started):
-            if time.monotonic() > deadline:
-                raise TimeoutError("etcd does not start: " + (started[0].folder / "log").read_text()[-2000:])
-            time.sleep(0.05)
+        try:
+            for member in started:
+                self._spawn(member)
+            self._await_health(started)
+        except BaseException:  # who gets no cluster stops none
+            self.stop()
+            raise
 
     def stop(self) -> None:
         for member in self.members:
             member.kill()
+
+    def _await_health(self, members: Sequence[Island]) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        for member in members:
+            while not member.is_healthy:
+                if time.monotonic() > deadline or member.process is None or member.process.poll() is not None:
+                    raise TimeoutError("etcd does not start: " + (member.folder / "log").read_text()[-2000:])
+                time.sleep(0.05)
 
     def _spawn(self, member: Island) -> None:
         client = f"http://{member.endpoint}"

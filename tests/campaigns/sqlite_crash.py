@@ -346,7 +346,7 @@ def _watch_sees(store: SqliteDatastore) -> list[str]:
     revision = store.put(f"{ROOT}brief/probe", b"")
     watch = store.watch(ROOT, revision - 1)
     try:
-        message = watch.next(5)
+        message = watch.next(30)
     finally:
         watch.close()
         store.delete(f"{ROOT}brief/probe")

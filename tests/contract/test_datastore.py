@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 import uuid
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 DRIVERS: dict[str, type[Datastore]] = {"memory": MemoryDatastore, "sqlite": SqliteDatastore, "etcd3": Etcd3Datastore}
 
 
@@ -351,12 +352,15 @@ def test_another_handle_hears_at_once(opener: Callable[[], Datastore]) -> None:
     writer, reader = opener(), opener()
     assert writer.identity() == reader.identity()
     watch = reader.watch("/calico/w/", reader.list("/calico/").revision)
-    heard = threading.Thread(target=lambda: next_batch(watch))
-    heard.start()
-    began = time.monotonic()
-    writer.put("/calico/w/a", b"")
-    heard.join(PATIENCE_S)
-    assert time.monotonic() - began < 0.5
+    delays = []
+    for _ in range(5):
+        heard = threading.Thread(target=lambda: next_batch(watch))
+        heard.start()
+        began = time.monotonic()
+        writer.put("/calico/w/a", b"")
+        heard.join(PATIENCE_S)
+        delays.append(time.monotonic() - began)
+    assert statistics.median(delays) < 0.5, delays  # a busy machine may hold up one or the other
 
 
 def test_closing_a_watch_wakes_its_reader(store: Datastore) -> None:
@@ -406,7 +410,7 @@ def test_compaction_is_said_never_skipped(store: Datastore) -> None:
 
 def test_an_expired_lease_takes_its_keys_along(store: Datastore) -> None:
     watch = store.watch("/calico/w/", store.list("/calico/").revision)
-    lease = store.lease(1.0)
+    lease = store.lease(3.0)
     store.put("/calico/w/a", b"1", lease=lease.id)
     store.create("/calico/w/b", b"2", lease=lease.id)
     store.put("/calico/w/kept", b"3", lease=lease.id)
@@ -428,7 +432,7 @@ def test_an_expired_lease_takes_its_keys_along(store: Datastore) -> None:
 
 
 def test_a_lease_kept_alive_holds(store: Datastore) -> None:
-    lease = store.lease(1.0)
+    lease = store.lease(2.0)
     store.put("/calico/a", b"1", lease=lease.id)
     until = time.monotonic() + 2 * lease.ttl_s
     while time.monotonic() < until:

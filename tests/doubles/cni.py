@@ -1,4 +1,4 @@
-"""A CNI integration on doubles, and calls to it: no node, no kernel, no root."""
+"""A CNI integration on doubles or on a node's service, and calls to it: no node, no kernel, no root."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from calico_cni.integration import CniIntegration
+from calico_core.dataplane.memory import MemoryDataplane
 from calico_core.datastore.memory import MemoryDatastore
 from calico_core.datastore.records import TypedRecords
+from calico_core.interfaces.dataplane import DataplaneOptions
 from calico_core.interfaces.integration import Call, CallReply, IntegrationContext
+from calico_core.ipam.allocator import BlockIpam
 from calico_core.model.keys import ReadyKey
 from calico_core.settings import Settings
+from calico_core.workload.gate import NoAgent
+from calico_core.workload.service import WorkloadService
 from tests.doubles.ipam import MemoryIpam
+from tests.doubles.ipam_store import add_pool
 from tests.doubles.workloads import MemoryWorkloads
 
 HOST = "node1"
@@ -22,26 +30,18 @@ NOWHERE = Path("/dev/null/state")
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "cni"
 
 
-class CniSetup:
-    """The integration and what it stands on. ``call`` runs a command with everything at a valid default. Without a
-    ``state`` directory nothing can be put off."""
+class CniCalls:
+    """Calls to an integration. ``call`` runs a command with everything at a valid default."""
 
-    def __init__(self, namespace_fd: int, *, is_resident: bool = True, state: Path = NOWHERE) -> None:
+    def __init__(self, namespace_fd: int, context: IntegrationContext) -> None:
         self.namespace_fd = namespace_fd
-        self.ipam = MemoryIpam()
-        self.records = TypedRecords(MemoryDatastore())
-        self.workloads = MemoryWorkloads(self.ipam, self.records)
-        self.context = IntegrationContext(
-            workloads=self.workloads,
-            ipam=self.ipam,
-            records=self.records,
-            settings=Settings(state_directory=str(state)),
-            host=HOST,
-            is_resident=is_resident,
-        )
-        self.records.put(ReadyKey(), "true")
+        context.records.put(ReadyKey(), "true")
+        self.prepare(context)
+
+    def prepare(self, context: IntegrationContext) -> None:
+        self.context = context
         self.integration = CniIntegration()
-        self.integration.prepare(self.context)
+        self.integration.prepare(context)
 
     def call(
         self,
@@ -73,6 +73,61 @@ class CniSetup:
                 caller_left=caller_left,
             )
         )
+
+
+class CniSetup(CniCalls):
+    """The integration on doubles. Without a ``state`` directory nothing can be put off."""
+
+    def __init__(self, namespace_fd: int, *, is_resident: bool = True, state: Path = NOWHERE) -> None:
+        self.ipam = MemoryIpam()
+        self.records = TypedRecords(MemoryDatastore())
+        self.workloads = MemoryWorkloads(self.ipam, self.records)
+        context = IntegrationContext(
+            workloads=self.workloads,
+            ipam=self.ipam,
+            records=self.records,
+            settings=Settings(state_directory=str(state)),
+            host=HOST,
+            is_resident=is_resident,
+        )
+        super().__init__(namespace_fd, context)
+
+
+class CniOnService(CniCalls):
+    """The integration on a node's workload service and address management. Datastore and interfaces are in memory."""
+
+    def __init__(self, namespace_fd: int, state: Path, **settings: Any) -> None:
+        self.store = MemoryDatastore()
+        self.records = TypedRecords(self.store)
+        self.ipam = BlockIpam(self.records, HOST)
+        self.wiring = MemoryDataplane(DataplaneOptions(host=HOST)).wiring()
+        self.service = WorkloadService(
+            records=self.records, ipam=self.ipam, wiring=self.wiring, gate=NoAgent(), host=HOST
+        )
+        context = IntegrationContext(
+            workloads=self.service,
+            ipam=self.ipam,
+            records=self.records,
+            settings=Settings(state_directory=str(state), **settings),
+            host=HOST,
+        )
+        super().__init__(namespace_fd, context)
+        add_pool(self.store, "10.65.0.0/24")
+
+    def restart(self, **settings: Any) -> None:
+        """As with other settings."""
+        self.integration.close()
+        changed = msgspec.structs.replace(self.context.settings, **settings)
+        self.prepare(msgspec.structs.replace(self.context, settings=changed))
+
+    def close(self) -> None:
+        self.integration.close()
+        self.service.close()
+
+    def left(self) -> list[str]:
+        """Paths of endpoints and handles."""
+        paths = [entry.key for entry in self.store.list("/calico/").entries]
+        return [path for path in paths if "/workload/" in path or "/handle/" in path]
 
 
 def a_network(**changes: Any) -> dict[str, Any]:

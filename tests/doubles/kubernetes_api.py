@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.doubles.ports import free_ports
+
 TOKEN = "secret-token"
 KINDS = {
     "namespaces": "/api/v1/namespaces",
@@ -27,7 +29,7 @@ _BY_PATH = {path: kind for kind, path in KINDS.items()}
 
 
 class KubernetesApi:
-    """``port`` is chosen at the first start and kept. ``refuse``: the status every request gets, 0: none.
+    """``port`` is chosen once and kept. ``refuse``: the status every request gets, 0: none.
     ``tls``: the server's; who shows a certificate that it accepts needs no token.
     ``page``: objects in one answer to a list; ``delay_s`` before any answer. ``issued``: tokens that were asked for,
     each good for what was asked or ``token_life_s``, by the path of its account."""
@@ -42,7 +44,7 @@ class KubernetesApi:
         self._oldest = 0
         self._server: ThreadingHTTPServer | None = None
         self._generation = 0
-        self.port = 0
+        (self.port,) = free_ports(1)  # kept while it is stopped
         self.token = TOKEN
         self.refuse = 0
         self.delay_s = 0.0
@@ -145,7 +147,6 @@ class KubernetesApi:
 
         assert self._server is None
         self._server = Server(("127.0.0.1", self.port), Handler)
-        self.port = self._server.server_address[1]
         if self._tls is not None:
             self._server.socket = self._tls.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()

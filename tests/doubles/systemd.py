@@ -93,7 +93,11 @@ class Systemd:
             self.control("stop", f"{self.name}.socket", f"{self.name}.service")
         finally:
             manager.terminate()
-            manager.wait(WAIT_S)
+            try:
+                manager.wait(WAIT_S)
+            except subprocess.TimeoutExpired:
+                manager.kill()
+                manager.wait(WAIT_S)
 
 
 def is_installed() -> bool:

@@ -191,7 +191,8 @@ def _attached(request: Attach, nets: tuple[IPNetwork, ...]) -> Attached:
     is_wired = request.namespace_fd is not None
     mac: EUI | None = request.mac or (CONTAINER_MAC if is_wired else None)
     endpoint = endpoint_record(request, mac or CONTAINER_MAC, tuple(net.ip for net in nets), time.time())
-    endpoint = msgspec.structs.replace(endpoint, mac=mac, created=None)
+    recorded = request.mac if request.may_change_mac else mac
+    endpoint = msgspec.structs.replace(endpoint, mac=recorded, created=None)
     return Attached(
         addresses=nets,
         interface=request.interface,

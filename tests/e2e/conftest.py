@@ -35,20 +35,17 @@ def make_module_lab() -> Iterator[MakeLab]:
 def _laboratories() -> Iterator[MakeLab]:
     if os.geteuid() != 0:
         pytest.skip("needs root: makes network namespaces")
-    labs: list[Laboratory] = []
+    stack = contextlib.ExitStack()
 
     def make(hosts: int = 1, *, nodes: bool = True, **options: Any) -> Laboratory:
         name = f"e{os.getpid() % 100000}-{next(_numbers)}"
         lab = Laboratory.create(name, hosts, **{"routing": "none", **options})
-        labs.append(lab)
+        stack.callback(lab.down)
         lab.up()
         for host in lab.hosts if nodes else ():
             host.start_node()
             host.install_cni()
         return lab
 
-    try:
+    with stack:  # each is taken down, whatever becomes of the others
         yield make
-    finally:
-        for lab in labs:
-            lab.down()

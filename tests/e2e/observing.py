@@ -7,9 +7,20 @@ from collections.abc import Callable
 from typing import Any
 
 from calico_core.lab.host import LabHost
+from calico_core.lab.probes import ProbeKind, probe
+from calico_core.lab.station import Station
 from calico_core.lab.topology import Laboratory
 
 MakeLab = Callable[..., Laboratory]
+ALLOWED_S, DENIED_S = 5.0, 0.5
+
+
+def passes(
+    source: Station, target: Station, kind: ProbeKind = "tcp", port: int = 0, *, is_expected: bool = True
+) -> bool:
+    """Whether the target answers, now. A busy machine may take its time over what must pass; what must not is not
+    waited for as long."""
+    return probe(source, target, kind, port, timeout_s=ALLOWED_S if is_expected else DENIED_S).is_reachable
 
 
 def kernel_state(host: LabHost) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from tests.e2e.observing import MakeLab
 pytestmark = [pytest.mark.needs_root, pytest.mark.slow]
 
 GRACE_S = 1.0
-_WITHIN_S = 20.0
+_WITHIN_S = 60.0
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_leaked_address_is_collected_and_a_living_one_never(lab: Laboratory) -
     looked = collector(host)["last_look"]
     eventually(lambda: collector(host)["last_look"] > looked + 3 * GRACE_S)
     assert held(host) == {str(live.addresses[0]), str(orphan.addresses[0])}
-    assert collector(host)["released"] == 1
+    eventually(lambda: collector(host)["released"] == 1)
     assert "interface-without-endpoint" in codes(host)
     netns.delete_namespace(orphan.namespace.name)
     eventually(lambda: held(host) == {str(live.addresses[0])})
@@ -59,7 +59,7 @@ def test_an_endpoint_whose_container_vanished_goes_with_its_address(lab: Laborat
     eventually(lambda: held(host) == {str(live.addresses[0])})
     endpoints = json.loads(host.calicoctl("endpoint", "show", "-o", "json").stdout)
     assert [endpoint["addresses"] for endpoint in endpoints] == [[str(live.addresses[0])]]
-    assert collector(host)["removed"] == 1
+    eventually(lambda: collector(host)["removed"] == 1)
 
 
 def test_a_sudden_loss_freezes_until_it_is_confirmed(lab: Laboratory) -> None:
@@ -79,7 +79,7 @@ def test_a_sudden_loss_freezes_until_it_is_confirmed(lab: Laboratory) -> None:
     assert [row["kept"] for row in plan] == ["", "", ""], "an operator may do it by hand"
     host.calicoctl("ipam", "unfreeze")
     eventually(lambda: held(host) == {str(workloads[3].addresses[0])})
-    assert collector(host)["state"] == "watching"
+    eventually(lambda: collector(host)["state"] == "watching")
 
 
 def attached(lab: Laboratory) -> LabWorkload:

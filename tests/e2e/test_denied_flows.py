@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from calico_core.lab.probes import probe_until
 from calico_core.lab.tcp_stream import TcpStream
 from tests.e2e.observing import MakeLab
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.needs_root
 
-_WITHIN_S = 5.0
 _STALLED_S = 0.5
 
 
@@ -24,7 +22,7 @@ def test_denied_connections_end_and_permitted_ones_notice_nothing(make_lab: Make
     second.attach(network="net1")
     stranger.attach(network="other")
     host.calicoctl("profile", "net1", "rule", "add", "inbound", "allow", "from", "tag", "other")
-    assert probe_until(stranger, first, "tcp", is_reachable=True, within_s=5).is_reachable
+    assert probe_until(stranger, first, "tcp", is_reachable=True, within_s=20).is_reachable
     with TcpStream(second, first) as permitted, TcpStream(stranger, first) as denied:
         for port in range(1, 16):
             rule = ("inbound", "allow", "tcp", "to", "ports", str(port))
@@ -32,15 +30,14 @@ def test_denied_connections_end_and_permitted_ones_notice_nothing(make_lab: Make
         assert denied.report().bytes_arrived > 0
         assert denied.report().retransmits == 0
         host.calicoctl("profile", "net1", "rule", "remove", "inbound", "allow", "from", "tag", "other")
-        deadline = time.monotonic() + _WITHIN_S
-        while denied.report().longest_stall_s < _STALLED_S:
-            assert time.monotonic() < deadline, "the denied connection goes on"
-            time.sleep(0.05)
+        eventually(lambda: "flows.cut" in host.node_log.read_text(), every_s=0.05)
+        eventually(lambda: denied.report().longest_stall_s > _STALLED_S, every_s=0.05)
+        arrived = permitted.report().bytes_arrived
+        eventually(lambda: permitted.report().bytes_arrived > arrived + 4096)
         report = permitted.stop()
     assert report.error == ""
     assert report.retransmits == 0
-    assert report.longest_stall_s < _STALLED_S
-    assert "flows.cut" in host.node_log.read_text()
+    assert report.bytes_arrived == report.bytes_sent
 
 
 def test_the_reference_systems_way_keeps_what_stands(make_lab: MakeLab) -> None:
@@ -50,12 +47,9 @@ def test_the_reference_systems_way_keeps_what_stands(make_lab: MakeLab) -> None:
     first.attach(network="net1")
     stranger.attach(network="other")
     host.calicoctl("profile", "net1", "rule", "add", "inbound", "allow", "from", "tag", "other")
-    assert probe_until(stranger, first, "tcp", is_reachable=True, within_s=5).is_reachable
+    assert probe_until(stranger, first, "tcp", is_reachable=True, within_s=20).is_reachable
     with TcpStream(stranger, first) as stream:
         host.calicoctl("profile", "net1", "rule", "remove", "inbound", "allow", "from", "tag", "other")
-        assert not probe_until(stranger, first, "tcp", is_reachable=False, within_s=5).is_reachable
+        assert not probe_until(stranger, first, "tcp", is_reachable=False, within_s=20).is_reachable
         before = stream.report().bytes_arrived
-        deadline = time.monotonic() + _WITHIN_S
-        while stream.report().bytes_arrived < before + 4096:
-            assert time.monotonic() < deadline, "the connection was cut"
-            time.sleep(0.05)
+        eventually(lambda: stream.report().bytes_arrived > before + 4096, every_s=0.05)

@@ -42,7 +42,7 @@ def test_vxlan_carries_traffic_between_subnets(make_lab: MakeLab) -> None:
         assert _link(host, "vxlan.calico")["mtu"] == _FABRIC_MTU - 50
     inside = first.run(["ip", "-j", "link", "show", "eth0"])
     assert json.loads(inside.stdout)[0]["mtu"] == _FABRIC_MTU - 50
-    full = ["ping", "-c", "1", "-W", "2", "-M", "do", "-s", str(_FABRIC_MTU - 50 - 28), str(second.addresses[0])]
+    full = ["ping", "-c", "1", "-W", "10", "-M", "do", "-s", str(_FABRIC_MTU - 50 - 28), str(second.addresses[0])]
     assert first.run(full).returncode == 0
 
     lab.hosts[0].calicoctl("pool", "add", POOL, "--no-vxlan")

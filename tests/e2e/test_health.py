@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 
 from calico_core.lab.host import LabHost
 from tests.e2e.observing import MakeLab
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.needs_root
 METRICS = {"FELIX_PROMETHEUSMETRICSENABLED": "true", "FELIX_PROMETHEUSMETRICSHOST": "127.0.0.1"}
@@ -71,11 +71,8 @@ def test_readiness_turns_on_and_metrics_are_served(make_lab: MakeLab) -> None:
     workload = lab.add_workload(host)
     workload.attach(network="net1")
     files = Path(host.environment["CALICO_RUN_DIRECTORY"], "endpoint-status")
-    deadline = time.monotonic() + 10
-    while not (found_files := list(files.iterdir())):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    (file,) = found_files
+    eventually(lambda: list(files.glob("[!.]*")))  # not what is being written
+    (file,) = files.glob("[!.]*")
     assert json.loads(file.read_text())["ifaceName"].startswith("cali")
     now = figures(host)
     assert now["felix_active_local_endpoints"] == 1
@@ -140,10 +137,7 @@ def test_a_node_that_waits_for_its_datastore_lives_and_is_not_ready(make_lab: Ma
         stderr=subprocess.DEVNULL,
     ) as node:
         try:
-            deadline = time.monotonic() + 30
-            while ask(host, "/liveness")[0] != 200:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            eventually(lambda: ask(host, "/liveness")[0] == 200, within_s=60, every_s=0.1)
             status, body = ask(host, "/readiness")
             assert status == 503
             assert "engine" in json.loads(body)["because"]
@@ -157,11 +151,10 @@ def test_the_log_level_follows_the_datastore(make_lab: MakeLab) -> None:
     assert " debug " not in host.node_log.read_text()
     host.calicoctl("config", "set", "LogSeverityScreen", "Debug")
     host.calicoctl("profile", "add", "more")
-    deadline = time.monotonic() + 10
-    while not re.search(r"^\S+ debug ", host.node_log.read_text(), re.MULTILINE):
-        assert time.monotonic() < deadline
-        ask(host, "/liveness")
-        time.sleep(0.05)
+    eventually(
+        lambda: ask(host, "/liveness") and re.search(r"^\S+ debug ", host.node_log.read_text(), re.MULTILINE),
+        every_s=0.05,
+    )
     shown = json.loads(host.calicoctl("config", "show", "-o", "json").stdout)
     level = next(row for row in shown if row["setting"] == "log_level")
     assert (level["value"], level["origin"]) == ("debug", "datastore global LogSeverityScreen")

@@ -12,10 +12,10 @@ from click.testing import CliRunner
 
 from calico_core.cli.main import calicoctl
 from calico_core.lab.host import LabHost
-from calico_core.lab.probes import probe, probe_until
+from calico_core.lab.probes import probe_until
 from calico_core.lab.station import Station
 from calico_core.lab.topology import Laboratory
-from tests.e2e.observing import MakeLab, kernel_handles
+from tests.e2e.observing import MakeLab, kernel_handles, passes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,21 +92,22 @@ class Scene:
 
     def await_flow(self, flow: Flow, *, is_open: bool) -> None:
         source, target = self.ends[flow.source], self.ends[flow.target]
-        result = probe_until(source, target, "tcp", flow.port, is_reachable=is_open, within_s=10)
+        result = probe_until(source, target, "tcp", flow.port, is_reachable=is_open, within_s=30)
         assert result.is_reachable == is_open, flow
 
     def check(self, *closed: Flow) -> None:
         """Every flow but those passes, by its packets and by what is said of it."""
         wrong = []
         for flow in FLOWS:
-            is_open = probe(
-                self.ends[flow.source], self.ends[flow.target], "tcp", flow.port, timeout_s=0.5
-            ).is_reachable
+            is_open = self.passes(flow, is_expected=flow not in closed)
             said = self.explain(flow)["verdict"]
             # "not asked": neither end is under policy
             if not (is_open == (said != "denied") == (flow not in closed)):
                 wrong.append((flow, is_open, said))
         assert not wrong
+
+    def passes(self, flow: Flow, *, is_expected: bool) -> bool:
+        return passes(self.ends[flow.source], self.ends[flow.target], "tcp", flow.port, is_expected=is_expected)
 
     def explain(self, flow: Flow) -> dict[str, Any]:
         words = ("--from", self._word(flow.source), "--to", self._word(flow.target), "--port", str(flow.port))
@@ -172,8 +173,8 @@ def test_restart_keeps_every_chain(scene: Scene) -> None:
     assert any("host_fwd_in" in each or "FORWARD" in each for each in before)
     host.kill_node()
     for flow in FLOWS:
-        result = probe(scene.ends[flow.source], scene.ends[flow.target], "tcp", flow.port, timeout_s=0.5)
-        assert result.is_reachable == (flow not in (CLOSED, INTO_TOO, INTO_SSH)), flow
+        is_expected = flow not in (CLOSED, INTO_TOO, INTO_SSH)
+        assert scene.passes(flow, is_expected=is_expected) is is_expected, flow
     host.start_node()
     assert kernel_handles(host) == before
     scene.check(CLOSED, INTO_TOO, INTO_SSH)

@@ -15,6 +15,7 @@ import pytest
 
 from calico_core.lab.host import LabHost
 from tests.e2e.observing import MakeLab, kernel_state, workload_keys
+from tests.waiting import eventually
 
 pytestmark = [
     pytest.mark.needs_root,
@@ -73,9 +74,9 @@ class Podman:
     def inside(self, name: str, *argv: str) -> str:
         return self("exec", name, *argv).stdout
 
-    def pings(self, name: str, address: str) -> bool:
-        done = self("exec", name, "/bin/ping", "-c", "1", "-W", "1", address, check=False)
-        return done.returncode == 0
+    def pings(self, name: str, address: str, *, within_s: int = 10) -> bool:
+        argv = ("/bin/ping", "-c", "1", "-W", str(within_s), address)
+        return self("exec", name, *argv, check=False).returncode == 0
 
 
 @pytest.fixture
@@ -108,10 +109,10 @@ def test_two_containers_denied_then_allowed_and_nothing_left(podman: tuple[LabHo
     address = run.run(first, "blue")
     run.run(second, "green")
     assert len(workload_keys(host)) == 3  # two endpoints and a pool in use
-    assert not run.pings(second, address)
+    assert not run.pings(second, address, within_s=1)
 
     host.calicoctl("profile", "blue", "rule", "add", "inbound", "allow", "from", "tag", "green")
-    assert any(run.pings(second, address) for _ in range(5))
+    eventually(lambda: run.pings(second, address, within_s=1))
 
     run("rm", "-f", "-t", "0", first)
     host.calicoctl("ipam", "show", address)
@@ -161,7 +162,7 @@ def test_an_address_and_a_mac_of_ones_own_and_a_restart(podman: tuple[LabHost, P
     for _ in range(2):
         assert mac in run.inside(name, "/bin/ip", "link", "show", "eth0")
         assert wanted in host.calicoctl("ipam", "show", wanted).stdout
-        assert host.run(["ping", "-c", "1", "-W", "2", wanted], check=False).returncode == 0
+        assert host.run(["ping", "-c", "1", "-W", "10", wanted], check=False).returncode == 0
         run("restart", "-t", "0", name)
     run("rm", "-f", "-t", "0", name)
     assert workload_keys(host) == []

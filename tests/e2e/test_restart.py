@@ -25,7 +25,7 @@ def test_kill_and_restart_lose_no_packet_and_keep_every_rule(
     first.attach(network="net1")
     second.attach(network="net1")
     stranger.attach(network="other")
-    assert probe_until(first, second, "tcp", is_reachable=True, within_s=5).is_reachable
+    assert probe_until(first, second, "tcp", is_reachable=True, within_s=20).is_reachable
     before = kernel_handles(host)
     with (
         TcpStream(first, second) as stream,
@@ -48,7 +48,7 @@ def test_kill_and_restart_lose_no_packet_and_keep_every_rule(
             f"UDP {udp.received} of {udp.sent} answered; forbidden {flood.arrived} of {flood.sent}\n"
         )
     host.calicoctl("profile", "net1", "rule", "add", "inbound", "allow", "from", "tag", "other")
-    assert probe_until(stranger, first, "tcp", is_reachable=True, within_s=5).is_reachable
+    assert probe_until(stranger, first, "tcp", is_reachable=True, within_s=20).is_reachable
 
 
 def test_changes_made_while_it_was_down_arrive_with_the_restart(make_lab: MakeLab) -> None:
@@ -61,7 +61,7 @@ def test_changes_made_while_it_was_down_arrive_with_the_restart(make_lab: MakeLa
     host.calicoctl("profile", "net1", "rule", "add", "inbound", "allow", "from", "tag", "other")
     assert not probe(stranger, first, "tcp", timeout_s=0.3).is_reachable
     host.start_node()
-    assert probe_until(stranger, first, "tcp", is_reachable=True, within_s=5).is_reachable
+    assert probe_until(stranger, first, "tcp", is_reachable=True, within_s=20).is_reachable
 
 
 def test_an_attach_while_it_is_down_is_closed_until_it_is_back(make_lab: MakeLab) -> None:
@@ -75,7 +75,7 @@ def test_an_attach_while_it_is_down_is_closed_until_it_is_back(make_lab: MakeLab
     assert late.addresses
     assert not probe(first, late, "tcp", timeout_s=0.3).is_reachable
     host.start_node()
-    assert probe_until(first, late, "tcp", is_reachable=True, within_s=5).is_reachable
+    assert probe_until(first, late, "tcp", is_reachable=True, within_s=20).is_reachable
     host.kill_node()
     late.detach()
     assert json.loads(host.calicoctl("ipam", "show", "-o", "json").stdout)[0]["used"] == 1

@@ -21,7 +21,7 @@ from calico_core.lab.topology import Laboratory
 pytestmark = pytest.mark.needs_root
 TUTORIALS = Path(__file__).resolve().parents[2] / "docs" / "tutorials"
 _BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_SETTLE_S = 30.0
+_SETTLE_S = 60.0
 
 
 def _steps(page: str) -> list[tuple[str, str]]:

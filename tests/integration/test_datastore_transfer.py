@@ -20,6 +20,7 @@ from calico_core.datastore.memory import MemoryDatastore
 from calico_core.datastore.sqlite import SqliteDatastore
 from calico_core.errors import InvalidRequest, Unavailable
 from calico_core.interfaces.datastore import Datastore, DatastoreOptions, Put
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from tests.conftest import EtcdServer
@@ -139,30 +140,46 @@ def test_a_migration_that_fails_leaves_the_old_store_ready(open_store: Open, tmp
     assert not (tmp_path / "none.db").exists()
 
 
-@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGKILL])
+STOPS_BEFORE_COPYING = """
+import os, signal
+from calico_core.cli.main import main
+from calico_core.datastore import transfer
+copy = transfer.write_contents
+def stop_and_copy(*arguments):
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return copy(*arguments)
+transfer.write_contents = stop_and_copy
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
+main()
+"""
+
+
+def state_of(process: subprocess.Popen[bytes]) -> str:
+    """As proc_pid_stat(5) has it."""
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_an_interrupted_migration(etcd: EtcdServer, open_store: Open, tmp_path: Path, blow: signal.Signals) -> None:
-    """Ctrl-C puts the old store back into use; after kill -9 it takes ``--abort``. The new one is never ready."""
+    """Ctrl-C, like the end of a terminal or of a service, puts the old store back into use; after kill -9 it takes
+    ``--abort``. The new one is never ready."""
     source = f"sqlite://{tmp_path}/calico.db"
     store = open_store(source)
     wanted = fill(store)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "calico_core.cli.main", "datastore", "migrate", "--from", source, "--to", etcd.url],
-        stderr=subprocess.PIPE,
-        text=True,
+    with subprocess.Popen(
+        [sys.executable, "-c", STOPS_BEFORE_COPYING, "datastore", "migrate", "--from", source, "--to", etcd.url],
         env={**os.environ, "CALICO_DATASTORE": source},
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("copying"):
-            break
-    etcd.pause()  # it hangs in the middle of its copying
-    try:
-        process.send_signal(blow)
-        assert process.wait(20) in {130, -signal.SIGKILL, 3}
-    finally:
-        etcd.resume()
-        process.stderr.close()
-        process.wait(20)
+    ) as process:
+        try:
+            eventually(lambda: state_of(process) == "T", within_s=60)
+            etcd.pause()
+            process.send_signal(signal.SIGCONT)
+            eventually(lambda: state_of(process) == "S")  # it hangs in the middle of its copying
+            process.send_signal(blow)
+            assert process.wait(60) in {128 + blow, -signal.SIGKILL, 3}
+        finally:
+            etcd.resume()
+            process.kill()
     if blow == signal.SIGKILL:
         assert held(store)[READY] == b"false"
         assert calicoctl(source, "migrate", "--from", source, "--abort").returncode == 0

@@ -3,40 +3,51 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
-import time
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
-from calico_core.lab.host import LabHost
-from calico_core.lab.probes import probe_until
+from calico_core.lab.host import LabHost, executable
+from calico_core.lab.probes import probe, probe_until
 from calico_core.lab.topology import Laboratory
 from calico_core.lab.workload import LabWorkload
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.needs_root
 
+LATER = 4444
+
 
 class Followed:
-    """``calicoctl denied`` in the background, for as long as it takes."""
+    """``calicoctl denied`` in the background: ``lines`` are what it has said so far, to the end of the block."""
 
     def __init__(self, host: LabHost, *arguments: str) -> None:
         self.lines: list[dict[str, Any]] = []
-        self._host, self._arguments = host, arguments
-        self._thread = threading.Thread(target=self._run)
+        self._process = subprocess.Popen(
+            ["nsenter", f"--net={host.namespace}", "--", *executable("calicoctl"), "-o", "json", "denied", "--follow",
+             *arguments],
+            env=host.environment, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        self._thread = threading.Thread(target=self._read)
         self._thread.start()
 
-    def _run(self) -> None:
-        done = self._host.calicoctl("denied", "--seconds", "6", "-o", "json", *self._arguments)
-        self.lines = [json.loads(line) for line in done.stdout.splitlines()]
+    def __enter__(self) -> Self:
+        return self
 
-    def end(self) -> list[dict[str, Any]]:
-        self._thread.join(30)
-        assert not self._thread.is_alive()
-        return self.lines
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._thread.join()
+        self._process.communicate()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.endswith(b"\n"):  # the last one may be cut short by the end
+                self.lines.append(json.loads(line))
 
 
 @pytest.fixture(params=["nftables", "iptables"])
@@ -59,24 +70,26 @@ def pair(lab: Laboratory) -> tuple[LabWorkload, LabWorkload]:
 
 
 def wait_for_listener(host: LabHost) -> None:
-    deadline = time.monotonic() + 15
-    while "denied.listening" not in host.node_log.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    """The first of all says that it is there."""
+    eventually(lambda: "denied.listening" in host.node_log.read_text(), within_s=60)
 
 
 def test_who_is_denied_whom_and_by_which_rule(lab: Laboratory, pair: tuple[LabWorkload, LabWorkload]) -> None:
     (host,), (first, second) = lab.hosts, pair
     host.calicoctl("policy", "apply", "-f", "-", stdin=json.dumps(POLICY))
     assert probe_until(first, second, "tcp", is_reachable=False, within_s=10).is_reachable is False
-    both, other = Followed(host), Followed(host, "--endpoint", "192.0.2.200")
-    wait_for_listener(host)
-    for _ in range(3):
-        assert probe_until(first, second, "tcp", is_reachable=False, within_s=5).is_reachable is False
-    lines = both.end()
-    assert other.end() == []
-    found = [each for each in lines if each["protocol"] == "tcp" and each["destination"] == str(second.addresses[0])]
-    assert found
+    with Followed(host, "--endpoint", "192.0.2.200") as other:
+        wait_for_listener(host)
+        with Followed(host) as both:
+
+            def heard() -> list[dict[str, Any]]:
+                assert not probe(first, second, "tcp", timeout_s=0.2).is_reachable
+                destination = str(second.addresses[0])
+                return [each for each in both.lines if (each["protocol"], each["destination"]) == ("tcp", destination)]
+
+            eventually(lambda: len(heard()) >= 3, within_s=60)
+            found = heard()
+        assert other.lines == []
     assert found[0]["source"] == str(first.addresses[0])
     assert found[0]["source_endpoint"]["host"] == host.name
     rule = found[0]["denied_by"]
@@ -100,18 +113,19 @@ def test_a_staged_policy_counts_what_it_would_decide(lab: Laboratory, pair: tupl
         return {(each["direction"], each["position"]): each["packets"] for each in rows}
 
     eventually(lambda: ("inbound", 2) in counts())
-    denied = Followed(host)
-    wait_for_listener(host)
-    for _ in range(3):
-        assert probe_until(first, second, "tcp", is_reachable=True, within_s=10).is_reachable
-    found = counts()
-    assert found["inbound", 2] >= 3
-    assert (found["inbound", 1], found["inbound", 3]) == (0, 0), "the rules after it are not asked"
-    assert denied.end() == []
-    applied = host.calicoctl("explain", "endpoint", str(second.addresses[0])).stdout
-    assert "policy p: staged" in applied
-    host.calicoctl("policy", "apply", "-f", "-", stdin=json.dumps(POLICY))
-    assert probe_until(first, second, "tcp", is_reachable=False, within_s=10).is_reachable is False
+    with Followed(host) as denied:
+        wait_for_listener(host)
+        for _ in range(3):
+            assert probe_until(first, second, "tcp", is_reachable=True, within_s=10).is_reachable
+        found = counts()
+        assert found["inbound", 2] >= 3
+        assert (found["inbound", 1], found["inbound", 3]) == (0, 0), "the rules after it are not asked"
+        applied = host.calicoctl("explain", "endpoint", str(second.addresses[0])).stdout
+        assert "policy p: staged" in applied
+        host.calicoctl("policy", "apply", "-f", "-", stdin=json.dumps(POLICY))
+        assert probe_until(first, second, "tcp", LATER, is_reachable=False, within_s=20).is_reachable is False
+        eventually(lambda: denied.lines, within_s=60)
+    assert {each["port"] for each in denied.lines} == {LATER}, "nothing was denied while it was staged"
 
 
 POLICY: dict[str, Any] = {

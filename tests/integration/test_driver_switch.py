@@ -13,6 +13,7 @@ from calico_core.lab.probes import probe_until
 from calico_core.lab.stream import Stream
 from calico_core.lab.tcp_stream import TcpStream
 from calico_core.lab.topology import Laboratory
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.needs_root
 
@@ -31,6 +32,27 @@ def start(host: LabHost, driver: str) -> None:
 def kinds(host: LabHost) -> tuple[bool, bool]:
     tables = host.run(("nft", "list", "tables")).stdout
     return "inet calico" in tables, ":calico-" in host.run(("iptables-save",)).stdout
+
+
+def test_a_running_node_takes_the_driver_that_the_datastore_names(lab: Laboratory) -> None:
+    (host,) = lab.hosts
+    host.start_node()
+    host.install_cni()
+    first, second = lab.add_workload(host), lab.add_workload(host)
+    for workload in (first, second):
+        workload.attach(network="net")
+    assert probe_until(first, second, "udp", is_reachable=True, within_s=10).is_reachable
+    assert kinds(host) == (True, False)
+    node = host.node_pid
+    with Stream(first, second, "udp", 0.005) as permitted:
+        host.calicoctl("config", "set", "NFTablesMode", "Disabled")
+        eventually(lambda: kinds(host) == (False, True), within_s=60, every_s=0.5)
+        host.calicoctl("config", "remove", "NFTablesMode")
+        eventually(lambda: kinds(host) == (True, False), within_s=60, every_s=0.5)
+        report = permitted.stop()
+    assert host.node_pid == node, "it started anew in place"
+    assert report.sent > 100
+    assert (report.lost, report.duplicates) == (0, 0)
 
 
 def test_a_restart_with_the_other_driver_loses_nothing(lab: Laboratory) -> None:

@@ -69,7 +69,7 @@ def test_a_client_certificate_opens_the_door(site: Site) -> None:
     store = site.open(site.ca.issue("node"))
     revision = store.put("/calico/a", b"1")
     watch = store.watch("/calico/", revision - 1)
-    assert isinstance(watch.next(10), Batch)
+    assert isinstance(watch.next(30), Batch)
     assert store.lease(5).keep_alive()
 
 
@@ -187,7 +187,7 @@ def test_user_and_password_over_tls(site: Site) -> None:
         pair = site.ca.issue("node")
         agent = site.open(pair, username="agent", password="word")
         revision = agent.put("/calico/b", b"1")
-        assert isinstance(agent.watch("/calico/", revision - 1).next(10), Batch)
+        assert isinstance(agent.watch("/calico/", revision - 1).next(30), Batch)
         with pytest.raises(Unavailable, match="permission denied") as refused:
             agent.put("/elsewhere/b", b"1")
         assert refused.value.endpoint == site.cluster.endpoints

@@ -15,6 +15,7 @@ from calico_core.datastore.etcd3_watch import Etcd3Watch
 from calico_core.errors import InvalidSettings, Unavailable
 from calico_core.interfaces.datastore import Batch, DatastoreOptions, Event, Lost, Put
 from tests.doubles.ports import free_ports
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,7 +72,7 @@ def test_a_closed_port_is_named_and_nothing_was_applied(
 def test_every_call_is_bounded_and_a_write_is_uncertain(
     etcd: EtcdServer, open_store: Callable[..., Etcd3Datastore], silent: str
 ) -> None:
-    store = open_store(etcd.url, timeout_s=0.5)
+    store = open_store(etcd.url, timeout_s=1.0)
     revision = store.put("/calico/a", b"1")
     etcd.pause()
     try:
@@ -85,7 +86,7 @@ def test_every_call_is_bounded_and_a_write_is_uncertain(
         assert refused.value.endpoint == etcd.endpoint
         with pytest.raises(Unavailable, match="timeout"):
             open_store(f"etcd3://{silent}", timeout_s=0.5).get("/calico/a")
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 10
     finally:
         etcd.resume()
 
@@ -101,7 +102,7 @@ def test_a_silent_store_is_not_waited_for_again_and_again(
         for _ in range(3):
             with pytest.raises(Unavailable, match="timeout"):
                 store.get("/calico/a")
-        assert 4.5 < time.monotonic() - began < 7
+        assert 4.5 < time.monotonic() - began < 8.5, "three times the full time are 9"
     finally:
         etcd.resume()
     deadline = time.monotonic() + 10
@@ -130,7 +131,7 @@ def test_the_next_endpoint_takes_over(
         store.put("/calico/a", b"1")
         watch = store.watch("/calico/", store.list("/calico/").revision)
         store.put("/calico/a", b"2")
-        assert isinstance(watch.next(5), Batch)
+        assert isinstance(watch.next(30), Batch)
 
 
 def test_a_lost_server_ends_watches_and_a_returning_one_serves(
@@ -141,7 +142,7 @@ def test_a_lost_server_ends_watches_and_a_returning_one_serves(
     watches = [store.watch("/calico/", revision), store.watch("/calico/b/", revision)]
     etcd.stop()
     for watch in watches:
-        message = watch.next(10)
+        message = watch.next(30)
         assert isinstance(message, Lost)
         assert etcd.endpoint in message.reason
         assert watch.next(0) is None
@@ -159,7 +160,7 @@ def test_a_lost_server_ends_watches_and_a_returning_one_serves(
     assert entry.value == b"1"
     again = store.watch("/calico/", revision)
     store.put("/calico/a", b"2")
-    assert isinstance(again.next(10), Batch)
+    assert isinstance(again.next(30), Batch)
 
 
 def test_tls_against_a_plain_server_is_unavailable(
@@ -191,7 +192,7 @@ def test_users_and_permissions(etcd: EtcdServer, open_store: Callable[..., Etcd3
         node = open_store(etcd.url, username="node", password="word")
         revision = node.put("/calico/a", b"1")
         watch = node.watch("/calico/", revision - 1)  # the history before may be compacted: others use this server
-        assert isinstance(watch.next(10), Batch)
+        assert isinstance(watch.next(30), Batch)
         for store, key in [
             (node, "/elsewhere"),
             (open_store(etcd.url, username="node", password="wrong"), "/calico/a"),
@@ -242,9 +243,9 @@ def test_a_large_revision_arrives_whole(etcd: EtcdServer, open_store: Callable[.
     assert len(store.list("/calico/big/").entries) == 6
     watch = store.watch("/calico/big/", revision)
     for _ in range(6):
-        assert isinstance(watch.next(10), Batch)
+        assert isinstance(watch.next(30), Batch)
     store.delete_prefix("/calico/big/")
-    gone = watch.next(10)
+    gone = watch.next(30)
     assert isinstance(gone, Batch)
     assert len(gone.events) == 6
 
@@ -255,7 +256,4 @@ def test_closing_leaves_no_thread(etcd: EtcdServer) -> None:
     store.transact([], [Put("/calico/a", b"")])
     store.watch("/calico/", 0)
     store.close()
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before:
-        assert time.monotonic() < deadline, threading.enumerate()
-        time.sleep(0.01)
+    eventually(lambda: threading.active_count() <= before)

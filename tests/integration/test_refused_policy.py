@@ -69,7 +69,7 @@ def test_rules_stay_while_their_program_fails_and_the_agent_ends(is_broken: Path
         dataplane=dataplane,
         refresh_interval_s=0.2,
         on_death=lambda: deaths.append(True),
-        give_up_after_s=2.0,
+        give_up_after_s=5.0,
     )
 
     def write(interface: str, address: str) -> tuple[WorkloadEndpointKey, int]:

@@ -16,7 +16,7 @@ def test_a_slice(tmp_path: Path) -> None:
         [sys.executable, str(CAMPAIGN), "--kills", str(KILLS), "--folder", str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

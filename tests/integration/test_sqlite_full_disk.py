@@ -90,7 +90,7 @@ def seen(watch: object, count: int) -> dict[str, bytes]:
     """What the next ``count`` events brought."""
     found: dict[str, bytes] = {}
     while len(found) < count:
-        message = watch.next(5)  # type: ignore[attr-defined]
+        message = watch.next(30)  # type: ignore[attr-defined]
         assert isinstance(message, Batch), message
         found |= {event.key: event.value for event in message.events if event.value is not None}
     return found

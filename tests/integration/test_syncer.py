@@ -95,7 +95,7 @@ def follow() -> Iterator[Callable[..., tuple[Syncer, Consumer]]]:
     for syncer in running:
         began = time.monotonic()
         syncer.stop()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
         assert not syncer.is_alive
 
 
@@ -259,6 +259,22 @@ def test_nothing_is_loaded_before_ready(store: Datastore, follow: Any) -> None:
     store.put(f"{CONFIG}B", b"2")
     store.put(READY, b"true")
     consumer.wait(lambda c: c.state == {f"{CONFIG}B": "2", READY: "true"})
+
+
+def test_what_goes_with_ready_is_not_handed_over(store: Datastore, follow: Any) -> None:
+    """One deletion of the whole tree. The snapshot that follows it tells what is gone."""
+    store.put(READY, b"true")
+    store.put(f"{CONFIG}A", b"1")
+    store.put(f"{CONFIG}B", b"1")
+    _, consumer = follow(store, "/calico/v1/", ready_key=READY)
+    before = {f"{CONFIG}A": "1", f"{CONFIG}B": "1", READY: "true"}
+    consumer.wait(lambda c: c.state == before)
+    store.transact([], [Delete(path) for path in sorted(before)])
+    consumer.wait(lambda c: c.statuses[-1] is SyncStatus.WAIT)
+    assert consumer.state == before
+    store.transact([], [Put(f"{CONFIG}B", b"1"), Put(READY, b"true")])
+    consumer.wait(lambda c: c.state == {f"{CONFIG}B": "1", READY: "true"})
+    assert consumer.told[-1] == (f"{CONFIG}A", None)
 
 
 def test_a_rebuilt_store_is_compared_by_value(tmp_path: Path, follow: Any) -> None:

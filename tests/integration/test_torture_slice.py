@@ -28,7 +28,7 @@ def test_no_address_is_given_twice_and_none_is_lost(options: tuple[str, ...]) ->
         pytest.skip("the etcd binary is not installed")
     done = subprocess.run(
         [sys.executable, "-m", "tests.campaigns.torture", "--seed", "5", *options],
-        cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -28,7 +28,7 @@ from calico_core.routing.peerings import PeeringTable
 from tests.doubles.broken_records import HOST, records
 from tests.waiting import eventually
 
-WAIT_S = 5.0
+WAIT_S = 30.0
 INTERFACES = {"eth0": frozenset({IPAddress("10.0.0.1")}), "eth1": frozenset({IPAddress("192.0.2.1")})}
 MARK = WorkloadEndpointKey(HOST, "test", "mark", "eth0")
 
@@ -48,7 +48,7 @@ class Bench:
             confirm_removals_after_s=0,
             on_death=self._die,
             reporter=self._hear,
-            resolver=PolicyResolver(HOST, interface_prefix="cali"),
+            resolver=PolicyResolver(HOST, interface_prefixes=("cali",)),
             cuts_denied_flows=False,
         )
         self.bad_records: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ def running(dataplane: Dataplane) -> Iterator[Bench]:
 
 def readable(stored: dict[str, bytes]) -> tuple[HostState, set[str]]:
     """What is to be in force, and the paths that cannot be read."""
-    resolver, good, bad = PolicyResolver(HOST, interface_prefix="cali"), [], set()
+    resolver, good, bad = PolicyResolver(HOST, interface_prefixes=("cali",)), [], set()
     for name, addresses in INTERFACES.items():
         resolver.set_interface(name, addresses)
     for path, value in stored.items():

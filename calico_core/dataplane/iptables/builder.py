@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from calico_core.dataplane.claims import Claims
+from calico_core.dataplane.claims import Claims, Down
 from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.iptables import layout
 from calico_core.dataplane.iptables.desired import Desired
@@ -28,6 +28,7 @@ from calico_core.errors import InvalidRequest
 from calico_core.model.addresses import WIDTH
 from calico_core.model.hoststate import AddressSet, HostPeers
 from calico_core.model.ids import check_interface
+from calico_core.model.interface_names import prefixes_in_words
 from calico_core.model.tunnels import IPIP_PROTOCOL, VXLAN_PORT
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class TablesBuilder:
     *Subjects* name what can fail by itself, as reports do: an endpoint by its key's path, rules and sets by their id,
     ``pools``, ``peers``, ``floating addresses``. A closed subject stays wanted: its endpoint has no way in or out, its
     rules drop. ``kernel_families``: those the kernel speaks; one that is not enabled gets the fixed chains,
-    which drop, and lets fail-safe ports alone pass where an interface has a host endpoint.
+    which drop, and lets fail-safe ports alone pass where an interface has a host endpoint. ``down``: see
+    :class:`Down`.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class TablesBuilder:
         kernel_families: tuple[int, ...] = _BOTH,
         origins: Origins | None = None,
         closed: Mapping[str, str] | None = None,
+        down: Down | None = None,
     ) -> None:
         self._options = options
         self.kernel_families = kernel_families
@@ -72,7 +75,7 @@ class TablesBuilder:
         self._families = tuple(family for family in enabled if family in kernel_families)
         self.problems: dict[str, str] = {}
         self._closed: dict[str, str] = dict(closed or {})
-        self._claims = Claims()
+        self._claims = Claims(down)
         self._placed: dict[str, _Placed] = {}
         self._nats: dict[str, HostWorkload] = {}
         self._are_nats_dirty = False
@@ -83,6 +86,8 @@ class TablesBuilder:
         self.desired = Desired()
         #: Addresses (of a family) an interface may send from, by family and chain.
         self.sources: dict[tuple[int, str], frozenset[int]] = {}
+        #: By interface: what its source chains were made of, and whose they are.
+        self._senders: dict[str, tuple[object, ...]] = {}
         self._layout = Layout(options, self._families, Origins() if origins is None else origins)
         for family in kernel_families:
             for table, chains in self._layout.fixed_chains(family).items():
@@ -119,9 +124,10 @@ class TablesBuilder:
         state: HostState,
         closed: Mapping[str, str] | None = None,
         origins: Origins | None = None,
+        down: Down | None = None,
     ) -> TablesBuilder:
         """The tables of a whole state, with these subjects closed."""
-        built = cls(options, kernel_families, origins, closed)
+        built = cls(options, kernel_families, origins, closed, down)
         for set_id, members in state.sets.items():
             built._sets.put_addresses(set_id, members)
         for set_id, ports in state.port_sets.items():
@@ -205,15 +211,16 @@ class TablesBuilder:
         self._note_nats(interface, workload if after is not None else None)
 
     def _note_rules(self, interface: str, workload: HostWorkload | None) -> None:
-        for rules_id in self._named_rules.pop(interface, frozenset()):
+        before = self._named_rules.pop(interface, frozenset())
+        named: frozenset[RulesId] = frozenset()
+        if workload is not None:
+            named = frozenset({*rules_in(workload.inbound), *rules_in(workload.outbound)})
+            self._named_rules[interface] = named
+        for rules_id in before - named:
             self._rules_users[rules_id].discard(interface)
             if not self._rules_users[rules_id]:
                 del self._rules_users[rules_id]
-        if workload is None:
-            return
-        named = frozenset({*rules_in(workload.inbound), *rules_in(workload.outbound)})
-        self._named_rules[interface] = named
-        for rules_id in named:
+        for rules_id in named - before:
             self._rules_users[rules_id].add(interface)
 
     def _is_open(self, workload: HostWorkload) -> bool:
@@ -224,8 +231,10 @@ class TablesBuilder:
             return False
         try:
             check_interface(workload.interface, field="interface")
-            if not workload.interface.startswith(self._options.interface_prefix):
-                raise InvalidRequest("interface", f"must start with {self._options.interface_prefix!r}")
+            if not workload.interface.startswith(self._options.interface_prefixes):
+                raise InvalidRequest(
+                    "interface", f"must start with {prefixes_in_words(self._options.interface_prefixes)}"
+                )
             missing = sorted(each for each in self._named_rules[workload.interface] if each not in self.policies)
             if missing:
                 raise InvalidRequest("policies", f"there are no rules for {', '.join(missing)}")
@@ -282,11 +291,18 @@ class TablesBuilder:
             addresses[net.version].add(net.first)
         for family, each in addresses.items():
             self.sources[family, name] = frozenset(each)
+        # most changes are of policies
+        senders = (workload.mac, addresses, workload.allowed_source_prefixes, subject)
+        if self._senders.get(workload.interface) == senders:
+            return
+        self._senders[workload.interface] = senders
+        for family, each in addresses.items():
             chain = self._layout.source_chain(workload.mac, each, workload.allowed_source_prefixes, family)
             self.desired.put_chain((family, RAW), name, chain, subject)
 
     def _drop_sources(self, interface: str) -> None:
         name = source_chain_name(interface)
+        self._senders.pop(interface, None)
         for family in self._families:
             self.sources.pop((family, name), None)
             self.desired.drop_chain((family, RAW), name)
@@ -347,19 +363,22 @@ class TablesBuilder:
 
     def _put_bases(self) -> None:
         """The chains the kernel's own lead to."""
-        workload = f"{self._options.interface_prefix}+"
+        workloads = self._layout.workloads
         for family in self.kernel_families:
             entering, leaving = self._hosts.forward_steps(family)
             verdicts = self._layout.verdicts(family)
-            passing = [f"-i {workload} -g {layout.WORKLOADS}", f"-o {workload} -g {layout.WORKLOADS}"]
+            passing = [f"{side} {each} -g {layout.WORKLOADS}" for each in workloads for side in ("-i", "-o")]
             if entering or leaving:
                 passing = [*entering, *passing, *leaving, f"{verdicts.if_accepted} {verdicts.allow}"]
             bases = {
                 (FILTER, layout.WORKLOADS): self._layout.forwarded(family, leaving),
                 (FILTER, "calico-FORWARD"): passing,
-                (FILTER, "calico-INPUT"): [*self._from_peers(family), f"-i {workload} -g calico-wl-host"],
+                (FILTER, "calico-INPUT"): [
+                    *self._from_peers(family),
+                    *(f"-i {each} -g calico-wl-host" for each in workloads),
+                ],
                 (FILTER, "calico-OUTPUT"): [],
-                (RAW, "calico-PREROUTING"): [f"-i {workload} -g {layout.WORKLOAD_SOURCE}"],
+                (RAW, "calico-PREROUTING"): [f"-i {each} -g {layout.WORKLOAD_SOURCE}" for each in workloads],
                 (RAW, "calico-OUTPUT"): [],
                 (MANGLE, "calico-PREROUTING"): [],
             }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from calico_core.dataplane.claims import Down
 from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.iptables import removal
 from calico_core.dataplane.iptables.policy_tables import PolicyTables
@@ -32,10 +33,12 @@ class IptablesDataplane(KernelDataplane[PolicyTables]):
         self, options: DataplaneOptions, namespace_fd: int | None = None, backend: Backend | None = None
     ) -> None:
         check_options(options)
-        if len(options.interface_prefix) > _PREFIX_LENGTH:
-            raise InvalidRequest("interface_prefix", f"must have at most {_PREFIX_LENGTH} characters")
-        origins = Origins()
-        super().__init__(options, namespace_fd, PolicyTables(options, Tools(namespace_fd, backend), origins), origins)
+        for prefix in options.interface_prefixes:
+            if len(prefix) > _PREFIX_LENGTH:
+                raise InvalidRequest("interface_prefixes", f"{prefix!r} must have at most {_PREFIX_LENGTH} characters")
+        origins, down = Origins(), Down()
+        policy = PolicyTables(options, Tools(namespace_fd, backend), origins, down)
+        super().__init__(options, namespace_fd, policy, origins, down)
 
     @classmethod
     def open(cls, options: DataplaneOptions) -> IptablesDataplane:

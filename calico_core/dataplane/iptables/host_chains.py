@@ -74,6 +74,10 @@ _WITHOUT_IPV6 = {
 }
 
 
+#: Where workloads' interfaces begin in several ways: the chain that asks whether one is none of these.
+_FORWARD = {_FORWARD_IN: "calico-fwd-from", _FORWARD_OUT: "calico-fwd-to"}
+
+
 class _Placed(msgspec.Struct, frozen=True):
     """By hook: the chain of the interface's list, and what the list is for (None: the chain that only drops)."""
 
@@ -189,7 +193,7 @@ class HostChains:
         if name == ANY_INTERFACE:
             return
         check_host_interface(name, field="interface")
-        if name.startswith(self._layout.options.interface_prefix):
+        if name.startswith(self._layout.options.interface_prefixes):
             raise InvalidRequest("interface", f"{name!r} is a workload's: it starts with the workloads' prefix")
 
     def _forget_problem(self, interface: HostInterface) -> None:
@@ -206,6 +210,9 @@ class HostChains:
     def _put_tree(self, hook: _Hook, family: int, chains: Mapping[str, str]) -> None:
         where = (family, hook.table)
         targets = {name: f"-g {chain}" for name, chain in chains.items()}
+        if hook in _FORWARD and len(self._layout.workloads) > 1:
+            steps = layout.chain([*self._passed_over(hook), f"-g {hook.root}"])
+            self._put(where, _FORWARD[hook], steps if targets else None)
         if not targets:
             self._trees.drop(where, hook.root)
             return
@@ -256,7 +263,7 @@ class HostChains:
         if not self.needs({hook.root}) or not self._stands(hook, family):
             return []
         # elsewhere a workload's packets are gone by then
-        skip = [] if is_for_workloads else [f"{hook.option} {self._layout.options.interface_prefix}+ {RETURN}"]
+        skip = [] if is_for_workloads else self._passed_over(hook)
         return [*skip, f"-g {hook.root}"]
 
     def forward_steps(self, family: int) -> tuple[list[str], list[str]]:
@@ -276,8 +283,13 @@ class HostChains:
         return family in self._layout.families or (self._has_closed_ipv6 and hook in _WITHOUT_IPV6)
 
     def _forward_step(self, hook: _Hook) -> list[str]:
-        prefix = self._layout.options.interface_prefix
-        return [f"! {hook.option} {prefix}+ -j {hook.root}"] if self.needs({hook.root}) else []
+        if not self.needs({hook.root}):
+            return []
+        workloads = self._layout.workloads
+        return [f"! {hook.option} {workloads[0]} -j {hook.root}" if len(workloads) == 1 else f"-j {_FORWARD[hook]}"]
+
+    def _passed_over(self, hook: _Hook) -> list[str]:
+        return [f"{hook.option} {each} {RETURN}" for each in self._layout.workloads]
 
 
 def _lists(interface: HostInterface) -> tuple[PolicyList, ...]:

@@ -36,8 +36,9 @@ _TYPES = {"hosts4": "hash:ip family inet", "hosts6": "hash:ip family inet6",
           "nets4": "hash:net family inet", "nets6": "hash:net family inet6",
           "ports4": "hash:ip,port family inet", "ports6": "hash:ip,port family inet6"}  # fmt: skip
 #: Protocols whose ports such a set can hold, by the name ``ipset save`` gives them.
-_PORT_PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 136: "udplite"}
-_PROTOCOL_NUMBERS = {name: number for number, name in _PORT_PROTOCOLS.items()}
+PORT_PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp", 136: "udplite"}
+"""Whose ports the kernel finds in a packet that it looks for in a set; DCCP's it does not."""
+_PROTOCOL_NUMBERS = {name: number for number, name in PORT_PROTOCOLS.items()}
 _KINDS = {tuple(text.split()): kind for kind, text in _TYPES.items()}
 
 
@@ -78,7 +79,7 @@ def port_elements(members: Iterable[PortMember], family: int) -> frozenset[tuple
     return frozenset(
         (each.address, each.protocol, each.port)
         for each in members
-        if each.version == family and each.address and each.protocol in _PORT_PROTOCOLS
+        if each.version == family and each.address and each.protocol in PORT_PROTOCOLS
     )
 
 
@@ -118,7 +119,7 @@ def _element_text(kind: str, element: Any) -> str:
         return address_text(element, family)
     if kind.startswith("ports"):
         address, protocol, port = element
-        return f"{address_text(address, family)},{_PORT_PROTOCOLS[protocol]}:{port}"
+        return f"{address_text(address, family)},{PORT_PROTOCOLS[protocol]}:{port}"
     first, length = element
     return f"{address_text(first, family)}/{length}"
 

@@ -50,6 +50,7 @@ from calico_core.dataplane.reconcile import Chain
 from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.addresses import LOOPBACK, WIDTH
 from calico_core.model.always_open import DHCP_PORTS, DISCOVERY_TYPES, DNS_PORT, NEIGHBOUR_TYPES
+from calico_core.model.interface_names import separate_prefixes
 from calico_core.model.tunnels import IPIP_PROTOCOL, VXLAN_PORT
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ _INVALID = "-m conntrack --ctstate INVALID"
 _LINK_LOCAL_SOURCES = ("::/128", "fe80::/10")
 _DHCP = {family: "-p 17 -m udp --sport {} --dport {}".format(*ports) for family, ports in DHCP_PORTS.items()}
 _PORTS_A_MATCH = 15
+#: So many policies are skipped one by one at most, once a packet is accepted.
+_POLICIES_A_LOOK = 8
 _NO_CONNECTION = "belongs to no connection"
 
 
@@ -129,6 +132,8 @@ class Layout:
 
     def __init__(self, options: DataplaneOptions, families: tuple[int, ...], origins: Origins) -> None:
         self.options, self.families = options, families
+        #: Patterns of workloads' interfaces. A name matches one at most: a rule that jumps stands once for each.
+        self.workloads = tuple(f"{prefix}+" for prefix in separate_prefixes(options.interface_prefixes))
         self._verdicts = {
             (family, table): Verdicts(options, origins, family, table) for family in (4, 6) for table in TABLES
         }
@@ -157,13 +162,13 @@ class Layout:
 
     def forwarded(self, family: int, leaving: list[str]) -> list[str]:
         """What comes from workloads or goes to them. ``leaving``: how host endpoints' policy is asked, after theirs."""
-        workload, verdicts = f"{self.options.interface_prefix}+", self.verdicts(family)
+        verdicts = self.verdicts(family)
         return [
             *self._unconnected(family),
             f"{_ESTABLISHED} {verdicts.allow}",
-            *self._encapsulated_vxlan(verdicts, f"-i {workload} "),
-            f"-i {workload} -j {FROM_ROOT}",
-            f"-o {workload} -j {TO_ROOT}",
+            *(rule for each in self.workloads for rule in self._encapsulated_vxlan(verdicts, f"-i {each} ")),
+            *(f"-i {each} -j {FROM_ROOT}" for each in self.workloads),
+            *(f"-o {each} -j {TO_ROOT}" for each in self.workloads),
             *leaving,
             verdicts.allow,
         ]
@@ -208,9 +213,10 @@ class Layout:
 
     def _no_source(self, family: int) -> list[str]:
         """What a workload may send without an address of its own."""
+        rules: list[str] = []
         if family == 4:
             rules = [f"-s 0.0.0.0/32 {_DHCP[4]} {RETURN}"]
-        else:
+        elif family in self.families:
             rules = [
                 f"-s {source} -p 58 -m icmp6 --icmpv6-type {kind} {RETURN}"
                 for source in _LINK_LOCAL_SOURCES
@@ -247,9 +253,12 @@ class Layout:
                 rules.append(verdicts.clear_pass)
             passed_before = True
             for position, rules_id in enumerate(tier.policies):
+                if position and position % _POLICIES_A_LOOK == 0:
+                    rules.append(accepted)
                 step = f"-j {rules_chain_name(rules_id, purpose.direction)}"
-                # only after a policy may the pass mark be set
-                rules += [f"{verdicts.if_not_passed} {step}" if position else step, accepted]
+                # only after a policy may a mark be set
+                rules.append(f"{verdicts.if_undecided} {step}" if position else step)
+            rules.append(accepted)
             if ends_tiers and tier.default_action == "deny":
                 origin = DenialOrigin(reason="end of tier", direction=purpose.direction, tier=tier.tier)
                 rules += verdicts.deny(verdicts.if_not_passed, origin, note=f"end of tier {readable(tier.tier, 40)}")

@@ -102,7 +102,7 @@ class NatChains:
             return []
         address, port = metadata
         to = f"{address_text(int(address), family)}:{port}"
-        return [f"-i {self._layout.options.interface_prefix}+ -d {_METADATA} -j DNAT --to-destination {to}"]
+        return [f"-i {each} -d {_METADATA} -j DNAT --to-destination {to}" for each in self._layout.workloads]
 
     def _dnat(self, family: int) -> list[str]:
         width = WIDTH[family]

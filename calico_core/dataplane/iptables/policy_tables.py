@@ -29,6 +29,7 @@ from calico_core.log import get_logger
 from calico_core.model.hoststate import HostState
 
 if TYPE_CHECKING:
+    from calico_core.dataplane.claims import Down
     from calico_core.dataplane.iptables.tools import Tools
     from calico_core.dataplane.reconcile import Plan
     from calico_core.interfaces.dataplane import DataplaneOptions
@@ -84,13 +85,20 @@ class _Observed:
 class PolicyTables:
     """The tables of one network namespace. One thread."""
 
-    def __init__(self, options: DataplaneOptions, tools: Tools, origins: Origins | None = None) -> None:
-        self._options, self._tools = options, tools
+    def __init__(
+        self,
+        options: DataplaneOptions,
+        tools: Tools,
+        origins: Origins | None = None,
+        down: Down | None = None,
+    ) -> None:
+        """``down``: see :class:`Down`."""
+        self._options, self._tools, self._down = options, tools, down
         self._appends = options.chain_insert == "Append"
         self._families: tuple[int, ...] = (4, 6) if sysctl.has_ipv6() else (4,)
         self._state = HostState()
         self._origins = Origins() if origins is None else origins
-        self._builder = TablesBuilder(options, self._families, self._origins)
+        self._builder = TablesBuilder(options, self._families, self._origins, down=down)
         self._observed: _Observed | None = None
         self._closed: dict[str, str] = {}
         self._sources_before: _Sources = {}  # before batches that failed: some of their tables may have been written
@@ -336,7 +344,7 @@ class PolicyTables:
 
     def _rebuild(self, closed: dict[str, str]) -> None:
         self._closed = closed
-        self._builder = TablesBuilder.of(self._options, self._families, self._state, closed, self._origins)
+        self._builder = TablesBuilder.of(self._options, self._families, self._state, closed, self._origins, self._down)
         self._builder.desired.take_touched()
 
     def _close(self, guilty: dict[str, str]) -> None:

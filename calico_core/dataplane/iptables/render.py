@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from calico_core.dataplane.iptables import ipsets
 from calico_core.dataplane.iptables.ipsets import net_elements, net_text, nets_set
 from calico_core.dataplane.iptables.verdicts import RETURN
 from calico_core.errors import InvalidRequest
@@ -106,6 +107,8 @@ def _check(rule: HostRule) -> None:
     ports = (rule.src_ports, rule.not_src_ports, rule.dst_ports, rule.not_dst_ports)
     if any(ports) and rule.protocol not in PORT_PROTOCOLS:
         raise InvalidRequest("ports", "ports need a protocol that has them")
+    if rule.port_sets and rule.protocol is not None and rule.protocol not in ipsets.PORT_PROTOCOLS:
+        raise InvalidRequest("ports", f"ipset has no named ports of protocol {rule.protocol}")
     for icmp in (rule.icmp, rule.not_icmp):
         if icmp is None:
             continue

@@ -6,6 +6,9 @@ that the command ``iptables`` stands for.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import shutil
 import subprocess
 from collections import Counter
@@ -18,7 +21,7 @@ from calico_core.log import get_logger
 from calico_core.stopwatch import Timing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from typing import Literal
 
     Backend = Literal["nft", "legacy"]
@@ -95,25 +98,64 @@ class Tools:
         if self._namespace_fd is not None:
             descriptors = (self._namespace_fd,)
             command = ("nsenter", f"--net=/proc/self/fd/{self._namespace_fd}", *argv)
-        try:
-            with self.execution.measure():
-                done = subprocess.run(
-                    command,
-                    input=script or "",
-                    capture_output=True,
-                    text=True,
-                    errors="replace",
-                    check=False,
-                    timeout=_TIMEOUT_S,
-                    pass_fds=descriptors,
-                )
-        except OSError as error:
-            raise ToolFailed(argv, _NOT_FOUND, str(error)) from error
-        except subprocess.TimeoutExpired as error:
-            raise ToolFailed(argv, _TIMED_OUT, f"no result after {_TIMEOUT_S:g} s") from error
-        if done.returncode != 0:
-            raise ToolFailed(argv, done.returncode, done.stderr)
-        return done.stdout
+        with self.execution.measure(), _memory(script or "") as given, _memory() as output, _memory() as complaints:
+            try:
+                process = subprocess.Popen(command, stdin=given, stdout=output, stderr=complaints, pass_fds=descriptors)
+            except OSError as error:
+                raise ToolFailed(argv, _NOT_FOUND, str(error)) from error
+            try:
+                code = _await_end(process)
+            except subprocess.TimeoutExpired as error:
+                raise ToolFailed(argv, _TIMED_OUT, f"no result after {_TIMEOUT_S:g} s") from error
+            if code != 0:
+                raise ToolFailed(argv, code, _content(complaints))
+            return _content(output)
+
+
+@contextlib.contextmanager
+def _memory(content: str = "") -> Iterator[int]:
+    """A file in memory, at its beginning: unlike a pipe it asks nobody to read while the program runs."""
+    descriptor = os.memfd_create("iptables")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content.encode())
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _content(descriptor: int) -> str:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    with open(descriptor, encoding="utf-8", errors="replace", closefd=False) as file:
+        return file.read()
+
+
+def _await_end(process: subprocess.Popen[bytes]) -> int:
+    """Its exit code, as soon as there is one. ``wait`` with a time limit looks only now and then, and these programs
+    end some milliseconds after their work, when the kernel has freed what they removed.
+
+    :raises subprocess.TimeoutExpired: it was killed.
+    """
+    try:
+        _await_exit(process.pid)
+        return process.wait(timeout=0)
+    except OSError:  # a kernel before 5.3
+        return process.wait(_TIMEOUT_S)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            process.wait()
+
+
+def _await_exit(pid: int) -> None:
+    descriptor = os.pidfd_open(pid)
+    try:
+        exits = select.poll()
+        exits.register(descriptor, select.POLLIN)
+        exits.poll(_TIMEOUT_S * 1000)
+    finally:
+        os.close(descriptor)
 
 
 def is_legacy_used(namespace_fd: int | None = None) -> bool:

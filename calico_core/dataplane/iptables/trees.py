@@ -20,19 +20,26 @@ class Trees:
 
     def __init__(self, desired: Desired) -> None:
         self._desired = desired
-        self._standing: dict[tuple[TableId, str], frozenset[str]] = {}
+        #: By table and root: what was put last, and the rules of each chain, as they were put.
+        self._inputs: dict[tuple[TableId, str], tuple[str, Mapping[str, str], Sequence[str]]] = {}
+        self._standing: dict[tuple[TableId, str], dict[str, list[str]]] = {}
 
     def put(self, where: TableId, root: str, option: str, targets: Mapping[str, str], miss: Sequence[str]) -> None:
+        """The caller leaves ``targets`` and ``miss`` as they are afterwards."""
+        inputs = (option, targets, miss)
+        if self._inputs.get((where, root)) == inputs:
+            return
+        self._inputs[where, root] = inputs
         chains = tree(root, option, targets, miss)
-        standing = self._desired.tables[where].chains
+        standing = self._standing.get((where, root), {})
         for name, rules in chains.items():
-            wanted = chain(rules)
-            if standing.get(name) != wanted:
-                self._desired.put_chain(where, name, wanted)
-        for name in self._standing.get((where, root), frozenset()) - chains.keys():
+            if standing.get(name) != rules:
+                self._desired.put_chain(where, name, chain(rules))
+        for name in standing.keys() - chains.keys():
             self._desired.drop_chain(where, name)
-        self._standing[where, root] = frozenset(chains)
+        self._standing[where, root] = chains
 
     def drop(self, where: TableId, root: str) -> None:
-        for name in self._standing.pop((where, root), frozenset()):
+        self._inputs.pop((where, root), None)
+        for name in self._standing.pop((where, root), {}):
             self._desired.drop_chain(where, name)

@@ -43,6 +43,7 @@ class Verdicts:
         self.if_accepted = f"-m mark --mark {accept:#x}/{accept:#x}"
         self.if_passed = f"-m mark --mark {passed:#x}/{passed:#x}"
         self.if_not_passed = f"-m mark --mark 0x0/{passed:#x}"
+        self.if_undecided = f"-m mark --mark 0x0/{accept | passed:#x}"
         self.clear_pass = f"-j MARK --set-xmark 0x0/{passed:#x}"
         self.clear_marks = f"-j MARK --set-xmark 0x0/{accept | passed:#x}"
 

@@ -29,15 +29,20 @@ log = get_logger(__name__)
 class AddressMonitor:
     """Calls back with an interface's name and all its addresses, None when it is gone; for each interface first from
     :meth:`start`, later from the monitor's thread, and only when something is different. Interfaces whose name starts
-    with ``prefix`` are left out.
+    with one of ``prefixes`` are left out.
 
     It lists at the start and when the kernel has dropped events; else it follows the events alone, however many links
     there are. Each ``poll_s`` seconds (0: not) it compares, in case that an event did not come for another reason."""
 
     def __init__(
-        self, callback: AddressesCallback, *, prefix: str, namespace_fd: int | None = None, poll_s: float = 0.0
+        self,
+        callback: AddressesCallback,
+        *,
+        prefixes: tuple[str, ...],
+        namespace_fd: int | None = None,
+        poll_s: float = 0.0,
     ) -> None:
-        self._callback, self._prefix = callback, prefix
+        self._callback, self._prefixes = callback, prefixes
         self._lock = threading.RLock()
         self._told: dict[str, frozenset[IPAddress]] = {}
         self._names: dict[int, str] = {}
@@ -75,7 +80,7 @@ class AddressMonitor:
                 del self._names[event.index], self._addresses[event.index]
                 self._tell(before, None)
                 before = None
-            if before is None and not is_gone and not event.name.startswith(self._prefix):
+            if before is None and not is_gone and not event.name.startswith(self._prefixes):
                 self._names[event.index] = event.name
                 # one that was renamed brings its addresses
                 addresses = self._addresses[event.index] = self._list_one(event.index)
@@ -95,7 +100,7 @@ class AddressMonitor:
         """Names of all links, which are cheap to read, and the addresses of those that are no workload's. Listing all
         links and addresses takes ten times as long, and workloads have nearly all of them."""
         try:
-            names = {name for name in run_in(self._namespace_fd, _link_names) if not name.startswith(self._prefix)}
+            names = {name for name in run_in(self._namespace_fd, _link_names) if not name.startswith(self._prefixes)}
             with self._lock, self._sockets.borrow() as socket:
                 if names == {*self._names.values()}:
                     for index, name in tuple(self._names.items()):
@@ -111,7 +116,7 @@ class AddressMonitor:
     def _look(self) -> None:
         with self._lock, self._sockets.borrow() as socket:
             try:
-                names = {link.index: link.name for link in socket.links() if not link.name.startswith(self._prefix)}
+                names = {link.index: link.name for link in socket.links() if not link.name.startswith(self._prefixes)}
                 addresses: dict[int, set[Prefix]] = {index: set() for index in names}
                 for each in socket.addresses():
                     if each.index in addresses:

@@ -142,8 +142,9 @@ def differences(
     *,
     has_default_route: bool,
     destinations: Sequence[Prefix],
+    needs_next_hop: bool = True,
 ) -> list[str]:
-    """What of :func:`configure` is missing, as sentences."""
+    """What of :func:`configure` is missing, as sentences. ``needs_next_hop``: the route to it counts."""
     found: list[str] = []
     if not inner.is_up:
         found.append(f"container interface {inner.name} is down")
@@ -152,7 +153,7 @@ def differences(
     found += [f"address {each} is on {inner.name} unasked" for each in present if each not in wanted.all]
     routes = {route.destination for route in container.routes()}
     for route in _routes(inner.index, wanted, destinations, has_default_route=has_default_route):
-        if route.destination not in routes:
+        if route.destination not in routes and (route.gateway or needs_next_hop):
             found.append(f"container route {route.destination} is missing")
     return found
 

@@ -31,7 +31,7 @@ def raise_and_route(
     *,
     addresses: Sequence[Request] = (),
     ipv4_settings: Mapping[int, int],
-    interface_prefix: str,
+    interface_prefixes: tuple[str, ...],
 ) -> None:
     """Set a host end's IPv4 settings (see ``set_link``), bring it up and add its addresses and routes, all in one
     message and in this order.
@@ -50,10 +50,10 @@ def raise_and_route(
             raise outcome.error
         clashes.append(routes[position - len(first)])
     if clashes:
-        _take_over(host, clashes, interface_prefix)
+        _take_over(host, clashes, interface_prefixes)
 
 
-def _take_over(host: RouteSocket, clashes: Sequence[Route], interface_prefix: str) -> None:
+def _take_over(host: RouteSocket, clashes: Sequence[Route], interface_prefixes: tuple[str, ...]) -> None:
     """Decide on all of them before the first is replaced."""
     wanted = {(route.destination, route.metric): route for route in clashes}
     replaced: list[Route] = []
@@ -62,7 +62,7 @@ def _take_over(host: RouteSocket, clashes: Sequence[Route], interface_prefix: st
             route = wanted.get((found.destination, found.metric))
             if route is None or (found.index == route.index and found.scope == route.scope):
                 continue  # not about us, or the agent was faster
-            owner = _live_owner(host, found, route.index, interface_prefix)
+            owner = _live_owner(host, found, route.index, interface_prefixes)
             if owner:
                 raise RouteTaken(str(found.destination), owner)
             log.info("route.replaced", destination=str(found.destination), protocol=found.protocol)
@@ -71,7 +71,7 @@ def _take_over(host: RouteSocket, clashes: Sequence[Route], interface_prefix: st
         host.execute(*map(replace_route, replaced))
 
 
-def _live_owner(host: RouteSocket, found: Route, index: int, interface_prefix: str) -> str:
+def _live_owner(host: RouteSocket, found: Route, index: int, interface_prefixes: tuple[str, ...]) -> str:
     """Who must not lose the route; empty when it may be replaced."""
     # what BGP brought is older news than a workload that starts here (felix specification 6.9)
     if found.index == index or found.protocol == RTPROT_BIRD:
@@ -79,5 +79,5 @@ def _live_owner(host: RouteSocket, found: Route, index: int, interface_prefix: s
     link = host.find_link(index=found.index) if found.index else None
     if link is None:
         return "" if found.index else f"a route without device, protocol {found.protocol}"
-    is_stale = link.name.startswith(interface_prefix) and not (link.is_up and link.has_carrier)
+    is_stale = link.name.startswith(interface_prefixes) and not (link.is_up and link.has_carrier)
     return "" if is_stale else link.name

@@ -55,6 +55,11 @@ def create_link(host: RouteSocket, create: Request, name: str) -> Link | None:
     return link_of(looked_up)
 
 
+def is_host_end(link: Link) -> bool:
+    """Whether it is as we make them, whatever it is called."""
+    return link.kind in PAIR_KINDS and link.mac == HOST_MAC
+
+
 def are_peers(host: RouteSocket, link: Link, inner: Link, namespace_fd: int) -> bool:
     """Each names the other's index, and the host's end names the container's namespace."""
     if link.kind not in PAIR_KINDS or (link.peer_index, inner.peer_index) != (inner.index, link.index):

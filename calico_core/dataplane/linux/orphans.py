@@ -11,7 +11,8 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from calico_core.dataplane.linux.link_messages import PAIR_KINDS, delete_group, set_link
+from calico_core.dataplane.linux.link_messages import delete_group, set_link
+from calico_core.dataplane.linux.link_pair import is_host_end
 from calico_core.log import get_logger
 
 if TYPE_CHECKING:
@@ -27,16 +28,15 @@ _INIT = "1"  # in no container of ours, and not everywhere to be looked at
 log = get_logger(__name__)
 
 
-def find_orphans(host: RouteSocket, interface_prefix: str, mac: bytes, *, processes: str = "/proc") -> tuple[Link, ...]:
-    """Host ends with our prefix and our MAC whose other end is in a namespace without a process; none where we may not
-    see what namespace a process is in."""
+def find_orphans(
+    host: RouteSocket, interface_prefixes: tuple[str, ...], *, processes: str = "/proc"
+) -> tuple[Link, ...]:
+    """Host ends with a prefix of ours and our MAC whose other end is in a namespace without a process; none where we
+    may not see what namespace a process is in."""
     ours = [
         link
         for link in host.links()
-        if link.kind in PAIR_KINDS
-        and link.mac == mac
-        and link.name.startswith(interface_prefix)
-        and link.peer_namespace_id is not None
+        if is_host_end(link) and link.name.startswith(interface_prefixes) and link.peer_namespace_id is not None
     ]
     if not ours:
         return ()

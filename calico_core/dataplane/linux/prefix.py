@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from netaddr import IPAddress, IPNetwork
 
-AF_INET, AF_INET6 = int(socket.AF_INET), int(socket.AF_INET6)
+AF_UNSPEC, AF_INET, AF_INET6 = int(socket.AF_UNSPEC), int(socket.AF_INET), int(socket.AF_INET6)
 
 
 class Prefix(NamedTuple):

@@ -71,7 +71,7 @@ class VethWiring(WorkloadWiring):
         self,
         namespace_fd: int | None = None,
         *,
-        interface_prefix: str = "cali",
+        interface_prefixes: tuple[str, ...] = ("cali",),
         pins_gateway: bool = True,
         opens_loopback: bool = False,
         on_settings: SettingsCallback | None = None,
@@ -80,7 +80,7 @@ class VethWiring(WorkloadWiring):
         self._on_settings = on_settings
         self._sockets = RouteSockets(namespace_fd)
         self._reaper = LinkReaper(self._sockets)
-        self._interface_prefix = interface_prefix
+        self._interface_prefixes = interface_prefixes
         self._pins_gateway = pins_gateway
         self._opens_loopback = opens_loopback
         self._has_netkit = True  # until the kernel says otherwise
@@ -124,7 +124,11 @@ class VethWiring(WorkloadWiring):
                 return (f"container interface {request.container_interface} is missing",)
             if not are_peers(host, link, inner, request.namespace_fd):
                 return (f"{request.interface} and {request.container_interface} are not one pair",)
-            return tuple(self._differences(host, container, request, wanted, link, inner))
+            # that to the next hop belongs to the interface with the default route, and may have gone with it: routes
+            # that stand do not need it
+            is_first = request.is_default_route or any(not each.prefixlen for each in request.routes)
+            found = self._differences(host, container, request, wanted, link, inner, needs_next_hop=is_first)
+            return tuple(found)
 
     def host_end(self, namespace_fd: int, container_interface: str) -> str | None:
         with RouteSocket(namespace_fd) as container, self._sockets.borrow() as host:
@@ -161,7 +165,7 @@ class VethWiring(WorkloadWiring):
 
     def orphans(self) -> Mapping[str, int]:
         with self._sockets.borrow() as host:
-            return {link.name: link.index for link in find_orphans(host, self._interface_prefix, HOST_MAC)}
+            return {link.name: link.index for link in find_orphans(host, self._interface_prefixes)}
 
     def remove_orphans(self, indexes: Collection[int]) -> None:
         with self._sockets.borrow() as host:
@@ -309,7 +313,7 @@ class VethWiring(WorkloadWiring):
             [workload_route(each, link.index) for each in wanted.all],
             addresses=[add_address(link.index, GATEWAY_V6, scope=SCOPE_LINK)] if wanted.v6 else [],
             ipv4_settings=carried,
-            interface_prefix=self._interface_prefix,
+            interface_prefixes=self._interface_prefixes,
         )
 
     def _differences(
@@ -320,6 +324,8 @@ class VethWiring(WorkloadWiring):
         wanted: WantedAddresses,
         link: Link,
         inner: Link,
+        *,
+        needs_next_hop: bool = True,
     ) -> list[str]:
         found: list[str] = []
         if not link.is_up:
@@ -339,6 +345,7 @@ class VethWiring(WorkloadWiring):
             wanted,
             has_default_route=request.is_default_route,
             destinations=_destinations(request),
+            needs_next_hop=needs_next_hop,
         )
         routed = {route.destination for route in host.routes(index=link.index)}
         found += [f"host route {each} through {link.name} is missing" for each in wanted.all if each not in routed]

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 from calico_core.dataplane.linux.netns import run_in
 from calico_core.errors import ToolFailed
 from calico_core.log import get_logger
+from calico_core.model.interface_names import separate_prefixes
 from calico_core.stopwatch import Timing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from calico_core.dataplane.nftables.netfilter import NftSocket
 
@@ -37,12 +38,16 @@ log = get_logger(__name__)
 class BesideDocker:
     """One thread; the socket is the caller's. A host without Docker costs a question to the kernel, no process."""
 
-    def __init__(self, socket: NftSocket, namespace_fd: int | None, *, prefix: str, families: Sequence[int]) -> None:
+    def __init__(
+        self, socket: NftSocket, namespace_fd: int | None, *, prefixes: Collection[str], families: Sequence[int]
+    ) -> None:
         self._socket, self._namespace_fd, self._families = socket, namespace_fd, families
         self.execution = Timing()
         self._rules = [
             f"-A {CHAIN} -o {bridge} -j RETURN" for bridge in _BRIDGES
-        ] + [f"-A {CHAIN} {side} {prefix}+ -j ACCEPT" for side in ("-i", "-o")]  # fmt: skip
+        ] + [
+            f"-A {CHAIN} {side} {prefix}+ -j ACCEPT" for prefix in separate_prefixes(prefixes) for side in ("-i", "-o")
+        ]  # fmt: skip
 
     def ensure(self) -> tuple[str, ...]:
         """Make it so wherever DOCKER-USER is. What was changed, in words.

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from netaddr import IPAddress
 
-from calico_core.dataplane.claims import Claims
+from calico_core.dataplane.claims import Claims, Down
 from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.nftables import layout
 from calico_core.dataplane.nftables.desired import Desired
@@ -21,6 +20,7 @@ from calico_core.dataplane.nftables.host_endpoints import rules_of
 from calico_core.dataplane.nftables.host_part import HostInputs, HostPart
 from calico_core.dataplane.nftables.known_sets import KnownSets
 from calico_core.dataplane.nftables.names import kernel_name
+from calico_core.dataplane.nftables.placed import Own, Placed
 from calico_core.dataplane.nftables.policy_chains import PolicyChains
 from calico_core.dataplane.nftables.verdicts import Verdicts
 from calico_core.dataplane.persistent_set import PersistentSet
@@ -28,6 +28,7 @@ from calico_core.dataplane.reconcile import NamedSet, Table
 from calico_core.errors import InvalidRequest
 from calico_core.model.addresses import WIDTH
 from calico_core.model.ids import check_interface
+from calico_core.model.interface_names import prefixes_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -48,32 +49,22 @@ if TYPE_CHECKING:
 _NAT_SETS = frozenset(name for kinds in layout.NAT_KINDS.values() for name in kinds)
 
 
-class _Placed(msgspec.Struct, frozen=True):
-    """What one interface contributes: elements by set, each once, the list chains it needs, and a chain of its own for
-    what it may send from other addresses."""
-
-    subject: str
-    elements: tuple[tuple[str, Any], ...]
-    chains: tuple[str, ...]
-    source_chain: str = ""
-
-
 class TableBuilder:
     """The desired table of one host. One thread.
 
     *Subjects* name what can fail by itself, as reports do: a workload or a host endpoint by its key's path, rules and
     sets by their id, ``pools``, ``peers``. A closed subject stays wanted: its workload has no way in or out, its rules
-    deny. ``origins`` learns what is behind each denial.
+    deny. ``origins`` learns what is behind each denial. ``down``: see :class:`Down`.
     """
 
-    def __init__(self, options: DataplaneOptions, origins: Origins | None = None) -> None:
+    def __init__(self, options: DataplaneOptions, origins: Origins | None = None, down: Down | None = None) -> None:
         self._options = options
         self._verdicts = Verdicts(options, Origins() if origins is None else origins)
         self.families: tuple[int, ...] = (4, 6) if options.is_ipv6_enabled else (4,)
         self._problems: dict[str, str] = {}
         self._closed: dict[str, str] = {}
-        self._claims = Claims()
-        self._placed: dict[str, _Placed] = {}
+        self._claims = Claims(down)
+        self._placed: dict[str, Placed] = {}
         self._named_rules: dict[str, frozenset[RulesId]] = {}
         self._rules_users: defaultdict[RulesId, set[str]] = defaultdict(set)
         # by shared set: elements that came (True) or went since the last time
@@ -106,9 +97,10 @@ class TableBuilder:
         state: HostState,
         closed: Mapping[str, str] | None = None,
         origins: Origins | None = None,
+        down: Down | None = None,
     ) -> TableBuilder:
         """The table of a whole state, with these subjects closed."""
-        built = cls(options, origins)
+        built = cls(options, origins, down)
         built._closed.update(closed or {})
         for set_id in state.sets:
             built._sets.put_addresses(set_id, state.sets[set_id])
@@ -209,7 +201,8 @@ class TableBuilder:
         """Write anew what the interface contributes."""
         workload = self._claims.owner(interface)
         self._note_rules(interface, workload)
-        before, after = self._placed.pop(interface, None), self._contribution(workload)
+        before = self._placed.pop(interface, None)
+        after = self._contribution(workload, before)
         if after is not None:
             self._placed[interface] = after
         was, now = (() if each is None else each.elements for each in (before, after))
@@ -228,8 +221,8 @@ class TableBuilder:
         # only now, so that a list both name stays
         for name in before.chains if before is not None else ():
             self._policies.free_list(name)
-        if before is not None and before.source_chain and (after is None or not after.source_chain):
-            self._desired.drop_chain(before.source_chain)
+        if before is not None and before.own.source_chain and (after is None or not after.own.source_chain):
+            self._desired.drop_chain(before.own.source_chain)
 
     def _note_rules(self, interface: str, workload: HostWorkload | None) -> None:
         before = self._named_rules.pop(interface, frozenset())
@@ -246,7 +239,7 @@ class TableBuilder:
         for rules_id in named - before:
             self._rules_users[rules_id].add(interface)
 
-    def _contribution(self, workload: HostWorkload | None) -> _Placed | None:
+    def _contribution(self, workload: HostWorkload | None, before: Placed | None) -> Placed | None:
         """None: closed, nothing leads in or out."""
         if workload is None:
             return None
@@ -256,16 +249,37 @@ class TableBuilder:
             return None
         try:
             check_interface(workload.interface, field="interface")
-            if not workload.interface.startswith(self._options.interface_prefix):
-                raise InvalidRequest("interface", f"must start with {self._options.interface_prefix!r}")
+            if not workload.interface.startswith(self._options.interface_prefixes):
+                raise InvalidRequest(
+                    "interface", f"must start with {prefixes_in_words(self._options.interface_prefixes)}"
+                )
             missing = self._policies.missing(self._named_rules[workload.interface])
             if missing:
                 raise InvalidRequest("policies", f"there are no rules for {', '.join(missing)}")
         except InvalidRequest as error:
             self._problems[subject] = f"{error}; it is closed"
             return None
+        if before is not None and before.own.holds(workload, self._claims.generation):
+            own = before.own
+            if own.problem is not None:
+                self._problems[subject] = own.problem
+        else:
+            own = self._own(workload)
+        inbound = self._policies.use_list(workload.inbound, "in", subject)
+        outbound = self._policies.use_list(workload.outbound, "out", subject)
+        elements = [
+            *own.addresses,
+            (layout.TO_MAP, (workload.interface, inbound)),
+            (layout.FROM_MAP, (workload.interface, outbound)),
+        ]
+        if own.source_chain:
+            elements.append((layout.SOURCE_MAP, (workload.interface, own.source_chain)))
+        return Placed(subject, tuple(elements), (inbound, outbound), own)
+
+    def _own(self, workload: HostWorkload) -> Own:
+        subject = workload.key.path
         elements: list[tuple[str, Any]] = []
-        for net in workload.nets:
+        for net in dict.fromkeys(workload.nets):  # a record may name one twice
             if net.version not in self.families:
                 continue
             if net.prefixlen != WIDTH[net.version]:
@@ -280,14 +294,8 @@ class TableBuilder:
                 elements.append((layout.source_set(mac_kind), (workload.interface, int(workload.mac), net.first)))
         # two floating addresses of one address of the workload have an element in common
         elements += dict.fromkeys(each for nat in workload.nats for each in self._nat_elements(workload, nat))
-        inbound = self._policies.use_list(workload.inbound, "in", subject)
-        outbound = self._policies.use_list(workload.outbound, "out", subject)
-        elements.append((layout.TO_MAP, (workload.interface, inbound)))
-        elements.append((layout.FROM_MAP, (workload.interface, outbound)))
         sources = self._put_source_chain(workload)
-        if sources:
-            elements.append((layout.SOURCE_MAP, (workload.interface, sources)))
-        return _Placed(subject, tuple(elements), (inbound, outbound), sources)
+        return Own(workload, self._claims.generation, tuple(elements), sources, self._problems.get(subject))
 
     def _put_source_chain(self, workload: HostWorkload) -> str:
         """Its name, empty without one."""
@@ -356,7 +364,7 @@ class TableBuilder:
         """Why a host endpoint cannot be programmed as it is wanted."""
         if interface.key.path in self._closed:
             return "refused by the kernel"
-        if interface.interface.startswith(self._options.interface_prefix):
+        if interface.interface.startswith(self._options.interface_prefixes):
             return f"{interface.interface} is a workload's interface"
         missing = sorted({each for each in rules_of(interface) if each not in self._policies})
         return f"there are no rules for {', '.join(missing)}" if missing else None

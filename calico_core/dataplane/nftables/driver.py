@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from calico_core.dataplane.claims import Down
 from calico_core.dataplane.denials import Origins
 from calico_core.dataplane.kernel_dataplane import KernelDataplane
 from calico_core.dataplane.nftables import removal
@@ -26,8 +27,8 @@ class NftablesDataplane(KernelDataplane[PolicyTable]):
 
     def __init__(self, options: DataplaneOptions, namespace_fd: int | None = None) -> None:
         check_options(options)
-        origins = Origins()
-        super().__init__(options, namespace_fd, PolicyTable(options, namespace_fd, origins), origins)
+        origins, down = Origins(), Down()
+        super().__init__(options, namespace_fd, PolicyTable(options, namespace_fd, origins, down), origins, down)
 
     @classmethod
     def open(cls, options: DataplaneOptions) -> NftablesDataplane:

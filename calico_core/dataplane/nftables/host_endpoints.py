@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from calico_core.dataplane.host_hooks import IPV6_IS_OFF, earlier, is_asked
-from calico_core.dataplane.nftables.layout import chain, list_rules, rules_chain_name
+from calico_core.dataplane.nftables.layout import chain, list_rules, rules_chain_name, workload_names
 from calico_core.dataplane.nftables.names import digest
 from calico_core.dataplane.reconcile import Chain, NamedSet
 from calico_core.errors import InvalidRequest
@@ -130,7 +130,7 @@ def render_hosts(
     sets: dict[str, NamedSet] = {}
     for place, targets in elements.items():
         sets[place.map] = NamedSet("verdict", frozenset(item for item in targets.items() if item[0] != ANY_INTERFACE))
-        spared = ("lo", f"{options.interface_prefix}*", *spares)
+        spared = ("lo", *workload_names(options), *spares)
         chains[place.dispatch] = chain(_dispatch(place, targets.get(ANY_INTERFACE), spared))
     chains |= _failsafes(chains, options)
     if "host_raw_out" in chains:

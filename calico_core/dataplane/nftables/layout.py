@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 from netaddr import cidr_merge
 
+from calico_core.dataplane.host_hooks import IPV6_IS_OFF
 from calico_core.dataplane.nftables.elements import mac_text
 from calico_core.dataplane.nftables.names import kernel_name, readable, tag
 from calico_core.dataplane.nftables.rules import from_any_of
@@ -32,6 +33,7 @@ from calico_core.dataplane.reconcile import Chain
 from calico_core.interfaces.dataplane import DenialOrigin
 from calico_core.model.addresses import LOOPBACK
 from calico_core.model.always_open import DHCP_PORTS, DNS_PORT, METADATA, METADATA_PORT, NEIGHBOUR_TYPES
+from calico_core.model.interface_names import separate_prefixes
 from calico_core.model.tunnels import DEVICE_NAMES, IPIP_PROTOCOL, VXLAN_PORT
 
 if TYPE_CHECKING:
@@ -96,7 +98,14 @@ def fixed_chains(options: DataplaneOptions, families: Sequence[int], verdicts: V
                 *verdicts.drop("", "from an unknown endpoint"),
             ]
         ),
-        "to_workload": chain([f"oifname vmap @{TO_MAP}", *verdicts.drop("", "to an unknown endpoint")]),
+        "to_workload": chain(
+            [
+                # an interface is asked for, whatever the family
+                *([] if 6 in families else verdicts.drop("meta nfproto ipv6", IPV6_IS_OFF)),
+                f"oifname vmap @{TO_MAP}",
+                *verdicts.drop("", "to an unknown endpoint"),
+            ]
+        ),
         "workload_to_host": chain(_workload_to_host(options, verdicts, is_v6=6 in families)),
     }
 
@@ -109,22 +118,22 @@ def base_chains(
     is_there: Callable[[str], bool],
 ) -> dict[str, Chain]:
     """The hooks of policy. ``is_there``: whether host endpoints have brought a chain of that name to jump to."""
-    prefix = options.interface_prefix
+    workload = _workload(options)
 
     def host(*names: str) -> list[str]:
         return [f"jump {name}" for name in names if is_there(name)]
 
     forwarded = host("host_fwd_in", "host_fwd_out")
     chains = {
-        "raw_prerouting": chain([f'iifname "{prefix}*" goto workload_source', *host("host_raw_in")], RAW_PREROUTING),
+        "raw_prerouting": chain([f"iifname {workload} goto workload_source", *host("host_raw_in")], RAW_PREROUTING),
         "forward": chain(
             [
                 KNOWN_ACCEPT,  # whose connection it is matters less than the names of two interfaces cost
-                f'iifname != "{prefix}*" oifname != "{prefix}*" {"goto forward_host" if forwarded else "return"}',
+                f"iifname != {workload} oifname != {workload} {'goto forward_host' if forwarded else 'return'}",
                 *verdicts.unconnected(),
                 *host("host_fwd_in"),
-                f'iifname "{prefix}*" jump from_workload',
-                f'oifname "{prefix}*" jump to_workload',
+                f"iifname {workload} jump from_workload",
+                f"oifname {workload} jump to_workload",
                 *host("host_fwd_out"),
             ],
             FORWARD,
@@ -133,7 +142,7 @@ def base_chains(
             [
                 # a workload that may encapsulate is no host of ours either
                 *_from_peers(peers, options, families, verdicts),
-                f'iifname "{prefix}*" goto workload_to_host',
+                f"iifname {workload} goto workload_to_host",
                 *host("host_in"),
             ],
             INPUT,
@@ -144,6 +153,17 @@ def base_chains(
     if host("host_out"):
         chains["output"] = chain([*_of_peers(peers, options, families, "daddr"), *host("host_out")], OUTPUT)
     return chains
+
+
+def workload_names(options: DataplaneOptions) -> tuple[str, ...]:
+    """Patterns of workloads' interfaces, of which a name matches one at most: intervals of a set may not overlap."""
+    return tuple(f"{prefix}*" for prefix in separate_prefixes(options.interface_prefixes))
+
+
+def _workload(options: DataplaneOptions) -> str:
+    """What a workload's interface is compared with; a set costs a packet more than one name does."""
+    names = [f'"{name}"' for name in workload_names(options)]
+    return names[0] if len(names) == 1 else f"{{ {', '.join(names)} }}"
 
 
 def _tunnels(peers: HostPeers, families: Sequence[int]) -> list[tuple[str, str]]:
@@ -256,7 +276,7 @@ def nat_chains(nat: Nat, options: DataplaneOptions, families: Sequence[int]) -> 
     before: list[str] = []
     if options.metadata is not None:
         address, port = options.metadata
-        match = f'iifname "{options.interface_prefix}*" ip daddr {METADATA} tcp dport {METADATA_PORT}'
+        match = f"iifname {_workload(options)} ip daddr {METADATA} tcp dport {METADATA_PORT}"
         before.append(f"{match} dnat ip to {address}:{port}")
     before += floating
     after: list[str] = []

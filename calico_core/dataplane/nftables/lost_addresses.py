@@ -23,11 +23,11 @@ _ADDRESS_SETS = {
 def lost_addresses(plan: Plan, builder: TableBuilder, observed: Table | None) -> frozenset[tuple[int, int]]:
     """Addresses that an interface may no longer send from, or that no longer lead to it: their connections are to be
     cut."""
-    if observed is None or not (plan.is_rebuild or plan.removed_sets or plan.removed_elements):
+    if observed is None:
         return frozenset()
     lost: set[tuple[int, int]] = set()
-    for name, kind in _ADDRESS_SETS.items():
-        found = observed.sets.get(name)
+    for name in _ADDRESS_SETS if plan.is_rebuild else (*plan.removed_sets, *plan.removed_elements):
+        kind, found = _ADDRESS_SETS.get(name), observed.sets.get(name)
         if found is None or found.kind != kind:
             continue
         is_gone = plan.is_rebuild or name in plan.removed_sets

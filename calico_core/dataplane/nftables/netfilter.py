@@ -20,6 +20,7 @@ from calico_core.dataplane.linux.netlink import (
     DEFAULT_TIMEOUT_S,
     HEADER,
     NETLINK_NETFILTER,
+    NLA_F_NESTED,
     NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_REQUEST,
@@ -81,7 +82,9 @@ _TABLE_DORMANT = 1
 # An attribute holds 64 KiB at most; an element takes up to 112 bytes.
 _ELEMENTS_A_MESSAGE = 500
 _READ_ATTEMPTS = 5
+#: An address as an element: lengths and types of the attributes around it, and the address.
 _PLAIN_V4 = struct.Struct("=HHHHHH4s")
+_AROUND_V4 = (16, NLA_F_NESTED | _LIST_ELEMENT, 12, NLA_F_NESTED | 1, 8, 1)
 _SO_SNDBUFFORCE = 32
 _SEND_BUFFER_BYTES = 8 << 20
 
@@ -100,14 +103,15 @@ class NftSocket(NetlinkSocket):
         # after each transaction, hence as short as can be: one message there, and the answer is one message
         self.send(HEADER.pack(20, GETGEN, NLM_F_REQUEST, wanted, 0) + _HEADER_ANY, operation)
         while True:
-            for kind, flags, sequence, body in parse_messages(self.receive(operation)):
-                if sequence != wanted:
-                    continue
-                if kind == NEWGEN:
-                    return int(_U32.unpack(parse_attributes(body, 4)[1])[0])
-                if kind == NLMSG_ERROR:
-                    raise refused(operation, *parse_error(body, flags))
-                raise KernelRefused(operation, errno.EPROTO, "no generation in the answer")
+            answer = self.receive(operation)
+            _, kind, flags, sequence, _ = HEADER.unpack_from(answer)
+            if sequence != wanted:
+                continue  # a late answer to what timed out before
+            if kind == NEWGEN:
+                return int(_U32.unpack(parse_attributes(answer, 20)[1])[0])
+            if kind == NLMSG_ERROR:
+                raise refused(operation, *parse_error(answer[16:], flags))
+            raise KernelRefused(operation, errno.EPROTO, "no generation in the answer")
 
     def has_table(self) -> bool:
         """Whether our table stands and is awake."""
@@ -261,10 +265,18 @@ class _Vanished(Exception):
 
 
 def _element_bodies(name: str, kind: Kind, elements: Any, *, is_removal: bool = False) -> Iterator[bytes]:
-    head = _HEADER_INET + text(1, TABLE) + text(2, name)
-    encoded = [part for element in elements for part in _encode(kind, element, is_removal=is_removal)]
+    head = _set_head(name)
+    if kind.name == "hosts4":
+        encoded = [_PLAIN_V4.pack(*_AROUND_V4, element.to_bytes(4, "big")) for element in elements]
+    else:
+        encoded = [part for element in elements for part in _encode(kind, element, is_removal=is_removal)]
     for start in range(0, len(encoded), _ELEMENTS_A_MESSAGE):
         yield head + nested(3, *encoded[start : start + _ELEMENTS_A_MESSAGE])
+
+
+@lru_cache(maxsize=4096)
+def _set_head(name: str) -> bytes:
+    return _HEADER_INET + text(1, TABLE) + text(2, name)
 
 
 def _encode(kind: Kind, element: Any, *, is_removal: bool) -> list[bytes]:

@@ -28,6 +28,7 @@ from calico_core.model.hoststate import HostState
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from calico_core.dataplane.claims import Down
     from calico_core.dataplane.nftables.builder import TableBuilder
     from calico_core.interfaces.dataplane import DataplaneOptions
     from calico_core.model.hoststate import HostChanges, RulesId
@@ -56,13 +57,18 @@ class PolicyTable:
     """The table of one network namespace. One thread."""
 
     def __init__(
-        self, options: DataplaneOptions, namespace_fd: int | None = None, origins: Origins | None = None
+        self,
+        options: DataplaneOptions,
+        namespace_fd: int | None = None,
+        origins: Origins | None = None,
+        down: Down | None = None,
     ) -> None:
-        self._options = options
+        """``down``: see :class:`Down`."""
+        self._options, self._down = options, down
         self._library = NftLibrary(namespace_fd)
         self._socket = NftSocket(namespace_fd, options.netlink_timeout_s)
         families = (4, 6) if options.is_ipv6_enabled else (4,)
-        self._docker = BesideDocker(self._socket, namespace_fd, prefix=options.interface_prefix, families=families)
+        self._docker = BesideDocker(self._socket, namespace_fd, prefixes=options.interface_prefixes, families=families)
         self._state = HostState()
         self._origins = Origins() if origins is None else origins
         self._built: TableBuilder | None = None
@@ -97,7 +103,7 @@ class PolicyTable:
         names: set[str] | None = None
         if changes.is_complete or self._closed:
             self._closed = {}
-            self._builder = _builders().of(self._options, state, origins=self._origins)
+            self._builder = _builders().of(self._options, state, origins=self._origins, down=self._down)
         else:
             names = self._builder.update(changes, state)
         if self._generation is None:
@@ -111,7 +117,7 @@ class PolicyTable:
         retried = bool(self._closed)
         if retried:
             self._closed = {}
-            self._builder = _builders().of(self._options, self._state, origins=self._origins)
+            self._builder = _builders().of(self._options, self._state, origins=self._origins, down=self._down)
         believed = self._observed
         if self._is_untouched():
             return self._make_right(None) if retried else TableReport(failures=self._failures())
@@ -184,7 +190,7 @@ class PolicyTable:
     def _builder(self) -> TableBuilder:
         """Of the engine's thread."""
         if self._built is None:
-            self._built = _builders()(self._options, self._origins)
+            self._built = _builders()(self._options, self._origins, self._down)
         return self._built
 
     @_builder.setter
@@ -198,9 +204,11 @@ class PolicyTable:
         plan = reconcile(self._builder.table, before, names)
         if not plan:
             return TableReport(failures=self._failures())
-        from calico_core.dataplane.nftables.lost_addresses import lost_addresses
+        lost: frozenset[tuple[int, int]] = frozenset()
+        if plan.takes_elements:
+            from calico_core.dataplane.nftables.lost_addresses import lost_addresses
 
-        lost = lost_addresses(plan, self._builder, before)
+            lost = lost_addresses(plan, self._builder, before)
         path = self._commit(plan)
         if _WHOLE_TABLE in self._closed:
             return TableReport(failures=self._failures())
@@ -254,7 +262,7 @@ class PolicyTable:
         for subject, reason in guilty.items():
             log.error("table.closed", subject=subject, reason=reason)
         self._closed |= guilty
-        self._builder = _builders().of(self._options, self._state, self._closed, self._origins)
+        self._builder = _builders().of(self._options, self._state, self._closed, self._origins, self._down)
 
     def _transact(self, plan: Plan, builder: TableBuilder, guilty: dict[str, str] | None = None) -> str:
         """One transaction. When it is refused nothing has changed, and ``guilty`` receives what could be told."""
@@ -327,6 +335,8 @@ class PolicyTable:
             raise
 
     def _failures(self) -> tuple[Failure, ...]:
+        if not self._builder.problems and not self._closed:
+            return ()
         reasons = {**self._builder.problems, **self._closed}
         return tuple(Failure(subject, reason) for subject, reason in sorted(reasons.items()))
 

@@ -25,9 +25,8 @@ from calico_cni.requested import address_request, requested_mac
 from calico_cni.results import Interface, Ip, Result, Route, encode_result
 from calico_cni.routes import ContainerRoutes, container_routes
 from calico_cni.wire import POLICY_ONLY, NetworkConfiguration
-from calico_core.errors import AddressInUse, InvalidRequest
+from calico_core.errors import AddressInUse, InvalidRecord, InvalidRequest
 from calico_core.interfaces.integration import Call, IntegrationContext
-from calico_core.model.addresses import parse_mac
 from calico_core.model.endpoints import Dns, WorkloadEndpoint
 from calico_core.model.workloads import AddressRequest, Attach, Attached
 from calico_core.stopwatch import lap
@@ -104,11 +103,11 @@ class AttachCall:
 
         :raises AddressInUse: it is another's.
         """
-        standing = self._context.records.get(request.key) if request.replaces else None
+        standing = self._standing() if request.replaces else None
         if standing is None or not isinstance(request.addresses, AddressRequest):
             raise error
-        is_replaced = standing.record.container_id != request.container_id
-        if not is_replaced or error.holder is None or recorded_handle(standing.record) != error.holder:
+        is_replaced = standing.container_id != request.container_id
+        if not is_replaced or error.holder is None or recorded_handle(standing) != error.holder:
             raise error
         return msgspec.structs.replace(request.addresses, takes_over=(error.holder,))
 
@@ -116,9 +115,9 @@ class AttachCall:
     def _delegated(self) -> Iterator[Delegated]:
         """Addresses of another IPAM plugin, given back when the body fails. An attachment that stands keeps its own:
         the plugin is not asked twice, and what it said of DNS is in the record."""
-        standing = self._context.records.get(self._identity.key)
-        if standing is not None and standing.record.container_id == self._invocation.container_id:
-            yield _standing(standing.record, self._configuration.name, self._invocation.interface)
+        standing = self._standing()
+        if standing is not None and standing.container_id == self._invocation.container_id:
+            yield _standing(standing, self._configuration.name, self._invocation.interface)
             return
         delegate = Delegate(self._configuration.ipam.type, self._call)
         delegated = delegate.add(self._configuration.version)
@@ -129,6 +128,14 @@ class AttachCall:
             delegate.delete_quietly()
             raise
 
+    def _standing(self) -> WorkloadEndpoint | None:
+        """The record now, as far as it can be read; the service replaces one that cannot."""
+        try:
+            found = self._context.records.get(self._identity.key)
+        except InvalidRecord:
+            return None
+        return found.record if found is not None else None
+
     def _add_policy(self) -> Outcome:
         """The result of the plugins before goes on as it came."""
         previous = Previous.of(self._configuration, self._invocation.interface)
@@ -138,16 +145,16 @@ class AttachCall:
         is_forced = self._configuration.mode == POLICY_ONLY
         if not is_forced and host_end not in previous.host_interfaces:
             raise InvalidRequest("prevResult", f"does not name {host_end}, the host's end of the container's interface")
-        prefix = self._context.settings.interface_prefix
-        if not host_end.startswith(prefix):
-            reason = f"{host_end} does not begin with the node's interface prefix ({prefix})"
+        settings = self._context.settings
+        if not host_end.startswith(settings.interface_prefixes):
+            reason = f"{host_end} does not begin with the node's interface prefix ({settings.interface_prefix})"
             raise InvalidRequest("prevResult", f"{reason}, so no policy would be in force on it")
         request = msgspec.structs.replace(
             self._request(previous.addresses),
             interface=host_end,
             namespace_fd=None,
             is_borrowed=True,
-            mac=parse_mac(previous.mac, field="prevResult.interfaces.mac") if previous.mac else None,
+            mac=None,  # the result need not say it, and who comes after us may change it
         )
         self._attached(request)
         return Outcome(previous.encode(self._configuration.version))
@@ -167,6 +174,7 @@ class AttachCall:
             new_profiles=(profile,),
             labels=endpoint_labels(configuration.args, invocation.arguments),
             mac=requested_mac(configuration, invocation),
+            may_change_mac=True,  # a tuning plugin after us, of which no configuration tells
             mtu_bytes=configuration.mtu or None,
             requires_mtu=configuration.require_mtu_file,
             queues=configuration.num_queues,

@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from netaddr import IPAddress
+from netaddr import IPAddress, IPNetwork
 
+from calico_cni.attach import DEFAULT_ROUTES
 from calico_cni.delegate import Delegate
 from calico_cni.environment import Invocation
 from calico_cni.errors import CheckFailed
@@ -19,10 +20,10 @@ from calico_cni.identity import Identity
 from calico_cni.namespace import check_container_namespace
 from calico_cni.previous import Previous
 from calico_cni.programs import IPAM_PROGRAM
-from calico_cni.routes import container_routes
+from calico_cni.routes import ContainerRoutes, container_routes
 from calico_cni.wire import NetworkConfiguration
 from calico_core.interfaces.integration import Call, IntegrationContext
-from calico_core.model.addresses import host_network
+from calico_core.model.addresses import host_network, parse_network
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import WorkloadStatusKey
 from calico_core.model.workloads import WiringRequest
@@ -104,7 +105,7 @@ class CheckCall:
         if not endpoint.is_made_for(self._configuration.name, self._invocation.interface):
             self._check_foreign_interface(namespace_fd, endpoint)  # the rest is as another network wanted it
             return
-        routes = container_routes(self._configuration)
+        routes = self._listed_routes()
         damage = self._context.workloads.check(
             WiringRequest(
                 interface=self._identity.interface,
@@ -119,6 +120,18 @@ class CheckCall:
         )
         if damage:
             raise CheckFailed("; ".join(damage))
+
+    def _listed_routes(self) -> ContainerRoutes:
+        """Ours as far as the result has them: the others led through another interface of the container when ours was
+        made, or a plugin after us took them away."""
+        wanted = container_routes(self._configuration)
+        listed = {parse_network(each.dst, field="prevResult.routes.dst") for each in self._previous.result.routes}
+        versions = {address.version for address in self._previous.addresses}
+        defaults = {IPNetwork(DEFAULT_ROUTES[version]) for version in versions} if wanted.has_default else set()
+        others = tuple(each for each in wanted.others if each in listed)
+        if defaults <= listed:
+            return ContainerRoutes(wanted.has_default, others)
+        return ContainerRoutes(has_default=False, others=(*sorted(defaults & listed), *others))
 
     def _check_foreign_interface(self, namespace_fd: int, endpoint: WorkloadEndpoint) -> None:
         """Made by a plugin before us, or for another network, which checks the rest itself."""

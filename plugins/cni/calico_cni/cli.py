@@ -26,7 +26,7 @@ from calico_cni.service_account import (
 )
 from calico_cni.template import fill_in
 from calico_cni.tls_assets import named_assets
-from calico_core.errors import CalicoError
+from calico_core.errors import InvalidRequest
 
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
 _bin_dir = click.option(
@@ -192,8 +192,8 @@ def install(
             test_wait_s=test_wait,
             tell=_warn,
         )
-    except (CalicoError, OSError, UnicodeDecodeError) as error:
-        raise click.ClickException(str(error)) from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequest("--template", f"is not UTF-8 text: {error}") from error
     for path in written:
         click.echo(f"wrote {path}")
     if not written:
@@ -207,12 +207,9 @@ def install(
 @_conf_name
 def uninstall(root: Path, bin_dirs: tuple[Path, ...], conf_dir: Path, conf_name: str) -> None:
     """Remove the network list, then the executables and what is secret."""
-    try:
-        removed = installer.uninstall(
-            [below(root, each) for each in bin_dirs], below(root, conf_dir), config_name=conf_name
-        )
-    except (CalicoError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+    removed = installer.uninstall(
+        [below(root, each) for each in bin_dirs], below(root, conf_dir), config_name=conf_name
+    )
     for path in removed:
         click.echo(f"removed {path}")
     if not removed:
@@ -241,17 +238,14 @@ def status(
     """Say what is installed, how old its credentials are, whether the node's socket is there, and which interfaces have
     another MTU than a container attached now would get. Status 1 when something is amiss; such interfaces are not: each
     keeps its MTU until its container is made anew."""
-    try:
-        found = installer.states(
-            [below(root, each) for each in bin_dirs],
-            below(root, conf_dir),
-            socket=socket,
-            config_name=conf_name,
-            python=python,
-            interpreter=interpreter,
-        )
-    except (CalicoError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+    found = installer.states(
+        [below(root, each) for each in bin_dirs],
+        below(root, conf_dir),
+        socket=socket,
+        config_name=conf_name,
+        python=python,
+        interpreter=interpreter,
+    )
     rows = [(str(each.path), each.state) for each in found]
     rows.append((socket, "present" if _is_socket(socket) else "missing"))
     secret = below(root, conf_dir) / installer.KUBECONFIG_NAME

@@ -16,7 +16,7 @@ from calico_cni.delegate import Delegate
 from calico_cni.environment import NAME, Invocation
 from calico_cni.errors import InvalidEnvironment
 from calico_cni.garbage import Garbage, valid_attachments
-from calico_cni.identity import FIRST_INTERFACE, Identity, identify
+from calico_cni.identity import FIRST_INTERFACE, ORCHESTRATOR, Identity, identify
 from calico_cni.interface_mode import may_share_interface, shares_interface
 from calico_cni.kubernetes import PodName, Pods
 from calico_cni.legacy import LegacyEndpoints
@@ -42,6 +42,7 @@ from calico_cni.wire import (
 from calico_core.errors import InvalidRecord, NotReady, StoreNotReady, Unavailable
 from calico_core.interfaces.integration import Call, IntegrationContext
 from calico_core.log import get_logger
+from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.workloads import Detach
 from calico_core.stopwatch import lap
 
@@ -172,10 +173,14 @@ class NetworkCommands:
                 lap("delegate")
 
     def _is_borrowed(self, detach: DeferredDetach) -> bool:
-        """Whether the plugin that made the interface gives its addresses back, and none was asked for any by us."""
+        """Whether the plugin that made the interface gives its addresses back, and none was asked for any by us. While
+        nobody can say, a plugin is rather told once too often."""
         pod = PodName.of(detach.invocation.arguments) if detach.is_of_kubernetes else None
-        found = self._context.records.get(self._identity(detach.network, detach.invocation, pod).key)
-        return found is not None and found.record.is_borrowed
+        try:
+            record = self._record(self._identity(detach.network, detach.invocation, pod))
+        except Unavailable:
+            return False
+        return record is not None and record.is_borrowed
 
     def detach_deferred(self, detach: DeferredDetach, namespace_fd: int | None = None) -> None:
         """What :meth:`run` could not tell the datastore at its time; the namespace is gone by then."""
@@ -183,42 +188,48 @@ class NetworkCommands:
         pod = PodName.of(invocation.arguments) if detach.is_of_kubernetes else None
         own = self._identity(network, invocation, pod)
         shared = self._identity(network, invocation, pod, is_shared=True)
+        # its own before a shared one: it goes though the datastore is away, and nobody can say whether there is another
+        may_be_shared = detach.may_share_interface and shared.key == own.key
+        is_found = self._detach(detach, shared if may_be_shared else own, namespace_fd)
         # the mode may have been another one when the interface was made: the record says which it was
-        wanted = [shared] if detach.may_share_interface or self._has_joined(shared, own, network, invocation) else []
-        if not wanted or shared.key != own.key:
-            wanted.append(own)
-        # each of them is done, whatever the others find
-        found = [self._detach(detach, identity) for identity in wanted]
-        if not any(found):
-            found = [self._detach(detach, identity) for identity in self._of_other_kind(detach, wanted)]
-        if not any(found) and invocation.interface == FIRST_INTERFACE:
+        if shared.key != own.key and (detach.may_share_interface or self._has_joined(shared, network, invocation)):
+            is_found = self._detach(detach, shared, namespace_fd) or is_found
+        is_found = is_found or self._detach_renamed(detach, namespace_fd)
+        if not is_found and invocation.interface == FIRST_INTERFACE:
             self._legacy.detach(own, invocation.container_id, namespace_fd)
 
-    def _of_other_kind(self, detach: DeferredDetach, wanted: list[Identity]) -> list[Identity]:
-        """Those of the container that stand under its pod's name, or under its own where that is how the network names
-        them now: the list may have said otherwise when they were made."""
-        pod = PodName.of(detach.invocation.arguments)
+    def _detach_renamed(self, detach: DeferredDetach, namespace_fd: int | None) -> bool:
+        """The list may have come to name endpoints after pods since the ADD, or ceased to. What goes by the other name
+        is this container's only if its record says so."""
+        invocation = detach.invocation
+        pod = PodName.of(invocation.arguments)
         if pod is None:
-            return []
-        pod = None if detach.is_of_kubernetes else pod
-        others = [self._identity(detach.network, detach.invocation, pod, is_shared=each.is_shared) for each in wanted]
-        return [each for each in others if self._is_of(each, detach.container_id)]
+            return False
+        named = None if detach.is_of_kubernetes else pod
+        identities = [
+            self._identity(detach.network, invocation, named, is_shared=is_shared) for is_shared in (False, True)
+        ]
+        is_found = False
+        for identity in {each.key: each for each in reversed(identities)}.values():
+            record = self._record(identity)
+            if record is not None and record.container_id == invocation.container_id:
+                is_found = self._detach(detach, identity, namespace_fd) or is_found
+        return is_found
 
-    def _is_of(self, identity: Identity, container_id: str) -> bool:
+    def _has_joined(self, shared: Identity, network: str, invocation: Invocation) -> bool:
+        record = self._record(shared)
+        attachments = record.attachments if record is not None else ()
+        return any((each.network, each.ifname) == (network, invocation.interface) for each in attachments)
+
+    def _record(self, identity: Identity) -> WorkloadEndpoint | None:
+        """None also for one that cannot be read: it tells nothing, and must not keep anything from going."""
         try:
             found = self._context.records.get(identity.key)
         except InvalidRecord:
-            return False
-        return found is not None and found.record.container_id == container_id
+            return None
+        return found.record if found is not None else None
 
-    def _has_joined(self, shared: Identity, own: Identity, network: str, invocation: Invocation) -> bool:
-        if shared.key == own.key:
-            return False
-        found = self._context.records.get(shared.key)
-        attachments = found.record.attachments if found is not None else ()
-        return any((each.network, each.ifname) == (network, invocation.interface) for each in attachments)
-
-    def _detach(self, detach: DeferredDetach, identity: Identity) -> bool:
+    def _detach(self, detach: DeferredDetach, identity: Identity, namespace_fd: int | None) -> bool:
         invocation = detach.invocation
         return self._context.workloads.detach(
             Detach(
@@ -232,6 +243,9 @@ class NetworkCommands:
                 container_interface=invocation.interface,
                 is_shared=identity.is_shared,
                 needs_ready=True,
+                # a late call must not take the interface of the pod's next sandbox, which has the same name
+                is_replaceable=identity.key.orchestrator != ORCHESTRATOR,
+                namespace_fd=namespace_fd,
             )
         )
 
@@ -271,7 +285,7 @@ class NetworkCommands:
             network=network,
             container_id=invocation.container_id,
             container_interface=invocation.interface,
-            prefix=self._context.settings.interface_prefix,
+            prefix=self._context.settings.interface_prefixes[0],
             pod=pod,
             is_shared=is_shared,
         )

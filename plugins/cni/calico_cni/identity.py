@@ -62,8 +62,9 @@ def identify(
 
 
 def handle_of(network: str, container_id: str, container_interface: str) -> str:
-    """``<network>.<container id>``, and ``.<interface>`` after it unless that is a container's usual first one."""
-    base = f"{network}.{container_id}"
+    """``<network>.<container id>``, and ``.<interface>`` after it unless that is a container's usual first one. A dot
+    in the id is a ``~`` here, so that it ends where the interface begins; the ids of the known runtimes have none."""
+    base = f"{network}.{container_id.replace('.', '~')}"
     return base if container_interface == FIRST_INTERFACE else f"{base}.{container_interface}"
 
 
@@ -77,8 +78,9 @@ def recorded_handle(endpoint: WorkloadEndpoint) -> str | None:
 
 
 def legacy_handles(container_id: str, container_interface: str) -> tuple[str, ...]:
-    """How the first reference plugin named the handle; it knew one interface a container."""
-    return (container_id,) if container_interface == FIRST_INTERFACE else ()
+    """How the first reference plugin named the handle; it knew one interface a container. An id with a dot is left out:
+    it may be the handle of another container."""
+    return (container_id,) if container_interface == FIRST_INTERFACE and "." not in container_id else ()
 
 
 def network_profile(network: str) -> NewProfile:

@@ -34,12 +34,6 @@ class Previous(NamedTuple):
         return tuple(sorted(found, key=lambda address: (address.version, address.value)))
 
     @property
-    def mac(self) -> str:
-        """Of our interface; empty when the result does not say."""
-        found = (each.mac for index, each in enumerate(self.result.interfaces) if self._is_ours(index))
-        return next(found, "")
-
-    @property
     def host_interfaces(self) -> tuple[str, ...]:
         return tuple(each.name for each in self.result.interfaces if not each.sandbox)
 

@@ -87,7 +87,7 @@ def check_agent(context: IntegrationContext) -> None:
 
 def check_addresses(records: Records, ipam: IpamConfiguration) -> None:
     """:raises NotAvailable: a family that is wanted has no pool, or no address is left in those that may be used."""
-    pools = [found.record for found in records.list(POOLS) if found.record.is_assignable]
+    pools = [found.record for found in records.list(POOLS) if found.record.gives("Workload")]
     blocks = [found.record for found in records.list(BLOCKS)]
     for version, is_wanted, named in (
         (4, ipam.assign_ipv4, ipam.ipv4_pools),

@@ -161,7 +161,7 @@ class Endpoints:
         return WorkloadEndpointKey(self._context.host, ORCHESTRATOR, WORKLOAD, endpoint_id)
 
     def _interface(self, endpoint_id: str) -> str:
-        prefix = self._context.settings.interface_prefix
+        prefix = self._context.settings.interface_prefixes[0]
         return check_interface(f"{prefix}{endpoint_id[:_ID_LENGTH]}", field="EndpointID")
 
 

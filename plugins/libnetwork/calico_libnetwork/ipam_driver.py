@@ -72,7 +72,7 @@ class IpamDriver:
         if request.pool is None:
             return Pool(pool_id=ANY_POOL[version], pool=DUMMY[version], data=dummy)
         found = self._context.records.get(PoolKey(request.pool))
-        if found is None or not found.record.is_assignable or request.pool.version != version:
+        if found is None or not found.record.gives("Workload") or request.pool.version != version:
             raise Refused(_NO_MATCH)
         return Pool(pool_id=str(request.pool), pool=str(request.pool), data=dummy)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import click
 
-from calico_core.errors import CalicoError
 from calico_mesos import install as installer
 
 _bin_dir = click.option(
@@ -31,10 +30,7 @@ def mesos() -> None:
 @click.option("--python", help="Interpreter with Calico, for requests while the node is down. [default: this one]")
 def install(bin_dir: Path, socket: str, python: str | None) -> None:
     """Write the program, try it, and write a sample of the module's configuration."""
-    try:
-        written = installer.install(bin_dir.absolute(), socket=socket, python=python)
-    except (CalicoError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+    written = installer.install(bin_dir.absolute(), socket=socket, python=python)
     for path in written:
         click.echo(f"wrote {path}")
     if not written:
@@ -45,10 +41,7 @@ def install(bin_dir: Path, socket: str, python: str | None) -> None:
 @_bin_dir
 def uninstall(bin_dir: Path) -> None:
     """Remove the program and the sample."""
-    try:
-        removed = installer.uninstall(bin_dir.absolute())
-    except (CalicoError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+    removed = installer.uninstall(bin_dir.absolute())
     for path in removed:
         click.echo(f"removed {path}")
     if not removed:

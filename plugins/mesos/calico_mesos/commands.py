@@ -193,7 +193,7 @@ class Commands:
         return tuple(found)
 
     def _identify(self, container_id: str) -> Container:
-        return identify(self._context.host, container_id, prefix=self._context.settings.interface_prefix)
+        return identify(self._context.host, container_id, prefix=self._context.settings.interface_prefixes[0])
 
 
 def endpoint_labels(labels: dict[str, str]) -> dict[str, str]:

@@ -129,7 +129,7 @@ def whole_state(host: LabHost) -> dict[str, Any]:
     return {"kernel": kernel_state(host), "store": records(host)}
 
 
-def assert_settles(host: LabHost, expected: dict[str, Any], *, within_s: float = 10.0) -> None:
+def assert_settles(host: LabHost, expected: dict[str, Any], *, within_s: float = 30.0) -> None:
     """The agent follows the datastore: what was removed there leaves the kernel a moment later."""
     deadline = time.monotonic() + within_s
     while (found := whole_state(host)) != expected and time.monotonic() < deadline:

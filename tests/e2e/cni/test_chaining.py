@@ -23,6 +23,7 @@ from tests.e2e.cni.containers import (
     whole_state,
 )
 from tests.e2e.observing import MakeLab
+from tests.waiting import eventually
 
 pytestmark = [
     pytest.mark.needs_root,
@@ -158,8 +159,9 @@ def test_a_plugin_that_is_gone_at_del(shared_host: LabHost, shared_container: Co
     assert_settles(shared_host, before)
 
 
+DUAL_STACK = {"type": "calico-ipam", "assign_ipv6": True}
 CHAIN: list[dict[str, Any]] = [
-    {"type": "calico", "ipam": {"type": "calico-ipam"}},
+    {"type": "calico", "ipam": DUAL_STACK},
     {"type": "tuning", "sysctl": {"net.core.somaxconn": "511"}, "mac": "02:00:5e:00:00:07", "promisc": True},
     {
         "type": "bandwidth",
@@ -176,14 +178,20 @@ CHAIN: list[dict[str, Any]] = [
 def test_tuning_bandwidth_and_portmap_after_us(make_lab: MakeLab) -> None:
     host: LabHost = make_lab(1).hosts[0]
     before = whole_state(host)
-    with containers(host, 1) as (container,):
+    with containers(host, 2) as (container, other):
+        alone = other.call("ADD", a_network(ipam=DUAL_STACK))
         result = chain(container, "ADD", CHAIN)
         link = result["interfaces"][0]["name"]
         assert "02:00:5e:00:00:07" in container.ip("link", "show", "eth0")
         assert "tbf" in host.run(["tc", "qdisc", "show", "dev", link]).stdout
         assert "8088" in host.run(["iptables", "-t", "nat", "-S"]).stdout
         chain(container, "CHECK", CHAIN[:1], prevResult=result)
+        for address in addresses_of(result):
+            assert pings(other, address), "the host reaches it under the MAC that tuning gave it"
+        for address in addresses_of(alone):
+            assert pings(container, address), "and lets it send from there"
         chain(container, "DEL", CHAIN, prevResult=result)
+        other.call("DEL")
         assert "8088" not in host.run(["iptables", "-t", "nat", "-S"]).stdout
         assert_settles(host, before)
 
@@ -223,7 +231,7 @@ def test_policy_on_the_interface_of_another_plugin(make_lab: MakeLab, leases: Pa
         assert target != source
         assert not pings(second, target)
         host.calicoctl("profile", "net1", "rule", "add", "inbound", "allow", "from", "tag", "other")
-        assert any(pings(second, target) for _ in range(5))
+        eventually(lambda: pings(second, target), every_s=0.1)
         chain(first, "CHECK", plugins[1:], prevResult=result)
         chain(first, "DEL", plugins, prevResult=result)
         chain(second, "DEL", others, name="other", prevResult=other)
@@ -243,6 +251,12 @@ def test_an_interface_on_which_no_policy_would_be_in_force(
     shared_container.call("DEL", a_network(prevResult=result))
     shared_container.call("DEL", ptp, program="ptp")
     assert_settles(shared_host, before)
+
+
+def addresses_of(result: dict[str, Any]) -> list[str]:
+    """Of both families."""
+    v4, v6 = (str(each["address"]).partition("/")[0] for each in result["ips"])
+    return [v4, v6]
 
 
 def pings(container: Container, address: str) -> bool:

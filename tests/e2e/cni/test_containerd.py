@@ -121,11 +121,15 @@ class Containerd:
             )
         cri = Cri(self.socket)
         deadline = time.monotonic() + _START_S
-        while not self._is_ready(cri):
-            if time.monotonic() > deadline or self._process.poll() is not None:
-                cri.close()
-                raise AssertionError("containerd does not start: " + self._log.read_text()[-3000:])
-            time.sleep(0.05)
+        try:
+            while not self._is_ready(cri):
+                assert time.monotonic() < deadline, "containerd does not start: " + self._log.read_text()[-3000:]
+                assert self._process.poll() is None, "containerd ended: " + self._log.read_text()[-3000:]
+                time.sleep(0.05)
+        except BaseException:  # who gets no daemon ends none
+            cri.close()
+            self.kill()
+            raise
         return cri
 
     def load_pause(self) -> None:
@@ -180,10 +184,9 @@ def containerd(make_lab: MakeLab) -> Iterator[tuple[Containerd, Cri]]:
     with tempfile.TemporaryDirectory(prefix="cri", ignore_cleanup_errors=True) as folder:
         daemon = Containerd(host, Path(folder))
         try:
-            cri = daemon.start()
-            daemon.load_pause()
-            yield daemon, cri
-            cri.close()
+            with contextlib.closing(daemon.start()) as cri:
+                daemon.load_pause()
+                yield daemon, cri
         finally:
             daemon.remove()
 
@@ -231,12 +234,10 @@ def test_a_pod_made_anew_and_a_daemon_that_crashed(containerd: tuple[Containerd,
     daemon.kill()
     daemon.host.kill_node()
     daemon.host.start_node()
-    cri.close()
-    again = daemon.start()
-    assert reaches(daemon.host, again.address(second))
-    again.stop(second)
-    again.remove(second)
-    again.close()
+    with contextlib.closing(daemon.start()) as again:
+        assert reaches(daemon.host, again.address(second))
+        again.stop(second)
+        again.remove(second)
     assert_settles(daemon.host, before)
 
 
@@ -247,4 +248,4 @@ def end(which: tuple[Cri, str]) -> None:
 
 
 def reaches(host: LabHost, address: str) -> bool:
-    return host.run(["ping", "-c", "1", "-W", "2", address], check=False).returncode == 0
+    return host.run(["ping", "-c", "1", "-W", "10", address], check=False).returncode == 0

@@ -100,7 +100,7 @@ def test_interfaces_that_nobody_has_a_record_of(make_lab: MakeLab) -> None:
             process.communicate(b"")
         assert collect(recorded, valid) is None
         assert ["eth0" in each.ip("-o", "link") for each in (forgotten, running, recorded)] == [False, False, True]
-        assert "1 received" in host.run(["ping", "-c1", "-W2", address_of(host, recorded)]).stdout
+        assert "1 received" in host.run(["ping", "-c1", "-W10", address_of(host, recorded)]).stdout
         for each in (forgotten, running, recorded):
             each.call("DEL")
         assert_settles(host, empty)

@@ -85,7 +85,7 @@ def test_an_attachment_from_add_to_del(libcni: Libcni) -> None:
         addresses = {result["ips"][0]["address"].partition("/")[0] for result in results}
         assert len(addresses) == len(libcni.cached()) == 2
         for address in addresses:
-            host.run(["ping", "-c", "1", "-W", "2", address])
+            host.run(["ping", "-c", "1", "-W", "10", address])
         for each in (first, second):
             libcni("check", each)
         first.ip("route", "delete", "default")

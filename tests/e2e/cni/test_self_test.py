@@ -20,7 +20,7 @@ from tests.e2e.observing import MakeLab
 pytestmark = pytest.mark.needs_root
 
 LIMIT_S = 2.0
-START_S = 3.0  # of a process that has to import everything, on a busy machine
+START_S = 10.0  # of a process that has to import everything, on a busy machine
 
 
 def tried(host: LabHost, program: str = "calico", **changes: Any) -> tuple[int, Any, float]:
@@ -43,8 +43,11 @@ def test_the_datastore(
     host: LabHost = lab.hosts[0]
     if not is_node_up:
         host.kill_node()
+    usual_s = 0.0
     for program in ("calico", "calico-ipam"):
-        assert tried(host, program)[:2] == (0, None)
+        status, error, took_s = tried(host, program)
+        assert (status, error) == (0, None)
+        usual_s = max(usual_s, took_s)
     status, error, _ = tried(host, mtu=-1)
     assert (status, error["code"], "mtu" in error["msg"]) == (1, 7, True)
     on_store(host, "store.put('/calico/v1/Ready', b'false')")
@@ -56,7 +59,7 @@ def test_the_datastore(
     for program in ("calico", "calico-ipam"):
         status, error, took_s = tried(host, program)
         assert (status, error["code"]) == (1, 50), error
-        assert took_s < LIMIT_S + START_S
+        assert took_s < LIMIT_S + 2 * usual_s + 1, "as long as the store's own limit would be"
     resume()
     deadline = time.monotonic() + 30
     while tried(host)[0]:

@@ -22,6 +22,7 @@ import pytest
 from calico_core.lab.host import LabHost
 from calico_core.lab.topology import Laboratory
 from tests.e2e.observing import MakeLab, kernel_state, workload_keys
+from tests.waiting import eventually
 
 pytestmark = [
     pytest.mark.needs_root,
@@ -70,11 +71,14 @@ class Engine:
                 stderr=log,
             )
         deadline = time.monotonic() + START_S
-        while self("info", check=False).returncode:
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                pytest.fail("dockerd did not start: " + (self._folder / "log").read_text()[-3000:])
-            time.sleep(0.1)
+        try:
+            while self("info", check=False).returncode:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    pytest.fail("dockerd did not start: " + (self._folder / "log").read_text()[-3000:])
+                time.sleep(0.1)
+        except BaseException:  # who gets no engine stops none
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """As the service manager stops it."""
@@ -136,6 +140,17 @@ class Engine:
             if response.status >= 300:
                 pytest.fail(f"{path}: {text}")
 
+    def remove(self, *names: str) -> None:
+        """One after the other. Of endpoints that begin or end at the same moment version 20.10 sometimes counts one too
+        many for ever: "has active endpoints", though its own store has none of the network and we have none either."""
+        for name in names:
+            self("rm", "-f", name)
+
+    def remove_containers(self) -> None:
+        containers = self("ps", "-aq", check=False).stdout.decode().split()
+        if containers:
+            self("rm", "-f", *containers, check=False)
+
     def inspect(self, name: str) -> Any:
         return json.loads(self("inspect", name).stdout)[0]
 
@@ -143,7 +158,15 @@ class Engine:
         return self("exec", name, *argv).stdout.decode().splitlines()
 
     def pings(self, name: str, target: str) -> bool:
-        return self("exec", name, "/bin/ping", "-c", "1", "-W", "1", target, check=False).returncode == 0
+        """The answer may take its time on a busy machine. :meth:`is_kept_from` says that none comes."""
+        return self._ping(name, target, within_s=10)
+
+    def is_kept_from(self, name: str, target: str) -> bool:
+        return not self._ping(name, target, within_s=1)
+
+    def _ping(self, name: str, target: str, *, within_s: int) -> bool:
+        argv = ("/bin/ping", "-c", "1", "-W", str(within_s), target)
+        return self("exec", name, *argv, check=False).returncode == 0
 
     @property
     def _address(self) -> str:
@@ -157,7 +180,9 @@ def running_engine(host: LabHost, *options: str, has_own_rules: bool = False) ->
         folder = Path(name)
         running = Engine(host, folder, *options, has_own_rules=has_own_rules)
         running.start()
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(running.stop)
+            stack.callback(running.remove_containers)
             root = folder / "rootfs" / "bin"
             root.mkdir(parents=True)
             shutil.copy("/bin/busybox", root / "busybox")
@@ -166,11 +191,6 @@ def running_engine(host: LabHost, *options: str, has_own_rules: bool = False) ->
             archive = subprocess.run(["tar", "-C", root.parent, "-c", "."], capture_output=True, check=True).stdout
             running("import", "-", "bb:1", stdin=archive)
             yield running
-        finally:
-            containers = running("ps", "-aq", check=False).stdout.decode().split()
-            if containers:
-                running("rm", "-f", *containers, check=False)
-            running.stop()
 
 
 @pytest.fixture
@@ -196,7 +216,9 @@ def cluster_store(make_lab: MakeLab) -> Iterator[tuple[Laboratory, str]]:
              "--listen-client-urls", client, "--advertise-client-urls", client,
              "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"store={peer}"],
         )  # fmt: skip
+        ask = ["etcdctl", f"--endpoints={client}", "endpoint", "health"]
         try:
+            eventually(lambda: lab.hosts[0].run(ask, environment={"ETCDCTL_API": "3"}, check=False).returncode == 0)
             yield lab, f"etcd://{address}:12379"
         finally:
             process.kill()
@@ -221,12 +243,12 @@ def test_networks_connect_and_separate_and_nothing_is_left(engine: Engine) -> No
     assert engine.pings("alpha", second)
     if "CALICO_IN_CHROOT" not in os.environ:  # there the engine's own name server does not answer
         assert engine.pings("beta", "alpha"), "by name"
-    assert not engine.pings("alpha", third)
-    assert not engine.pings("gamma", first)
+    assert engine.is_kept_from("alpha", third)
+    assert engine.is_kept_from("gamma", first)
     assert {net1, net2} <= set(host.calicoctl("profile", "show").stdout.split())
     assert engine("network", "rm", "net1", check=False).returncode != 0
 
-    engine("rm", "-f", "alpha", "beta", "gamma")
+    engine.remove("alpha", "beta", "gamma")
     assert endpoints(host) == []
     engine("network", "rm", "net1", "net2")
     assert workload_keys(host) == []
@@ -260,8 +282,8 @@ def test_both_address_families(engine: Engine) -> None:
     settings = engine.inspect("beta")["NetworkSettings"]["Networks"]["net1"]
     assert settings["GlobalIPv6Address"].startswith("fd80:24e2:f998:72d6:")
     assert engine.pings("alpha", settings["IPAddress"])
-    assert any(engine.pings("alpha", settings["GlobalIPv6Address"]) for _ in range(5))
-    engine("rm", "-f", "alpha", "beta")
+    eventually(lambda: not engine.is_kept_from("alpha", settings["GlobalIPv6Address"]))  # once the address is settled
+    engine.remove("alpha", "beta")
     engine("network", "rm", "net1")
     assert workload_keys(engine.host) == []
 
@@ -276,7 +298,7 @@ def test_addresses_of_the_engine(engine: Engine) -> None:
     address = engine.run("beta", "--net", "net1")
     assert address.startswith("10.99.0.")
     assert engine.pings("alpha", address)
-    engine("rm", "-f", "alpha", "beta")
+    engine.remove("alpha", "beta")
     engine("network", "rm", "net1")
     assert host.calicoctl("pool", "show", "-o", "json").stdout == before
     assert workload_keys(host) == []
@@ -299,11 +321,11 @@ def test_engines_that_share_a_store(cluster_store: tuple[Laboratory, str]) -> No
         one.run("alpha", "--net", "net1")
         far = two.run("beta", "--net", "net1")
         stranger = two.run("gamma", "--net", "net2")
-        assert any(one.pings("alpha", far) for _ in range(20))
-        assert not one.pings("alpha", stranger)
+        eventually(lambda: not one.is_kept_from("alpha", far), within_s=60)  # a route comes in its time
+        assert one.is_kept_from("alpha", stranger)
         assert one("network", "rm", "net1", check=False).returncode != 0
         one("rm", "-f", "alpha")
-        two("rm", "-f", "beta", "gamma")
+        two.remove("beta", "gamma")
         one("network", "rm", "net1", "net2")
         assert workload_keys(lab.hosts[0]) == []
 
@@ -325,8 +347,8 @@ def test_beside_the_rules_of_an_engine_with_its_defaults(make_lab: MakeLab) -> N
         for profile in (network, workload.network):
             host.calicoctl("profile", profile, "rule", "add", "inbound", "allow")
         assert engine.pings("alpha", address)
-        assert any(engine.pings("alpha", str(workload.addresses[0])) for _ in range(10))
-        assert workload.run(["ping", "-c", "1", "-W", "2", address]).returncode == 0
+        eventually(lambda: not engine.is_kept_from("alpha", str(workload.addresses[0])))
+        assert workload.run(["ping", "-c", "1", "-W", "10", address]).returncode == 0
         workload.detach()
 
 
@@ -339,7 +361,7 @@ def test_second_network_of_a_running_container(engine: Engine) -> None:
     engine.run("alpha", "--net", "net1")
     other = engine.run("beta", "--net", "net2")
     assert other.startswith("10.78.0.")
-    assert not engine.pings("alpha", other)
+    assert engine.is_kept_from("alpha", other)
     engine("network", "connect", "net2", "alpha")
     assert "10.78.0.0/24 via 169.254.1.2 dev cali1" in [
         line.strip() for line in engine.inside("alpha", "/bin/ip", "route")
@@ -348,8 +370,8 @@ def test_second_network_of_a_running_container(engine: Engine) -> None:
     engine("restart", "-t", "0", "alpha")
     assert engine.pings("alpha", other)
     engine("network", "disconnect", "net2", "alpha")
-    assert not engine.pings("alpha", other)
-    engine("rm", "-f", "alpha", "beta")
+    assert engine.is_kept_from("alpha", other)
+    engine.remove("alpha", "beta")
     assert workload_keys(host) == []
 
 
@@ -387,7 +409,7 @@ def test_node_that_restarts_under_running_containers(engine: Engine) -> None:
     engine.host.start_node(environment={"CALICO_LIBNETWORK_SCOPE": "local"})
     engine.run("beta", "--net", "net1")
     assert engine.pings("beta", address)
-    engine("rm", "-f", "alpha", "beta")
+    engine.remove("alpha", "beta")
     engine("network", "rm", "net1")
     assert workload_keys(engine.host) == []
 
@@ -403,5 +425,5 @@ def test_calls_of_the_engine_while_the_node_starts_anew(engine: Engine) -> None:
     assert len(set(addresses)) == 6
     assert engine.pings("c0", addresses[-1])
     engine("rm", "-f", *names)
-    engine("network", "rm", "net1")
+    # not "network rm": the engine may have miscounted those that began at one moment, see Engine.remove
     assert workload_keys(engine.host) == []

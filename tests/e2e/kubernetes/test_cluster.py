@@ -18,5 +18,5 @@ def test_nodes_get_ready_and_pods_on_both_reach_each_other(cluster: Cluster) -> 
     a, b, c = (cluster.station("first", name) for name in "abc")
     for target in (b, c):
         assert probe_until(a, target, "tcp", 80, is_reachable=True, within_s=20).is_reachable
-    assert cluster.exec("first", "a", "ping", "-c", "1", "-W", "2", str(b.addresses[0]))
-    assert cluster.exec("first", "c", "ping", "-c", "1", "-W", "2", str(a.addresses[0]))
+    assert cluster.exec("first", "a", "ping", "-c", "1", "-W", "10", str(b.addresses[0]))
+    assert cluster.exec("first", "c", "ping", "-c", "1", "-W", "10", str(a.addresses[0]))

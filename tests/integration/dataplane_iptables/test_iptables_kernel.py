@@ -449,7 +449,7 @@ def test_kernel_follows_any_sequence(lab: Any, states: list[HostState]) -> None:
 
 def test_other_prefix(make_lab: Callable[..., Any]) -> None:
     with pytest.raises(InvalidRequest, match="at most 14"):
-        make_lab(interface_prefix="a23456789012345")
+        make_lab(interface_prefixes=("cali", "a23456789012345"))
 
 
 def test_inactive_workload_has_no_chains(lab: Any) -> None:

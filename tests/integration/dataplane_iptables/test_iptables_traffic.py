@@ -37,6 +37,7 @@ from tests.integration.dataplane_nftables.test_nftables_traffic import (
     test_unknown_interface_is_closed_before_and_after_the_first_batch,
     test_workload_to_host,
     test_workload_without_rules_is_closed_both_ways,
+    test_workloads_have_no_ipv6_where_it_is_off,
 )
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ __all__ = [
     "test_unknown_interface_is_closed_before_and_after_the_first_batch",
     "test_workload_to_host",
     "test_workload_without_rules_is_closed_both_ways",
+    "test_workloads_have_no_ipv6_where_it_is_off",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from netaddr import IPAddress
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.integration.dataplane_linux.conftest import Namespace
 
 pytestmark = pytest.mark.needs_root
+PREFIXES = ("cali", "tap")
 Told = list[tuple[str, frozenset[IPAddress] | None]]
 
 
@@ -27,7 +28,7 @@ def told(host: Namespace) -> Iterator[Told]:
     ip(host, "address", "add", "192.0.2.1/24", "dev", "up0")
     heard: Told = []
     monitor = AddressMonitor(
-        lambda name, addresses: heard.append((name, addresses)), prefix="cali", namespace_fd=host.fd
+        lambda name, addresses: heard.append((name, addresses)), prefixes=PREFIXES, namespace_fd=host.fd
     )
     monitor.start()
     yield heard
@@ -96,7 +97,10 @@ def polled(host: Namespace) -> Iterator[Told]:
     ip(host, "link", "add", "up0", "type", "bridge")
     heard: Told = []
     monitor = AddressMonitor(
-        lambda name, addresses: heard.append((name, addresses)), prefix="cali", namespace_fd=host.fd, poll_s=0.2
+        lambda name, addresses: heard.append((name, addresses)),
+        prefixes=PREFIXES,
+        namespace_fd=host.fd,
+        poll_s=0.2,
     )
     monitor.start()
     try:
@@ -124,11 +128,11 @@ def test_another_link_of_the_same_name_is_found_by_the_next_look(host: Namespace
 def test_without_a_poll_only_events_tell(host: Namespace) -> None:
     """That deafening works, which the test above stands on."""
     heard: Told = []
+    where: dict[str, Any] = {"prefixes": PREFIXES, "namespace_fd": host.fd}
     monitors = [
-        AddressMonitor(lambda name, addresses: heard.append((name, addresses)), prefix="cali", namespace_fd=host.fd),
-        AddressMonitor(lambda name, addresses: heard.append((f"deaf {name}", addresses)), prefix="cali",
-                       namespace_fd=host.fd),
-    ]  # fmt: skip
+        AddressMonitor(lambda name, addresses: heard.append((name, addresses)), **where),
+        AddressMonitor(lambda name, addresses: heard.append((f"deaf {name}", addresses)), **where),
+    ]
     for monitor in monitors:
         monitor.start()
     try:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 
@@ -92,3 +93,21 @@ def test_several_addresses_of_both_families_at_once(table, connect):
     table.flush([IPAddress("10.0.0.1"), IPAddress("fd00::3"), IPAddress("10.9.9.9")])
     assert [table.count(IPAddress(text)) for text in ("10.0.0.2", "fd00::2")] == [1, 1]
     table.flush([])
+
+
+def test_connections_of_both_families_are_listed_and_cut_and_others_namespaces_are_not_seen(table, connect, container):
+    with contextlib.closing(Conntrack(container.fd)) as elsewhere:
+        assert table.list() == elsewhere.list() == []
+        for version in (4, 6):
+            a, b, c = (IPAddress(text) for text in CASES[version])
+            connect((str(a), str(b)), (str(b), str(a)))
+            connect((str(a), str(c)), (str(c), str(a)))
+        found = table.list()
+        sides = {(each.src, each.dst, each.reply_src, each.reply_dst) for each in found}
+        packed = [[IPAddress(text) for text in CASES[version]] for version in (4, 6)]
+        assert sides == {(a, other, other, a) for a, b, c in packed for other in (b, c)}
+        assert elsewhere.list() == []
+    doomed = [each for each in found if each.dst in {IPAddress(CASES[version][1]) for version in (4, 6)}]
+    assert table.cut(doomed) == 2
+    assert set(table.list()) == set(found) - set(doomed)
+    assert table.cut(doomed) == 0

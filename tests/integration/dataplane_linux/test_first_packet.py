@@ -60,7 +60,7 @@ def test_the_first_packet_of_a_container_leaves_it(host, container, make_namespa
         netns.socket_in(host.fd, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as sniffer,
         busy_with_interfaces(make_namespace(), make_namespace()),
     ):
-        sniffer.settimeout(0.2)
+        sniffer.settimeout(2)
         for number in range(ATTACHES):
             wiring.attach(a_request(1, container.fd))
             token = f"first packet {number:04}".encode()

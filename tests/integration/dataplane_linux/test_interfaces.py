@@ -118,7 +118,7 @@ def test_stop_is_prompt_and_may_be_repeated(host):
     begin = time.monotonic()
     monitor.stop()
     monitor.stop()
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 5
 
 
 def test_a_monitor_never_started_can_be_stopped(host):

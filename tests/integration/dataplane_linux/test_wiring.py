@@ -9,6 +9,7 @@ import struct
 import subprocess
 import threading
 
+import msgspec
 import pytest
 from netaddr import EUI
 
@@ -305,6 +306,26 @@ def test_a_second_interface_leaves_the_first_ones_routes(wiring, host, container
     eth0 = container.route_socket.find_link("eth0").index
     defaults = [r for r in container.route_socket.routes(AF_INET) if r.destination.length == 0]
     assert [route.index for route in defaults] == [eth0]
+
+
+def test_a_second_interface_outlives_the_first_with_the_routes_it_was_told_of(wiring, host, container):
+    wiring.attach(a_request(container, addresses=(V4, V6)))
+    second = a_request(
+        container,
+        interface="cali2",
+        container_interface="eth1",
+        addresses=("10.65.9.9", "fd00:10:65::99"),
+        routes=(parse_network("192.0.2.0/24"),),
+    )
+    kept = wiring.attach(second).missing_routes
+    assert {str(each) for each in kept} == {"0.0.0.0/0", "::/0"}
+    told = msgspec.structs.replace(second, is_default_route=False)
+    assert wiring.check(told) == ()
+    wiring.detach("cali1")
+    assert wiring.check(told) == ()
+    (route,) = [each for each in container.route_socket.routes(AF_INET) if each.gateway]
+    container.route_socket.execute(delete_route(route))
+    assert wiring.check(told) == ("container route 192.0.2.0/24 is missing",)
 
 
 def test_a_second_interface_that_wants_routes_too(wiring, host, container):

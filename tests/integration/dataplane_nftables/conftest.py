@@ -83,10 +83,10 @@ class Namespace:
                 raise
             return True
 
-    def pings(self, address: str, kind: int = 8) -> bool:
+    def pings(self, address: str, kind: int = 8, within_s: float = ALLOWED_S) -> bool:
         """By one ICMP request of the type; the types 8 and 13 are answered."""
         with self.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as probe:
-            probe.settimeout(DENIED_S)
+            probe.settimeout(within_s)
             body = struct.pack("!BBHHH", kind, 0, 0, 7, 7) + bytes(12)
             total = sum(struct.unpack(f"!{len(body) // 2}H", body))
             checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF

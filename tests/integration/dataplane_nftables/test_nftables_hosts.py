@@ -20,6 +20,7 @@ from calico_core.model.hoststate import (
     TierPolicies,
 )
 from calico_core.model.keys import HostEndpointKey
+from tests.integration.dataplane_nftables.conftest import ALLOWED_S, DENIED_S
 from tests.integration.dataplane_nftables.test_nftables_traffic import allow
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def test_endpoint_without_policy_lets_fail_safes_pass_alone(host: Any) -> None:
     assert there.is_blocked_from(HOST, 80)
     assert there.is_blocked_from(HOST6, 80)
     assert there.is_blocked_from(HOST, 23), "for another network only"
-    assert not there.pings(HOST)
+    assert not there.pings(HOST, within_s=DENIED_S)
     assert here.reaches(NEIGHBOUR, 179)
     assert here.reaches(NEIGHBOUR6, 179)
     assert here.reaches(NEIGHBOUR, 23)
@@ -273,7 +274,7 @@ def test_untracked(host: Any) -> None:
         server.bind((HOST, 22))
         server.listen()
         with there.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
-            client.settimeout(2)
+            client.settimeout(ALLOWED_S)
             client.connect((HOST, 22))
             assert tracked(host) == 1, "and is tracked"
     assert there.is_blocked_from(HOST, 82), "undecided: on to the lists of the endpoint, which are empty"
@@ -331,11 +332,11 @@ def test_connections_live_and_strangers_packets_do_not(host: Any) -> None:
     ):
         server.bind((HOST, 80))
         server.listen()
-        client.settimeout(2)
+        client.settimeout(ALLOWED_S)
         client.connect((HOST, 80))
         accepted, _ = server.accept()
         with accepted:
-            accepted.settimeout(2)
+            accepted.settimeout(ALLOWED_S)
             host.apply(rules=policy(HostRule(action="deny")))
             client.send(b"x")
             assert accepted.recv(1) == b"x"

@@ -386,7 +386,7 @@ def test_link_whose_other_end_is_down_is_down_and_keeps_its_routes(lab: Any) -> 
     stop = lab.dataplane.watch_interfaces(events.put)
 
     def follow(kind: str) -> tuple[WorkloadEndpointKey, ...]:
-        while (event := events.get(timeout=5)).kind != kind:
+        while (event := events.get(timeout=20)).kind != kind:
             lab.dataplane.interface_changed(event)
         return tuple(lab.dataplane.interface_changed(event).endpoints_without_link)
 
@@ -414,7 +414,7 @@ def test_link_that_is_renamed_while_it_is_up(lab: Any) -> None:
 
     def rename(old: str, new: str) -> None:
         lab.host.run("ip", "link", "set", old, "name", new)
-        while (event := events.get(timeout=5)).name != new:
+        while (event := events.get(timeout=20)).name != new:
             lab.dataplane.interface_changed(event)
         lab.dataplane.interface_changed(event)
 
@@ -493,7 +493,7 @@ def _best_ms(change: Callable[[int], Any]) -> float:
 
 
 def _wait_for(events: list[InterfaceEvent], is_it: Callable[[InterfaceEvent], bool]) -> InterfaceEvent:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while True:
         for event in tuple(events):
             if is_it(event):

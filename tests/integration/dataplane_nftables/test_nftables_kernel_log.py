@@ -37,7 +37,7 @@ class KernelLog:
         os.lseek(descriptor, 0, os.SEEK_END)
         self.lines: list[str] = []
 
-    def await_line(self, *words: str, within_s: float = 8.0) -> str:
+    def await_line(self, *words: str, within_s: float = 30.0) -> str:
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
             found = next((line for line in self.lines if all(word in line for word in words)), None)

@@ -12,7 +12,7 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from calico_core.model.hoststate import HostNat, HostPeers, HostPools, HostWorkload, PolicyList
-from tests.integration.dataplane_nftables.conftest import patience_s
+from tests.integration.dataplane_nftables.conftest import ALLOWED_S, DENIED_S, patience_s
 from tests.integration.dataplane_nftables.test_nftables_traffic import P, _peer, allow, inbound, only
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def connected(client: Any, server: Any, own: str, address: str, port: int = 8080
         one.connect((address, port))
         other, peer = listening.accept()
         with other:
-            other.settimeout(0.4)
+            other.settimeout(ALLOWED_S)
             yield one, other, peer[0]
 
 
@@ -107,6 +107,7 @@ def test_removed_floating_address_cuts_its_connections(host: Any) -> None:
         assert other.recv(1) == b"x"
         assert host.apply(workloads=(floating(a, SECOND),)).is_clean
         one.send(b"y")
+        other.settimeout(DENIED_S)
         with pytest.raises(TimeoutError):
             other.recv(1)
     assert host.neighbour.reaches(SECOND, 80)

@@ -124,14 +124,22 @@ class Docker:
             stderr=self._log,
         )
         deadline = time.monotonic() + 40
-        while "API listen on" not in (text := (folder / "log").read_text()):
-            assert self._process.poll() is None, text[-3000:]
-            assert time.monotonic() < deadline, text[-3000:]
-            time.sleep(0.1)
+        try:
+            while "API listen on" not in (text := (folder / "log").read_text()):
+                assert self._process.poll() is None, text[-3000:]
+                assert time.monotonic() < deadline, text[-3000:]
+                time.sleep(0.1)
+        except BaseException:  # who gets no engine stops none
+            self.stop()
+            raise
 
     def stop(self) -> None:
         self._process.terminate()
-        self._process.wait(30)
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(10)
         self._log.close()
 
 

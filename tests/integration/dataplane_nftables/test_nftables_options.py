@@ -12,6 +12,7 @@ import pytest
 from netaddr import IPAddress
 
 from calico_core.model.hoststate import PolicyList
+from tests.integration.dataplane_nftables.conftest import patience_s
 from tests.integration.dataplane_nftables.test_nftables_hosts import HOST, endpoint, policy, tcp, the_list
 
 if TYPE_CHECKING:
@@ -33,22 +34,22 @@ def test_what_belongs_to_no_connection_is_dropped_or_judged(make_lab: Callable[.
     assert lab.start(a.endpoint(), b.endpoint(), rules=rules, interfaces=(endpoint(**lists),)).is_clean
     for sender, receiver, address in ((b, a, a.v4), (far, lab.host, HOST)):
         assert sender.reaches(address, 80)
-        assert _hears(receiver, sender, address) is not drops
+        assert _hears(receiver, sender, address, is_expected=not drops) is not drops
     # policy is asked all the same
     report = lab.apply(
         workloads=(a.endpoint(inbound=PolicyList()),), interfaces=(endpoint(inbound=PolicyList(), outbound=the_list()),)
     )
     assert report.is_clean
-    assert not _hears(a, b, a.v4)
-    assert not _hears(lab.host, far, HOST)
+    assert not _hears(a, b, a.v4, is_expected=False)
+    assert not _hears(lab.host, far, HOST, is_expected=False)
 
 
-def _hears(receiver: Any, sender: Any, address: str) -> bool:
+def _hears(receiver: Any, sender: Any, address: str, *, is_expected: bool) -> bool:
     with (
         receiver.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as listener,
         sender.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as probe,
     ):
-        listener.settimeout(0.4)
+        listener.settimeout(patience_s(is_allowed=is_expected))
         probe.sendto(ANSWER, (address, 0))
         with contextlib.suppress(TimeoutError):
             while not listener.recv(256).endswith(ANSWER):

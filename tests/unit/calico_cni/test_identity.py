@@ -33,6 +33,12 @@ def test_handles(interface: str, handle: str) -> None:
     assert handle_of("net1", "c1", interface) == handle
 
 
+def test_the_handle_of_an_id_with_a_dot_is_no_interface_of_another() -> None:
+    assert handle_of("net1", "c1.eth1", "eth0") == "net1.c1~eth1"
+    dotted = identify(host="n", network="net1", container_id="net1.c1", container_interface="eth0")
+    assert dotted.legacy_handles == ()
+
+
 def test_only_the_first_interface_may_have_a_handle_of_the_old_form() -> None:
     first, second = (
         identify(host="n", network="net1", container_id="c1", container_interface=name) for name in ("eth0", "eth1")

@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from calico_cni.cli import below, cni
 from calico_cni.install import install, list_text, self_test, shim_text, states, uninstall
 from calico_cni.trial import reason_against
+from calico_core.cli.failure import exit_code, explain
 from calico_core.cli.main import calicoctl, globals_first
 from calico_core.errors import InvalidRequest, ToolFailed
 from calico_core.interfaces.integration import Call, CallReply
@@ -206,7 +207,15 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int, str]:
     result = CliRunner().invoke(
         calicoctl, globals_first(["cni", arguments[0], "--root", str(tmp_path), *arguments[1:]])
     )
-    return result.exit_code, result.output
+    return told(result)
+
+
+def told(result: Result) -> tuple[int, str]:
+    """As the tool ends: it tells of errors for all of its commands."""
+    error = result.exception
+    if not isinstance(error, Exception):
+        return result.exit_code, result.output
+    return exit_code(error), result.output + "\n".join(explain(error))
 
 
 def test_a_root_is_as_safe_as_who_named_it_says(tmp_path: Path) -> None:
@@ -217,7 +226,7 @@ def test_a_root_is_as_safe_as_who_named_it_says(tmp_path: Path) -> None:
     assert run(image, "install", "--shim", "python")[0] == 0
     (image / "etc" / "cni").chmod(0o777)
     code, output = run(image, "install", "--shim", "python")
-    assert (code, f"{image / 'etc' / 'cni'} is writable by everybody" in output) == (1, True)
+    assert (code, f"{image / 'etc' / 'cni'} is writable by everybody" in output) == (2, True)
 
 
 def test_the_commands_below_a_root(tmp_path: Path) -> None:
@@ -236,8 +245,9 @@ def test_the_commands_below_a_root(tmp_path: Path) -> None:
 
 def test_a_refusal_is_one_line(tmp_path: Path) -> None:
     code, output = run(tmp_path, "install", "--network", "a b")
-    assert code == 1
-    assert output.startswith("Error: network: ")
+    assert code == 2
+    assert output.startswith("calicoctl: network: ")
+    assert run(tmp_path, "install", "--cni-version", "9.9")[0] == 2
 
 
 def test_below() -> None:
@@ -460,12 +470,14 @@ def test_the_variables_of_a_manifest(tmp_path: Path) -> None:
     assert json.loads(target.read_text())["name"] == "from-a-file"
     environment["SKIP_CNI_BINARIES"] = ""
     done = CliRunner().invoke(cni, arguments, env=environment)
-    assert (done.exit_code, "calico-ipam is missing" in done.output) == (1, True)
+    code, output = told(done)
+    assert (code, "calico-ipam is missing" in output) == (2, True)
 
     before = target.read_bytes()
     environment |= {"CNI_NETWORK_CONFIG_FILE": "", "CNI_NETWORK_CONFIG": "{", "UPDATE_CNI_BINARIES": "true"}
     done = CliRunner().invoke(cni, arguments, env=environment)
-    assert (done.exit_code, "not JSON" in done.output) == (1, True)
+    code, output = told(done)
+    assert (code, "not JSON" in output) == (2, True)
     assert target.read_bytes() == before
 
 
@@ -498,7 +510,7 @@ class Node:
         ("require", 0, 1, 0, "", True),
         ("require", 1, 2, 0, "", True),
         ("warn", 9, 1, 0, "warning: no container would be attached now: calico -t: ", True),
-        ("require", 9, 1, 1, "the list is not written", False),
+        ("require", 9, 1, 3, "the list is not written", False),
     ],
 )
 def test_whether_containers_would_be_attached(
@@ -523,7 +535,7 @@ def test_a_list_that_stands_stays_when_the_test_fails(tmp_path: Path) -> None:
     before = (tmp_path / LIST).read_bytes()
     failing = (*where, "--network", "blue", "--test", "require", "--test-wait", "0")
     code, output = run(tmp_path, "install", *failing)
-    assert (code, "the node does not answer" in output) == (1, True)
+    assert (code, "the node does not answer" in output) == (3, True)
     assert (tmp_path / LIST).read_bytes() == before
 
 

@@ -363,6 +363,31 @@ def test_check_finds_nothing_wrong_after_add_and_after_later_plugins(setup: CniS
     assert check(setup, result) == CallReply()
 
 
+@pytest.mark.parametrize(
+    ("listed", "is_default_route", "routes"),
+    [
+        (("0.0.0.0/0", "::/0", "192.0.2.0/24"), True, ("192.0.2.0/24",)),
+        (("0.0.0.0/0", "192.0.2.0/24"), False, ("0.0.0.0/0", "192.0.2.0/24")),
+        (("192.0.2.0/24", "10.250.0.0/16"), False, ("192.0.2.0/24",)),
+        ((), False, ()),
+    ],
+)
+def test_check_looks_for_the_routes_that_the_result_has(
+    setup: CniSetup, listed: tuple[str, ...], is_default_route: bool, routes: tuple[str, ...]
+) -> None:
+    """Another interface of the container may have led there when ours was made, and be gone by now."""
+    ipam = {
+        "type": "calico-ipam",
+        "assign_ipv6": True,
+        "routes": [{"dst": "192.0.2.0/24"}, {"dst": "0.0.0.0/0"}],
+    }
+    result = stdout_of(setup.call("ADD", a_network(ipam=ipam)))
+    result["routes"] = [{"dst": each} for each in listed]
+    assert setup.call("CHECK", a_network(ipam=ipam, prevResult=result)) == CallReply()
+    (request,) = setup.workloads.check_requests
+    assert (request.is_default_route, tuple(map(str, request.routes))) == (is_default_route, routes)
+
+
 @pytest.mark.usefixtures("impatient")
 def test_check_names_what_is_missing(setup: CniSetup) -> None:
     result = stdout_of(setup.call("ADD"))
@@ -550,9 +575,20 @@ def test_a_datastore_that_hangs_is_given_up(setup: CniSetup, monkeypatch: pytest
 
 def test_del_frees_what_was_given_under_another_interface_prefix(setup: CniSetup) -> None:
     stdout_of(setup.call("ADD"))
-    settings = msgspec.structs.replace(setup.context.settings, interface_prefix="pod")
-    later = CniIntegration()
-    later.prepare(msgspec.structs.replace(setup.context, settings=settings))
-    setup.integration = later
+    set_prefix(setup, "pod")
     assert setup.call("DEL") == CallReply()
     assert setup.ipam.held == {}
+
+
+def test_new_interfaces_begin_with_the_first_of_several_prefixes(setup: CniSetup) -> None:
+    set_prefix(setup, "pod,cali")
+    (first, *_) = stdout_of(setup.call("ADD"))["interfaces"]
+    assert first["name"].startswith("pod")
+    setup.call("DEL")
+
+
+def set_prefix(setup: CniSetup, prefix: str) -> None:
+    """As a node that was started anew with it."""
+    settings = msgspec.structs.replace(setup.context.settings, interface_prefix=prefix)
+    setup.integration = CniIntegration()
+    setup.integration.prepare(msgspec.structs.replace(setup.context, settings=settings))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,13 @@ def api(tmp_path: Path) -> Any:
     server.stop()
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kubernetes_api, "BUDGET_S", 0.4)
-    monkeypatch.setattr(kubernetes_api, "ATTEMPT_S", 0.15)
+@contextmanager
+def impatient() -> Iterator[None]:
+    """For calls that shall fail: a busy machine takes longer over those that shall not."""
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(kubernetes_api, "BUDGET_S", 0.4)
+        patches.setattr(kubernetes_api, "ATTEMPT_S", 0.15)
+        yield
 
 
 def a_pod_network(api: KubernetesApi, **changes: Any) -> dict[str, Any]:
@@ -128,7 +133,6 @@ def test_a_new_sandbox_replaces_and_a_late_delete_of_the_old_one_is_harmless(
 # --- the API ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("impatient")
 def test_add_tries_again_later_while_the_api_is_away_and_delete_does_not_care(
     setup: CniSetup, api: KubernetesApi
 ) -> None:
@@ -136,7 +140,8 @@ def test_add_tries_again_later_while_the_api_is_away_and_delete_does_not_care(
     stdout_of(setup.call("ADD", network, CNI_ARGS=ARGUMENTS))
     api.stop()
     asked = len(api.requests)
-    assert error_of(setup.call("ADD", network, container="c2", CNI_ARGS=ARGUMENTS))["code"] == 11
+    with impatient():
+        assert error_of(setup.call("ADD", network, container="c2", CNI_ARGS=ARGUMENTS))["code"] == 11
     assert setup.call("DEL", network, CNI_ARGS=ARGUMENTS).status == 0
     assert not setup.workloads.attached
     api.start()
@@ -144,15 +149,15 @@ def test_add_tries_again_later_while_the_api_is_away_and_delete_does_not_care(
     assert len(api.requests) > asked
 
 
-@pytest.mark.usefixtures("impatient")
 def test_a_deaf_or_overloaded_api_is_away_too(setup: CniSetup, api: KubernetesApi) -> None:
     network = a_pod_network(api)
     for fault in ({"delay_s": 0.5}, {"refuse": 503}, {"refuse": 429}):
         for name, value in fault.items():
             setattr(api, name, value)
         started = time.monotonic()
-        assert error_of(setup.call("ADD", network, CNI_ARGS=ARGUMENTS))["code"] == 11
-        assert time.monotonic() - started < 2
+        with impatient():
+            assert error_of(setup.call("ADD", network, CNI_ARGS=ARGUMENTS))["code"] == 11
+        assert time.monotonic() - started < 10
         api.delay_s, api.refuse = 0.0, 0
     assert setup.workloads.attach_requests == []
 
@@ -189,20 +194,6 @@ def test_a_new_sandbox_takes_the_pod_s_own_address_over(setup: CniSetup, api: Ku
     assert setup.ipam.by_handle("net1.new") == (IPAddress("10.65.0.7"),)
     setup.call("DEL", network, container="new", CNI_ARGS=ARGUMENTS)
     assert setup.ipam.held == {}
-
-
-@pytest.mark.parametrize("before", ["cni", "k8s"])
-def test_del_finds_what_stands_under_the_other_name(setup: CniSetup, before: str) -> None:
-    """The list said otherwise of ``orchestrator`` when the endpoint was made."""
-    added, deleted = a_network(orchestrator=before), a_network(orchestrator="k8s" if before == "cni" else "cni")
-    stdout_of(setup.call("ADD", added, container="c1", CNI_ARGS=ARGUMENTS))
-    for container in ("c2", "c1"):
-        assert setup.call("DEL", deleted, container=container, CNI_ARGS=ARGUMENTS).status == 0
-        assert len(setup.workloads.attached) == int(container == "c2"), "that of another container is not ours"
-    assert setup.ipam.held == {}
-    assert {request.interface for request in setup.workloads.detach_requests} >= {
-        request.interface for request in setup.workloads.attach_requests
-    }
 
 
 def test_the_record_says_which_pod_of_the_name_it_is_of(setup: CniSetup, api: KubernetesApi) -> None:
@@ -262,7 +253,6 @@ def test_status_says_that_the_api_cannot_be_reached_by_this_configuration(setup:
     assert "missing: No such file" in shape["msg"]
 
 
-@pytest.mark.usefixtures("impatient")
 def test_status_asks_the_api_that_an_add_would_ask(setup: CniSetup, api: KubernetesApi) -> None:
     setup.records.put(ReadyKey(), "true")
     pool = Pool(cidr=IPNetwork("10.65.0.0/16"))
@@ -274,10 +264,11 @@ def test_status_asks_the_api_that_an_add_would_ask(setup: CniSetup, api: Kuberne
     shape = error_of(setup.call("STATUS", network))
     assert (shape["code"], "403" in shape["msg"]) == (50, True)
     api.stop()
-    started = time.monotonic()
-    shape = error_of(setup.call("STATUS", network))
-    assert (shape["code"], f"127.0.0.1:{api.port}" in shape["msg"]) == (50, True)
-    assert time.monotonic() - started < 20 * kubernetes_api.BUDGET_S
+    with impatient():
+        started = time.monotonic()
+        shape = error_of(setup.call("STATUS", network))
+        assert (shape["code"], f"127.0.0.1:{api.port}" in shape["msg"]) == (50, True)
+        assert time.monotonic() - started < 20 * kubernetes_api.BUDGET_S
     assert setup.call("STATUS", a_network(cniVersion="1.1.0")) == CallReply(), "no API is named"
 
 

@@ -49,6 +49,7 @@ class Shim:
         self.python = folder / "python"
         self.python.write_text(STAND_IN)
         self.python.chmod(0o755)
+        self._started: list[subprocess.Popen[bytes]] = []
         self.install(program or self.build())
 
     def build(self, **macros: str) -> bytes:
@@ -65,13 +66,22 @@ class Shim:
             path.chmod(0o755)
 
     def start(self, command: str, program: str = "calico", **environment: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [str(self.folder / program)],
             env={"CNI_COMMAND": command, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        self._started.append(process)
+        return process
+
+    def end(self) -> None:
+        """Processes that a failed test has left."""
+        for process in self._started:
+            if process.returncode is None:
+                process.kill()
+                process.communicate()
 
     def run(
         self, command: str, stdin: bytes = CONFIGURATION, program: str = "calico", **environment: str
@@ -96,17 +106,21 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Shim:
 
 @pytest.fixture(params=["python", "text", "compiled"])
 def shim(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shim]:
-    if request.param != "compiled":
-        yield Shim(tmp_path, request.param)
-        return
-    built: Shim = request.getfixturevalue("compiled")
-    built.socket.unlink(missing_ok=True)
-    yield Shim(built.folder, "compiled", (built.folder / "calico").read_bytes())
+    if request.param == "compiled":
+        built: Shim = request.getfixturevalue("compiled")
+        built.socket.unlink(missing_ok=True)
+        made = Shim(built.folder, "compiled", (built.folder / "calico").read_bytes())
+    else:
+        made = Shim(tmp_path, request.param)
+    yield made
+    made.end()
 
 
 @pytest.fixture
-def python_shim(tmp_path: Path) -> Shim:
-    return Shim(tmp_path, "python")
+def python_shim(tmp_path: Path) -> Iterator[Shim]:
+    made = Shim(tmp_path, "python")
+    yield made
+    made.end()
 
 
 def replaying(reply: CallReply | bytes | None) -> Any:

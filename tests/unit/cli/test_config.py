@@ -61,6 +61,7 @@ def test_bad_names_and_values(calicoctl: Calicoctl, records: TypedRecords) -> No
         (("set", "healthport", "1"), "did you mean HealthPort"),
         (("remove", "Zzzzzz"), "known: "),
         (("set", "HealthPort", "99999"), "HealthPort: 99999 is not between"),
+        (("set", "MaxIpsetSize", "0"), "MaxIpsetSize: 0 is not between 1 and 1073741824"),
         (("set", "HealthEnabled", "maybe"), "true or false"),
         (("set", "HealthHost", " "), "config remove"),
         (("set", "HealthPort", "1", "--host", "a b"), "--host"),
@@ -149,7 +150,6 @@ def test_values_that_others_come_before_are_shown(
 def test_a_name_without_effect_says_why(calicoctl: Calicoctl) -> None:
     for name, reason in (
         ("IpInIpEnabled", "a pool says itself"),
-        ("NFTablesMode", "from environment and file alone"),
         ("EtcdAddr", "from environment and file alone"),
     ):
         done = calicoctl("config", "set", name, "true")

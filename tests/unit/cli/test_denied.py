@@ -120,6 +120,13 @@ def test_one_endpoint_and_json(calicoctl: Calicoctl, node: Node, records: TypedR
     }  # fmt: skip
 
 
+def test_a_host_address_that_is_none_hides_nothing(calicoctl: Calicoctl, node: Node, records: TypedRecords) -> None:
+    for number, text in enumerate(("garbage", "", "2001:db8::1")):
+        records.put(HostIpKey(f"odd-{number}"), text)
+    node.packets = [denied(DenialOrigin(reason="end of tier", direction="inbound", tier="default"), source="192.0.2.2")]
+    assert "(host rack-b)" in calicoctl.ok("denied", "--seconds", "1", "--endpoint", "db-1")
+
+
 def test_what_cannot_be(calicoctl: Calicoctl, records: TypedRecords) -> None:
     del records
     assert "no node answers" in calicoctl("denied").err

@@ -12,7 +12,9 @@ from netaddr import IPNetwork
 from calico_core.model.endpoints import EndpointStatus, HostEndpoint, WorkloadEndpoint
 from calico_core.model.hosts import NodeStatus
 from calico_core.model.keys import (
+    BgpHostAddressKey,
     GlobalConfigKey,
+    HostConfigKey,
     HostEndpointKey,
     HostIpKey,
     NodeStatusKey,
@@ -280,3 +282,30 @@ def test_where_policy_is_switched_off_it_is_said(calicoctl: Calicoctl, records: 
     assert note not in calicoctl(*asked).json["notes"]
     records.put(GlobalConfigKey("DropActionOverride"), "log-and-accept")
     assert note in calicoctl(*asked).json["notes"]
+
+
+def test_a_host_address_that_is_none_stops_no_answer(calicoctl: Calicoctl, records: TypedRecords) -> None:
+    records.put(HostIpKey("rack-x"), "garbage")
+    records.put(BgpHostAddressKey("rack-x", 6), "zz")
+    asked = ("explain", "--from", "web", "--to", "db", "--port", "5432")
+    assert calicoctl.ok(*asked).startswith("ALLOWED")
+
+
+def test_who_has_no_interface_of_its_own_is_closed(calicoctl: Calicoctl, records: TypedRecords) -> None:
+    """As its host has it: a second record of one interface, and one whose interface is no workload's."""
+    for name, interface, number in (("zweb", "cali1", 3), ("tap", "tap3", 4)):
+        nets = (IPNetwork(f"10.0.0.{number}/32"),)
+        record = WorkloadEndpoint(state="active", name=interface, profile_ids=("web",), ipv4_nets=nets)
+        records.put(WorkloadEndpointKey("rack-a", "cni", name, "eth0"), record)
+    second = f"another endpoint has the interface cali1: {WEB.path}"
+    odd = "interface tap3: its name does not begin with 'cali'"
+    for name, reason in (("zweb", second), ("tap", odd)):
+        for asked in (("--from", "web", "--to", name), ("--from", name, "--to", "db")):
+            out = calicoctl.ok("explain", *asked, "--port", "5432")
+            assert out.startswith("DENIED"), out
+            assert f"  {reason}" in out.splitlines()
+    records.put(GlobalConfigKey("InterfacePrefix"), "cali,tap")
+    asked = ("explain", "--from", "tap", "--to", "db", "--port", "5432")
+    assert calicoctl.ok(*asked).startswith("ALLOWED")
+    records.put(HostConfigKey("rack-a", "InterfacePrefix"), "tap")
+    assert calicoctl.ok("explain", "--from", "web", "--to", "tap", "--port", "80").startswith("DENIED")

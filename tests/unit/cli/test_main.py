@@ -171,9 +171,10 @@ def test_an_unreachable_store_is_3_and_named(bare: Calicoctl) -> None:
 
 def test_a_driver_that_is_not_there_is_named(bare: Calicoctl) -> None:
     done = bare("--datastore", "redis://h", "pool", "show")
-    assert done.code == 1
-    assert "redis" in done.err
-    assert "sqlite" in done.err
+    assert done.code == 2
+    assert "setting datastore (from --datastore): no driver 'redis' is installed; there are etcd3, memory" in done.err
+    done = bare("datastore", "migrate", "--from", "nowhere", "--to", "sqlite:///x")
+    assert (done.code, "(from --from)" in done.err) == (2, True)
 
 
 def test_a_bad_setting_is_2_only_where_it_is_needed(bare: Calicoctl, environment: pytest.MonkeyPatch) -> None:

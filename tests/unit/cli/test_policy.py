@@ -176,3 +176,10 @@ def test_documents_are_held_to_the_same(tiers: Calicoctl) -> None:
     done = tiers("policy", "apply", "-f", "-", stdin=json.dumps(document))
     assert done.code == 2
     assert "policy.apply_on_forward" in done.err
+
+
+@pytest.mark.parametrize("order", [".nan", ".inf", "-.inf"])
+def test_a_document_has_an_order_to_sort_by(tiers: Calicoctl, order: str) -> None:
+    done = tiers("policy", "apply", "-f", "-", stdin=f"name: p\npolicy: {{selector: all(), order: {order}}}")
+    assert done.code == 2
+    assert "policy.order: " in done.err

@@ -115,3 +115,16 @@ def test_removing_a_pool_in_use_warns_and_names_addresses(calicoctl: Calicoctl, 
     assert done.code == 0
     assert str(address) in done.err
     assert stored(records) == {}
+
+
+def test_uses_are_given_shown_and_kept(calicoctl: Calicoctl, records: TypedRecords) -> None:
+    calicoctl.ok("pool", "add", "10.65.0.0/16", "--uses", "tunnel")
+    assert stored(records)["10.65.0.0/16"].allowed_uses == ("Tunnel",)
+    assert "no_workload" in calicoctl.ok("pool", "show")
+    calicoctl.ok("pool", "add", "10.65.0.0/16", "--nat-outgoing")
+    assert stored(records)["10.65.0.0/16"].allowed_uses == ("Tunnel",)
+    calicoctl.ok("pool", "add", "10.65.0.0/16", "--uses", "workload, tunnel")
+    assert stored(records)["10.65.0.0/16"].allowed_uses == ("Workload", "Tunnel")
+    assert "no_" not in calicoctl.ok("pool", "show")
+    refused = calicoctl("pool", "add", "10.66.0.0/16", "--uses", "loadbalancer")
+    assert (refused.code, "is not workload or tunnel" in refused.err) == (2, True)

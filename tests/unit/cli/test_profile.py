@@ -184,8 +184,11 @@ def test_json_and_update_are_each_others_reverse(web: Calicoctl, records: TypedR
     ("text", "names"),
     [
         ("{", "rules"),
-        ('{"inbound_rules": [{"action": "permit"}]}', "inbound_rules[0]"),
-        ('{"id": "other"}', "'other'"),
+        ('{"inbound_rules": [{"action": "permit"}], "outbound_rules": []}', "inbound_rules[0]"),
+        ('{"id": "other", "inbound_rules": [], "outbound_rules": []}', "'other'"),
+        ('{"inbound_rule": [], "outbound_rules": []}', "inbound_rule: is no field; did you mean 'inbound_rules'?"),
+        ('{"inbound_rules": []}', "outbound_rules: give both lists"),
+        ("[]", "rules"),
     ],
 )
 def test_a_bad_update_is_2(web: Calicoctl, records: TypedRecords, text: str, names: str) -> None:

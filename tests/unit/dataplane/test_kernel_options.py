@@ -15,7 +15,8 @@ from calico_core.interfaces.dataplane import DataplaneOptions, FailsafePort
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("interface_prefix", "a b"),
+        ("interface_prefixes", ("cali", "a b")),
+        ("interface_prefixes", ()),
         ("endpoint_to_host", "drop"),
         ("deny_action", "TARPIT"),
         ("drop_override", "LOG"),

@@ -42,8 +42,9 @@ def test_a_pair_of_ours(kind: str, *, is_ours: bool, tmp_path: Path) -> None:
     inner = link(kind, index=2, name="eth0", peer_index=3)
     assert are_peers(host, host_end, inner, 5) is is_ours
     assert not are_peers(host, host_end, link(kind, index=9, peer_index=3), 5)
-    orphans = find_orphans(host, "cali", HOST_MAC, processes=str(tmp_path))
+    orphans = find_orphans(host, ("tap", "cali"), processes=str(tmp_path))
     assert orphans == ((host_end,) if is_ours else ())
+    assert find_orphans(host, ("tap",), processes=str(tmp_path)) == ()
     if is_ours:
         refuse_foreign(host_end, "the host")
     else:

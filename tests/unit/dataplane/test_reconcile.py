@@ -57,3 +57,21 @@ def test_what_cannot_be_changed_in_place_means_a_new_table() -> None:
         assert plan.is_rebuild
         assert plan.new_chains == ("base", "other")
         assert plan.added_elements == {"a": frozenset({7})}
+
+
+def test_what_a_plan_says_of_itself() -> None:
+    """The short way for elements alone says the same as the long one."""
+    elements = Plan(
+        removed_elements={"a": frozenset({1})}, added_elements={"a": frozenset({2, 3}), "b": frozenset({4})}
+    )
+    assert elements
+    assert elements.has_elements_alone
+    assert (elements.changes, elements.element_count, elements.names) == (4, 4, {"a", "b"})
+    more = Plan(written_chains=("c",), new_chains=("d",), removed_sets=("e",), added_elements={"a": frozenset({2})})
+    assert more
+    assert not more.has_elements_alone
+    assert (more.changes, more.element_count, more.names) == (4, 1, {"a", "c", "d", "e"})
+    taking = (elements, more, Plan(is_rebuild=True))
+    assert [each.takes_elements for each in (*taking, Plan(added_elements={"a": frozenset({2})}))] == [True] * 3 + [
+        False
+    ]

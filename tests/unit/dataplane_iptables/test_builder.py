@@ -29,6 +29,7 @@ from calico_core.model.hoststate import (
     RulesId,
     SetChange,
     SetId,
+    TierPolicies,
 )
 from calico_core.model.keys import WorkloadEndpointKey
 from tests.doubles.host_states import host_states, step, whole
@@ -292,3 +293,41 @@ def test_what_policy_allows_is_the_last_word_or_not() -> None:
     rules = built(HostChanges(is_complete=True), options=options).desired.tables[4, "filter"].chains["calico-wl"].rules
     ends = [rule.partition(" -m comment --comment")[0].rpartition(" ")[2] for rule in rules]
     assert ends == ["DROP", "RETURN", "DROP", "calico-from", "calico-to", "RETURN"]
+
+
+def test_a_policy_more_touches_the_lists_and_the_ways_to_them_alone() -> None:
+    """Nobody's senders, and no tree of the other direction."""
+    bench = RulesId("policy/default/bench")
+    before = a_state(*(a_workload(number) for number in range(1, 30)))
+    made = built(before)
+    made.desired.take_touched()
+    state = HostState()
+    state.update(before)
+    listed = PolicyList(tiers=(TierPolicies(tier="default", policies=(bench,)),), profiles=(WEB,))
+    concerned = tuple(msgspec.structs.replace(a_workload(number), inbound=listed) for number in range(1, 28))
+    change = HostChanges(rules=(HostRules(id=bench, inbound=(HostRule(action="allow"),)),), workloads=concerned)
+    state.update(change)
+    made.update(change, state)
+    touched = made.desired.take_touched()
+    assert set(touched.chains) == {(4, "filter"), (6, "filter")}
+    for names in touched.chains.values():
+        kinds = {name.split("-")[1] for name in names}
+        assert kinds == {"pi", "po", "tl", "to"}
+        assert len([name for name in names if name.startswith("calico-tl-")]) == 1  # two use the old one still
+
+
+def test_a_list_has_a_rule_a_policy() -> None:
+    """And looks now and then whether the packet is accepted: always at the end of a tier."""
+    names = tuple(RulesId(f"policy/default/p{number}") for number in range(20))
+    rules = tuple(HostRules(id=name, inbound=(HostRule(action="allow"),)) for name in names)
+    listed = PolicyList(tiers=(TierPolicies(tier="default", policies=names),), profiles=(WEB,))
+    workload = msgspec.structs.replace(a_workload(), inbound=listed)
+    state = a_state(workload)
+    made = built(msgspec.structs.replace(state, rules=(*state.rules, *rules)))
+    (name,) = (each for each in made.desired.tables[4, "filter"].chains if each.startswith("calico-tl-"))
+    chain = made.desired.tables[4, "filter"].chains[name].rules
+    jumps = [rule for rule in chain if "-j calico-pi-" in rule]
+    returns = [number for number, rule in enumerate(chain) if rule.partition(" -m comment")[0].endswith("-j RETURN")]
+    assert len(jumps) == len(names) + 1
+    assert len(returns) == 2 + 1 + 1  # after eight, after sixteen, after the tier, after the profile
+    assert all("--mark 0x0/" in rule for rule in jumps[1:20])

@@ -131,6 +131,7 @@ def test_more_ports_than_a_match_takes() -> None:
     [
         ({"dst_ports": ((80, 80),)}, "ports"),
         ({"protocol": 1, "dst_ports": ((80, 80),)}, "ports"),
+        ({"protocol": 33, "not_dst_port_sets": (PORTS,)}, "ports"),
         ({"protocol": 6, "icmp": (8, None)}, "icmp"),
         ({"protocol": 1, "icmp": (8, None), "ip_version": 6}, "icmp"),
         ({"protocol": 1, "icmp": (255, None)}, "icmp"),

@@ -126,6 +126,15 @@ def test_list_chain() -> None:
     ]
 
 
+def test_an_address_that_a_record_names_twice_stays_as_long_as_it_is_named() -> None:
+    built = Built()
+    first, second = (IPNetwork(f"10.0.0.{number}/32") for number in (1, 2))
+    for nets in ((first, first), (first, second), (second, second), (second,)):
+        built.update(workloads=(a_workload(1, nets=nets),))
+        known = {element[-1] for element in built.builder.table.sets["src_mac4"].elements}
+        assert known == {net.first for net in nets}
+
+
 def test_accepted_packet_passes_eight_jumps_at_most() -> None:
     built = Built()
     names = tuple(RulesId(f"policy/t/p{number}") for number in range(17))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from netaddr import IPAddress, IPNetwork
 
-from calico_core.dataplane.claims import Claims
+from calico_core.dataplane.claims import Claims, Down
 from calico_core.model.hoststate import HostNat, HostWorkload, PolicyList, RulesId
 from calico_core.model.keys import WorkloadEndpointKey
 
@@ -115,3 +115,19 @@ def test_a_workload_that_claims_the_same_touches_nobody_else_and_is_the_new_one(
     assert claims.put(a_workload("a", "cali1", TWO, is_active=False)) == {"cali1"}
     assert claims.networks("cali1") == ()
     assert claims.networks("cali2") == (ONE,)
+
+
+def test_an_address_of_two_goes_to_the_one_that_is_up() -> None:
+    down = Down()
+    claims = Claims(down)
+    a, b, c = a_workload("a", "cali1", ONE), a_workload("b", "cali2", ONE), a_workload("c", "cali3", TWO)
+    for each in (a, b, c):
+        claims.put(each)
+    assert claims.rivals() == {"cali1", "cali2"}
+    for are_down, holder in (((), a), (("cali1",), b), (("cali2",), a), (("cali1", "cali2"), a), (("cali3",), a)):
+        before = claims.generation
+        assert down.tell(are_down) is (claims.generation != before)
+        assert claims.claimant(ONE.ip) == holder, are_down
+        assert claims.claimant(TWO.ip) == c
+    claims.remove(b.key)
+    assert claims.rivals() == set()

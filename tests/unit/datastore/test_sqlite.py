@@ -5,19 +5,22 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from calico_core.datastore import sqlite
 from calico_core.datastore.sqlite import SqliteDatastore
+from calico_core.datastore.sqlite_changes import ChangedKeys
 from calico_core.datastore.sqlite_doorbell import Doorbell
+from calico_core.datastore.sqlite_file import SqliteFile
 from calico_core.errors import Unavailable
-from calico_core.interfaces.datastore import Batch, CompactedAway, DatastoreOptions
+from calico_core.interfaces.datastore import Batch, CompactedAway, DatastoreOptions, Put
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -36,8 +39,8 @@ def test_old_changes_are_forgotten(store: SqliteDatastore, monkeypatch: pytest.M
     monkeypatch.setattr(sqlite, "KEPT_CHANGES", 100)
     monkeypatch.setattr(sqlite, "KEPT_S", 0.0)
     last = write_past_a_look(store)
-    assert isinstance(store.watch("/calico/", 0).next(1), CompactedAway)
-    assert isinstance(store.watch("/calico/", last - 100).next(1), Batch)
+    assert isinstance(store.watch("/calico/", 0).next(20), CompactedAway)
+    assert isinstance(store.watch("/calico/", last - 100).next(20), Batch)
 
 
 @pytest.mark.parametrize(("kept_changes", "kept_s"), [(100_000, 0.0), (1, 3600.0)])
@@ -47,7 +50,7 @@ def test_a_change_is_kept_when_either_rule_keeps_it(
     monkeypatch.setattr(sqlite, "KEPT_CHANGES", kept_changes)
     monkeypatch.setattr(sqlite, "KEPT_S", kept_s)
     write_past_a_look(store)
-    message = store.watch("/calico/", 0).next(1)
+    message = store.watch("/calico/", 0).next(20)
     assert isinstance(message, Batch)
     assert message.events[0].value == b"0"
 
@@ -127,6 +130,67 @@ def test_a_ring_wakes_only_who_waits_for_its_keys(tmp_path: Path) -> None:
     sleepers["/c/"].join(10)
     assert not sleepers["/c/"].is_alive()
     bell.close()
+
+
+def test_a_ring_from_elsewhere_wakes_only_who_waits_for_what_changed(tmp_path: Path) -> None:
+    changed: list[frozenset[str] | None] = []
+
+    def take() -> frozenset[str] | None:
+        return changed.pop(0) if changed else frozenset()
+
+    here = Doorbell(str(tmp_path / "db"), lambda: None, take)
+    elsewhere = Doorbell(str(tmp_path / "db"), lambda: None)
+    here.listen()
+    try:
+        for keys, woken in ((frozenset({"/c/1"}), ["/c/"]), (None, ["/a/", "/c/"])):
+            heard = here.count
+            changed.append(keys)
+            elsewhere.ring(frozenset({"/of/nobody/here"}))
+            eventually(lambda heard=heard: here.concerns("/c/", heard))  # type: ignore[misc]
+            assert [prefix for prefix in ("/a/", "/c/") if here.concerns(prefix, heard)] == woken
+    finally:
+        here.close()
+        elsewhere.close()
+
+
+def test_which_keys_changed_since_the_last_time(store: SqliteDatastore, tmp_path: Path) -> None:
+    file = SqliteFile(str(tmp_path / "calico.db"), timeout_s=5)
+    changes = ChangedKeys(file)
+    store.put("/calico/a", b"1")
+    assert changes.take() is None, "it has just come"
+    assert changes.take() == frozenset()
+    store.transact([], [Put("/calico/a", b"2"), Put("/calico/b", b"2")])
+    last = store.put("/calico/c", b"2")
+    store.delete("/calico/b")
+    assert changes.take() == {"/calico/a", "/calico/b", "/calico/c"}
+    assert changes.take() == frozenset()
+    store.compact(last)
+    store.put("/calico/d", b"3")
+    assert changes.take() == {"/calico/d"}, "what was forgotten it had read"
+    store.compact(store.put("/calico/e", b"4"))
+    assert changes.take() is None, "some of it was forgotten"
+    for number in range(300):
+        store.put(f"/calico/{number}", b"5")
+    assert changes.take() is None, "too many to ask of each"
+    assert changes.take() == frozenset()
+    for end in ("", "-wal", "-shm"):
+        Path(f"{file.path}{end}").unlink(missing_ok=True)
+    store.put("/calico/a", b"1")
+    assert changes.take() is None, "another file"
+    store.put("/calico/f", b"6")
+    assert changes.take() == {"/calico/f"}
+    file.close()
+
+
+def test_who_listens_copies_the_log_into_the_file_before_a_writer_has_to(
+    store: SqliteDatastore, tmp_path: Path
+) -> None:
+    file = tmp_path / "calico.db"
+    store.watch("/calico/", store.put("/calico/a", b"1"))
+    size = file.stat().st_size
+    for number in range(300):
+        store.put(f"/calico/{number}", b"1" * 1000)
+    eventually(lambda: file.stat().st_size > size)
 
 
 def test_who_opens_a_new_file_waits_for_others_that_do(store: SqliteDatastore, tmp_path: Path) -> None:

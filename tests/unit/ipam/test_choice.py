@@ -303,6 +303,23 @@ def test_a_disabled_pool_gives_nothing_not_even_from_own_blocks(store: MemoryDat
     assert one(ipam, "b") == "10.0.0.1"
 
 
+def test_a_pool_gives_addresses_for_its_uses_alone(store: MemoryDatastore, ipam_of: IpamOf) -> None:
+    for_tunnels = add_pool(store, "10.0.0.0/26", allowed_uses=("Tunnel",))
+    ipam = ipam_of("hostA")
+    for request in (a_request("a", 1), a_request("a", 1, pools_v4=(for_tunnels,))):
+        with pytest.raises(NoPools, match=r"10\.0\.0\.0/26 \(not for workloads\)"):
+            ipam.auto_assign(request)
+    (tunnel,) = ipam.auto_assign(a_request("t", 1, use="Tunnel"))
+    for_workloads = add_pool(store, "10.0.1.0/26", allowed_uses=("Workload", "LoadBalancer"))
+    assert one(ipam, "a") == "10.0.1.0", "not from the block that the host has of the other"
+    with pytest.raises(NoPools, match="none of the requested pools"):
+        ipam.auto_assign(a_request("u", 1, use="Tunnel", pools_v4=(for_workloads,)))
+    add_pool(store, "10.0.0.0/26", allowed_uses=())
+    assert one(ipam, "b", pools_v4=(for_tunnels,)) == str(tunnel + 1), "none named: both"
+    add_pool(store, "10.0.0.0/26", allowed_uses=("LoadBalancer",))
+    assert ipam.auto_assign(a_request("t", 1, use="Tunnel")) == (tunnel,), "what it holds, it keeps"
+
+
 def test_addresses_of_a_deleted_pool_live_on_until_released(store: MemoryDatastore, ipam_of: IpamOf) -> None:
     pool = add_pool(store, "10.0.0.0/25")
     first, second = ipam_of("hostA"), ipam_of("hostB")

@@ -125,7 +125,7 @@ def test_who_waits_for_an_erased_laboratory_hears_that_it_is_gone(tmp_path: Path
     waiter = threading.Thread(target=wait)
     with journal.life():
         waiter.start()
-        assert entered.wait(5)
+        assert entered.wait(20)
         journal.erase()
     waiter.join(10)
     assert [type(each) for each in heard] == [InvalidRequest]

@@ -14,6 +14,7 @@ from calico_core.datastore.memory import MemoryDatastore
 from calico_core.datastore.records import TypedRecords
 from calico_core.errors import KernelRefused, NotReady
 from calico_core.interfaces.dataplane import ApplyReport, Connection, DataplaneOptions, Failure
+from calico_core.interfaces.datastore import Delete, Put
 from calico_core.model.endpoints import HostEndpoint, WorkloadEndpoint
 from calico_core.model.hoststate import HostPeers, RulesId
 from calico_core.model.keys import (
@@ -21,19 +22,21 @@ from calico_core.model.keys import (
     GlobalConfigKey,
     HostEndpointKey,
     HostIpKey,
+    PolicyKey,
     PoolKey,
     ProfileRulesKey,
     ProfileTagsKey,
     ReadyKey,
     WorkloadEndpointKey,
 )
+from calico_core.model.policies import Policy
 from calico_core.model.pools import Pool
 from calico_core.model.rules import Rule, RuleLists
 from calico_core.model.workloads import PairRequest
 from calico_core.node.agent import Agent
 from calico_core.node.agent_state import AgentState
 from calico_core.node.counters import CountedRule
-from calico_core.node.remembered import RememberedInterfaces
+from calico_core.node.remembered import Remembered
 from calico_core.policy.resolver import PolicyResolver
 from tests.waiting import eventually
 
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from calico_core.model.hoststate import HostChanges, HostRule
+    from calico_core.model.keys import Key
 
 WAIT_S = 10.0
 HOST = "rack-a"
@@ -95,10 +99,12 @@ class Bench:
         *,
         refresh_interval_s: float = 0.0,
         is_ready: bool = True,
-        remembered: RememberedInterfaces | None = None,
+        remembered: Remembered | None = None,
         is_excluded: Callable[[str], bool] = lambda _name: False,
         lets_spoof: bool = False,
         give_up_after_s: float = 90.0,
+        on_config: Callable[[Key, str | None], None] | None = None,
+        settings_differ: Callable[[], bool] = lambda: False,
     ) -> Agent:
         if is_ready:
             self.records.put(ReadyKey(), "true")
@@ -110,7 +116,9 @@ class Bench:
             reporter=self.states.append,
             on_death=lambda: self.deaths.append(True),
             remembered=remembered,
-            resolver=PolicyResolver(HOST, interface_prefix="cali", is_excluded=is_excluded, lets_spoof=lets_spoof),
+            on_config=on_config,
+            settings_differ=settings_differ,
+            resolver=PolicyResolver(HOST, interface_prefixes=("cali",), is_excluded=is_excluded, lets_spoof=lets_spoof),
             give_up_after_s=give_up_after_s,
         )
         self.agents.append(agent)
@@ -317,7 +325,7 @@ def test_when_nothing_can_be_programmed_no_endpoint_is_in_force(bench: Bench) ->
 @pytest.mark.parametrize("raises", [True, False])
 def test_a_kernel_that_refuses_policy_for_long_ends_the_agent(bench: Bench, *, raises: bool) -> None:
     """Its supervisor starts another. One refusal, or some within the time, end nothing."""
-    agent = bench.start(give_up_after_s=0.3)
+    agent = bench.start(give_up_after_s=1.5)
     assert agent.wait_in_sync(WAIT_S)
     bench.dataplane.errors = [KernelRefused("commit", 12)]
     key, revision = bench.write()
@@ -552,18 +560,111 @@ def test_a_store_that_loses_everything_takes_nothing_from_the_kernel(bench: Benc
     eventually(lambda: set(bench.dataplane.state.workloads) == {other})
 
 
+def test_a_tree_that_is_deleted_takes_nothing_away_however_small(bench: Bench) -> None:
+    """``etcdctl del --prefix /calico``; then it is imported again."""
+    heard: list[tuple[object, str | None]] = []
+    bench.records.put(GlobalConfigKey("InterfacePrefix"), "cali")
+    bench.write_profile()
+    key, revision = bench.write()
+    agent = bench.start(on_config=lambda key, value: heard.append((key, value)))
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    eventually(lambda: agent.trusts_store)
+    kept = bench.store.list("/calico/").entries
+    bench.store.transact([], [Delete(entry.key) for entry in kept])
+    eventually(lambda: agent.doubts_store)
+    assert not agent.trusts_store
+    bench.store.transact([], [Put(entry.key, entry.value) for entry in kept])
+    eventually(lambda: not agent.doubts_store)
+    other, revision = bench.write("new", ipv4_nets=(IPNetwork("10.65.1.1/32"),))
+    assert agent.wait_programmed(other, revision, WAIT_S)
+    assert not any(changes.removed_workloads or changes.removed_rules for changes in bench.dataplane.applied)
+    assert (GlobalConfigKey("InterfacePrefix"), None) not in heard
+
+
+def test_what_waits_is_doubted_before_people_are_told(bench: Bench) -> None:
+    agent = bench.start()
+    for number in range(20):
+        bench.records.put(PolicyKey("default", f"p{number}"), Policy(selector="all()"))
+    key, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)
+    bench.store.faults.down = True
+    bench.store.faults.break_watches()
+    eventually(lambda: not agent.trusts_store)
+    assert not agent.doubts_store, "what it says is known to be so"
+    raw = bench.store._store
+    with raw.changed:  # the agent hears of it by a snapshot
+        bench.store.faults.down = False
+        for number in range(20):
+            bench.store.delete(PolicyKey("default", f"p{number}").path)
+        bench.store.compact(raw.revision)
+    eventually(lambda: agent.doubts_store and agent.knows_ready())
+    agent.confirm_removals()
+    eventually(lambda: not agent.doubts_store)
+
+
 def test_a_node_that_starts_on_an_emptied_store_waits_before_it_removes(bench: Bench, tmp_path: Path) -> None:
     memory = tmp_path / "interfaces.json"
-    RememberedInterfaces(memory).save(frozenset(f"caliw{number}" for number in range(5)), 0.0)
+    Remembered(memory).save(frozenset(f"caliw{number}" for number in range(5)), {}, 0.0)
     for number in range(5):
         bench.link(f"w{number}")
-    agent = bench.start(remembered=RememberedInterfaces(memory))
+    agent = bench.start(remembered=Remembered(memory))
     eventually(lambda: agent.frozen_because)
     assert not agent.is_in_sync
     assert bench.dataplane.applied == []
     assert "knows nothing of 5 of 5" in agent.confirm_removals()
     assert agent.wait_in_sync(WAIT_S)
     assert agent.frozen_because == ""
+
+
+def test_a_node_that_starts_without_the_policies_it_had_waits_too(bench: Bench, tmp_path: Path) -> None:
+    """No workload stands here; of its host endpoint the kernel has what the earlier life gave it."""
+    memory = tmp_path / "interfaces.json"
+    for number in range(20):
+        bench.records.put(PolicyKey("default", f"p{number}"), Policy(selector="all()"))
+    agent = bench.start(remembered=Remembered(memory))
+    assert agent.wait_in_sync(WAIT_S)
+    agent.stop()
+    for number in range(20):
+        bench.records.delete(PolicyKey("default", f"p{number}"))
+    applied = len(bench.dataplane.applied)
+    agent = bench.start(remembered=Remembered(memory))
+    eventually(lambda: agent.frozen_because == "the datastore lost 20 of 20 policies that were in force here")
+    assert agent.doubts_store
+    for number in range(12):
+        bench.records.put(PolicyKey("default", f"p{number}"), Policy(selector="all()"))
+    assert agent.wait_in_sync(WAIT_S)
+    assert not agent.doubts_store
+    assert bench.dataplane.applied[applied].is_complete
+
+
+def test_what_was_meant_to_go_before_a_stop_is_no_loss(bench: Bench, tmp_path: Path) -> None:
+    memory = tmp_path / "interfaces.json"
+    for number in range(8):
+        bench.records.put(PolicyKey("default", f"p{number}"), Policy(selector="all()"))
+    agent = bench.start(remembered=Remembered(memory))
+    assert agent.wait_in_sync(WAIT_S)
+    for number in range(8):
+        bench.records.delete(PolicyKey("default", f"p{number}"))
+    eventually(lambda: agent.figures().cluster[PolicyKey] == 0)
+    key, revision = bench.write()
+    assert agent.wait_programmed(key, revision, WAIT_S)  # the deletions came before
+    agent.stop()
+    agent = bench.start(remembered=Remembered(memory))
+    assert agent.wait_in_sync(WAIT_S)
+
+
+def test_nothing_is_begun_with_settings_that_the_store_no_longer_has(bench: Bench) -> None:
+    differing: set[str] = {"interface_prefix"}
+    agent = bench.start(settings_differ=lambda: bool(differing))
+    eventually(agent.knows_ready)
+    for name in ("y", "z"):  # the first pass may have been under way
+        passes = len(bench.states)
+        bench.link(name)
+        eventually(lambda before=passes: len(bench.states) > before)
+    assert bench.dataplane.applied == []
+    differing.clear()
+    bench.records.put(GlobalConfigKey("InterfacePrefix"), "cali")
+    assert agent.wait_in_sync(WAIT_S)
 
 
 def test_counters_of_rules_are_read_by_the_engine(bench: Bench) -> None:

@@ -7,10 +7,11 @@ import logging
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from calico_core.errors import InvalidSettings
+from calico_core.errors import InvalidSettings, PluginMissing
 from calico_core.node.composition import (
     choose_dataplane,
     dataplane_lack,
@@ -59,7 +60,39 @@ def test_from_settings(environment: dict[str, str], name: str | None) -> None:
 def test_the_reference_agents_words(word: str, name: str) -> None:
     assert load_settings({"FELIX_NFTABLESMODE": word}).dataplane_driver == name
     assert load_settings({}, file={"nftablesmode": word}).dataplane_driver == name
-    assert load_settings({}, global_config={"NFTablesMode": word}).dataplane_driver == "auto"
+    assert load_settings({}, global_config={"NFTablesMode": word}).dataplane_driver == name
+    ours = {"CALICO_DATAPLANE_DRIVER": "memory"}
+    assert load_settings(ours, host_config={"NFTablesMode": word}).dataplane_driver == "memory"
+
+
+class Driver:
+    """As the one that is called so, on a host whose kernel has no nftables."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def missing(self) -> str:
+        return "no module nf_tables" if self._name == "nftables" else ""
+
+
+def load_or_refuse(namespace: str, name: str) -> Any:
+    if name not in ("nftables", "iptables"):
+        raise PluginMissing(namespace, name)
+    return Driver(name)
+
+
+@pytest.mark.parametrize("word", ["Enabled", "nftable"])
+def test_a_stored_driver_that_a_host_cannot_have_keeps_it_from_nothing(
+    word: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All hosts read it. What is said to this one alone ends its start."""
+    assert dataplane_name(load_settings({}, global_config={"NFTablesMode": word}), load_or_refuse) == "iptables"
+    assert "settings.stored_value_ignored" in caplog.messages
+    with pytest.raises((InvalidSettings, PluginMissing)):
+        dataplane_name(load_settings({"FELIX_NFTABLESMODE": word}), load_or_refuse)
+    caplog.clear()
+    assert dataplane_name(load_settings({}, global_config={"NFTablesMode": "Disabled"}), load_or_refuse) == "iptables"
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("name", ["nftables", "memory", "other"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from netaddr import IPAddress, IPNetwork
 
@@ -26,7 +27,7 @@ def test_every_option_follows_its_setting() -> None:
     options = dataplane_options(
         load_settings(
             {
-                "FELIX_INTERFACEPREFIX": "tap",
+                "FELIX_INTERFACEPREFIX": "tap, cali",
                 "FELIX_DEFAULTENDPOINTTOHOSTACTION": "DROP",
                 "FELIX_IPV6SUPPORT": "false",
                 "FELIX_IPTABLESFILTERDENYACTION": "REJECT",
@@ -60,7 +61,7 @@ def test_every_option_follows_its_setting() -> None:
         ),
         "rack-a",
     )
-    assert (options.host, options.interface_prefix, options.endpoint_to_host) == ("rack-a", "tap", "DROP")
+    assert (options.host, options.interface_prefixes, options.endpoint_to_host) == ("rack-a", ("tap", "cali"), "DROP")
     assert (options.is_ipv6_enabled, options.route_protocol) == (False, 99)
     assert (options.deny_action, options.drop_override) == ("REJECT", "LOG-and-DROP")
     assert options.failsafe_inbound == (FailsafePort(6, 22), FailsafePort(17, 53, IPNetwork("192.0.2.0/24")))
@@ -122,6 +123,15 @@ def test_the_shortest_refresh_interval_counts(given: dict[str, str], counts: flo
 def test_a_metadata_name_that_nobody_knows_is_refused() -> None:
     with pytest.raises(InvalidSettings, match="no IPv4 address") as caught:
         dataplane_options(load_settings({"FELIX_METADATAADDR": "metadata.invalid"}), "rack-a")
+    assert caught.value.name == "metadata_address"
+
+
+@pytest.mark.parametrize("name", ["a..b", "a\0b"])
+def test_a_metadata_address_that_is_no_name_is_refused_too(name: str) -> None:
+    """As a file that an older version left may hold it."""
+    settings = msgspec.structs.replace(load_settings({}), metadata_address=name)
+    with pytest.raises(InvalidSettings, match="no IPv4 address") as caught:
+        dataplane_options(settings, "rack-a")
     assert caught.value.name == "metadata_address"
 
 

@@ -83,10 +83,10 @@ def test_too_many_that_wait_are_answered_at_once(denied: DeniedLog) -> None:
     eventually(lambda: denied._waiting == 4)
     started = time.monotonic()
     assert ports(denied.after(cursor, 5)) == []
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4, "it does not wait"
     denied.close()
     for each in waiting:
-        each.join(2)
+        each.join(20)
         assert not each.is_alive()
 
 

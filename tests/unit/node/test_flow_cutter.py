@@ -27,11 +27,13 @@ from calico_core.model.hoststate import (
     SetId,
 )
 from calico_core.model.keys import WorkloadEndpointKey
-from calico_core.node.flow_cutter import FlowCutter, Known, LookFailed, Touched, denied_now
+from calico_core.node.flow_cutter import FlowCutter, Known, LookFailed, Touched, denied_now, rest_s
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from calico_core.policy.explain import Direction
 
 RULES = RulesId("profile/web")
 FRIENDS = SetId("sel-0123456789abcdef")
@@ -117,6 +119,31 @@ def test_what_comes_from_a_prefix_is_judged_as_its_workloads(dataplane: MemoryDa
     denied = tcp(inside, STRANGER)
     others = (tcp(inside, IPAddress("192.0.2.9")), tcp(beside, STRANGER), tcp(TWO, STRANGER))
     assert judge(state, touched, denied, *others) == [denied]
+
+
+@pytest.mark.parametrize("is_active", [True, False])
+def test_what_another_record_says_of_an_address_ends_no_connection(dataplane: MemoryDataplane, is_active: bool) -> None:
+    """As while a workload moves: who has the address is judged, and the other one is closed by the address."""
+    other = msgspec.structs.replace(workload("zzz", ONE), is_active=True)
+    dataplane.apply(HostChanges(workloads=(other,)))
+    closed = msgspec.structs.replace(other, is_active=is_active, inbound=PolicyList(), outbound=PolicyList())
+    state, touched = after(dataplane, workloads=(closed,))
+    assert judge(state, touched, tcp(STRANGER, ONE)) == []
+    state, touched = after(dataplane, removed_workloads=(workload("one", ONE).key,), workloads=(closed, other))
+    state, touched = after(dataplane, workloads=(closed,))
+    assert judge(state, touched, tcp(STRANGER, ONE)) == [tcp(STRANGER, ONE)]
+
+
+def test_where_workloads_have_no_ipv6_all_of_theirs_is_denied(dataplane: MemoryDataplane) -> None:
+    """Whatever policy says of it; what is between others, or the host's own, is not looked at."""
+    own, other, host = (IPAddress(f"fd65::{last}") for last in ("1", "9", "77"))
+    state, _ = after(dataplane, rules=(rules(HostRule(action="allow")),), workloads=(workload("six", own),))
+    both: list[tuple[HostWorkload, Direction]] = []
+    for each in state.workloads.values():
+        both += [(each, "inbound"), (each, "outbound")]
+    flows = [tcp(own, other), tcp(other, own), tcp(other, other), tcp(host, own), tcp(ONE, TWO)]
+    assert denied_now(state, both, flows, frozenset({host})) == []
+    assert denied_now(state, both, flows, frozenset({host}), has_ipv6=False) == flows[:2]
 
 
 def test_the_host_is_never_cut_off(dataplane: MemoryDataplane) -> None:
@@ -264,6 +291,13 @@ def test_changes_gather_and_one_look_ends_what_is_denied(dataplane: MemoryDatapl
     eventually(lambda: cut not in dataplane.connections())
     assert dataplane.connections() == (kept,)
     assert cutter.next_look(200.0) is None
+
+
+@pytest.mark.parametrize(("took_s", "rests_s"), [(0.0001, 0.0099), (0.011, 1.0), (0.1, 1.0), (0.5, 4.5)])
+def test_changes_that_follow_on_each_other_leave_the_connection_table_alone_meanwhile(
+    took_s: float, rests_s: float
+) -> None:
+    assert rest_s(took_s) == pytest.approx(rests_s)
 
 
 @pytest.mark.parametrize("action", ["log", "allow", "deny"])

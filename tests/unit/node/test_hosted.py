@@ -14,7 +14,7 @@ import pytest
 from calico_cni.integration import CniIntegration
 from calico_core.interfaces.integration import Gauge, Integration, IntegrationContext
 from calico_core.node.hosted import HostedIntegrations
-from calico_core.node.metric import render
+from calico_core.node.metric import Metric, render
 from calico_core.node.metrics import collect
 from calico_mesos.integration import MesosIntegration
 from tests.doubles.cni import CniSetup
@@ -91,3 +91,23 @@ def test_figures_of_other_types_are_figures(hosted: HostedIntegrations, monkeypa
     gauge = Gauge(name="share", text=None, value=Fraction(1, 4))  # type: ignore[arg-type]
     monkeypatch.setattr(CniIntegration, "gauges", lambda _: [gauge])
     assert told(hosted)[-1] == "calico_cni_share 0.25"
+
+
+def test_of_figures_that_come_to_one_name_the_first_stands(
+    hosted: HostedIntegrations, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prometheus refuses a page that has a name twice, and with it all figures of the node."""
+    first, second, third = (Gauge(name=name, text=name, value=1) for name in ("a-b", "a_b", "tasks"))
+    monkeypatch.setattr(CniIntegration, "gauges", lambda _: [first, second])
+    monkeypatch.setattr(MesosIntegration, "gauges", lambda _: [third, third])
+    lines = told(hosted)
+    assert [line for line in lines if not line.startswith("#")] == ["calico_cni_a_b 1", "calico_mesos_tasks 1"]
+    assert next(line for line in lines if line.startswith("# HELP")).endswith("a-b"), "the first"
+    assert caplog.messages.count("metrics.name_taken") == 2
+
+
+def test_a_name_of_the_nodes_own_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    theirs = [Metric("felix_host", "gauge", "Not the node's.", (("", {}, 7.0),))]
+    page = render(collect("rack-a", 5.0, None, None, integrations=theirs)).decode()
+    assert (page.count("# TYPE felix_host "), "Not the node's" in page) == (1, False)
+    assert "metrics.name_taken" in caplog.messages

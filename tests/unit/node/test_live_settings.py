@@ -156,3 +156,41 @@ def test_a_file_that_cannot_be_written_is_told_and_the_old_one_stays(
     assert "event.after" in good.read_text()
     assert "settings.not_followed" in good.read_text()
     assert "log_file" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_holds_up_no_other_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    targets = LogTargets()
+    live = LiveSettings(load_settings({}), "rack-a", follow=targets.follow)
+    live.begin()
+    live.take(HostConfigKey("rack-a", "LogFilePath"), "/proc/nope/felix.log")
+    live.take(GLOBAL, "debug")
+    assert level() == "debug"
+    told = capsys.readouterr().err
+    assert "settings.followed setting=log_level" in told
+    assert "settings.followed setting=log_file" not in told
+    assert "log_file (from datastore host LogFilePath): /proc/nope/felix.log cannot be written" in told
+
+
+def test_a_start_with_a_file_that_cannot_be_written_follows_the_rest() -> None:
+    stored = StoredConfig({}, {"LogFilePath": "/proc/nope/felix.log", "LogSeverityScreen": "debug"})
+    settings = load_settings({}, global_config=stored.of_all)
+    LiveSettings(settings, "rack-a", stored, follow=LogTargets().follow).begin()
+    assert level() == "debug"
+
+
+def test_what_could_not_be_written_is_tried_again_with_the_next_change(tmp_path: Path) -> None:
+    first, late = tmp_path / "first.log", tmp_path / "none" / "late.log"
+    late.parent.touch()  # no directory
+    targets = LogTargets()
+    live = LiveSettings(load_settings({}), "rack-a", follow=targets.follow)
+    live.begin()
+    try:
+        live.take(GlobalConfigKey("LogFilePath"), str(first))
+        live.take(GlobalConfigKey("LogFilePath"), str(late))
+        late.parent.unlink()
+        live.take(GlobalConfigKey("LogSeverityFile"), "debug")
+        log.get_logger("calico_core.test").debug("event.one")
+    finally:
+        targets.close()
+    assert "event.one" in late.read_text()
+    assert "event.one" not in first.read_text()

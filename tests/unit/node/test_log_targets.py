@@ -15,7 +15,7 @@ import pytest
 
 from calico_core import log
 from calico_core.errors import InvalidSettings
-from calico_core.node import log_targets
+from calico_core.node import log_behind
 from calico_core.node.log_targets import LogTargets
 from calico_core.settings import load_settings
 from tests.waiting import eventually
@@ -163,8 +163,8 @@ def test_a_syslog_daemon_that_hangs_holds_nobody_up(
     targets: LogTargets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel holds a few datagrams that nobody reads, then a send waits for ever."""
-    monkeypatch.setattr(log_targets, "_ROOM", 50)
-    monkeypatch.setattr(log_targets, "_LAST_WORDS_S", 0.1)
+    monkeypatch.setattr(log_behind, "_ROOM", 50)
+    monkeypatch.setattr(log_behind, "_LAST_WORDS_S", 0.1)
     file = tmp_path / "calico.log"
     targets.follow(load_settings({"FELIX_LOGSEVERITYSYS": "info"}))
     sent = 0

@@ -77,7 +77,16 @@ def test_a_node_without_a_usable_driver_says_so(tmp_path: object) -> None:
         CALICO_DATASTORE=f"sqlite://{tmp_path}/calico.db",
         IP="192.0.2.1",
     )
-    assert done.returncode == 1
-    assert "abacus" in done.stderr
+    assert done.returncode == 2
+    named = "setting dataplane_driver (from environment CALICO_DATAPLANE_DRIVER): no driver 'abacus' is installed"
+    assert named in done.stderr
     assert "nftables" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("setting", ["CALICO_DATASTORE", "CALICO_DATAPLANE_DRIVER", "CALICO_ROUTING_DRIVER"])
+def test_a_driver_that_is_not_there_is_found_before_a_start(setting: str) -> None:
+    done = run("check-config", **{setting: "abacus://x" if setting == "CALICO_DATASTORE" else "abacus"})
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert f"(from environment {setting}): no driver 'abacus' is installed; there are " in line

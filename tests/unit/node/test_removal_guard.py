@@ -13,7 +13,7 @@ from netaddr import IPNetwork
 from calico_core.datastore.known_records import Update
 from calico_core.datastore.syncer import SyncBatch, SyncStatus
 from calico_core.model.endpoints import WorkloadEndpoint
-from calico_core.model.keys import GlobalConfigKey, Key, PolicyKey, WorkloadEndpointKey
+from calico_core.model.keys import GlobalConfigKey, HostConfigKey, Key, PolicyKey, WorkloadEndpointKey
 from calico_core.model.policies import Policy
 from calico_core.node.removal_guard import RemovalGuard
 
@@ -122,18 +122,89 @@ def test_new_and_changed_records_pass_meanwhile(world: World) -> None:
     world.tell({**dict([endpoint(50)]), GlobalConfigKey("LogLevel"): "debug"})
     assert endpoint(50)[0] in world.followed
     assert world.followed[GlobalConfigKey("LogLevel")] == "debug"
+
+
+SETTINGS: dict[Key, str] = {
+    GlobalConfigKey("InterfacePrefix"): "tap",
+    GlobalConfigKey("DefaultEndpointToHostAction"): "DROP",
+    HostConfigKey(HERE, "HealthPort"): "9100",
+}
+
+
+def test_a_setting_that_is_removed_is_gone_at_once(world: World) -> None:
+    world.tell(SETTINGS)
+    world.tell(dict.fromkeys(SETTINGS), is_snapshot=True)
+    assert world.followed == world.stored
+
+
+def test_settings_that_are_lost_with_the_rest_wait_with_it(world: World) -> None:
+    """Without them the node would start anew, and forget what waits."""
+    world.tell(SETTINGS)
+    before = dict(world.followed)
+    world.tell(dict.fromkeys(before), is_snapshot=True)
+    assert world.followed == before
+    world.tell({GlobalConfigKey("LogLevel"): "debug"})
     world.tell({GlobalConfigKey("LogLevel"): None})
-    assert GlobalConfigKey("LogLevel") not in world.followed  # configuration is nothing that waits
+    assert world.followed[GlobalConfigKey("LogLevel")] == "debug"
+    world.follow(world.guard.confirm())
+    assert world.followed == {}
+
+
+def test_settings_alone_may_be_what_is_lost(world: World) -> None:
+    world.tell({GlobalConfigKey(f"Name{number}"): "1" for number in range(5)})
+    world.tell({GlobalConfigKey(f"Name{number}"): None for number in range(5)}, is_snapshot=True)
+    world.look(6)
+    assert world.reason == "the datastore lost 5 of 5 settings while it was away"
+
+
+def test_what_hosts_withdraw_of_themselves_is_no_sign(world: World) -> None:
+    """As their tunnel addresses when a pool is encapsulated no longer."""
+    own = {HostConfigKey(f"rack-{number}", "IPv4VXLANTunnelAddr"): f"10.65.1.{number}" for number in range(9)}
+    world.tell(dict(own))
+    world.tell(dict.fromkeys(own), is_snapshot=True)
+    assert world.followed == world.stored
 
 
 def test_records_that_come_back_end_it(world: World) -> None:
     before = dict(world.followed)
     world.tell(dict.fromkeys(before), is_snapshot=True)
     world.tell({key: record for key, record in before.items() if key != policy(3)[0]})
+    world.look(6)
     assert world.followed == world.stored
     assert policy(3)[0] not in world.followed  # a straggler is somebody's work
-    world.look(6)
     assert world.reason == ""
+    assert world.guard.next_look(world.now) is None
+
+
+def test_records_that_come_back_one_by_one_leave_no_gap(world: World) -> None:
+    """The last few are under way as the first were."""
+    before = dict(world.followed)
+    world.tell(dict.fromkeys(before), is_snapshot=True)
+    for key, record in before.items():
+        world.tell({key: record})
+        assert world.followed == before
+        world.look(1)
+    assert world.guard.next_look(world.now) is None
+
+
+def test_the_last_few_are_not_given_up_while_the_store_is_away(world: World) -> None:
+    before = dict(world.followed)
+    world.tell(dict.fromkeys(before), is_snapshot=True)
+    world.tell({key: record for key, record in before.items() if key != policy(3)[0]})
+    world.look(60, is_in_sync=False)
+    assert world.followed == before
+    assert (world.guard.next_look(world.now) or 0) > world.now
+    world.look(6)
+    assert world.followed == world.stored
+
+
+def test_what_is_lost_again_meanwhile_waits_as_the_first_time(world: World) -> None:
+    before = dict(world.followed)
+    world.tell(dict.fromkeys(before), is_snapshot=True)
+    world.tell({key: record for key, record in before.items() if key != policy(3)[0]})
+    world.tell(dict.fromkeys(before), is_snapshot=True)
+    world.look(60)
+    assert world.followed == before
 
 
 def test_an_interface_that_goes_too_confirms_its_record(world: World) -> None:

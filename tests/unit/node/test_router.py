@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -76,6 +77,34 @@ def test_a_new_host_becomes_a_peer_and_goes_again(
     eventually(lambda: [peer.ip for peer in routing.states[-1].peers] == [IPAddress("192.0.2.2")])
     records.delete(BgpHostAddressKey("rack-b", 4))
     eventually(lambda: routing.states[-1].peers == ())
+
+
+def test_no_peer_goes_while_the_agent_does_not_trust_the_store(
+    records: TypedRecords, routing: RememberingRouting
+) -> None:
+    is_trusted, asked = threading.Event(), threading.Semaphore(0)
+
+    def trusts_store() -> bool:
+        asked.release()
+        return is_trusted.is_set()
+
+    for host, address in (("rack-a", "192.0.2.1"), ("rack-b", "192.0.2.2")):
+        _host(records, host, address)
+    router = Router(store=records.store, host="rack-a", routing=routing, trusts_store=trusts_store)
+    router.start()
+    try:
+        eventually(lambda: routing.states)
+        records.delete(BgpHostAddressKey("rack-b", 4))
+        _host(records, "rack-c", "192.0.2.3")
+        eventually(lambda: len(routing.states[-1].peers) == 2)
+        for _ in range(2):
+            assert asked.acquire(timeout=20)
+        assert len(routing.states) == 2, "it is not configured anew meanwhile"
+        assert IPAddress("192.0.2.2") in {peer.ip for peer in routing.states[-1].peers}
+        is_trusted.set()
+        eventually(lambda: [peer.ip for peer in routing.states[-1].peers] == [IPAddress("192.0.2.3")])
+    finally:
+        router.stop()
 
 
 @pytest.mark.parametrize("error", [DaemonDown("/run/bird.ctl", "refused"), RuntimeError("a bug of the driver")])

@@ -26,7 +26,7 @@ def test_a_signal_is_answered_in_another_thread_and_a_failure_ends_nothing() -> 
     try:
         os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGUSR2)
-        assert done.wait(5)
+        assert done.wait(20)
     finally:
         actions.stop()
     assert heard == ["signals"]
@@ -43,7 +43,7 @@ def test_a_signal_is_answered_while_the_main_thread_waits_and_another_got_it() -
     killer = threading.Timer(0.1, lambda: signal.pthread_kill(other.ident or 0, signal.SIGUSR2))
     killer.start()
     try:
-        assert done.wait(5)
+        assert done.wait(20)
     finally:
         ends.set()
         other.join()

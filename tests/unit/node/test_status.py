@@ -311,16 +311,17 @@ def test_a_datastore_that_was_replaced_unnoticed_gets_all_statuses(bench: Bench)
 
 def test_a_flapping_endpoint_is_not_written_at_each_turn(bench: Bench) -> None:
     reporter = bench.start(delay_s=0.6)
+    began = time.monotonic()
     reporter.put(state(a=("up", "")))
     eventually(lambda: bench.endpoint("a") == EndpointStatus(status="up"))
-    first = time.monotonic()
     revisions = {bench.records.get(status_key("a")).mod_revision}  # type: ignore[union-attr]
     for turn in range(40):
         reporter.put(state(a=("down", f"turn {turn}")))
         revisions.add(bench.records.get(status_key("a")).mod_revision)  # type: ignore[union-attr]
     eventually(lambda: bench.endpoint("a") == EndpointStatus(status="down", reason="turn 39"))
-    assert time.monotonic() - first > 0.45
-    assert len(revisions) <= 2
+    took_s = time.monotonic() - began
+    assert took_s > 0.45
+    assert len(revisions) <= 1 + took_s / 0.45
 
 
 def test_host_endpoints_have_a_status_too_and_leftovers_go(bench: Bench) -> None:

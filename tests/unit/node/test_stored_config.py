@@ -137,7 +137,7 @@ def test_known_names_that_change_nothing_are_warned_of_with_the_reason(
     Path(nowhere["CALICO_CONFIG_FILE"]).write_text("IptablesGeneratorPlugin = other\nRequireMTUFile = false\n")
     stored = StoredConfig(
         {"marker": "created", "PeriodicResyncInterval": "60"},
-        {"IpInIpEnabled": "false", "ClusterGUID": "x", "NFTablesMode": "Disabled"},
+        {"IpInIpEnabled": "false", "ClusterGUID": "x", "EtcdAddr": "h:1"},
     )
     environment = {**nowhere, "FELIX_STARTUPCLEANUPDELAY": "5"}
     tell_settings(load_local_settings(environment), environment, stored)
@@ -151,5 +151,5 @@ def test_known_names_that_change_nothing_are_warned_of_with_the_reason(
         "IptablesGeneratorPlugin": f"file {nowhere['CALICO_CONFIG_FILE']}",
         "PeriodicResyncInterval": "datastore host",
         "ClusterGUID": "datastore global",
-        "NFTablesMode": "datastore global",
+        "EtcdAddr": "datastore global",
     }

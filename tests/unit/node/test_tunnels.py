@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterable, Iterator
 
 import pytest
@@ -11,12 +12,14 @@ from netaddr import IPAddress, IPNetwork
 from calico_core.dataplane.linux.tunnels import TunnelReport, Tunnels, Uplink
 from calico_core.datastore.memory import MemoryDatastore
 from calico_core.datastore.records import TypedRecords
+from calico_core.errors import NoPools
 from calico_core.interfaces.dataplane import Failure
-from calico_core.interfaces.datastore import DatastoreOptions
+from calico_core.interfaces.datastore import DatastoreOptions, Delete, Put
 from calico_core.ipam.allocator import BlockIpam
 from calico_core.model.keys import BgpHostAddressKey, HostConfigKey, PoolKey
-from calico_core.model.pools import Pool
+from calico_core.model.pools import Pool, Use
 from calico_core.model.tunnels import HostTunnels, TunnelId
+from calico_core.model.workloads import AddressRequest
 from calico_core.node.tunnels import TunnelKeeper
 from tests.waiting import eventually
 
@@ -53,6 +56,8 @@ class _Node:
         self.kernel = _Kernel()
         self.records.put(BgpHostAddressKey("own", 4), str(OWN))
         self.mtus: list[int | None] = []
+        self.is_trusted = True
+        self.asked = threading.Semaphore(0)
         self.keeper = TunnelKeeper(
             records=self.records,
             ipam=self.ipam,
@@ -62,10 +67,22 @@ class _Node:
             mtu_interfaces=mtu_interfaces,
             on_mtu=self.mtus.append,
             kernel=self.kernel,
+            trusts_store=self._trusts_store,
         )
 
-    def put_pool(self, cidr: IPNetwork, *, is_vxlan: bool = True, is_disabled: bool = False) -> None:
-        pool = Pool(cidr=cidr, vxlan_mode="always" if is_vxlan else "", disabled=is_disabled)
+    def _trusts_store(self) -> bool:
+        """The agent's word."""
+        self.asked.release()
+        return self.is_trusted
+
+    def is_asked(self, times: int) -> None:
+        for _ in range(times):
+            assert self.asked.acquire(timeout=20)
+
+    def put_pool(
+        self, cidr: IPNetwork, *, is_vxlan: bool = True, is_disabled: bool = False, uses: tuple[Use, ...] = ()
+    ) -> None:
+        pool = Pool(cidr=cidr, vxlan_mode="always" if is_vxlan else "", disabled=is_disabled, allowed_uses=uses)
         self.records.put(PoolKey(cidr), pool)
 
     @property
@@ -157,6 +174,77 @@ def test_the_address_goes_with_a_pool_that_is_deleted(node: _Node) -> None:
     assert node.published == ""
 
 
+def test_a_store_that_the_agent_does_not_trust_takes_nothing_away(node: _Node) -> None:
+    """Neither from the kernel nor, as the tunnel's own address, from the store. What is new goes on."""
+    node.put_pool(FIRST)
+    _other_host(node)
+    node.keeper.start()
+    eventually(lambda: node.kernel.states and node.kernel.states[-1].routes)
+    before, published = node.kernel.states[-1], node.published
+    node.is_trusted = False
+    kept = node.records.store.list("/calico/").entries
+    node.records.store.transact([], [Delete(entry.key) for entry in kept if "/host/own/config/" not in entry.key])
+    node.put_pool(SECOND, is_vxlan=False)
+    node.asked = threading.Semaphore(0)
+    node.is_asked(2)
+    assert node.kernel.states[-1] == before
+    assert node.published == published
+    node.is_trusted = True
+    eventually(lambda: node.kernel.states[-1] == HostTunnels(locals=(OWN,)))
+
+
+def test_records_that_come_back_leave_no_gap(node: _Node) -> None:
+    node.put_pool(FIRST)
+    _other_host(node)
+    node.keeper.start()
+    eventually(lambda: node.kernel.states and node.kernel.states[-1].routes)
+    node.is_trusted = False
+    before, kept = node.kernel.states[-1], node.records.store.list("/calico/").entries
+    node.kernel.states = [before]
+    node.records.store.transact([], [Delete(entry.key) for entry in kept])
+    node.asked = threading.Semaphore(0)
+    node.is_asked(2)
+    node.records.store.transact([], [Put(entry.key, entry.value) for entry in kept])
+    node.is_trusted = True
+    node.records.put(BgpHostAddressKey("third", 4), "192.0.2.3")
+    node.put_pool(SECOND)
+    eventually(lambda: node.keeper._table.pools and len(node.keeper._table.pools) == 2)
+    assert all(state.routes == before.routes for state in node.kernel.states)
+    assert all(state.devices == before.devices for state in node.kernel.states)
+
+
+def test_nothing_is_begun_with_before_the_agent_trusts_the_store(node: _Node) -> None:
+    """An earlier life of the node may have left tunnels that only a lost record does not name. The MTU is known."""
+    node.is_trusted = False
+    node.put_pool(FIRST)
+    node.keeper.start()
+    assert node.keeper.wait_judged(10)
+    assert node.keeper.workload_mtu_bytes == 1450
+    node.is_asked(3)
+    assert node.kernel.states == []
+    assert node.ipam.by_handle(HANDLE) == ()
+    node.is_trusted = True
+    eventually(lambda: node.device_address is not None)
+
+
+def _other_host(node: _Node) -> None:
+    """With a tunnel address of its own, and so a block."""
+    node.records.put(BgpHostAddressKey("other", 4), "192.0.2.2")
+    other = BlockIpam(node.records, "other")
+    try:
+        other.auto_assign(
+            AddressRequest(
+                handle=VXLAN.handle("other"),
+                num_v4=1,
+                num_v6=0,
+                pools_v4=(FIRST,),
+                attributes={"node": "other", "type": "vxlanTunnelAddress"},
+            )
+        )
+    finally:
+        other.close()
+
+
 def test_a_disabled_pool_keeps_the_address_it_gave(node: _Node) -> None:
     node.put_pool(FIRST)
     node.keeper.start()
@@ -199,6 +287,17 @@ def test_a_pool_without_addresses_is_told(node: _Node) -> None:
     node.keeper.start()
     eventually(lambda: "tunnel address of vxlan.calico" in node.keeper.last_error)
     assert node.published == ""
+
+
+def test_a_pool_that_is_for_tunnels_alone_gives_theirs(node: _Node) -> None:
+    node.put_pool(FIRST, uses=("Workload",))
+    node.keeper.start()
+    eventually(lambda: "tunnel address of vxlan.calico" in node.keeper.last_error)
+    node.put_pool(FIRST, uses=("Tunnel",))
+    eventually(lambda: node.published != "")
+    assert IPAddress(node.published) in FIRST
+    with pytest.raises(NoPools):
+        node.ipam.auto_assign(AddressRequest(handle="w", num_v4=1))
 
 
 def test_what_the_kernel_refuses_is_told_and_tried_again(node: _Node) -> None:

@@ -175,7 +175,7 @@ def test_workloads_and_interfaces_share_lists() -> None:
 
 
 def test_workloads_and_the_host_keep_to_their_own_interfaces(caplog: pytest.LogCaptureFixture) -> None:
-    resolver, state = PolicyResolver("here", interface_prefix="cali"), HostState()
+    resolver, state = PolicyResolver("here", interface_prefixes=("cali",)), HostState()
     resolver.in_sync()
     good, bad = (WorkloadEndpointKey("here", "k8s", name, "eth0") for name in ("good", "bad"))
     remote = WorkloadEndpointKey("there", "k8s", "w", "eth0")

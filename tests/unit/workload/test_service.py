@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 import pytest
-from netaddr import IPAddress, IPNetwork
+from netaddr import EUI, IPAddress, IPNetwork
 
 from calico_core.errors import (
     AddressInUse,
@@ -23,6 +23,7 @@ from calico_core.errors import (
     Unavailable,
 )
 from calico_core.interfaces.datastore import Batch
+from calico_core.model.addresses import parse_mac
 from calico_core.model.endpoints import Nat
 from calico_core.model.keys import (
     HandleKey,
@@ -87,6 +88,42 @@ def test_an_mtu_that_is_required_is_missed_before_anything_happens(bench: Bench)
     assert caught.value.field == "mtu"
     assert _record(bench) is None
     assert bench.service.attach(bench.attach_request(requires_mtu=True, mtu_bytes=1400)).mtu_bytes == 1400
+
+
+@pytest.mark.parametrize("is_the_nodes", [False, True])
+@pytest.mark.parametrize(
+    ("wanted", "is_refused"),
+    [
+        (AddressRequest(handle="net.c1", num_v4=1), False),
+        (AddressRequest(handle="net.c1", num_v4=1, num_v6=1), True),
+        (AddressRequest(handle="net.c1", requested=(IPAddress("fd00::1"),)), True),
+        ((IPAddress("10.1.1.1"),), False),
+        ((IPAddress("10.1.1.1"), IPAddress("fd00::1")), True),
+    ],
+)
+def test_an_mtu_too_small_for_ipv6(
+    bench: Bench, wanted: AddressRequest | tuple[IPAddress, ...], is_refused: bool, is_the_nodes: bool
+) -> None:
+    bench.service.close()
+    bench.service = WorkloadService(
+        records=bench.records,
+        ipam=bench.ipam,
+        wiring=bench.wiring,
+        gate=bench.gate,
+        host="rack-a",
+        default_mtu_bytes=lambda: 1279 if is_the_nodes else 1500,
+    )
+    request = bench.attach_request(addresses=wanted, mtu_bytes=None if is_the_nodes else 1279)
+    if not is_refused:
+        assert bench.service.attach(request).mtu_bytes == 1279
+        return
+    before = bench.revision
+    with pytest.raises(InvalidRequest, match=r"1279.*1280") as caught:
+        bench.service.attach(request)
+    assert caught.value.field == "mtu"
+    assert bench.revision == before
+    borrowed = msgspec.structs.replace(request, addresses=(IPAddress("fd00::1"),), is_borrowed=True, namespace_fd=None)
+    bench.service.attach(borrowed)
 
 
 def test_orphans_go_unless_a_record_names_them_or_one_cannot_be_read(bench: Bench) -> None:
@@ -171,11 +208,19 @@ def test_attach_gives_address_record_profile_and_interface(bench: Bench) -> None
     check_laws(bench.store)
 
 
+@pytest.mark.parametrize("mac", [None, parse_mac("02:00:00:00:00:99")])
+def test_a_mac_that_others_may_change_is_recorded_only_if_it_was_asked_for(bench: Bench, mac: EUI | None) -> None:
+    attached = bench.service.attach(bench.attach_request(mac=mac, may_change_mac=True))
+    assert _record(bench).mac == attached.endpoint.mac == mac
+    assert attached.mac is not None
+    assert mac in {None, attached.mac}
+
+
 def test_everything_is_committed_at_one_revision(bench: Bench) -> None:
     before = bench.revision
     watch = bench.store.watch("/calico/", before)
     bench.service.attach(bench.attach_request())
-    message = watch.next(5)
+    message = watch.next(30)
     assert isinstance(message, Batch)
     written = {event.key for event in message.events}
     assert written >= {KEY.path, HandleKey("net.c1").path, ProfileRulesKey("web").path, ProfileTagsKey("web").path}
@@ -218,6 +263,18 @@ def test_another_container_is_refused(bench: Bench) -> None:
     assert bench.contents(without="/nothing/") == before
     assert _record(bench) == first.endpoint
     assert not bench.wiring.exists("calic2")
+
+
+@pytest.mark.parametrize("shared_handle", [None, "net.c1"])
+@pytest.mark.parametrize("container", ["c1", "c2"])
+def test_a_record_that_does_not_decode_is_replaced(bench: Bench, container: str, shared_handle: str | None) -> None:
+    bench.service.attach(bench.attach_request())
+    bench.store.put(KEY.path, b"{")
+    attached = bench.service.attach(bench.attach_request(container, shared_handle=shared_handle))
+    assert _record(bench) == attached.endpoint
+    assert bench.ipam.by_handle(f"net.{container}") == tuple(net.ip for net in attached.addresses)
+    bench.service.detach(bench.detach_request(container))
+    assert _record(bench) is None
 
 
 def test_another_container_replaces_when_it_may(bench: Bench) -> None:
@@ -444,6 +501,31 @@ def test_detach_removes_the_interface_though_the_store_is_down(bench: Bench) -> 
     assert _record(bench) is not None
     bench.service.detach(bench.detach_request())
     assert _record(bench) is None
+
+
+@pytest.mark.parametrize("container", ["c1", "c2"])
+@pytest.mark.parametrize("has_namespace", [True, False])
+def test_the_store_being_down_only_the_namespace_tells_whose_interface_it_is(
+    bench: Bench, container: str, has_namespace: bool
+) -> None:
+    """Both containers of a pod call it the same. The second one has it now."""
+    with open("/proc/self/ns/net") as other:
+        descriptors = {"c1": other.fileno(), "c2": bench.namespace_fd}
+        for each, descriptor in descriptors.items():
+            bench.service.attach(
+                bench.attach_request(each, replaces=True, interface="calipod", namespace_fd=descriptor)
+            )
+        bench.store.faults.down = True
+        with pytest.raises(Unavailable):
+            bench.service.detach(
+                bench.detach_request(
+                    container,
+                    interface="calipod",
+                    is_replaceable=True,
+                    namespace_fd=descriptors[container] if has_namespace else None,
+                )
+            )
+    assert bench.wiring.exists("calipod") is not (container == "c2" and has_namespace)
 
 
 @pytest.mark.parametrize("is_shared", [False, True])
