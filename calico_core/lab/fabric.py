@@ -6,6 +6,7 @@ All is made inside the laboratory's own namespaces; the machine's own is never t
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ from netaddr import IPAddress, IPNetwork
 
 from calico_core.dataplane.linux import netns, sysctl
 from calico_core.dataplane.linux.address_messages import add_address
-from calico_core.dataplane.linux.link_messages import IF_OPER_UP, add_bridge, add_veth, set_link
+from calico_core.dataplane.linux.link_messages import IF_OPER_UP, add_bridge, add_veth, delete_link, set_link
 from calico_core.dataplane.linux.prefix import Prefix, host_prefix, parse_prefix
 from calico_core.dataplane.linux.route_messages import RTPROT_STATIC, Route, add_route
 from calico_core.dataplane.linux.rtnetlink import RouteSocket
@@ -65,6 +66,10 @@ def build(fabric: FabricRecord, hosts: Sequence[HostRecord]) -> None:
 def rejoin(fabric: FabricRecord, host: HostRecord) -> None:
     """Make the namespace of one host anew, and its link, as after a reboot."""
     with opened(netns.NAMED / fabric.namespace) as fabric_fd, RouteSocket(fabric_fd) as inside:
+        # the kernel takes its time to end a namespace, and the old link is there until it has
+        (gone,) = inside.attempt([delete_link(host.port)])
+        if gone.error is not None and gone.error.errno != errno.ENODEV:
+            raise gone.error
         _join(host, inside, fabric_fd, _index(inside, BRIDGE) if fabric.kind == "bridge" else 0)
         await_operational(fabric_fd, inside, host.gateways)
 

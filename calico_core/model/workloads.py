@@ -55,9 +55,8 @@ class Attach(Value, frozen=True):
     send from beside its own. ``labels``, ``dns`` and ``pod_uid`` go to the record. An existing record of another
     ``container_id`` is replaced only with ``replaces``. ``shared_handle``: further networks of the container may share
     the endpoint, and join it if it stands; the handle that holds its addresses if it does not. Of what joins, only
-    profiles count.
-    ``mac`` None: a random one; with ``may_change_mac`` others may give the interface another later, so what nobody
-    asked for is not recorded, and the workload not held to it.
+    profiles count. ``mac`` None: a random one; with ``may_change_mac`` others may give the interface another later, so
+    what nobody asked for is not recorded, and the workload not held to it.
     ``requires_mtu``: fail where neither the request nor the node names an MTU. ``queues``: of each end, both ways.
     ``device``: what a new pair is made of. ``is_borrowed``: the interface and its addresses are somebody else's, who
     takes both back.

@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from click.testing import Result
 
 from calico_core import log
+from calico_core.cli.failure import exit_code, explain
 from tests.doubles.cni import CniSetup
 
 
@@ -35,3 +37,11 @@ def log_text() -> Iterator[io.StringIO]:
     log.configure(level="debug", style="json", stream=stream)
     yield stream
     root.handlers[:], root.level = before
+
+
+def told(result: Result) -> tuple[int, str]:
+    """As the tool ends: it tells of errors for all of its commands."""
+    error = result.exception
+    if not isinstance(error, Exception):
+        return result.exit_code, result.output
+    return exit_code(error), result.output + "\n".join(explain(error))

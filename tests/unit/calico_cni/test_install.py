@@ -10,18 +10,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from calico_cni.cli import below, cni
 from calico_cni.install import install, list_text, self_test, shim_text, states, uninstall
 from calico_cni.trial import reason_against
-from calico_core.cli.failure import exit_code, explain
 from calico_core.cli.main import calicoctl, globals_first
 from calico_core.errors import InvalidRequest, ToolFailed
 from calico_core.interfaces.integration import Call, CallReply
 from calico_core.model.keys import ReadyKey
 from tests.doubles.cni import CniSetup
 from tests.doubles.node_socket import serving
+from tests.unit.calico_cni.conftest import told
 
 install_python = functools.partial(install, shim="python")
 
@@ -208,14 +208,6 @@ def run(tmp_path: Path, *arguments: str) -> tuple[int, str]:
         calicoctl, globals_first(["cni", arguments[0], "--root", str(tmp_path), *arguments[1:]])
     )
     return told(result)
-
-
-def told(result: Result) -> tuple[int, str]:
-    """As the tool ends: it tells of errors for all of its commands."""
-    error = result.exception
-    if not isinstance(error, Exception):
-        return result.exit_code, result.output
-    return exit_code(error), result.output + "\n".join(explain(error))
 
 
 def test_a_root_is_as_safe_as_who_named_it_says(tmp_path: Path) -> None:

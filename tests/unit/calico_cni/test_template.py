@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from calico_cni.cli import cni
 from calico_cni.template import fill_in
 from calico_core.errors import InvalidRequest
+from tests.unit.calico_cni.conftest import told
 
 # the list of the reference system's manifests
 REFERENCE = """{
@@ -102,5 +103,6 @@ def test_installing_a_template(tmp_path: Path, *, is_option: bool) -> None:
     template.write_text(REFERENCE.replace("__CNI_MTU__", "__NO_SUCH__"))
     before = target.read_bytes()
     done = CliRunner().invoke(cni, arguments, env=environment)
-    assert (done.exit_code, "__NO_SUCH__" in done.output) == (1, True)
+    code, output = told(done)
+    assert (code, "__NO_SUCH__" in output) == (2, True)
     assert target.read_bytes() == before
