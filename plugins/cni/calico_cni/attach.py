@@ -103,11 +103,11 @@ class AttachCall:
 
         :raises AddressInUse: it is another's.
         """
-        standing = self._context.records.get(request.key) if request.replaces else None
+        standing = self._standing() if request.replaces else None
         if standing is None or not isinstance(request.addresses, AddressRequest):
             raise error
-        is_replaced = standing.record.container_id != request.container_id
-        if not is_replaced or error.holder is None or recorded_handle(standing.record) != error.holder:
+        is_replaced = standing.container_id != request.container_id
+        if not is_replaced or error.holder is None or recorded_handle(standing) != error.holder:
             raise error
         return msgspec.structs.replace(request.addresses, takes_over=(error.holder,))
 

@@ -287,6 +287,7 @@ int main(int count, char **arguments) {
     if ((error = read_input(-1))) return fail(5, "standard input cannot be read: ", strerror(error), (char *)NULL);
     if (input_length > MAX_INPUT) return fail(6, "standard input is longer than 8 MiB", (char *)NULL);
     find_version();
+    if (!*version && input_length && !memmem(input, input_length, "\"cniVersion\"", 12)) memcpy(version, "0.1.0", 6);
     int is_status = !strcmp(command, "STATUS"), is_detach = !strcmp(command, "DEL");
     int within_ms = !strcmp(command, "ADD") ? ADD_MS : is_detach ? DEL_MS : OTHER_MS;
     switch (ask(program, now_ms() + within_ms, &status)) {

@@ -73,9 +73,9 @@ def main() -> int:
             return fail(6, "standard input is longer than 8 MiB", "")
         return call(program, environment, command, stdin)
     except Interrupted:
-        return fail(11, "interrupted before the node answered", version_in(stdin))
+        return fail(11, "interrupted before the node answered", asked_version(stdin))
     except BaseException as error:
-        return fail(100, f"the plugin failed: {type(error).__name__}", version_in(stdin))
+        return fail(100, f"the plugin failed: {type(error).__name__}", asked_version(stdin))
 
 
 def call(program: str, environment: dict[bytes, bytes], command: bytes, stdin: bytes) -> int:
@@ -84,12 +84,12 @@ def call(program: str, environment: dict[bytes, bytes], command: bytes, stdin: b
         reply = ask(program, environment, command, stdin)
     except Unsent:
         if command in {b"GC", b"STATUS"}:
-            return fail(code, f"the node does not answer at {SOCKET}", version_in(stdin))
+            return fail(code, f"the node does not answer at {SOCKET}", asked_version(stdin))
         reply = None
     except Unknown as error:
         # a detach is safe to repeat; of an attach nobody knows, and the runtime will detach
         if command != b"DEL":
-            return fail(code, f"the node did not answer: {error}; try again", version_in(stdin))
+            return fail(code, f"the node did not answer: {error}; try again", asked_version(stdin))
         reply = None
     if reply is None:
         return run_in_process(program, environment, stdin)
@@ -188,7 +188,7 @@ def run_in_process(program: str, environment: dict[bytes, bytes], stdin: bytes) 
         posix.execve(PYTHON, arguments, environment)
     except OSError as error:
         reason = f"the node does not answer at {SOCKET}, and {PYTHON} cannot be run: {error.strerror}"
-        return fail(11, reason, version_in(stdin))
+        return fail(11, reason, asked_version(stdin))
 
 
 def fail(code: int, message: str, version: str) -> int:
@@ -249,6 +249,11 @@ def version_in(stdin: bytes) -> str:
     text, end, _ = rest[1:].lstrip()[1:32].partition(b'"')
     is_version = end and text.replace(b".", b"").isdigit()
     return text.decode() if is_version else ""
+
+
+def asked_version(stdin: bytes) -> str:
+    """As :func:`version_in`; a configuration that names none asks for the first."""
+    return version_in(stdin) if not stdin or b'"cniVersion"' in stdin else VERSIONS[0]
 
 
 def write(descriptor: int, data: bytes) -> None:

@@ -196,20 +196,6 @@ def test_a_new_sandbox_takes_the_pod_s_own_address_over(setup: CniSetup, api: Ku
     assert setup.ipam.held == {}
 
 
-@pytest.mark.parametrize("before", ["cni", "k8s"])
-def test_del_finds_what_stands_under_the_other_name(setup: CniSetup, before: str) -> None:
-    """The list said otherwise of ``orchestrator`` when the endpoint was made."""
-    added, deleted = a_network(orchestrator=before), a_network(orchestrator="k8s" if before == "cni" else "cni")
-    stdout_of(setup.call("ADD", added, container="c1", CNI_ARGS=ARGUMENTS))
-    for container in ("c2", "c1"):
-        assert setup.call("DEL", deleted, container=container, CNI_ARGS=ARGUMENTS).status == 0
-        assert len(setup.workloads.attached) == int(container == "c2"), "that of another container is not ours"
-    assert setup.ipam.held == {}
-    assert {request.interface for request in setup.workloads.detach_requests} >= {
-        request.interface for request in setup.workloads.attach_requests
-    }
-
-
 def test_the_record_says_which_pod_of_the_name_it_is_of(setup: CniSetup, api: KubernetesApi) -> None:
     """By that the policy controller knows whether what it hears of a pod is about this one."""
     network = a_pod_network(api)

@@ -333,7 +333,9 @@ def test_what_was_read_to_its_end_is_not_repeated_when_the_listener_goes_too(shi
 def test_early_versions_do_not_know_try_again(shim: Shim) -> None:
     with serving(shim.socket, replaying(b"")):
         error = json.loads(shim.run("ADD", b'{"cniVersion": "0.3.1"}')[1])
+        unnamed = json.loads(shim.run("ADD", b'{"name": "net1"}')[1])
     assert (error["code"], error["cniVersion"]) == (100, "0.3.1")
+    assert (unnamed["code"], unnamed["cniVersion"]) == (100, "0.1.0")
 
 
 @pytest.fixture
