@@ -113,7 +113,8 @@ def _show_address(context: CliContext, address: str) -> None:
         "host": block.owner,
         "endpoint": _endpoint_of(context, str(wanted)),
     }
-    text = "\n".join(f"{name:12} {entry}" for name, entry in value.items() if name != "is_assigned")
+    shown = {**value, "attributes": ", ".join(f"{name}={entry}" for name, entry in found.attributes.items())}
+    text = "\n".join(f"{name:12} {entry or '-'}" for name, entry in shown.items() if name != "is_assigned")
     answer_one(context, value, text)
 
 

@@ -30,6 +30,9 @@ class NamedGroup(click.Group):
             if is_verb or args[0] not in self.commands:
                 ctx.meta["name"] = args[0]
                 return form.name, form, args[2:]
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            known = f"Known: {', '.join(sorted(self.commands))}"
+            raise click.UsageError(f"{args[0]!r} is no command. {known}; after a name: {', '.join(self.forms)}.", ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -46,6 +46,8 @@ def policy() -> None:
 def show(context: CliContext, tier_name: str | None, name: str | None) -> None:
     """Show the policies in the order in which they are asked, or the rules of one."""
     policies, tiers = _policies(context), _tiers(context)
+    if tier_name is not None and tier_name not in {DEFAULT_TIER, *tiers, *(key.tier for key in policies)}:
+        raise Missing("tier", tier_name, "calicoctl tier show lists them")
     if name is not None:
         found = policies.get(PolicyKey(tier_name or "", name))
         if found is None:

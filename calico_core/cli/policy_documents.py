@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from calico_core.cli.field_words import with_what_is_right
 from calico_core.errors import InvalidRequest
 from calico_core.model import codec
 from calico_core.model.ids import check_name
@@ -88,8 +89,9 @@ def _document(value: Any, where: str) -> PolicyDocument:
             raise InvalidRequest("order", f"{policy.order} is no number to sort by; without order it comes last")
         check_hooks(policy)
     except InvalidRequest as error:
-        field = error.field.removeprefix("$").removeprefix(".")
-        raise InvalidRequest(f"{prefix}policy.{field}".removesuffix("."), error.reason) from error
+        found = with_what_is_right(Policy, error)
+        field = found.field.removeprefix("$").removeprefix(".")
+        raise InvalidRequest(f"{prefix}policy.{field}".removesuffix("."), found.reason) from error
     if policy.id not in {None, name}:
         raise InvalidRequest(f"{prefix}policy.id", f"{policy.id!r} is not the policy's name {name!r}")
     return PolicyDocument(PolicyKey(tier, name), policy)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
+from netaddr import IPNetwork
 
 from calico_core.cli.context import CliContext, pass_context
 from calico_core.cli.failure import Missing, Refused
@@ -18,11 +19,9 @@ from calico_core.model import codec
 from calico_core.model.addresses import parse_network
 from calico_core.model.key_paths import parse_key
 from calico_core.model.keys import AFFINITIES, BLOCKS, POOLS, AffinityKey, BlockKey, PoolKey
-from calico_core.model.pools import BLOCK_PREFIX, Pool, Use
+from calico_core.model.pools import BLOCK_PREFIX, BLOCK_SIZES, Pool, Use
 
 if TYPE_CHECKING:
-    from netaddr import IPNetwork
-
     from calico_core.model.blocks import Block
 
 _ATTEMPTS = 3
@@ -162,8 +161,13 @@ def _overlaps(left: Any, right: Any) -> bool:
 
 def _wanted(network: Any, existing: Versioned[Pool] | None, options: dict[str, Any]) -> Pool:
     limit = options["block_size"] or BLOCK_PREFIX[network.version]
+    low, high = BLOCK_SIZES[network.version]
+    if not low <= limit <= high:
+        raise InvalidRequest("--block-size", f"{limit} is not between {low} and {high}, those of IPv{network.version}")
     if network.prefixlen > limit:
         raise InvalidRequest("CIDR", f"{network} holds no block: give /{limit} or shorter, or a longer --block-size")
+    if (what := _no_hosts_in(network)) is not None:
+        raise InvalidRequest("CIDR", f"{network} holds {what} addresses: no workload can have one")
     if options["ipip"] and network.version == 6:
         raise InvalidRequest("--ipip", f"carries IPv4 only, {network} is IPv6")
     if existing is not None and options["block_size"] not in {None, existing.record.block_prefix}:
@@ -183,6 +187,20 @@ def _wanted(network: Any, existing: Versioned[Pool] | None, options: dict[str, A
         )
     except ValueError as error:  # what the record itself forbids: block sizes, two encapsulations
         raise InvalidRequest("pool", str(error)) from error
+
+
+def _no_hosts_in(network: IPNetwork) -> str | None:
+    """What addresses those are, of a network no host can be in."""
+    kinds = {
+        "loopback": ("127.0.0.0/8", "::1/128"),
+        "multicast": ("224.0.0.0/4", "ff00::/8"),
+        "link-local": ("169.254.0.0/16", "fe80::/10"),
+        "unspecified": ("0.0.0.0/8", "::/128"),
+    }
+    return next(
+        (kind for kind, nets in kinds.items() if any(network in net or net in network for net in map(IPNetwork, nets))),
+        None,
+    )
 
 
 def _refuse_overlap(network: IPNetwork, existing: Mapping[IPNetwork, object], given: list[IPNetwork]) -> None:

@@ -11,6 +11,7 @@ import msgspec
 
 from calico_core.cli.context import CliContext, pass_context
 from calico_core.cli.failure import Missing, Refused
+from calico_core.cli.field_words import with_what_is_right
 from calico_core.cli.named import NamedGroup, name_of
 from calico_core.cli.output import answer, say
 from calico_core.cli.policy_documents import check_fields
@@ -215,7 +216,10 @@ def rule_update(ctx: click.Context) -> None:
     for field in ("inbound_rules", "outbound_rules"):
         if field not in given:
             raise InvalidRequest(field, "give both lists, [] for one without rules: both are replaced")
-    wanted: RuleLists = codec.from_builtins(RuleLists, given)
+    try:
+        wanted: RuleLists = codec.from_builtins(RuleLists, given)
+    except InvalidRequest as error:
+        raise with_what_is_right(RuleLists, error) from error
     if wanted.id not in {None, name}:
         raise InvalidRequest("id", f"{wanted.id!r} is not the profile's name {name!r}")
     _rewrite(ctx, ProfileRulesKey(name), RuleLists(), lambda _: msgspec.structs.replace(wanted, id=name))

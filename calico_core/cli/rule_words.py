@@ -17,6 +17,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from calico_core.cli.field_words import with_what_is_right
 from calico_core.errors import InvalidRequest
 from calico_core.model import codec
 from calico_core.model.numbers import decimal
@@ -94,7 +95,9 @@ class _Words:
         try:
             rule: Rule = codec.from_builtins(Rule, self._fields)
         except InvalidRequest as error:
-            raise InvalidRequest("rule", error.reason) from error
+            found = with_what_is_right(Rule, error)
+            field = found.field.removeprefix("$") or "rule"
+            raise InvalidRequest(field if field == "rule" else f"rule: {field}", found.reason) from error
         return rule
 
     def _match(self) -> None:

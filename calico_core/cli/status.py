@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from calico_core.cli.context import CliContext, pass_context
-from calico_core.cli.output import answer_one, table
+from calico_core.cli.output import answer_one, note, table
 from calico_core.cli.running import ask_node
 from calico_core.errors import NotReady
 
@@ -27,8 +27,8 @@ def print_status(context: CliContext) -> None:
     try:
         found = ask_node()
     except NotReady as error:
-        click.echo("calico-node is not running.")
-        click.echo(f"  {error}", err=True)
+        answer_one(context, {"is_running": False, "reason": str(error)}, "calico-node is not running.")
+        note(f"  {error}")
         raise click.exceptions.Exit(1) from error
     assert found is not None
     answer_one(context, found, _text(found))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import click
 
 from calico_core import __version__
+from calico_core.cli.context import CliContext, pass_context
+from calico_core.cli.output import answer_one
 
 
 @click.command()
-def version() -> None:
+@pass_context
+def version(context: CliContext) -> None:
     """Print the version of this tool. Asks nobody."""
-    click.echo(__version__)
+    answer_one(context, {"version": __version__}, __version__)

@@ -12,6 +12,8 @@ from calico_core.model.record import Record
 from calico_core.model.selectors import Labels, parse_selector
 
 BLOCK_PREFIX = {4: 26, 6: 122}
+BLOCK_SIZES = {4: (20, 32), 6: (116, 128)}
+"""The shortest and the longest prefix of a block."""
 Use = Literal["Workload", "Tunnel", "LoadBalancer"]
 _USES: tuple[Use, ...] = ("Workload", "Tunnel")
 """Of a pool that does not say."""
@@ -36,7 +38,7 @@ class Pool(Record, frozen=True):
     allowed_uses: tuple[Use, ...] = _USES
 
     def __post_init__(self) -> None:
-        low, high = (20, 32) if self.cidr.version == 4 else (116, 128)
+        low, high = BLOCK_SIZES[self.cidr.version]
         if self.block_size is not None and not low <= self.block_size <= high:
             raise ValueError(f"blockSize: a prefix length from {low} to {high} for IPv{self.cidr.version}")
         if self.ipam and self.cidr.prefixlen > self.block_prefix:
