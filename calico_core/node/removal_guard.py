@@ -17,9 +17,11 @@ from calico_core.datastore.known_records import Update
 from calico_core.datastore.syncer import SyncBatch
 from calico_core.model.endpoints import WorkloadEndpoint
 from calico_core.model.keys import (
+    BgpHostAddressKey,
     GlobalConfigKey,
     HostConfigKey,
     HostEndpointKey,
+    HostIpKey,
     Key,
     NetworkSetKey,
     PolicyKey,
@@ -52,8 +54,13 @@ _NOUNS: dict[type[Key], str] = {
     ProfileLabelsKey: "labels of profiles",
     PoolKey: "pools",
     GlobalConfigKey: "settings",
-    HostConfigKey: "settings of hosts",  # no sign by themselves: hosts withdraw them, as tunnel addresses
+    HostConfigKey: "settings of hosts",
+    HostIpKey: "hosts",
+    BgpHostAddressKey: "addresses of hosts",
 }
+_NO_SIGN = (HostConfigKey, HostIpKey, BgpHostAddressKey)
+"""By themselves: hosts withdraw them, as tunnel addresses, or are taken out of service. But without the addresses of
+hosts whatever comes encapsulated from them is refused, so they wait with the rest."""
 LASTING: dict[type[Key], str] = {
     kind: _NOUNS[kind] for kind in (HostEndpointKey, NetworkSetKey, PolicyKey, TierKey, ProfileRulesKey, PoolKey)
 }
@@ -245,7 +252,7 @@ class RemovalGuard:
         alive = [
             self._noun(update.key)
             for update in deletions
-            if type(update.key) is not HostConfigKey
+            if not isinstance(update.key, _NO_SIGN)
             and (is_snapshot or not self._was_just_written(update.key, now))
             and not self._is_gone_from_kernel(update.key)
         ]

@@ -13,7 +13,15 @@ from netaddr import IPNetwork
 from calico_core.datastore.known_records import Update
 from calico_core.datastore.syncer import SyncBatch, SyncStatus
 from calico_core.model.endpoints import WorkloadEndpoint
-from calico_core.model.keys import GlobalConfigKey, HostConfigKey, Key, PolicyKey, WorkloadEndpointKey
+from calico_core.model.keys import (
+    BgpHostAddressKey,
+    GlobalConfigKey,
+    HostConfigKey,
+    HostIpKey,
+    Key,
+    PolicyKey,
+    WorkloadEndpointKey,
+)
 from calico_core.model.policies import Policy
 from calico_core.node.removal_guard import RemovalGuard
 
@@ -163,6 +171,19 @@ def test_what_hosts_withdraw_of_themselves_is_no_sign(world: World) -> None:
     world.tell(dict(own))
     world.tell(dict.fromkeys(own), is_snapshot=True)
     assert world.followed == world.stored
+
+
+def test_hosts_wait_with_what_is_lost_and_are_no_sign(world: World) -> None:
+    """Who forgets them while pools stay takes what comes encapsulated for a stranger's."""
+    hosts: dict[Key, str] = {HostIpKey(f"rack-{number}"): f"192.0.2.{number}" for number in range(9)}
+    hosts |= {BgpHostAddressKey(f"rack-{number}", 6): f"2001:db8::{number}" for number in range(9)}
+    world.tell(dict(hosts))
+    world.tell(dict.fromkeys(hosts), is_snapshot=True)
+    assert not hosts.keys() & world.followed.keys()
+    world.tell(dict(hosts))
+    before = dict(world.followed)
+    world.tell(dict.fromkeys(before), is_snapshot=True)
+    assert world.followed == before
 
 
 def test_records_that_come_back_end_it(world: World) -> None:
