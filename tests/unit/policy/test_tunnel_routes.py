@@ -178,4 +178,4 @@ def test_macs_are_stable_unicast_locally_administered_and_different() -> None:
     macs = {str(VXLAN.mac(f"host-{number}")) for number in range(1000)}
     assert len(macs) == 1000
     assert all(mac.startswith("66:") for mac in macs)
-    assert VXLAN.mac("host-1") == VXLAN.mac("host-1")
+    assert str(VXLAN.mac("host-1")).replace("-", ":").lower() == "66:35:54:e6:28:19"  # of every process
