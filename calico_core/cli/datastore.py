@@ -148,7 +148,10 @@ def _refuse_content(store: Datastore) -> None:
 def _write_file(path: Path, text: str) -> None:
     """Whole or not at all, and readable by its owner alone: it holds policy. Through links; what is no file, as a
     device, is written to."""
-    path = path.resolve()
+    try:
+        path = path.resolve()
+    except RuntimeError as error:  # what 3.11 says of links that lead in a circle
+        raise Refused(f"{path} cannot be written: {error}") from error
     temporary = path.with_name(f".{path.name}.new")
     try:
         if path.exists() and not path.is_file():

@@ -105,6 +105,8 @@ def main() -> NoReturn:
 def _main() -> NoReturn:
     if sys.stdin is None:
         sys.stdin = open(os.devnull)  # noqa: SIM115 - as long as the process
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         code = calicoctl.main(args=globals_first(_checked(sys.argv[1:])), prog_name="calicoctl", standalone_mode=False)
         sys.stdout.flush()

@@ -228,6 +228,9 @@ class KernelDataplane(Dataplane, Generic[P]):
     def wanted(self) -> HostState:
         return self._state.copy()
 
+    def interfaces_down(self) -> frozenset[str]:
+        return self._down.names
+
     def connections(self) -> tuple[Connection, ...]:
         with contextlib.closing(Conntrack(self._namespace_fd)) as table:
             return tuple(table.list())

@@ -262,6 +262,11 @@ class Dataplane(abc.ABC):
         """A copy of what the batches add up to; its values are shared."""
         return HostState()
 
+    def interfaces_down(self) -> frozenset[str]:
+        """Interfaces of workloads which share an address that are not up, or not there: another one has the address
+        meanwhile. Any thread."""
+        return frozenset()
+
     def connections(self) -> tuple[Connection, ...]:
         """What the kernel tracks now. Any thread."""
         return ()

@@ -239,7 +239,8 @@ class FlowCutter:
         if closed:
             close_rules(look.state, self._max_set_size)
         connections = self._dataplane.connections()
-        denied = denied_now(look.state, concerned, connections, look.own, has_ipv6=self._has_ipv6)
+        down = self._dataplane.interfaces_down()
+        denied = denied_now(look.state, concerned, connections, look.own, has_ipv6=self._has_ipv6, down=down)
         if denied:
             count = self._dataplane.cut(denied)
             log.info("flows.cut", connections=count, first=_text(denied[0]))
@@ -257,16 +258,17 @@ def denied_now(
     own: frozenset[IPAddress],
     *,
     has_ipv6: bool = True,
+    down: frozenset[str] = frozenset(),
 ) -> list[Connection]:
     """The connections that one of these directions denies; where workloads have no IPv6, any of it does. Translation is
     seen through: policy knows the sender's address before it, and the receiver's after it. What comes from a prefix
     that a workload may send from, and from no workload's own address, is taken for that workload's: nobody can tell,
-    and what is cut in vain begins again."""
+    and what is cut in vain begins again. ``down``: see ``Evaluator``."""
     judges: dict[Direction, defaultdict[IPAddress, list[HostWorkload]]] = {
         "inbound": defaultdict(list),
         "outbound": defaultdict(list),
     }
-    evaluator = Evaluator(state)
+    evaluator = Evaluator(state, down)
     for workload, direction in concerned:
         for net in workload.nets:
             if evaluator.holder(net) is workload:  # what another record says of the address has no say

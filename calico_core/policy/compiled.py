@@ -146,10 +146,13 @@ class CompiledList:
 class Evaluator:
     """Of one state, as long as that does not change. A list is compiled when it is asked for the second time."""
 
-    def __init__(self, state: HostState) -> None:
+    def __init__(self, state: HostState, down: frozenset[str] = frozenset()) -> None:
+        """``down``: interfaces that are not up; who has one has no address that another one has too."""
         self._state = state
         self._holders: dict[IPNetwork, HostWorkload] = {}
-        workloads = sorted(state.workloads.values(), key=lambda each: (not each.is_active, each.key.path))
+        workloads = sorted(
+            state.workloads.values(), key=lambda each: (not each.is_active, each.interface in down, each.key.path)
+        )
         for workload in workloads:
             for net in workload.nets:
                 self._holders.setdefault(net, workload)

@@ -7,6 +7,7 @@ that the command ``iptables`` stands for.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import shutil
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     Backend = Literal["nft", "legacy"]
 
 _TIMEOUT_S = 60.0
+_NOEXEC_SEAL = 0x0008
+"""MFD_NOEXEC_SEAL: some hosts refuse files in memory that could be run (vm.memfd_noexec)."""
 #: How long iptables waits for another program's lock (the legacy backend has one).
 _LOCK_WAIT_S = 10
 _BACKENDS: tuple[Backend, ...] = ("nft", "legacy")
@@ -98,8 +101,9 @@ class Tools:
         if self._namespace_fd is not None:
             descriptors = (self._namespace_fd,)
             command = ("nsenter", f"--net=/proc/self/fd/{self._namespace_fd}", *argv)
-        with self.execution.measure(), _memory(script or "") as given, _memory() as output, _memory() as complaints:
+        with self.execution.measure(), contextlib.ExitStack() as files:
             try:
+                given, output, complaints = (files.enter_context(_memory(text)) for text in (script or "", "", ""))
                 process = subprocess.Popen(command, stdin=given, stdout=output, stderr=complaints, pass_fds=descriptors)
             except OSError as error:
                 raise ToolFailed(argv, _NOT_FOUND, str(error)) from error
@@ -113,9 +117,14 @@ class Tools:
 
 
 @contextlib.contextmanager
-def _memory(content: str = "") -> Iterator[int]:
+def _memory(content: str) -> Iterator[int]:
     """A file in memory, at its beginning: unlike a pipe it asks nobody to read while the program runs."""
-    descriptor = os.memfd_create("iptables")
+    try:
+        descriptor = os.memfd_create("iptables", os.MFD_CLOEXEC | _NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        descriptor = os.memfd_create("iptables")  # a kernel before 6.3
     try:
         with open(descriptor, "wb", closefd=False) as file:
             file.write(content.encode())

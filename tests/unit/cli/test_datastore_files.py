@@ -31,3 +31,10 @@ def test_what_cannot_be_read(calicoctl: Calicoctl, tmp_path: Path) -> None:
     for name, code, says in (("odd", 2, "not UTF-8"), (".", 1, "Is a directory"), ("none", 4, "there is no file")):
         done = calicoctl("datastore", "import", "-f", f"{tmp_path}/{name}")
         assert (done.code, says in done.err) == (code, True), done
+
+
+def test_links_in_a_circle(calicoctl: Calicoctl, tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    done = calicoctl("datastore", "export", "-f", f"{tmp_path}/a")
+    assert (done.code, "cannot be written" in done.err) == (5, True)

@@ -83,6 +83,11 @@ def test_a_closed_standard_input_is_an_empty_one(url: str) -> None:
     assert "holds no document" in done.stderr
 
 
+def test_who_closes_standard_output_wants_no_answer(url: str) -> None:
+    done = run("policy", "show", url=url, stdout=None, preexec_fn=lambda: os.close(1))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_what_is_nested_too_deeply_is_bad_input(url: str) -> None:
     done = run("policy", "apply", "-f", "-", url=url, input="[" * 5000)
     assert done.returncode == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,16 @@ def test_one_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.Mon
     noted = tmp_path / "pid"
     pids = noted.read_text().split() if noted.exists() else []  # it may not have come so far
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_no_descriptor_left_is_a_refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = programs(tmp_path, monkeypatch, "exit 0")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 1, before[1]))
+    try:
+        with pytest.raises(ToolFailed):
+            tools.save(4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -134,6 +134,18 @@ def test_what_another_record_says_of_an_address_ends_no_connection(dataplane: Me
     assert judge(state, touched, tcp(STRANGER, ONE)) == [tcp(STRANGER, ONE)]
 
 
+def test_an_address_is_judged_as_that_of_who_has_it_while_the_first_is_down(dataplane: MemoryDataplane) -> None:
+    """A record of a workload that is gone shuts nobody off, and does not keep anybody's connections alive."""
+    stale, living = workload("one", ONE), workload("zzz", ONE)
+    closed: dict[str, Any] = {"inbound": PolicyList(), "outbound": PolicyList()}
+    dataplane.apply(HostChanges(workloads=(living,)))
+    for denies, cut in ((stale, []), (living, [tcp(STRANGER, ONE)])):
+        state, touched = after(dataplane, workloads=(msgspec.structs.replace(denies, **closed),))
+        concerned = list(touched.concerns(state))
+        assert denied_now(state, concerned, [tcp(STRANGER, ONE)], frozenset(), down=frozenset({"calione"})) == cut
+        dataplane.apply(HostChanges(workloads=(denies,)))
+
+
 def test_where_workloads_have_no_ipv6_all_of_theirs_is_denied(dataplane: MemoryDataplane) -> None:
     """Whatever policy says of it; what is between others, or the host's own, is not looked at."""
     own, other, host = (IPAddress(f"fd65::{last}") for last in ("1", "9", "77"))
