@@ -84,8 +84,9 @@ class Syncer:
     """Follows ``prefixes`` and calls ``sink`` in its own thread.
 
     With ``ready_key``, which must lie under a prefix, nothing is loaded until its value is ``true``. A transaction
-    over several prefixes may arrive as one batch for each. An exception from the sink ends the syncer, logged;
-    the supervisor sees :attr:`is_alive`.
+    over several prefixes may arrive as one batch for each; so that none tells of what went with the ready key before
+    its own prefix does, the key is read before deletions of another prefix are believed. An exception from the sink
+    ends the syncer, logged; the supervisor sees :attr:`is_alive`.
     """
 
     def __init__(
@@ -246,7 +247,7 @@ class Syncer:
                     if isinstance(found[1], Progress):
                         continue
                     return False
-                self._note_ready(found[1])
+                self._note_ready(parent, found[1])
         return self._is_ready and not self._stop.is_set()
 
     def _follow(self) -> None:
@@ -284,7 +285,11 @@ class Syncer:
             if isinstance(message, Lost | CompactedAway):
                 break
             if isinstance(message, Batch):
-                self._note_ready(message)
+                try:
+                    self._note_ready(prefix, message)
+                except CalicoError as error:  # what came before is handed over all the same
+                    found = (prefix, Lost(str(error)))
+                    break
                 if not self._is_ready:  # what is gone with it is not believed: the next snapshot says what is so
                     found = None
                     break
@@ -315,10 +320,13 @@ class Syncer:
         if batch.revision >= self._anchor.revision:
             self._anchor = _Anchor(last.key, last.mod_revision if last.value is not None else 0, batch.revision)
 
-    def _note_ready(self, batch: Batch) -> None:
-        for event in batch.events:
-            if event.key == self._ready_key:
-                self._is_ready = event.value == b"true"
+    def _note_ready(self, prefix: str, batch: Batch) -> None:
+        if self._ready_key.startswith(prefix):
+            for event in batch.events:
+                if event.key == self._ready_key:
+                    self._is_ready = event.value == b"true"
+        elif self._ready_key and any(event.value is None for event in batch.events):
+            self._is_ready = _says_ready(self._store.get(self._ready_key))
 
     def _is_still_ready(self) -> bool:
         if self._is_ready:

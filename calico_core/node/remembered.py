@@ -86,8 +86,15 @@ class Remembered:
         return min(at, default=None)
 
     def forget(self) -> None:
-        """What is missing is meant to be."""
+        """What is missing is meant to be; the next life does not ask either, however soon this one ends."""
         self._before, self._is_waiting = _NOTHING, False
+        self._saved, self._saved_at = None, float("-inf")
+        if self._memory is None:
+            return
+        try:
+            self._memory.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("remembered.not_forgotten", file=str(self._memory), reason=str(error))
 
     def save(
         self, interfaces: frozenset[str], records: Mapping[str, int], now: float, *, is_last: bool = False

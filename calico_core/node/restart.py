@@ -50,20 +50,23 @@ class Restart:
     def later(self, differing: Callable[[], Collection[str]]) -> None:
         """Once for all changes of the pause, and of the time that it must wait; when no setting is differing any more
         by then, it costs nothing. Of one thread."""
-        if self._timer is not None and self._timer.is_alive():
+        timer = self._timer
+        if timer is not None and timer.is_alive():
             return
-        self._timer = threading.Timer(self._pause_s, self._judge, (differing,))
-        self._timer.daemon = True
-        self._timer.start()
+        timer = self._timer = threading.Timer(self._pause_s, self._judge, (differing,))
+        timer.daemon = True
+        timer.start()
 
     def cancel(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        timer = self._timer
+        if timer is not None:
+            timer.cancel()
 
     def _judge(self, differing: Callable[[], Collection[str]]) -> None:
         while differing() and self._must_wait():
             if self._stopping.wait(self._pause_s):
                 return
+        self._timer = None  # before the last look: what comes after it is judged anew
         settings = sorted(differing())
         if not settings or self._stopping.is_set():
             return

@@ -1,7 +1,8 @@
 """Journey C: what the datastore says of hosts, peers, pools and blocks becomes the routing daemon's configuration.
 
 One thread. The first change is taken at once, later ones at most once a second, so that a thousand joining hosts do
-not mean a thousand reloads. Nothing is configured from half a view.
+not mean a thousand reloads. Nothing is configured from half a view, nor before the agent has begun: until then the
+daemon goes on with what an earlier life of the node told it.
 """
 
 from __future__ import annotations
@@ -26,16 +27,19 @@ log = get_logger(__name__)
 _MIN_INTERVAL_S = 1.0
 _RETRY_S = 5.0
 _CHECK_S = 10.0
+_ASK_AGENT_S = 0.1
+"""A start waits that long at most beyond the agent's own."""
 
 
 class Router:
     """Feeds a :class:`Routing` driver. ``trusts_store``: the agent's word on the datastore; without it no peer, block
-    or pool goes."""
+    or pool goes, and nothing is begun with."""
 
     def __init__(
         self, *, store: Datastore, host: str, routing: Routing, trusts_store: Callable[[], bool] = lambda: True
     ) -> None:
         self._routing = routing
+        self._trusts_store = trusts_store
         self._deletions = HeldDeletions(trusts_store)
         self._table = PeeringTable(host)
         self._mailbox: Mailbox[SyncBatch] = Mailbox()
@@ -43,7 +47,7 @@ class Router:
         self._busy = Busy()
         self._thread = threading.Thread(target=self._run, name="routing", daemon=True)
         self._stopping = threading.Event()
-        self._is_in_sync = False
+        self._is_in_sync = self._has_begun = False
         self._configured: RoutingState | None = None
         self.last_error = ""
 
@@ -68,18 +72,19 @@ class Router:
         return self._busy.seconds
 
     def _run(self) -> None:
-        check_at = time.monotonic() + _CHECK_S
+        check_at = time.monotonic() + _ASK_AGENT_S
         while not self._mailbox.is_closed:
             at = min(check_at, self._deletions.next_look() or check_at)
             for batch in self._mailbox.take(max(0.0, at - time.monotonic())):
                 self._table.apply(self._deletions.pass_on(batch.updates, time.monotonic()))
                 self._is_in_sync = self._is_in_sync or batch.status is SyncStatus.IN_SYNC
             self._table.apply(self._deletions.look(time.monotonic()))
-            state = self._table.state() if self._is_in_sync else None
+            self._has_begun = self._has_begun or (self._is_in_sync and self._trusts_store())
+            state = self._table.state() if self._has_begun else None
             is_new = state != self._configured
             is_due = time.monotonic() >= check_at
             if is_due:
-                check_at = time.monotonic() + _CHECK_S
+                check_at = time.monotonic() + (_CHECK_S if self._has_begun else _ASK_AGENT_S)
             if state is None or not (is_new or is_due):
                 continue
             # An equal state again is the driver's chance to find its daemon gone and start it.

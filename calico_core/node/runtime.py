@@ -137,7 +137,7 @@ class Runtime:
         self._start_integrations(records, ipam, workloads)
         self._start_collector(records, ipam)
         self._open_socket()
-        agent.wait_in_sync(_READY_WAIT_S)
+        startup.wait_for_policy(agent.wait_in_sync, self.stopping, _READY_WAIT_S)
 
     def watch(self) -> bool:
         """Until :attr:`stopping` is set: True; or until a part has died: False."""

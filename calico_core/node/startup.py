@@ -6,6 +6,7 @@ Every write is safe to repeat and to race with other hosts: creations are compar
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,7 @@ from calico_core.settings import Settings
 log = get_logger(__name__)
 
 _ATTEMPTS = 5
+_LOOK_EVERY_S = 0.1
 _DEFAULTS: tuple[tuple[Key, str], ...] = (
     (GlobalConfigKey("InterfacePrefix"), "cali"),
     (GlobalConfigKey("LogSeverityFile"), "none"),
@@ -64,6 +66,16 @@ def wait_for_store(records: Records, stop: threading.Event, *, on_away: Callable
                 log.warning("datastore.waiting", reason=reason)
             on_away()
             stop.wait(1.0)
+    return False
+
+
+def wait_for_policy(wait_in_sync: Callable[[float], bool], stop: threading.Event, timeout_s: float) -> bool:
+    """Until the first complete state is in the kernel; at the longest until the node is to stop, as it is for settings
+    that the agent does not begin without."""
+    deadline = time.monotonic() + timeout_s
+    while not stop.is_set() and (left_s := deadline - time.monotonic()) > 0:
+        if wait_in_sync(min(left_s, _LOOK_EVERY_S)):
+            return True
     return False
 
 

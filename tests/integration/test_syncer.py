@@ -277,6 +277,78 @@ def test_what_goes_with_ready_is_not_handed_over(store: Datastore, follow: Any) 
     assert consumer.told[-1] == (f"{CONFIG}A", None)
 
 
+@pytest.mark.parametrize("busy", [f"{CONFIG}A", f"{BGP}global/as_num"])
+def test_what_goes_with_ready_under_another_prefix_is_not_handed_over(store: Datastore, busy: str) -> None:
+    """Whichever prefix's batch is read first: the one that was not read last."""
+    entered, release = threading.Event(), threading.Event()
+    consumer = Consumer()
+
+    def slow(batch: SyncBatch) -> None:
+        consumer(batch)
+        if batch.updates and not batch.is_snapshot:
+            entered.set()
+            assert release.wait(PATIENCE_S)
+
+    before = {READY: "true", f"{CONFIG}A": "1", f"{BGP}global/as_num": "1"}
+    store.transact([], [Put(path, value.encode()) for path, value in before.items()])
+    syncer = Syncer(store, ("/calico/v1/", BGP), slow, ready_key=READY)
+    syncer.start()
+    try:
+        assert syncer.wait_in_sync(PATIENCE_S)
+        store.put(busy, b"2")
+        assert entered.wait(PATIENCE_S)
+        store.transact([], [Delete(path) for path in before])
+        release.set()
+        consumer.wait(lambda c: c.statuses[-1] is SyncStatus.WAIT)
+        assert consumer.state == before | {busy: "2"}
+        store.put(READY, b"true")
+        consumer.wait(lambda c: c.state == {READY: "true"})
+    finally:
+        release.set()
+        syncer.stop()
+
+
+def test_a_deletion_beside_ready_is_handed_over(store: Datastore, follow: Any) -> None:
+    store.transact([], [Put(READY, b"true"), Put(f"{BGP}global/as_num", b"1")])
+    _, consumer = follow(store, "/calico/v1/", BGP, ready_key=READY)
+    consumer.wait(lambda c: len(c.state) == 2)
+    store.delete(f"{BGP}global/as_num")
+    consumer.wait(lambda c: c.state == {READY: "true"})
+    assert consumer.statuses.count(SyncStatus.RESYNC) == 1
+
+
+def test_a_store_that_cannot_say_whether_it_is_ready_loses_nothing(memory: MemoryDatastore) -> None:
+    """What was read before the deletion is handed over, and the deletion once the store is back."""
+    entered, release = threading.Event(), threading.Event()
+    consumer = Consumer()
+
+    def slow(batch: SyncBatch) -> None:
+        consumer(batch)
+        if batch.updates and not batch.is_snapshot and not entered.is_set():
+            entered.set()
+            assert release.wait(PATIENCE_S)
+
+    memory.transact([], [Put(READY, b"true"), Put(f"{BGP}global/as_num", b"1")])
+    syncer = Syncer(memory, ("/calico/v1/", BGP), slow, ready_key=READY)
+    syncer.start()
+    try:
+        assert syncer.wait_in_sync(PATIENCE_S)
+        memory.put(f"{BGP}global/node_mesh", b'{"enabled": false}')
+        assert entered.wait(PATIENCE_S)
+        memory.put(f"{CONFIG}A", b"1")
+        memory.delete(f"{BGP}global/as_num")
+        memory.faults.down = True
+        release.set()
+        consumer.wait(lambda c: f"{CONFIG}A" in c.state)
+        assert f"{BGP}global/as_num" in consumer.state
+        memory.faults.down = False
+        consumer.wait(lambda c: f"{BGP}global/as_num" not in c.state)
+        assert consumer.statuses.count(SyncStatus.RESYNC) == 1
+    finally:
+        release.set()
+        syncer.stop()
+
+
 def test_a_rebuilt_store_is_compared_by_value(tmp_path: Path, follow: Any) -> None:
     store = SqliteDatastore.open(f"sqlite://{tmp_path}/calico.db", DatastoreOptions())
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import pytest
+
 from calico_core.node.remembered import Remembered
 
 if TYPE_CHECKING:
@@ -55,16 +57,45 @@ def test_after_a_boot_the_kernel_has_nothing_to_keep(tmp_path: Path) -> None:
 
 
 def test_time_and_people_end_the_wait(tmp_path: Path) -> None:
-    remembered = remember(tmp_path / "interfaces.json")
     for known in (frozenset[str](), NAMES):
-        remembered = Remembered(tmp_path / "interfaces.json", confirm_after_s=300)
+        remembered = remember(tmp_path / "interfaces.json")
         assert remembered.missing(known, {}, NAMES.__contains__, 200.0) != ""
         assert remembered.missing(known, {}, NAMES.__contains__, 499.0) != ""
         assert remembered.missing(known, {}, NAMES.__contains__, 500.0) == ""
-        remembered = Remembered(tmp_path / "interfaces.json")
+        remembered = remember(tmp_path / "interfaces.json")
         assert remembered.missing(known, {}, NAMES.__contains__, 200.0) != ""
         remembered.forget()
         assert remembered.missing(known, {}, NAMES.__contains__, 200.0) == ""
+
+
+def test_what_was_confirmed_is_not_asked_again_in_the_next_life(tmp_path: Path) -> None:
+    """This one may end before it has saved anything, as for settings that it is to start anew for."""
+    path = tmp_path / "interfaces.json"
+    remembered = remember(path)
+    assert remembered.missing(frozenset(), {}, NAMES.__contains__, 200.0) != ""
+    remembered.forget()
+    remembered.forget()
+    assert Remembered(path).missing(frozenset(), {}, NAMES.__contains__, 201.0) == ""
+    remembered = remember(path)
+    assert remembered.missing(frozenset(), {}, NAMES.__contains__, 200.0) != ""
+    assert remembered.missing(frozenset(), {}, NAMES.__contains__, 500.0) == ""
+    assert Remembered(path).missing(frozenset(), {}, NAMES.__contains__, 501.0) == ""
+
+
+def test_what_is_in_force_is_remembered_at_once_after_a_confirmation(tmp_path: Path) -> None:
+    path = tmp_path / "interfaces.json"
+    remembered = Remembered(path)
+    remembered.save(NAMES, RECORDS, 100.0)
+    remembered.forget()
+    remembered.save(NAMES, RECORDS, 100.1)
+    assert saved(path) == (sorted(NAMES), RECORDS)
+
+
+def test_a_memory_that_cannot_be_removed_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "interfaces.json"
+    path.mkdir()
+    Remembered(path).forget()
+    assert "remembered.not_forgotten" in caplog.messages
 
 
 def test_of_a_store_that_is_not_ready_the_smallest_loss_counts(tmp_path: Path) -> None:
@@ -88,7 +119,7 @@ def test_the_memory_of_an_older_version_is_read(tmp_path: Path) -> None:
 
 def saved(path: Path) -> tuple[list[str], dict[str, int]]:
     found = json.loads(path.read_bytes())
-    return found["interfaces"], found["records"]
+    return sorted(found["interfaces"]), found["records"]
 
 
 def test_it_is_not_written_at_every_change(tmp_path: Path) -> None:

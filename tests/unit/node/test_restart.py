@@ -70,6 +70,23 @@ def test_settings_that_come_back_meanwhile_are_none(node: Node) -> None:
     assert not node.stopping.is_set()
 
 
+def test_what_differs_just_as_a_judgement_ends_is_judged_anew(node: Node) -> None:
+    """The thread of the timer lives a moment longer than its last look."""
+    looks = 0
+
+    def differing() -> set[str]:
+        nonlocal looks
+        looks += 1
+        found = node.differing
+        if looks == 2:  # the last, of a change that was taken back
+            node.change("health_port")
+        return found
+
+    node.restart.later(differing)
+    assert node.stopping.wait(10)
+    assert node.restart.is_wanted
+
+
 def test_a_stop_ends_the_wait(node: Node) -> None:
     node.must_wait = True
     node.change("interface_prefix")

@@ -46,6 +46,23 @@ class RememberingRouting(Routing):
         pass
 
 
+class AgentsWord:
+    def __init__(self, *, is_trusted: bool) -> None:
+        self.is_trusted = is_trusted
+        self.asked = threading.Semaphore(0)
+
+    def trusts_store(self) -> bool:
+        self.asked.release()
+        return self.is_trusted
+
+    def is_asked_again(self) -> None:
+        """Twice more at least: the first may be under way already."""
+        while self.asked.acquire(blocking=False):
+            pass
+        for _ in range(2):
+            assert self.asked.acquire(timeout=20)
+
+
 @pytest.fixture
 def records() -> TypedRecords:
     return TypedRecords(MemoryDatastore())
@@ -82,27 +99,45 @@ def test_a_new_host_becomes_a_peer_and_goes_again(
 def test_no_peer_goes_while_the_agent_does_not_trust_the_store(
     records: TypedRecords, routing: RememberingRouting
 ) -> None:
-    is_trusted, asked = threading.Event(), threading.Semaphore(0)
-
-    def trusts_store() -> bool:
-        asked.release()
-        return is_trusted.is_set()
-
+    agent = AgentsWord(is_trusted=True)
     for host, address in (("rack-a", "192.0.2.1"), ("rack-b", "192.0.2.2")):
         _host(records, host, address)
-    router = Router(store=records.store, host="rack-a", routing=routing, trusts_store=trusts_store)
+    router = Router(store=records.store, host="rack-a", routing=routing, trusts_store=agent.trusts_store)
     router.start()
     try:
         eventually(lambda: routing.states)
+        agent.is_trusted = False
         records.delete(BgpHostAddressKey("rack-b", 4))
         _host(records, "rack-c", "192.0.2.3")
         eventually(lambda: len(routing.states[-1].peers) == 2)
-        for _ in range(2):
-            assert asked.acquire(timeout=20)
+        agent.is_asked_again()
         assert len(routing.states) == 2, "it is not configured anew meanwhile"
         assert IPAddress("192.0.2.2") in {peer.ip for peer in routing.states[-1].peers}
-        is_trusted.set()
+        agent.is_trusted = True
         eventually(lambda: [peer.ip for peer in routing.states[-1].peers] == [IPAddress("192.0.2.3")])
+    finally:
+        router.stop()
+
+
+def test_nothing_is_begun_with_before_the_agent_trusts_the_store(
+    records: TypedRecords, routing: RememberingRouting
+) -> None:
+    """Of a store that lost its records there is no deletion to be heard in a new life of the node."""
+    agent = AgentsWord(is_trusted=False)
+    _host(records, "rack-a", "192.0.2.1")
+    router = Router(store=records.store, host="rack-a", routing=routing, trusts_store=agent.trusts_store)
+    router.start()
+    try:
+        agent.is_asked_again()
+        assert routing.states == []
+        _host(records, "rack-b", "192.0.2.2")
+        agent.is_asked_again()
+        assert routing.states == []
+        agent.is_trusted = True
+        eventually(lambda: [peer.ip for state in routing.states for peer in state.peers] == [IPAddress("192.0.2.2")])
+        agent.is_trusted = False
+        _host(records, "rack-c", "192.0.2.3")
+        eventually(lambda: len(routing.states[-1].peers) == 2)
     finally:
         router.stop()
 

@@ -231,3 +231,29 @@ def test_waiting_for_the_store_ends_when_it_answers_or_when_stopped(records: Typ
     assert not startup.wait_for_store(records, stopped)
     threading.Timer(0.05, setattr, (store.faults, "down", False)).start()
     assert startup.wait_for_store(records, threading.Event())
+
+
+def test_the_wait_for_policy_ends_when_it_is_in_force_or_when_stopped() -> None:
+    """The agent of a node that is to start anew never says that it is."""
+    applied, stop = threading.Event(), threading.Event()
+    asked = threading.Semaphore(0)
+    results: list[bool] = []
+
+    def wait_in_sync(timeout_s: float) -> bool:
+        asked.release()
+        return applied.wait(timeout_s)
+
+    def wait(timeout_s: float) -> None:
+        results.append(startup.wait_for_policy(wait_in_sync, stop, timeout_s))
+
+    wait(0.05)
+    waiting = threading.Thread(target=wait, args=(600.0,), daemon=True)
+    waiting.start()
+    for _ in range(3):  # twice while it waits
+        assert asked.acquire(timeout=20)
+    stop.set()
+    waiting.join(20)
+    stop.clear()
+    applied.set()
+    wait(600.0)
+    assert results == [False, False, True]

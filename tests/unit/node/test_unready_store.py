@@ -128,7 +128,7 @@ def test_the_records_are_back(start: Start) -> None:
     assert start.goes_on()
 
 
-def test_a_person_confirms(start: Start) -> None:
+def test_a_person_confirms(start: Start, memory: Path) -> None:
     start.begin()
     start.waits()
     status, said = start.ask("confirm-removals")
@@ -136,6 +136,7 @@ def test_a_person_confirms(start: Start) -> None:
     assert "0 of 2 local endpoints" in json.loads(said)["frozen_because"]
     assert start.goes_on()
     assert start.remembered.lost(0, {}) == "", "nor does anything else ask again"
+    assert Remembered(memory).lost(0, {}) == "", "nor another life, should this one end before its agent begins"
 
 
 def test_a_store_that_says_the_same_for_long_is_believed(memory: Path) -> None:
