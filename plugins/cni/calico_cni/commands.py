@@ -6,6 +6,9 @@ Everything is validated before the first effect; undoing a failed attach is the 
 
 from __future__ import annotations
 
+import contextlib
+import functools
+
 import msgspec
 
 from calico_cni.attach import AttachCall
@@ -109,7 +112,7 @@ class NetworkCommands:
         if configuration.fallback == "never" and not self._context.is_resident:
             raise NotReady("the node does not run, and the configuration forbids to do without (fallback: never)")
         pod = _pod_of(call, invocation)
-        with self._locks.hold(NETWORK_PROGRAM, configuration.name, invocation, call.caller_left, pod=pod):
+        with self._locks.hold(NETWORK_PROGRAM, configuration.name, invocation, call.caller_left):
             if configuration.readiness_gates:
                 wait_for_gates(configuration.readiness_gates)
                 lap("readiness_gates")
@@ -133,11 +136,18 @@ class NetworkCommands:
         if pod is not None:
             policy, configuration = self._pods.policy_and_wishes(configuration, invocation, pod)
             lap("kubernetes")
-        attach = AttachCall(self._context, call, invocation, configuration, identity, namespace_fd, policy)
+        turn = functools.partial(self._turn, call, invocation, pod)
+        attach = AttachCall(self._context, call, invocation, configuration, identity, namespace_fd, policy, turn=turn)
         if configuration.has_prev_result:
             return attach.run()
         with self._migrations.admitted(configuration.name, configuration.ipam.type):
             return attach.run()
+
+    def _turn(self, call: Call, invocation: Invocation, pod: PodName | None) -> contextlib.AbstractContextManager[None]:
+        """In which record and interface are made."""
+        if pod is None:
+            return contextlib.nullcontext()
+        return self._locks.hold_pod(NETWORK_PROGRAM, pod, invocation, call.caller_left)
 
     def _delete(self, call: Call, invocation: Invocation) -> Outcome:
         """Interface, record and addresses. Whatever fails, the parts that do not need it are done."""
