@@ -52,17 +52,18 @@ class AttachmentLocks:
         has_left: Callable[[], bool] = lambda: False,
         *,
         pod: tuple[str, str] | None = None,
+        timeout_s: float | None = None,
     ) -> Iterator[None]:
         """For an ADD or a DEL of ``program``, whose plugins may have another program of ours do a part of the work.
         ``has_left``: whether the caller did, while the call waited. ``pod``: where the attachment is named after it,
-        and the call does not take :meth:`hold_pod` later.
+        and the call does not take :meth:`hold_pod` later. ``timeout_s``: another than the command has.
 
         :raises NotReady: an earlier one does not end, or nobody is there any more; nothing was done then.
         """
         whole = f"{program}:{network}:{invocation.container_id}:{invocation.interface}"
         # one after the other, always in this order: nobody waits in a ring
         names = [whole] if pod is None else [whole, _name_of(program, pod, invocation)]
-        with self._held(names, TIMEOUTS_S[invocation.command]) as has_waited:
+        with self._held(names, TIMEOUTS_S[invocation.command] if timeout_s is None else timeout_s) as has_waited:
             if has_waited and has_left():
                 raise NotReady(f"the caller of {invocation.command} for {whole} left while an earlier call ran")
             yield

@@ -185,17 +185,15 @@ class NetworkCommands:
     def _is_borrowed(self, detach: DeferredDetach) -> bool:
         """Whether the plugin that made the interface gives its addresses back, and none was asked for any by us. While
         nobody can say, a plugin is rather told once too often."""
-        pod = PodName.of(detach.invocation.arguments) if detach.is_of_kubernetes else None
         try:
-            record = self._record(self._identity(detach.network, detach.invocation, pod))
+            record = self._record(self._identity(detach.network, detach.invocation, detach.pod))
         except Unavailable:
             return False
         return record is not None and record.is_borrowed
 
     def detach_deferred(self, detach: DeferredDetach, namespace_fd: int | None = None) -> None:
         """What :meth:`run` could not tell the datastore at its time; the namespace is gone by then."""
-        invocation, network = detach.invocation, detach.network
-        pod = PodName.of(invocation.arguments) if detach.is_of_kubernetes else None
+        invocation, network, pod = detach.invocation, detach.network, detach.pod
         own = self._identity(network, invocation, pod)
         shared = self._identity(network, invocation, pod, is_shared=True)
         # its own before a shared one: it goes though the datastore is away, and nobody can say whether there is another

@@ -20,7 +20,7 @@ import pytest
 from calico_cni import attachment_locks
 from calico_cni.attachment_locks import AttachmentLocks
 from calico_cni.environment import Invocation
-from calico_core.errors import NotReady
+from calico_core.errors import NotReady, Unavailable
 from calico_core.interfaces.integration import CallReply
 from calico_core.model.workloads import Attach, Attached
 from tests.doubles.cni import CONTAINER, CniSetup, a_network, error_of, stdout_of
@@ -202,6 +202,30 @@ def test_an_add_that_is_left_does_not_take_the_place_of_the_next_container(setup
     assert (error["code"], "left" in error["msg"]) == (11, True)
     assert [each.endpoint.container_id for each in setup.workloads.attached.values()] == ["new"]
     assert ipam.heard == ["ADD", "DEL"]  # its address was given back
+
+
+def test_what_was_put_off_waits_for_an_add_that_runs(
+    setup: CniSetup, namespace_fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that starts does it while a process of its own still makes the pod's next container. Others are done."""
+    for container, pod in (("old", "web"), ("gone", "other")):
+        setup.workloads.failure = Unavailable("127.0.0.1:2379", "refused")
+        assert setup.call("DEL", named_after_pods(), container=container, CNI_ARGS=of_pod(pod)) == CallReply()
+    setup.workloads.detach_requests.clear()
+    beside = CniSetup(namespace_fd, is_resident=False, state=tmp_path / "state")
+    attach = beside.workloads.attach
+    done: list[int] = []
+
+    def meanwhile(request: Attach) -> Attached:
+        done.append(setup.integration.replay())
+        return attach(request)
+
+    monkeypatch.setattr(beside.workloads, "attach", meanwhile)
+    stdout_of(beside.call("ADD", named_after_pods(), container="new", CNI_ARGS=of_pod("web")))
+    assert (done, {each.container_id for each in setup.workloads.detach_requests}) == ([1], {"gone"})
+    assert setup.integration.replay() == 1
+    assert {each.container_id for each in setup.workloads.detach_requests} == {"gone", "old"}
+    assert setup.integration.replay() == 0
 
 
 def test_the_same_add_twice_at_once(setup: CniSetup, ipam: SlowIpam, log_text: io.StringIO) -> None:
