@@ -197,12 +197,17 @@ class NetworkCommands:
         own = self._identity(network, invocation, pod)
         shared = self._identity(network, invocation, pod, is_shared=True)
         # its own before a shared one: it goes though the datastore is away, and nobody can say whether there is another
-        may_be_shared = detach.may_share_interface and shared.key == own.key
-        is_found = self._detach(detach, shared if may_be_shared else own, namespace_fd)
+        tried = [shared if detach.may_share_interface and shared.key == own.key else own]
+        may_be_renamed = PodName.of(invocation.arguments) is not None
+        is_found = self._detach(detach, tried[0], namespace_fd, keeps_handles=may_be_renamed)
         # the mode may have been another one when the interface was made: the record says which it was
         if shared.key != own.key and (detach.may_share_interface or self._has_joined(shared, network, invocation)):
-            is_found = self._detach(detach, shared, namespace_fd) or is_found
-        is_found = is_found or self._detach_renamed(detach, namespace_fd)
+            tried.append(shared)
+            is_found = self._detach(detach, shared, namespace_fd, keeps_handles=may_be_renamed) or is_found
+        if not is_found and may_be_renamed:
+            is_found = self._detach_renamed(detach, namespace_fd)
+            for identity in () if is_found else tried:
+                self._detach(detach, identity, namespace_fd)  # what it left is nobody else's
         if not is_found and invocation.interface == FIRST_INTERFACE:
             self._legacy.detach(own, invocation.container_id, namespace_fd)
 
@@ -221,7 +226,8 @@ class NetworkCommands:
         for identity in {each.key: each for each in reversed(identities)}.values():
             record = self._record(identity)
             if record is not None and record.container_id == invocation.container_id:
-                is_found = self._detach(detach, identity, namespace_fd) or is_found
+                self._detach(detach, identity, namespace_fd)
+                is_found = True  # though it may be that only others use it by now: it says whose the addresses are
         return is_found
 
     def _has_joined(self, shared: Identity, network: str, invocation: Invocation) -> bool:
@@ -237,7 +243,9 @@ class NetworkCommands:
             return None
         return found.record if found is not None else None
 
-    def _detach(self, detach: DeferredDetach, identity: Identity, namespace_fd: int | None) -> bool:
+    def _detach(
+        self, detach: DeferredDetach, identity: Identity, namespace_fd: int | None, *, keeps_handles: bool = False
+    ) -> bool:
         invocation = detach.invocation
         return self._context.workloads.detach(
             Detach(
@@ -245,6 +253,7 @@ class NetworkCommands:
                 interface=identity.interface,
                 # a plugin before us may have had them of calico-ipam under the same name
                 handles=() if detach.is_policy_only else (identity.handle, *identity.legacy_handles),
+                keeps_handles=keeps_handles,
                 container_id=invocation.container_id,
                 # a runtime deletes after a refused ADD too: that must not take the interface which was in the way
                 network=detach.network,

@@ -159,7 +159,7 @@ def test_the_containers_of_a_pod_wait_for_each_other(
     with ThreadPoolExecutor(1) as pool:
         stdout_of(setup.call("ADD", named_after_pods(), container="new", CNI_ARGS=of_pod("web")))
         assert deleting[0].result() == CallReply()
-    assert len(beside.workloads.detach_requests) == 1
+    assert beside.workloads.detach_requests
 
 
 def test_the_container_before_goes_while_an_add_of_its_pod_asks_others(setup: CniSetup, ipam: SlowIpam) -> None:
