@@ -62,7 +62,7 @@ class AttachmentLocks:
         """
         whole = f"{program}:{network}:{invocation.container_id}:{invocation.interface}"
         # one after the other, always in this order: nobody waits in a ring
-        names = [whole] if pod is None else [whole, _name_of(program, pod, invocation)]
+        names = [whole] if pod is None else [whole, _name_of(program, pod)]
         with self._held(names, TIMEOUTS_S[invocation.command] if timeout_s is None else timeout_s) as has_waited:
             if has_waited and has_left():
                 raise NotReady(f"the caller of {invocation.command} for {whole} left while an earlier call ran")
@@ -79,7 +79,7 @@ class AttachmentLocks:
 
         :raises NotReady: as :meth:`hold`.
         """
-        name = _name_of(program, pod, invocation)
+        name = _name_of(program, pod)
         with self._held([name], TIMEOUTS_S[invocation.command]):
             if has_left():
                 raise NotReady(f"the caller of {invocation.command} for {name} left before its turn")
@@ -132,5 +132,6 @@ class AttachmentLocks:
             log.warning("attachment.no_locks", file=str(self._file), reason=error.strerror)
 
 
-def _name_of(program: str, pod: tuple[str, str], invocation: Invocation) -> str:
-    return f"{program}:{'/'.join(pod)}:{invocation.interface}"
+def _name_of(program: str, pod: tuple[str, str]) -> str:
+    """Whatever the container's interface is called: networks that share one call it differently."""
+    return f"{program}:{'/'.join(pod)}"

@@ -138,26 +138,34 @@ def named_after_pods(**changes: Any) -> dict[str, Any]:
     return a_network(orchestrator="k8s", **changes)
 
 
+@pytest.mark.parametrize("late", ["eth0", "net1"])
 def test_the_containers_of_a_pod_wait_for_each_other(
-    setup: CniSetup, log_text: io.StringIO, namespace_fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setup: CniSetup,
+    log_text: io.StringIO,
+    namespace_fd: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    late: str,
 ) -> None:
     """Their record and interface have one name: a late DEL of the last one, in a process that knows nothing of the
-    ADD, would find the new one's."""
+    ADD, would find the new one's. It may name another interface, where networks share one."""
+    network = named_after_pods(interface_mode="single")
     beside = CniSetup(namespace_fd, is_resident=False, state=tmp_path / "state")
     attach = setup.workloads.attach
     deleting: list[Future[CallReply]] = []
 
     def slow(request: Attach) -> Attached:
-        assert beside.call("DEL", named_after_pods(), container="old", CNI_ARGS=of_pod("other")) == CallReply()
+        assert beside.call("DEL", network, container="old", CNI_ARGS=of_pod("other")) == CallReply()
         beside.workloads.detach_requests.clear()
-        deleting.append(pool.submit(beside.call, "DEL", named_after_pods(), container="old", CNI_ARGS=of_pod("web")))
+        options = {"container": "old", "interface": late, "CNI_ARGS": of_pod("web")}
+        deleting.append(pool.submit(beside.call, "DEL", network, **options))
         eventually(lambda: "attachment.busy" in log_text.getvalue() or deleting[0].done())
         assert beside.workloads.detach_requests == []
         return attach(request)
 
     monkeypatch.setattr(setup.workloads, "attach", slow)
     with ThreadPoolExecutor(1) as pool:
-        stdout_of(setup.call("ADD", named_after_pods(), container="new", CNI_ARGS=of_pod("web")))
+        stdout_of(setup.call("ADD", network, container="new", CNI_ARGS=of_pod("web")))
         assert deleting[0].result() == CallReply()
     assert beside.workloads.detach_requests
 
