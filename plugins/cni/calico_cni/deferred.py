@@ -172,7 +172,7 @@ class DeferredDetaches:
                 content = path.read_bytes()
             except FileNotFoundError:
                 return None
-            path.unlink()
+            path.unlink(missing_ok=True)
             return content
 
     def _put_back(self, path: Path, content: bytes) -> None:
