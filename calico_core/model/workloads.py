@@ -119,7 +119,8 @@ class Detach(Value, frozen=True):
     """Undo an attach. Everything already gone is success.
 
     ``handles``: released in the same transaction as the record goes (the first that exists in the caller's naming);
-    not where the record says that the addresses are somebody else's.
+    not where the record says that the addresses are somebody else's. ``keeps_handles``: nor where there is no record,
+    or one that does not change, for the caller has yet to look elsewhere for what they belong to.
     ``container_id``: the record is deleted only if it names the same container or none, so that a late call cannot
     hit the next owner; ``network`` is compared in the same way. An endpoint that several networks share loses what
     ``network`` brought under ``container_interface``, and goes with the last of them. ``is_shared``: it may be such a
@@ -133,6 +134,7 @@ class Detach(Value, frozen=True):
     key: WorkloadEndpointKey
     interface: str
     handles: tuple[str, ...] = ()
+    keeps_handles: bool = False
     container_id: str | None = None
     network: str | None = None
     container_interface: str = "eth0"

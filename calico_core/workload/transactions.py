@@ -190,7 +190,9 @@ class EndpointTransactions:
                 operations = (write, *profile_deletions(going.own_profiles))
                 companion = Companion((Compare(path, standing.mod_revision),), operations)
             try:
-                self._ipam.release_by_handle(going.handles, companion)
+                # no companion: nothing is found, or nothing of it goes
+                handles = () if companion is None and request.keeps_handles else going.handles
+                self._ipam.release_by_handle(handles, companion)
                 return going if standing is not None else None
             except Conflict as conflict:
                 if conflict.key != path:

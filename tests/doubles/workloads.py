@@ -83,10 +83,11 @@ class MemoryWorkloads(Workloads):
                 _require_ready(self._records)
             standing = self.attached.get(request.key)
             going = departure(standing.endpoint if standing is not None else None, request)
-            self.ipam.release_by_handle(going.handles)
+            is_found = standing is not None and going.is_changed
+            self.ipam.release_by_handle(going.handles if is_found or not request.keeps_handles else ())
             for profile in going.own_profiles:
                 del self.profiles[profile]
-            if standing is None or not going.is_changed:
+            if standing is None or not is_found:
                 return False
             if going.remaining is not None:
                 self._stand(request.key, standing, going.remaining)

@@ -8,7 +8,7 @@ plugin before us in the chain has made, to which only the policy is added. Sourc
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 from netaddr import IPAddress
@@ -42,7 +42,8 @@ _WRITTEN_AS = {"floating": FLOATING_ANNOTATION}
 
 
 class AttachCall:
-    """One ADD, its configuration validated."""
+    """One ADD, its configuration validated. ``turn``: entered when record and interface are to be made, after all that
+    others were to be asked."""
 
     def __init__(
         self,
@@ -53,6 +54,8 @@ class AttachCall:
         identity: Identity,
         namespace_fd: int,
         pod: PodPolicy | None = None,
+        *,
+        turn: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self._context = context
         self._call = call
@@ -61,6 +64,7 @@ class AttachCall:
         self._identity = identity
         self._namespace_fd = namespace_fd
         self._pod = pod
+        self._turn = turn
 
     def run(self) -> Outcome:
         """Raises what the table in ``errors`` maps; nothing is left then that was not there before."""
@@ -88,15 +92,19 @@ class AttachCall:
 
     def _attached(self, request: Attach) -> Attached:
         try:
-            try:
-                return self._context.workloads.attach(request)
-            except AddressInUse as error:
-                addresses = self._taken_over(request, error)
-                return self._context.workloads.attach(msgspec.structs.replace(request, addresses=addresses))
+            with self._turn():
+                return self._attached_in_turn(request)
         except InvalidRequest as error:
             if error.field not in _WRITTEN_AS:
                 raise
             raise InvalidRequest(_WRITTEN_AS[error.field], error.reason) from error
+
+    def _attached_in_turn(self, request: Attach) -> Attached:
+        try:
+            return self._context.workloads.attach(request)
+        except AddressInUse as error:
+            addresses = self._taken_over(request, error)
+            return self._context.workloads.attach(msgspec.structs.replace(request, addresses=addresses))
 
     def _taken_over(self, request: Attach, error: AddressInUse) -> AddressRequest:
         """A pod's own address goes from its last sandbox to the one in its place, whose DEL comes later or never.

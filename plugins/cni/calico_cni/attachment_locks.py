@@ -52,32 +52,57 @@ class AttachmentLocks:
         has_left: Callable[[], bool] = lambda: False,
         *,
         pod: tuple[str, str] | None = None,
+        timeout_s: float | None = None,
     ) -> Iterator[None]:
         """For an ADD or a DEL of ``program``, whose plugins may have another program of ours do a part of the work.
-        ``has_left``: whether the caller did, while the call waited. ``pod``: where the attachment is named after it:
-        record and interface are those of every container of the pod.
+        ``has_left``: whether the caller did, while the call waited. ``pod``: where the attachment is named after it,
+        and the call does not take :meth:`hold_pod` later. ``timeout_s``: another than the command has.
 
         :raises NotReady: an earlier one does not end, or nobody is there any more; nothing was done then.
         """
+        whole = f"{program}:{network}:{invocation.container_id}:{invocation.interface}"
+        # one after the other, always in this order: nobody waits in a ring
+        names = [whole] if pod is None else [whole, _name_of(program, pod)]
+        with self._held(names, TIMEOUTS_S[invocation.command] if timeout_s is None else timeout_s) as has_waited:
+            if has_waited and has_left():
+                raise NotReady(f"the caller of {invocation.command} for {whole} left while an earlier call ran")
+            yield
+
+    @contextlib.contextmanager
+    def hold_pod(
+        self, program: str, pod: tuple[str, str], invocation: Invocation, has_left: Callable[[], bool]
+    ) -> Iterator[None]:
+        """Record and interface of an attachment that is named after its pod are those of every container of the pod.
+        For the part of an ADD that makes them, inside :meth:`hold`: what it asks others for before may take long, and
+        the DEL of the container before must not wait for that. By then the next container may stand, so nobody goes on
+        here whose caller has left, waited or not.
+
+        :raises NotReady: as :meth:`hold`.
+        """
+        name = _name_of(program, pod)
+        with self._held([name], TIMEOUTS_S[invocation.command]):
+            if has_left():
+                raise NotReady(f"the caller of {invocation.command} for {name} left before its turn")
+            yield
+
+    @contextlib.contextmanager
+    def _held(self, names: list[str], timeout_s: float) -> Iterator[bool]:
+        """Whether it had to wait."""
         try:
             descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
         except OSError as error:
             self._tell_lack(error)
-            yield
+            yield False
             return
         try:
-            whole = f"{program}:{network}:{invocation.container_id}:{invocation.interface}"
-            # one after the other, always in this order: nobody waits in a ring
-            needed = [whole] if pod is None else [whole, f"{program}:{'/'.join(pod)}:{invocation.interface}"]
+            needed = list(names)
             while needed and self._try(descriptor, needed[0]):
                 del needed[0]
             if needed:
-                log.info("attachment.busy", network=network, container=invocation.container_id)
-                self._wait(descriptor, needed, TIMEOUTS_S[invocation.command])
+                log.info("attachment.busy", attachment=needed[0])
+                self._wait(descriptor, needed, timeout_s)
                 lap("attachment")
-                if has_left():
-                    raise NotReady(f"the caller of {invocation.command} for {whole} left while an earlier call ran")
-            yield
+            yield bool(needed)
         finally:
             os.close(descriptor)
 
@@ -105,3 +130,8 @@ class AttachmentLocks:
         if not self._is_lack_told:  # once is enough
             self._is_lack_told = True
             log.warning("attachment.no_locks", file=str(self._file), reason=error.strerror)
+
+
+def _name_of(program: str, pod: tuple[str, str]) -> str:
+    """Whatever the container's interface is called: networks that share one call it differently."""
+    return f"{program}:{'/'.join(pod)}"

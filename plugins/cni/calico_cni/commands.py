@@ -6,6 +6,9 @@ Everything is validated before the first effect; undoing a failed attach is the 
 
 from __future__ import annotations
 
+import contextlib
+import functools
+
 import msgspec
 
 from calico_cni.attach import AttachCall
@@ -109,7 +112,7 @@ class NetworkCommands:
         if configuration.fallback == "never" and not self._context.is_resident:
             raise NotReady("the node does not run, and the configuration forbids to do without (fallback: never)")
         pod = _pod_of(call, invocation)
-        with self._locks.hold(NETWORK_PROGRAM, configuration.name, invocation, call.caller_left, pod=pod):
+        with self._locks.hold(NETWORK_PROGRAM, configuration.name, invocation, call.caller_left):
             if configuration.readiness_gates:
                 wait_for_gates(configuration.readiness_gates)
                 lap("readiness_gates")
@@ -133,11 +136,18 @@ class NetworkCommands:
         if pod is not None:
             policy, configuration = self._pods.policy_and_wishes(configuration, invocation, pod)
             lap("kubernetes")
-        attach = AttachCall(self._context, call, invocation, configuration, identity, namespace_fd, policy)
+        turn = functools.partial(self._turn, call, invocation, pod)
+        attach = AttachCall(self._context, call, invocation, configuration, identity, namespace_fd, policy, turn=turn)
         if configuration.has_prev_result:
             return attach.run()
         with self._migrations.admitted(configuration.name, configuration.ipam.type):
             return attach.run()
+
+    def _turn(self, call: Call, invocation: Invocation, pod: PodName | None) -> contextlib.AbstractContextManager[None]:
+        """In which record and interface are made."""
+        if pod is None:
+            return contextlib.nullcontext()
+        return self._locks.hold_pod(NETWORK_PROGRAM, pod, invocation, call.caller_left)
 
     def _delete(self, call: Call, invocation: Invocation) -> Outcome:
         """Interface, record and addresses. Whatever fails, the parts that do not need it are done."""
@@ -175,26 +185,29 @@ class NetworkCommands:
     def _is_borrowed(self, detach: DeferredDetach) -> bool:
         """Whether the plugin that made the interface gives its addresses back, and none was asked for any by us. While
         nobody can say, a plugin is rather told once too often."""
-        pod = PodName.of(detach.invocation.arguments) if detach.is_of_kubernetes else None
         try:
-            record = self._record(self._identity(detach.network, detach.invocation, pod))
+            record = self._record(self._identity(detach.network, detach.invocation, detach.pod))
         except Unavailable:
             return False
         return record is not None and record.is_borrowed
 
     def detach_deferred(self, detach: DeferredDetach, namespace_fd: int | None = None) -> None:
         """What :meth:`run` could not tell the datastore at its time; the namespace is gone by then."""
-        invocation, network = detach.invocation, detach.network
-        pod = PodName.of(invocation.arguments) if detach.is_of_kubernetes else None
+        invocation, network, pod = detach.invocation, detach.network, detach.pod
         own = self._identity(network, invocation, pod)
         shared = self._identity(network, invocation, pod, is_shared=True)
         # its own before a shared one: it goes though the datastore is away, and nobody can say whether there is another
-        may_be_shared = detach.may_share_interface and shared.key == own.key
-        is_found = self._detach(detach, shared if may_be_shared else own, namespace_fd)
+        tried = [shared if detach.may_share_interface and shared.key == own.key else own]
+        may_be_renamed = PodName.of(invocation.arguments) is not None
+        is_found = self._detach(detach, tried[0], namespace_fd, keeps_handles=may_be_renamed)
         # the mode may have been another one when the interface was made: the record says which it was
         if shared.key != own.key and (detach.may_share_interface or self._has_joined(shared, network, invocation)):
-            is_found = self._detach(detach, shared, namespace_fd) or is_found
-        is_found = is_found or self._detach_renamed(detach, namespace_fd)
+            tried.append(shared)
+            is_found = self._detach(detach, shared, namespace_fd, keeps_handles=may_be_renamed) or is_found
+        if not is_found and may_be_renamed:
+            is_found = self._detach_renamed(detach, namespace_fd)
+            for identity in () if is_found else tried:
+                self._detach(detach, identity, namespace_fd)  # what it left is nobody else's
         if not is_found and invocation.interface == FIRST_INTERFACE:
             self._legacy.detach(own, invocation.container_id, namespace_fd)
 
@@ -213,7 +226,8 @@ class NetworkCommands:
         for identity in {each.key: each for each in reversed(identities)}.values():
             record = self._record(identity)
             if record is not None and record.container_id == invocation.container_id:
-                is_found = self._detach(detach, identity, namespace_fd) or is_found
+                self._detach(detach, identity, namespace_fd)
+                is_found = True  # though it may be that only others use it by now: it says whose the addresses are
         return is_found
 
     def _has_joined(self, shared: Identity, network: str, invocation: Invocation) -> bool:
@@ -229,7 +243,9 @@ class NetworkCommands:
             return None
         return found.record if found is not None else None
 
-    def _detach(self, detach: DeferredDetach, identity: Identity, namespace_fd: int | None) -> bool:
+    def _detach(
+        self, detach: DeferredDetach, identity: Identity, namespace_fd: int | None, *, keeps_handles: bool = False
+    ) -> bool:
         invocation = detach.invocation
         return self._context.workloads.detach(
             Detach(
@@ -237,6 +253,7 @@ class NetworkCommands:
                 interface=identity.interface,
                 # a plugin before us may have had them of calico-ipam under the same name
                 handles=() if detach.is_policy_only else (identity.handle, *identity.legacy_handles),
+                keeps_handles=keeps_handles,
                 container_id=invocation.container_id,
                 # a runtime deletes after a refused ADD too: that must not take the interface which was in the way
                 network=detach.network,

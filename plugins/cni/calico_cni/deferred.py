@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from calico_cni.environment import Invocation
+from calico_cni.kubernetes import PodName
 from calico_core.errors import CalicoError, DatastoreError, NotReady, StoreNotReady
 from calico_core.files import replace_file
 from calico_core.log import get_logger
@@ -64,6 +65,11 @@ class DeferredDetach(msgspec.Struct, frozen=True, kw_only=True):
             is_policy_only=is_policy_only,
             created=round(time.time(), 3),
         )
+
+    @property
+    def pod(self) -> PodName | None:
+        """The one that the endpoint is named after."""
+        return PodName.of(self.arguments) if self.is_of_kubernetes else None
 
     @property
     def invocation(self) -> Invocation:
@@ -122,12 +128,23 @@ class DeferredDetaches:
                 log.warning("detach.unreadable", file=name, reason=str(error))
         return tuple(sorted(found, key=lambda each: each.created))
 
-    def replay(self, run: Callable[[DeferredDetach], None]) -> int:
-        """Do what waits; how many are done. Stops at the first that the datastore refuses again."""
+    def replay(
+        self,
+        run: Callable[[DeferredDetach], None],
+        turn: Callable[[DeferredDetach], contextlib.AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
+    ) -> int:
+        """Do what waits; how many are done. Stops at the first that the datastore refuses again. Each runs inside its
+        ``turn``; one that has none, because a call that runs has it (:class:`NotReady`), waits on."""
         done = 0
         for detach in self.all():
             path = self._directory / detach.file_name
-            with self._replaying:
+            with contextlib.ExitStack() as held:
+                try:
+                    held.enter_context(turn(detach))  # first, as an ADD does that forgets what was put off
+                except NotReady as error:
+                    log.info("detach.still_deferred", container=detach.container_id, reason=str(error))
+                    continue
+                held.enter_context(self._replaying)
                 if not path.exists():
                     continue
                 try:
@@ -155,7 +172,7 @@ class DeferredDetaches:
                 content = path.read_bytes()
             except FileNotFoundError:
                 return None
-            path.unlink()
+            path.unlink(missing_ok=True)
             return content
 
     def _put_back(self, path: Path, content: bytes) -> None:

@@ -87,6 +87,7 @@ class CniIntegration(Integration):
 
     def __init__(self) -> None:
         self._programs: dict[str, _Commands] = {}
+        self._locks: AttachmentLocks | None = None
         self._deferred: DeferredDetaches | None = None
         self._migrations: Migrations | None = None
         self._refresher: Refresher | None = None
@@ -96,7 +97,7 @@ class CniIntegration(Integration):
         self._deferred = DeferredDetaches(state / "deferred")
         self._migrations = migrations = Migrations(state)
         self._refresher = _refresher(context.settings) if context.is_resident else None
-        locks = AttachmentLocks(state)
+        self._locks = locks = AttachmentLocks(state)
         self._programs = {
             NETWORK_PROGRAM: NetworkCommands(context, locks, self._deferred, migrations),
             IPAM_PROGRAM: IpamCommands(context, locks, self._deferred, migrations),
@@ -133,9 +134,14 @@ class CniIntegration(Integration):
 
     def replay(self) -> int:
         """How many detaches that had been put off are done now."""
-        if self._deferred is None or (self._migrations is not None and self._migrations.is_under_way):
+        deferred, locks = self._deferred, self._locks
+        if deferred is None or locks is None or (self._migrations is not None and self._migrations.is_under_way):
             return 0
-        return self._deferred.replay(lambda detach: self._programs[detach.program].detach_deferred(detach))
+        return deferred.replay(
+            lambda detach: self._programs[detach.program].detach_deferred(detach),
+            # it is tried again soon, and others need not wait for it
+            lambda detach: locks.hold(detach.program, detach.network, detach.invocation, pod=detach.pod, timeout_s=0.0),
+        )
 
     @classmethod
     def handle_of(cls, key: WorkloadEndpointKey, endpoint: WorkloadEndpoint) -> str | None:  # noqa: ARG003

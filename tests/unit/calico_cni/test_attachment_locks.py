@@ -8,6 +8,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,8 +20,9 @@ import pytest
 from calico_cni import attachment_locks
 from calico_cni.attachment_locks import AttachmentLocks
 from calico_cni.environment import Invocation
-from calico_core.errors import NotReady
+from calico_core.errors import NotReady, Unavailable
 from calico_core.interfaces.integration import CallReply
+from calico_core.model.workloads import Attach, Attached
 from tests.doubles.cni import CONTAINER, CniSetup, a_network, error_of, stdout_of
 from tests.waiting import eventually
 
@@ -128,29 +130,110 @@ def test_another_interface_or_network_does_not_wait(setup: CniSetup, ipam: SlowI
         stdout_of(adding.result())
 
 
+def of_pod(name: str) -> str:
+    return f"K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name}"
+
+
+def named_after_pods(**changes: Any) -> dict[str, Any]:
+    return a_network(orchestrator="k8s", **changes)
+
+
+@pytest.mark.parametrize("late", ["eth0", "net1"])
 def test_the_containers_of_a_pod_wait_for_each_other(
-    setup: CniSetup, ipam: SlowIpam, log_text: io.StringIO, namespace_fd: int, tmp_path: Path
+    setup: CniSetup,
+    log_text: io.StringIO,
+    namespace_fd: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    late: str,
 ) -> None:
     """Their record and interface have one name: a late DEL of the last one, in a process that knows nothing of the
-    ADD, would find the new one's."""
-    network = a_network(ipam={"type": "slow-ipam"}, orchestrator="k8s")
-
-    def of_pod(pod: str) -> dict[str, str]:
-        return {"CNI_PATH": ipam.path, "CNI_ARGS": f"K8S_POD_NAMESPACE=shop;K8S_POD_NAME={pod}"}
-
+    ADD, would find the new one's. It may name another interface, where networks share one."""
+    network = named_after_pods(interface_mode="single")
     beside = CniSetup(namespace_fd, is_resident=False, state=tmp_path / "state")
-    with ThreadPoolExecutor(2) as pool:
-        adding = pool.submit(setup.call, "ADD", network, container="new", **of_pod("web"))
-        eventually(lambda: ipam.heard == ["ADD"])
-        assert beside.call("DEL", network, container="old", **of_pod("other")) == CallReply()
+    attach = setup.workloads.attach
+    deleting: list[Future[CallReply]] = []
+
+    def slow(request: Attach) -> Attached:
+        assert beside.call("DEL", network, container="old", CNI_ARGS=of_pod("other")) == CallReply()
         beside.workloads.detach_requests.clear()
-        deleting = pool.submit(beside.call, "DEL", network, container="old", **of_pod("web"))
-        eventually(lambda: "attachment.busy" in log_text.getvalue() or deleting.done())
+        options = {"container": "old", "interface": late, "CNI_ARGS": of_pod("web")}
+        deleting.append(pool.submit(beside.call, "DEL", network, **options))
+        eventually(lambda: "attachment.busy" in log_text.getvalue() or deleting[0].done())
         assert beside.workloads.detach_requests == []
-        ipam.end()
+        return attach(request)
+
+    monkeypatch.setattr(setup.workloads, "attach", slow)
+    with ThreadPoolExecutor(1) as pool:
+        stdout_of(setup.call("ADD", network, container="new", CNI_ARGS=of_pod("web")))
+        assert deleting[0].result() == CallReply()
+    assert beside.workloads.detach_requests
+
+
+def test_the_container_before_goes_while_an_add_of_its_pod_asks_others(setup: CniSetup, ipam: SlowIpam) -> None:
+    """An IPAM plugin, a gate or the API may take longer than a DEL has time."""
+    network = named_after_pods(ipam={"type": "slow-ipam"})
+    stdout_of(setup.call("ADD", named_after_pods(), container="old", CNI_ARGS=of_pod("web")))
+    with ThreadPoolExecutor(1) as pool:
+        adding = pool.submit(setup.call, "ADD", network, container="new", CNI_PATH=ipam.path, CNI_ARGS=of_pod("web"))
+        eventually(lambda: ipam.heard == ["ADD"])
+        try:
+            assert setup.call("DEL", named_after_pods(), container="old", CNI_ARGS=of_pod("web")) == CallReply()
+            assert setup.workloads.attached == {}
+        finally:
+            ipam.end()
         stdout_of(adding.result())
-        assert deleting.result() == CallReply()
-    assert len(beside.workloads.detach_requests) == 1
+    assert [each.endpoint.container_id for each in setup.workloads.attached.values()] == ["new"]
+
+
+def test_an_add_that_is_left_does_not_take_the_place_of_the_next_container(setup: CniSetup, ipam: SlowIpam) -> None:
+    """It asked others for so long that its runtime gave up, and has made another one by now."""
+    network = named_after_pods(ipam={"type": "slow-ipam"})
+    left = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        adding = pool.submit(
+            setup.call,
+            "ADD",
+            network,
+            container="old",
+            caller_left=left.is_set,
+            CNI_PATH=ipam.path,
+            CNI_ARGS=of_pod("web"),
+        )
+        eventually(lambda: ipam.heard == ["ADD"])
+        try:
+            left.set()
+            stdout_of(setup.call("ADD", named_after_pods(), container="new", CNI_ARGS=of_pod("web")))
+        finally:
+            ipam.end()
+        error = error_of(adding.result())
+    assert (error["code"], "left" in error["msg"]) == (11, True)
+    assert [each.endpoint.container_id for each in setup.workloads.attached.values()] == ["new"]
+    assert ipam.heard == ["ADD", "DEL"]  # its address was given back
+
+
+def test_what_was_put_off_waits_for_an_add_that_runs(
+    setup: CniSetup, namespace_fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that starts does it while a process of its own still makes the pod's next container. Others are done."""
+    for container, pod in (("old", "web"), ("gone", "other")):
+        setup.workloads.failure = Unavailable("127.0.0.1:2379", "refused")
+        assert setup.call("DEL", named_after_pods(), container=container, CNI_ARGS=of_pod(pod)) == CallReply()
+    setup.workloads.detach_requests.clear()
+    beside = CniSetup(namespace_fd, is_resident=False, state=tmp_path / "state")
+    attach = beside.workloads.attach
+    done: list[int] = []
+
+    def meanwhile(request: Attach) -> Attached:
+        done.append(setup.integration.replay())
+        return attach(request)
+
+    monkeypatch.setattr(beside.workloads, "attach", meanwhile)
+    stdout_of(beside.call("ADD", named_after_pods(), container="new", CNI_ARGS=of_pod("web")))
+    assert (done, {each.container_id for each in setup.workloads.detach_requests}) == ([1], {"gone"})
+    assert setup.integration.replay() == 1
+    assert {each.container_id for each in setup.workloads.detach_requests} == {"gone", "old"}
+    assert setup.integration.replay() == 0
 
 
 def test_the_same_add_twice_at_once(setup: CniSetup, ipam: SlowIpam, log_text: io.StringIO) -> None:

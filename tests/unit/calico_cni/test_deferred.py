@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -205,3 +207,18 @@ def test_a_datastore_that_is_not_ready(namespace_fd: int, tmp_path: Path, progra
     assert setup.integration.replay() == 1
     assert setup.ipam.held == {}
     assert setup.workloads.attached == {}
+
+
+def test_an_add_while_another_process_does_what_was_put_off(setup: CniSetup, folder: Path) -> None:
+    """Its replay or GC takes the file that the ADD is about to forget. A pipe in its place tells when it is read."""
+    folder.mkdir(parents=True)
+    detach = DeferredDetach.of("calico", "net1", Invocation("DEL", CONTAINER, "", "eth0"))
+    path = folder / detach.file_name
+    os.mkfifo(path)
+    with ThreadPoolExecutor(1) as pool:
+        adding = pool.submit(setup.call, "ADD")
+        with path.open("wb") as file:
+            path.unlink()
+            file.write(b"{}")
+        stdout_of(adding.result())
+    assert list(folder.iterdir()) == []

@@ -13,8 +13,8 @@ import pytest
 from calico_core.interfaces.integration import CallReply
 from calico_core.model.addresses import parse_mac
 from calico_core.model.keys import HOSTS
-from calico_core.model.workloads import WiringRequest
-from tests.doubles.cni import CniOnService, a_network, stdout_of
+from calico_core.model.workloads import Detach, WiringRequest
+from tests.doubles.cni import CONTAINER, CniOnService, a_network, stdout_of
 
 MAC = "02:00:5e:00:00:07"
 POD = "K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0"
@@ -167,6 +167,53 @@ def test_a_list_that_shared_an_interface_and_names_endpoints_otherwise_since(
         assert node.call("DEL", a_network(name=networks[each]), interface=each, CNI_ARGS=POD) == CallReply()
     assert node.left() == []
     assert not node.wiring.exists(made)
+
+
+@pytest.mark.parametrize("maker", ["eth0", "net1"])
+def test_a_shared_interface_keeps_its_address_when_its_maker_goes_by_the_other_name(
+    node: CniOnService, maker: str
+) -> None:
+    shared = {"interface_mode": "single"}
+    other = "net1" if maker == "eth0" else "eth0"
+    added = stdout_of(node.call("ADD", of_kubernetes(**shared), interface=maker, CNI_ARGS=POD))
+    stdout_of(node.call("ADD", of_kubernetes(name="net2", **shared), interface=other, CNI_ARGS=POD))
+    for _ in range(2):
+        assert node.call("DEL", a_network(**shared), interface=maker, CNI_ARGS=POD) == CallReply()
+        held = node.ipam.by_handle(f"net1.{CONTAINER}")
+        assert [f"{each}/32" for each in held] == [added["ips"][0]["address"]]
+    assert node.call("DEL", a_network(name="net2", **shared), interface=other, CNI_ARGS=POD) == CallReply()
+    assert node.left() == []
+
+
+def test_addresses_stay_held_while_nobody_can_say_what_goes_by_the_other_name(
+    node: CniOnService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The datastore goes away between the two."""
+    stdout_of(node.call("ADD", of_kubernetes(), CNI_ARGS=POD))
+    before = node.left()
+    detach = node.service.detach
+
+    def goes_away(request: Detach) -> bool:
+        is_found = detach(request)
+        node.store.faults.down = True
+        return is_found
+
+    monkeypatch.setattr(node.service, "detach", goes_away)
+    assert node.call("DEL", a_network(), CNI_ARGS=POD) == CallReply()
+    monkeypatch.undo()
+    node.store.faults.down = False
+    assert node.left() == before
+    assert node.integration.replay() == 1
+    assert node.left() == []
+
+
+@pytest.mark.parametrize("arguments", ["", POD])
+def test_del_frees_addresses_that_no_record_tells_of(node: CniOnService, arguments: str) -> None:
+    stdout_of(node.call("ADD", of_kubernetes(), CNI_ARGS=arguments))
+    for found in node.records.list(HOSTS):
+        node.records.delete(found.key)
+    assert node.call("DEL", of_kubernetes(), CNI_ARGS=arguments) == CallReply()
+    assert node.left() == []
 
 
 @pytest.mark.parametrize(("first", "second"), [("pod", "container"), ("container", "pod")])
