@@ -39,7 +39,7 @@ class ApiCache:
         self._versions: dict[str, str] = {}
         self._listed: dict[str, float] = {}
         self._away: dict[str, float] = {}
-        self._outdated: set[str] = set()
+        self._outdated: frozenset[str] = frozenset()
         self._watching: dict[str, Api] = {}
         self._stop = threading.Event()
 
@@ -60,10 +60,10 @@ class ApiCache:
         with self._lock:
             return time.monotonic() - min(self._away.values()) if self._away else 0.0
 
-    def is_current(self) -> bool:
-        """Whether the API serves us all kinds, as far as we have noticed, from where we left off."""
+    def away(self) -> frozenset[str]:
+        """The kinds that the API does not serve us, as far as we have noticed, from where we left off."""
         with self._lock:
-            return not self._away and not self._outdated
+            return self._outdated.union(self._away)
 
     def snapshot(self) -> Snapshot | None:
         """None while a kind has never been listed."""
@@ -80,7 +80,7 @@ class ApiCache:
                 wait_s = FIRST_WAIT_S
             except HistoryGone:
                 with self._lock:
-                    self._outdated.add(kind.name)  # though the server agreed to the watch: it often tells only in there
+                    self._outdated |= {kind.name}  # though the server agreed to the watch: it often tells only in there
                 self._versions.pop(kind.name, None)
             except CalicoError as error:
                 if self._misses(kind):  # once is enough until it is back
@@ -103,7 +103,7 @@ class ApiCache:
             happened = api.watch(kind, self._versions[kind.name])
             with self._lock:
                 was_away = self._away.pop(kind.name, None) is not None or kind.name in self._outdated
-                self._outdated.discard(kind.name)
+                self._outdated -= {kind.name}
                 self._watching[kind.name] = api
                 if self._stop.is_set():  # it came too late to interrupt this one
                     return

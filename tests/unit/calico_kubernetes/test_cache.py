@@ -36,13 +36,21 @@ def cache(api: KubernetesApi) -> Iterator[ApiCache]:
 def test_a_history_that_is_gone_makes_a_kind_old_until_it_is_listed(
     api: KubernetesApi, cache: ApiCache, agrees_first: bool
 ) -> None:
-    assert cache.is_current()
+    assert not cache.away()
     api.agrees_first = agrees_first
     api.lists.clear()
     before = len(api.requests)
     api.forget_history()
     eventually(lambda: sum("limit" in path for path in api.requests[before:]) == len(KINDS))
-    assert not cache.is_current()
+    assert cache.away() == {kind.name for kind in KINDS}
     assert cache.snapshot() is not None, "the last state stays"
     api.lists.set()
-    eventually(cache.is_current)
+    eventually(lambda: not cache.away())
+
+
+def test_a_kind_that_is_refused_is_away_alone(api: KubernetesApi, cache: ApiCache) -> None:
+    api.refuse_kinds["service_accounts"] = 403
+    api.forget_history()
+    eventually(lambda: cache.away() == {"service_accounts"})
+    del api.refuse_kinds["service_accounts"]
+    eventually(lambda: not cache.away())
