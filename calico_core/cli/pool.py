@@ -125,14 +125,14 @@ def show(context: CliContext, family: int | None) -> None:
             "ipam": found.record.ipam,
             "disabled": found.record.disabled,
             "block_size": found.record.block_prefix,
-            "uses": [use.lower() for use in found.record.allowed_uses],
+            "uses": [use.lower() for use in found.record.uses],
         }
         for found in sorted(_pools(context), key=lambda found: found.record.cidr)
         if family in {None, found.record.cidr.version}
     ]
     for row in rows:
         row["options"] = [name for name in ("nat_outgoing", "ipip", "vxlan", "disabled") if row[name]]
-        row["options"] += [f"no_{use}" for use in _USES if row["uses"] and use not in row["uses"]]
+        row["options"] += [f"no_{use}" for use in _USES if use not in row["uses"]]
     answer(context, rows, {"CIDR": "cidr", "Options": "options", "Block size": "block_size"})
 
 

@@ -34,8 +34,9 @@ _POLL_S = 0.01
 
 def _tool() -> str:
     """How the reader calls this program: by its path where that is no command of theirs."""
-    started = str(Path(sys.argv[0]).absolute())
-    return "calicoctl" if shutil.which("calicoctl", path=os.defpath) == started else started
+    started = Path(sys.argv[0]).absolute()
+    is_command = started.name != "calicoctl" or shutil.which("calicoctl", path=os.defpath) == str(started)
+    return "calicoctl" if is_command else str(started)
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,7 +28,9 @@ from calico_core.model.keys import (
     WorkloadEndpointKey,
 )
 
-_OF_POLICY = (HostEndpointKey, NetworkSetKey, PolicyKey, ProfileRulesKey, TierKey, WorkloadEndpointKey)
+_NULL_IS_ABSENT = (
+    HostEndpointKey, NetworkSetKey, PolicyKey, PoolKey, ProfileRulesKey, TierKey, WorkloadEndpointKey,
+)  # fmt: skip
 _NULL_LIST = re.compile(rb'"(attributes|sequenceNumberForAllocation|deleted|strict_affinity)"\s*:\s*null')
 _TOO_DEEP = "is nested too deeply"
 _AT = re.compile(r" - at (?:`key` in )?`(?P<path>[^`]*)`$")
@@ -90,7 +92,7 @@ def _prepared(key: Key, value: bytes) -> bytes:
         return b"{}"  # older writers leave the value empty: confirmed
     if isinstance(key, BlockKey):
         return _without_null_lists(value)
-    if isinstance(key, _OF_POLICY) and b"null" in value:
+    if isinstance(key, _NULL_IS_ABSENT) and b"null" in value:
         value = _without_nulls(value)
     if isinstance(key, WorkloadEndpointKey) and b'"expected_ipv' in value:
         _refuse_expected_addresses(key, value)

@@ -14,8 +14,9 @@ from calico_core.model.selectors import Labels, parse_selector
 BLOCK_PREFIX = {4: 26, 6: 122}
 BLOCK_SIZES = {4: (20, 32), 6: (116, 128)}
 """The shortest and the longest prefix of a block."""
-Use = Literal["Workload", "Tunnel", "LoadBalancer"]
-_USES: tuple[Use, ...] = ("Workload", "Tunnel")
+Use = Literal["Workload", "Tunnel"]
+"""What addresses are asked for here; a pool may name others."""
+_USES: tuple[str, ...] = ("Workload", "Tunnel")
 """Of a pool that does not say."""
 
 
@@ -23,7 +24,7 @@ class Pool(Record, frozen=True):
     """An administrator's CIDR. ``masquerade`` is nat-outgoing; ``ipip`` the tunnel device of an IPIP pool;
     ``ipam`` false means announced and masqueraded only; ``disabled`` means no new addresses. ``node_selector`` tells
     by labels which hosts choose from it automatically; empty: all. ``allowed_uses``: what its addresses are for; none
-    named: workloads and tunnels. Nothing here assigns addresses of load balancers."""
+    named: workloads and tunnels. Other uses, as ``LoadBalancer``, are kept, and nothing here assigns for them."""
 
     cidr: IPNetwork
     ipip: str | None = None
@@ -35,7 +36,7 @@ class Pool(Record, frozen=True):
     disable_bgp_export: bool = msgspec.field(default=False, name="disableBGPExport")
     block_size: int | None = msgspec.field(default=None, name="blockSize")
     node_selector: str = msgspec.field(default="", name="nodeSelector")
-    allowed_uses: tuple[Use, ...] = _USES
+    allowed_uses: tuple[str, ...] = _USES
 
     def __post_init__(self) -> None:
         low, high = BLOCK_SIZES[self.cidr.version]
@@ -61,9 +62,14 @@ class Pool(Record, frozen=True):
     def is_assignable(self) -> bool:
         return self.ipam and not self.disabled
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """What its addresses are for, whether it says so or not."""
+        return self.allowed_uses or _USES
+
     def gives(self, use: Use) -> bool:
         """Whether it gives new addresses for this."""
-        return self.is_assignable and use in (self.allowed_uses or _USES)
+        return self.is_assignable and use in self.uses
 
     def is_for(self, labels: Labels) -> bool:
         """Whether a host with these labels chooses from it without being asked to."""

@@ -31,7 +31,9 @@ _BY_PATH = {path: kind for kind, path in KINDS.items()}
 class KubernetesApi:
     """``port`` is chosen once and kept. ``refuse``: the status every request gets, 0: none.
     ``tls``: the server's; who shows a certificate that it accepts needs no token.
-    ``page``: objects in one answer to a list; ``delay_s`` before any answer. ``issued``: tokens that were asked for,
+    ``page``: objects in one answer to a list; ``delay_s`` before any answer; ``lists``: unset, they wait.
+    ``agrees_first``: too old a version is told in the watch, as the real one mostly does, and not by its status.
+    ``refuse_kinds``: as ``refuse``, of lists and watches of one kind. ``issued``: tokens that were asked for,
     each good for what was asked or ``token_life_s``, by the path of its account."""
 
     def __init__(self, folder: Path, tls: ssl.SSLContext | None = None) -> None:
@@ -47,6 +49,10 @@ class KubernetesApi:
         (self.port,) = free_ports(1)  # kept while it is stopped
         self.token = TOKEN
         self.refuse = 0
+        self.agrees_first = False
+        self.refuse_kinds: dict[str, int] = {}
+        self.lists = threading.Event()
+        self.lists.set()
         self.delay_s = 0.0
         self.page = 2
         self.requests: list[str] = []
@@ -175,8 +181,9 @@ class KubernetesApi:
         if self._server is None:
             request.close_connection = True
             return
-        if self.refuse:
-            _reply(request, self.refuse, {"kind": "Status", "code": self.refuse, "message": "refused"})
+        refuse = self.refuse or self.refuse_kinds.get(_BY_PATH.get(parts.path, ""), 0)
+        if refuse:
+            _reply(request, refuse, {"kind": "Status", "code": refuse, "message": "refused"})
         elif not self._knows(request):
             _reply(request, 401, {"kind": "Status", "code": 401, "message": "Unauthorized"})
         elif parts.path in _BY_PATH and "watch" in query:
@@ -229,6 +236,7 @@ class KubernetesApi:
             _reply(request, 200, found)
 
     def _list(self, request: BaseHTTPRequestHandler, kind: str, start: int) -> None:
+        self.lists.wait()
         with self._condition:
             items = [item for (of, _, _), item in sorted(self._objects.items()) if of == kind]
             version = self._version
@@ -240,13 +248,19 @@ class KubernetesApi:
     def _watch(self, request: BaseHTTPRequestHandler, kind: str, after: int) -> None:
         with self._condition:
             generation = self._generation
-            if after < self._oldest:
-                _reply(request, 410, {"kind": "Status", "code": 410, "message": "too old"})
-                return
+            is_gone = after < self._oldest
+        gone = {"kind": "Status", "code": 410, "message": "too old"}
+        if is_gone and not self.agrees_first:
+            _reply(request, 410, gone)
+            return
         request.send_response(200)
         request.send_header("Transfer-Encoding", "chunked")
         request.end_headers()
         try:
+            if is_gone:
+                _chunk(request, json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
+                request.close_connection = True
+                return
             while True:
                 with self._condition:
                     self._condition.wait_for(

@@ -2,7 +2,7 @@
 
 ::
 
-    prerouting/raw  raw_prerouting ─ workload? ─▶ workload_source ─ (interface, MAC, address) known?
+    prerouting/raw  raw_prerouting ─ workload? ─▶ workload_source ─ (interface, address) known, or with its MAC?
                     └▶ wl_source: interface ─▶ ws_… (prefixes that it may send from, too), else drop
     forward         forward ─ established: accept ─▶ from_workload ─ wl_from: interface ─▶ from_… (a list of policies)
                                                  └─▶ to_workload ── wl_to: interface ──▶ to_…      └▶ po_…, pi_… (rules)
@@ -212,14 +212,15 @@ def _encapsulated_vxlan(options: DataplaneOptions, verdicts: Verdicts) -> list[s
 
 
 def _workload_source(families: Sequence[int], verdicts: Verdicts) -> list[str]:
+    # most endpoints are held to no MAC, and a look-up that misses costs each of their packets
     rules = [
-        "iifname . ether saddr . ip saddr @src_mac4 return",
         "iifname . ip saddr @src_any4 return",
+        "iifname . ether saddr . ip saddr @src_mac4 return",
     ]
     if 6 in families:
         rules += [
-            "iifname . ether saddr . ip6 saddr @src_mac6 return",
             "iifname . ip6 saddr @src_any6 return",
+            "iifname . ether saddr . ip6 saddr @src_mac6 return",
         ]
     rules.append(f"ip saddr 0.0.0.0 {_DHCP[4]} return")
     if 6 in families:

@@ -164,22 +164,24 @@ class KubernetesApi:
         return None
 
 
-class _TlsConnection(http.client.HTTPConnection):
-    """To a server whose certificate may have another name than its address."""
-
-    def __init__(self, access: Access, context: ssl.SSLContext, timeout_s: float) -> None:
-        super().__init__(access.host, access.port, timeout=timeout_s)
-        self._context, self._server_name = context, access.server_name or access.host
-
-    def connect(self) -> None:
-        super().connect()
-        self.sock = self._context.wrap_socket(self.sock, server_hostname=self._server_name)
-
-
 def _connection(access: Access, timeout_s: float) -> http.client.HTTPConnection:
     if access.context is None:
         return http.client.HTTPConnection(access.host, access.port, timeout=timeout_s)
-    return _TlsConnection(access, access.context, timeout_s)
+    return _tls_connection(access, access.context, timeout_s)
+
+
+def _tls_connection(access: Access, context: ssl.SSLContext, timeout_s: float) -> http.client.HTTPConnection:
+    server_name = access.server_name or access.host
+
+    # here, as a class of the module would read what a call without Kubernetes postpones
+    class TlsConnection(http.client.HTTPConnection):
+        """To a server whose certificate may have another name than its address."""
+
+        def connect(self) -> None:
+            super().connect()
+            self.sock = context.wrap_socket(self.sock, server_hostname=server_name)
+
+    return TlsConnection(access.host, access.port, timeout=timeout_s)
 
 
 def _decode(path: str, body: bytes, kind: type[ObjectT]) -> ObjectT:

@@ -39,6 +39,7 @@ class ApiCache:
         self._versions: dict[str, str] = {}
         self._listed: dict[str, float] = {}
         self._away: dict[str, float] = {}
+        self._outdated: frozenset[str] = frozenset()
         self._watching: dict[str, Api] = {}
         self._stop = threading.Event()
 
@@ -59,10 +60,10 @@ class ApiCache:
         with self._lock:
             return time.monotonic() - min(self._away.values()) if self._away else 0.0
 
-    def is_current(self) -> bool:
-        """Whether the API serves us all kinds, as far as we have noticed."""
+    def away(self) -> frozenset[str]:
+        """The kinds that the API does not serve us, as far as we have noticed, from where we left off."""
         with self._lock:
-            return not self._away
+            return self._outdated.union(self._away)
 
     def snapshot(self) -> Snapshot | None:
         """None while a kind has never been listed."""
@@ -78,6 +79,8 @@ class ApiCache:
                 self._watch(kind)
                 wait_s = FIRST_WAIT_S
             except HistoryGone:
+                with self._lock:
+                    self._outdated |= {kind.name}  # though the server agreed to the watch: it often tells only in there
                 self._versions.pop(kind.name, None)
             except CalicoError as error:
                 if self._misses(kind):  # once is enough until it is back
@@ -99,7 +102,8 @@ class ApiCache:
                 self._versions[kind.name] = self._list(api, kind)
             happened = api.watch(kind, self._versions[kind.name])
             with self._lock:
-                was_away = self._away.pop(kind.name, None) is not None
+                was_away = self._away.pop(kind.name, None) is not None or kind.name in self._outdated
+                self._outdated -= {kind.name}
                 self._watching[kind.name] = api
                 if self._stop.is_set():  # it came too late to interrupt this one
                     return

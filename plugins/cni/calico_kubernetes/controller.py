@@ -101,12 +101,12 @@ class PolicyController:
 
     def _reconcile(self, leadership: Leadership, cache: ApiCache, mirror: Mirror) -> None:
         """:raises Conflict: the leadership is lost."""
-        is_current = cache.is_current()  # first: what comes back afterwards makes another pass
+        away = cache.away()  # first: what comes back afterwards makes another pass
         snapshot, observed = cache.snapshot(), mirror.records()
         if snapshot is None or observed is None:
             return
         done = 0
-        for batch in _batches(changes(snapshot, observed, is_current=is_current)):
+        for batch in _batches(changes(snapshot, observed, away=away)):
             done += self._write(batch, leadership, mirror)
             if not leadership.renew():
                 raise Conflict(KEY, None)

@@ -8,6 +8,7 @@ node; here only their labels and profiles follow the pod.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -91,12 +92,14 @@ def is_ours(key: Key | None) -> bool:
     return isinstance(key, WorkloadEndpointKey) and key.orchestrator == ORCHESTRATOR
 
 
-def changes(snapshot: Snapshot, observed: Mapping[str, Stored], *, is_current: bool = True) -> Iterator[Change]:
+def changes(
+    snapshot: Snapshot, observed: Mapping[str, Stored], *, away: AbstractSet[str] = frozenset()
+) -> Iterator[Change]:
     """What leads from ``observed`` (records of ours by path) to what is wanted. Applied, nothing is left to change.
 
-    In an order in which a part of them opens nothing that the whole keeps closed. Of a snapshot that may not be
-    current only policies count that are missing, as pods which none selects are open: anything else might open what the
-    API has closed by now.
+    In an order in which a part of them opens nothing that the whole keeps closed. ``away``: kinds of the snapshot that
+    may be older than the API. What rests on them is left, as it might open what the API has closed by now; but not
+    policies that are missing, as pods which none selects are open.
     """
     wanted: set[str] = set()
     found: list[tuple[int, Change]] = []
@@ -117,8 +120,21 @@ def changes(snapshot: Snapshot, observed: Mapping[str, Stored], *, is_current: b
         elif path not in wanted:
             found.append((_LAST - turn, Change(path, Compare(path, stored.mod_revision), Delete(path))))
     for turn, change in sorted(found, key=itemgetter(0)):
-        if is_current or (turn == _POLICIES and not change.precondition.mod_revision):
+        is_missing_policy = turn == _POLICIES and not change.precondition.mod_revision
+        if is_missing_policy or not away or away.isdisjoint(_rests_on(parse_key(change.key))):
             yield change
+
+
+def _rests_on(key: Key | None) -> tuple[str, ...]:
+    """The kinds whose state a record follows: its own, and those whose records stand before it (see ``_TURNS``). A
+    policy's rules for named ports follow pods, too, but hold for the endpoints alone that have these numbers."""
+    if isinstance(key, PolicyKey):
+        return ("policies",)
+    if isinstance(key, WorkloadEndpointKey):
+        return "pods", "policies"
+    if isinstance(key, ProfileLabelsKey | ProfileRulesKey | ProfileTagsKey) and key.profile.startswith("ksa."):
+        return "service_accounts", "policies"  # it opens nothing
+    return ("namespaces", "pods", "policies") if isinstance(key, ProfileRulesKey) else ("namespaces", "policies")
 
 
 def desired_records(snapshot: Snapshot) -> dict[Key, object]:

@@ -414,3 +414,15 @@ def test_an_api_that_was_restored_is_listed_again(cluster: Cluster, monkeypatch:
     cluster.api.put("namespaces", "shop")
     eventually(lambda: cluster.record(ProfileRulesKey("kns.field")) is None)
     assert cluster.record(ProfileRulesKey("kns.shop")) is not None
+
+
+def test_a_kind_that_is_refused_keeps_no_policy_from_following(cluster: Cluster) -> None:
+    cluster.api.put("policies", "closed", "shop", spec=DENY_ALL)
+    cluster.start()
+    eventually(lambda: cluster.record(knp("shop.closed")))
+    cluster.api.refuse_kinds["service_accounts"] = 403
+    before = len(cluster.api.requests)
+    cluster.api.forget_history()
+    eventually(lambda: any("serviceaccounts" in path for path in cluster.api.requests[before:]))
+    cluster.api.delete("policies", "closed", "shop")
+    eventually(lambda: cluster.record(knp("shop.closed")) is None, within_s=20)

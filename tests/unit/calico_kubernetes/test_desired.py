@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from calico_core.interfaces.datastore import Delete, Put
 from calico_core.model import codec
 from calico_core.model.endpoints import WorkloadEndpoint
@@ -12,6 +14,7 @@ from calico_core.model.kubernetes import CONFIG_HASH, Metadata, Namespace, Pod, 
 from calico_kubernetes.desired import Change, Stored, changes
 from calico_kubernetes.objects import NetworkPolicy, Snapshot
 
+KINDS = frozenset(Snapshot._fields)
 NAMES = [f"n{number}" for number in range(20)]
 SNAPSHOT = Snapshot(
     namespaces={("", name): Namespace(metadata=Metadata(name=name)) for name in NAMES},
@@ -78,8 +81,32 @@ def test_a_pod_s_labels_are_not_written_over_those_of_another_of_its_name() -> N
 
 
 def test_what_may_be_older_than_the_api_opens_nothing() -> None:
-    made = list(changes(SNAPSHOT, STALE, is_current=False))
+    made = list(changes(SNAPSHOT, STALE, away=KINDS))
     assert list(map(what, made)) == ["put tier"] * len(NAMES)
 
     there = applied(list(changes(SNAPSHOT, STALE)), STALE)
-    assert list(changes(Snapshot(), there, is_current=False)) == []
+    assert list(changes(Snapshot(), there, away=KINDS)) == []
+
+
+@pytest.mark.parametrize(
+    ("away", "written"),
+    [
+        ("service_accounts", {"tier", "labels kns", "endpoint", "rules kns"}),
+        ("pods", {"tier", "labels kns", "labels ksa", "rules ksa"}),
+        ("namespaces", {"tier", "labels ksa", "endpoint", "rules ksa"}),
+        ("policies", set()),
+    ],
+)
+def test_what_rests_on_other_kinds_than_those_away_goes_on(away: str, written: set[str]) -> None:
+    def said(change: Change) -> str:
+        kind, of = what(change).split()[1], change.key.partition("/profile/")[2][:3]
+        return f"{kind} {of}".strip()
+
+    there = applied(list(changes(SNAPSHOT, STALE)), STALE)
+    added = {said(change) for change in changes(SNAPSHOT, STALE, away={away})}
+    assert added == written | {"tier"}, "policies that are missing are written in any case"
+    gone = {said(change) for change in changes(Snapshot(), there, away={away})}
+    assert gone == written - {"endpoint"}
+    other = {path: Stored(b"{}", 1) if "/tier/" in path else stored for path, stored in there.items()}
+    changed = {said(change) for change in changes(SNAPSHOT, other, away={away})}
+    assert changed == written & {"tier"}

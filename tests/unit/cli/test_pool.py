@@ -130,3 +130,17 @@ def test_uses_are_given_shown_and_kept(calicoctl: Calicoctl, records: TypedRecor
     assert "no_" not in calicoctl.ok("pool", "show")
     refused = calicoctl("pool", "add", "10.66.0.0/16", "--uses", "loadbalancer")
     assert (refused.code, "is not workload or tunnel" in refused.err) == (2, True)
+
+
+def test_uses_of_other_writers_are_shown_as_they_count_and_kept(calicoctl: Calicoctl, records: TypedRecords) -> None:
+    def write(uses: tuple[str, ...]) -> None:
+        records.put(PoolKey(IPNetwork("10.65.0.0/16")), Pool(cidr=IPNetwork("10.65.0.0/16"), allowed_uses=uses))
+
+    write(())
+    (row,) = calicoctl("pool", "show", "-o", "json").json
+    assert (row["uses"], row["options"]) == (["workload", "tunnel"], []), "none named: both"
+    write(("L2Workload", "Tunnel"))
+    (row,) = calicoctl("pool", "show", "-o", "json").json
+    assert (row["uses"], row["options"]) == (["l2workload", "tunnel"], ["no_workload"])
+    calicoctl.ok("pool", "add", "10.65.0.0/16", "--nat-outgoing")
+    assert stored(records)["10.65.0.0/16"].allowed_uses == ("L2Workload", "Tunnel")

@@ -320,6 +320,14 @@ def test_a_pool_gives_addresses_for_its_uses_alone(store: MemoryDatastore, ipam_
     assert ipam.auto_assign(a_request("t", 1, use="Tunnel")) == (tunnel,), "what it holds, it keeps"
 
 
+@pytest.mark.parametrize("uses", ['["Workload","Tunnel","L2Workload"]', "[]", "null"])
+def test_uses_that_we_do_not_know_take_no_pool_away(store: MemoryDatastore, ipam_of: IpamOf, uses: str) -> None:
+    """As other versions write them."""
+    store.put(PoolKey(IPNetwork("10.0.0.0/26")).path, f'{{"cidr":"10.0.0.0/26","allowed_uses":{uses}}}'.encode())
+    assert one(ipam_of("hostA"), "a") == "10.0.0.0"
+    assert one(ipam_of("hostA"), "t", use="Tunnel") == "10.0.0.1"
+
+
 def test_addresses_of_a_deleted_pool_live_on_until_released(store: MemoryDatastore, ipam_of: IpamOf) -> None:
     pool = add_pool(store, "10.0.0.0/25")
     first, second = ipam_of("hostA"), ipam_of("hostB")

@@ -195,6 +195,7 @@ def test_addresses_are_strict() -> None:
         (WORKLOAD, '{"state":"active","name":"cali1","mac":null,"labels":null,"ipv4_nets":null,"ports":null}'),
         (HOST_ENDPOINT, '{"name":"eth0","state":null,"expected_ipv4_addrs":null}'),
         (keys.NetworkSetKey("s"), '{"nets":null}'),
+        (POOL, '{"cidr":"10.0.0.0/16","ipip":null,"blockSize":null,"nodeSelector":null,"allowed_uses":null}'),
     ],
 )
 def test_a_null_field_equals_an_absent_one(key: keys.Key, text: str) -> None:

@@ -53,4 +53,7 @@ def test_what_a_call_imports_and_does_not_use_is_not_read(tmp_path: Path) -> Non
     assert json.loads(done.stdout)["code"] == 8, done
     read = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "calico_cni.kubernetes_api" in read
-    assert not read & {"_ssl", "http.client", "inspect", "random", "shutil", "subprocess", "tempfile", "traceback"}
+    assert not read & {
+        "_ssl", "http.client", "inspect", "random", "shutil", "subprocess", "tempfile", "traceback",
+        "email.parser",  # of http.client: one that was postponed and is read after all is not listed itself
+    }  # fmt: skip
