@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from calico_core import log
 
 if TYPE_CHECKING:
-    from calico_core.node.log_targets import LogCounts
+    from calico_core.node.log_counts import LogCounts
 
 _ROOM = 10_000
 _LAST_WORDS_S = 2.0

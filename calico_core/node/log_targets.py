@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from calico_core import log
 from calico_core.errors import InvalidSettings
+from calico_core.node.log_counts import LogCounts
 
 if TYPE_CHECKING:
     from calico_core.node.log_behind import Behind
@@ -22,16 +23,6 @@ if TYPE_CHECKING:
 logger = log.get_logger(__name__)
 
 SYSLOG = "/dev/log"
-
-
-class LogCounts:
-    """What did not arrive since the start. Each is written under the lock of a handler, read by any thread."""
-
-    def __init__(self) -> None:
-        self.dropped = 0
-        """The file or syslog was so slow that the queue was full."""
-        self.errors = 0
-        """It could not be written."""
 
 
 class LogPlaces(NamedTuple):

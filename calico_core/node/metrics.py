@@ -27,7 +27,7 @@ from calico_core.model.keys import (
 )
 from calico_core.node.counters import AgentCounters, CountedRule
 from calico_core.node.dataplane_metrics import NO_INDEX, of_batches, of_drivers, of_label_index
-from calico_core.node.log_targets import LogCounts
+from calico_core.node.log_counts import LogCounts
 from calico_core.node.metric import Metric, by_label, counter, gauge, summary
 from calico_core.policy.label_index import IndexFigures
 

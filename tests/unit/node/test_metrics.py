@@ -13,7 +13,7 @@ from calico_core.interfaces.routing import PeerStatus, RoutingStatus
 from calico_core.model.hoststate import HostChanges, HostRules, RulesId, SetChange, SetId
 from calico_core.model.keys import PolicyKey, WorkloadEndpointKey
 from calico_core.node.counters import AgentCounters, CountedRule
-from calico_core.node.log_targets import LogCounts
+from calico_core.node.log_counts import LogCounts
 from calico_core.node.metric import Metric, render
 from calico_core.node.metrics import AgentFigures, collect
 from calico_core.policy.label_index import IndexFigures
