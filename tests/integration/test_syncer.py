@@ -15,7 +15,8 @@ from calico_core.datastore.memory import MemoryDatastore
 from calico_core.datastore.sqlite import SqliteDatastore
 from calico_core.datastore.sqlite_doorbell import _DataVersion
 from calico_core.datastore.syncer import SyncBatch, Syncer, SyncStatus
-from calico_core.interfaces.datastore import Datastore, DatastoreOptions, Delete, Put
+from calico_core.errors import Unavailable
+from calico_core.interfaces.datastore import Datastore, DatastoreOptions, Delete, Entry, Put
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -317,7 +318,19 @@ def test_a_deletion_beside_ready_is_handed_over(store: Datastore, follow: Any) -
     assert consumer.statuses.count(SyncStatus.RESYNC) == 1
 
 
-def test_a_store_that_cannot_say_whether_it_is_ready_loses_nothing(memory: MemoryDatastore) -> None:
+class SilentOnReady(MemoryDatastore):
+    """Fails to say whether it is ready, once."""
+
+    is_silent = False
+
+    def get(self, key: str) -> Entry | None:
+        if key == READY and self.is_silent:
+            self.is_silent = False
+            raise Unavailable("memory", "made to fail")
+        return super().get(key)
+
+
+def test_a_store_that_cannot_say_whether_it_is_ready_loses_nothing() -> None:
     """What was read before the deletion is handed over, and the deletion once the store is back."""
     entered, release = threading.Event(), threading.Event()
     consumer = Consumer()
@@ -328,6 +341,7 @@ def test_a_store_that_cannot_say_whether_it_is_ready_loses_nothing(memory: Memor
             entered.set()
             assert release.wait(PATIENCE_S)
 
+    memory = SilentOnReady()
     memory.transact([], [Put(READY, b"true"), Put(f"{BGP}global/as_num", b"1")])
     syncer = Syncer(memory, ("/calico/v1/", BGP), slow, ready_key=READY)
     syncer.start()
@@ -337,16 +351,15 @@ def test_a_store_that_cannot_say_whether_it_is_ready_loses_nothing(memory: Memor
         assert entered.wait(PATIENCE_S)
         memory.put(f"{CONFIG}A", b"1")
         memory.delete(f"{BGP}global/as_num")
-        memory.faults.down = True
+        memory.is_silent = True
         release.set()
-        consumer.wait(lambda c: f"{CONFIG}A" in c.state)
-        assert f"{BGP}global/as_num" in consumer.state
-        memory.faults.down = False
-        consumer.wait(lambda c: f"{BGP}global/as_num" not in c.state)
+        consumer.wait(lambda c: f"{CONFIG}A" in c.state and f"{BGP}global/as_num" not in c.state)
+        assert not memory.is_silent
         assert consumer.statuses.count(SyncStatus.RESYNC) == 1
     finally:
         release.set()
         syncer.stop()
+        memory.close()
 
 
 def test_a_rebuilt_store_is_compared_by_value(tmp_path: Path, follow: Any) -> None:
