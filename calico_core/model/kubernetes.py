@@ -36,7 +36,8 @@ CONFIG_HASH = "kubernetes.io/config.hash"
 """Of a pod that a kubelet runs from a file: it knows that one as the pod's identity, the API gives another, and a new
 one to whoever deletes it there while the containers run on."""
 
-_NOT_IN_PROFILE = re.compile(r"[^A-Za-z0-9._-]")
+NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]")
+"""What names of profiles and tags have no place for."""
 
 DEFAULT_SERVICE_ACCOUNT = "default"
 
@@ -165,7 +166,7 @@ def own_profile(namespace: str, pod: str, interface: str) -> str:
     """Of the pod alone, where its annotation says who may reach it. No pod's name has an underscore, so none is
     another's. Source: cni specification 5.5."""
     parts = (namespace, pod) if interface == FIRST_INTERFACE else (namespace, pod, interface)
-    return "_".join(_NOT_IN_PROFILE.sub("_", each) for each in parts)
+    return "_".join(NOT_IN_NAMES.sub("_", each) for each in parts)
 
 
 def pod_label(name: str) -> str:

@@ -63,6 +63,10 @@ class Snapshot(HostSettings):
                 self._addresses[key.host, address.version] = address
             elif isinstance(key, HostEndpointKey):
                 self.host_endpoints[key] = record
+        self._owners: dict[tuple[str, str], WorkloadEndpointKey] = {}  # of an interface: the first active one
+        for owner in sorted(self.endpoints, key=lambda each: each.path):
+            if self.endpoints[owner].state == "active":
+                self._owners.setdefault((owner.host, self.endpoints[owner].name), owner)
         for host_key, host_endpoint in self.host_endpoints.items():
             for each in host_endpoint.addresses:
                 self.hosts.setdefault(each, host_key.host)
@@ -73,20 +77,10 @@ class Snapshot(HostSettings):
         endpoint = self.endpoints[key]
         if endpoint.state != "active":
             return None
-        if reason := self._refusal(key):
+        if reason := refusal(endpoint, self.interface_prefixes(key.host)):
             return f"interface {endpoint.name}: {reason}"
-        owner = min(
-            (
-                each
-                for each, other in self.endpoints.items()
-                if (each.host, other.name, other.state) == (key.host, endpoint.name, "active")
-            ),
-            key=lambda each: each.path,
-        )
+        owner = self._owners[key.host, endpoint.name]
         return None if owner == key else f"another endpoint has the interface {endpoint.name}: {owner.path}"
-
-    def _refusal(self, key: WorkloadEndpointKey) -> str:
-        return refusal(self.endpoints[key], self.interface_prefixes(key.host))
 
     def labels(self, key: WorkloadEndpointKey) -> dict[str, str]:
         """Those that policy sees on it."""
@@ -172,8 +166,8 @@ class Snapshot(HostSettings):
 
     def holder(self, host: str, address: IPAddress) -> HostWorkload | None:
         """Which of the host's, of the records that it obeys."""
-        workloads = self.state(host).workloads.values()
-        return holder((each for each in workloads if not self._refusal(each.key)), address)
+        prefixes, workloads = self.interface_prefixes(host), self.state(host).workloads.values()
+        return holder((each for each in workloads if not refusal(self.endpoints[each.key], prefixes)), address)
 
     def carriers(self, address: IPAddress) -> list[WorkloadEndpointKey]:
         """Who is said to have it."""

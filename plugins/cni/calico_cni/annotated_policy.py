@@ -14,7 +14,7 @@ import re
 
 from calico_core.errors import InvalidRequest
 from calico_core.model.addresses import parse_network
-from calico_core.model.kubernetes import Pod, own_profile
+from calico_core.model.kubernetes import NOT_IN_NAMES, Pod, own_profile
 from calico_core.model.numbers import decimal
 from calico_core.model.rules import Rule, RuleLists, parse_port_range
 from calico_core.model.workloads import NewProfile
@@ -24,7 +24,6 @@ ANNOTATION = "projectcalico.org/policy"
 OPEN_NAMESPACE = "kube-system"
 
 _LABEL = re.compile(r"([A-Za-z0-9/._-]+)=([A-Za-z0-9/._-]+)")
-_OTHER = re.compile(r"[^A-Za-z0-9._-]")
 _SIDES = {"from": "src", "to": "dst"}
 _FIELDS = {"ports": "ports", "label": "tag", "cidr": "net"}
 _ICMP_MAX = {"type": 254, "code": 255}
@@ -158,4 +157,4 @@ def _label_tag(namespace: str, key: str, value: str) -> str:
 
 def escape_tag(text: str) -> str:
     """As the first reference plugin spelled a label in a tag."""
-    return _OTHER.sub("_", text.replace("_", "__"))
+    return NOT_IN_NAMES.sub("_", text.replace("_", "__"))
