@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from calico_core.datastore.records import TypedRecords
+    from calico_core.interfaces.datastore import Datastore
     from calico_core.settings import Settings
 
 
@@ -74,14 +75,10 @@ class CliContext:
     @property
     def records(self) -> TypedRecords:
         if self._records is None:
-            from calico_core.node.composition import open_records
-            from calico_core.node.driver_names import of_setting
+            from calico_core.datastore.records import TypedRecords
 
             self._refuse_new_store(self.settings.datastore)
-            try:
-                self._records = open_records(self.settings)
-            except PluginMissing as error:
-                raise of_setting(error, self.settings) or error from error
+            self._records = TypedRecords(open_named_store(self.settings))
         return self._records
 
     def _refuse_new_store(self, url: str) -> None:
@@ -116,3 +113,14 @@ class CliContext:
 
 
 pass_context = click.make_pass_decorator(CliContext)
+
+
+def open_named_store(settings: Settings) -> Datastore:
+    """Raises ``InvalidSettings`` for a driver that is not installed, by the option or setting that asks for it."""
+    from calico_core.node.composition import open_store
+    from calico_core.node.driver_names import of_setting
+
+    try:
+        return open_store(settings)
+    except PluginMissing as error:
+        raise of_setting(error, settings) or error from error

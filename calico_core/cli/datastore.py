@@ -12,10 +12,10 @@ from urllib.parse import unquote
 import click
 import msgspec
 
-from calico_core.cli.context import CliContext, pass_context
+from calico_core.cli.context import CliContext, open_named_store, pass_context
 from calico_core.cli.failure import Missing, Refused
 from calico_core.cli.output import answer_one, note
-from calico_core.errors import InvalidRequest, PluginMissing
+from calico_core.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,16 +113,11 @@ def migrate(context: CliContext, source_url: str, target_url: str | None, force:
 
 @contextmanager
 def _opened(context: CliContext, url: str, option: str) -> Iterator[Datastore]:
-    from calico_core.node.composition import open_store
-    from calico_core.node.driver_names import of_setting
     from calico_core.settings_file import load_local_settings
 
     settings = context.settings if context.datastore_flag else load_local_settings(os.environ)
     settings = msgspec.structs.replace(settings, datastore=url, origins={**settings.origins, "datastore": option})
-    try:
-        store = open_store(settings)
-    except PluginMissing as error:
-        raise of_setting(error, settings) or error from error
+    store = open_named_store(settings)
     try:
         yield store
     finally:
